@@ -1,0 +1,1 @@
+"""From raw text to batches: tokenizers, random-access sources, token shards, packing and the loader."""

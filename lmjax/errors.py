@@ -1,0 +1,23 @@
+"""The errors that a user can cause and mend. The command line prints them without a traceback and exits 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a recipe, a file or a command: the message says what, where, what was expected and what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the closest of `known` to `name`, or lists them all when none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+
+
+def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:
+    """Raises UserError naming the recipe field, its value, what was expected and a likely fix, unless `condition`."""
+    if not condition:
+        raise UserError(f"{field} = {value!r}: expected {expected}; {fix}")

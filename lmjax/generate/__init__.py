@@ -1,0 +1,1 @@
+"""Sampling from a model with an explicit key-value cache."""

@@ -1,0 +1,1 @@
+"""Objectives: what a step minimises, as (sum, weight) pairs."""

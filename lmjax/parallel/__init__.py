@@ -1,0 +1,1 @@
+"""Meshes, the table from logical to mesh axes, shardings, and many processes."""

@@ -1,0 +1,330 @@
+"""The parts of a recipe: one frozen dataclass per part, checked when it is made.
+
+A setting lives in the dataclass of the part it sets and nowhere else. Values come from a recipe file or from
+the command line; what comes out is handed whole to the part. Units stand beside each field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from lmjax.errors import require
+
+
+def _positive(owner: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None:
+            require(value > 0, f"{owner}.{name}", value, "a number above 0", f"set {owner}.{name} to at least 1")
+
+
+def _fraction(owner: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(0.0 <= value < 1.0, f"{owner}.{name}", value, "a fraction in [0, 1)", "use a value such as 0.1")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Which tokenizer, and how to train it when `path` is empty."""
+
+    kind: Literal["byte", "sentencepiece", "bpe", "wordpiece"] = "byte"
+    path: str = ""  # a trained tokenizer: a .model file, a vocab.txt, or a folder with vocabulary and merges
+    vocab_size: int = 4096  # entries, when trained here; the byte tokenizer has its own
+    sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
+    byte_fallback: bool = True  # SentencePiece: unknown characters become bytes
+    user_symbols: tuple[str, ...] = ()  # strings that are always one token
+    lowercase: bool = True  # WordPiece: the "uncased" convention, which also strips accents
+    training_bytes: int = 10_000_000  # at most this much text is read to train a tokenizer
+
+    def __post_init__(self) -> None:
+        _positive("tokenizer", self, "vocab_size", "training_bytes")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One random-access source of documents."""
+
+    kind: Literal["embedded", "text", "jsonl", "parquet", "tfds", "shards"] = "embedded"
+    path: str = ""  # a file, a folder or a glob; for TFDS the builder's name or prepared folder
+    split: str = "train"  # of the embedded corpus or of a TFDS builder
+    field: str = "text"  # the record's field that holds the text
+    documents: Literal["file", "line", "paragraph"] = "file"  # what one document is in plain text
+    begin: float = 0.0  # the part of the source that is read, as fractions of its documents,
+    end: float = 1.0  # or of its bytes, cut at line ends, where the source is a single document
+    weight: float = 1.0  # of this source in a mixture
+    on_bad_record: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        require(self.weight > 0, "source.weight", self.weight, "a number above 0", "leave the source out instead")
+        inside = 0.0 <= self.begin < self.end <= 1.0
+        require(inside, "source.begin, source.end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
+        needs_path = self.kind != "embedded"
+        require(bool(self.path) or not needs_path, "source.path", self.path, f"a path for {self.kind!r}", "set path")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a batch holds. A batch is a pure function of these settings and the step."""
+
+    train: tuple[SourceSettings, ...] = (SourceSettings(),)
+    validation: tuple[SourceSettings, ...] = (SourceSettings(split="validation"),)
+    sequence_length: int = 256  # tokens per row
+    batch_size: int = 8  # rows per step, over all devices
+    packing: Literal["split", "first_fit"] = "split"  # concatenate and split, or whole documents with segments
+    isolate_documents: bool = False  # under "split": attention and positions stop at document ends
+    shuffle: bool = True
+    seed: int = 0
+    ramp_from: int | None = None  # rows of the first steps, when the batch size ramps up linearly
+    ramp_tokens: int = 0  # tokens over which it ramps
+    ramp_sizes: int = 4  # how many batch sizes the ramp passes through, the last included
+    prefetch: int = 2  # batches prepared ahead
+
+    def __post_init__(self) -> None:
+        _positive("data", self, "sequence_length", "batch_size", "ramp_from", "ramp_sizes", "prefetch")
+        require(bool(self.train), "data.train", self.train, "at least one source", "add a SourceSettings")
+        if self.ramp_from is not None:
+            fits = self.ramp_from <= self.batch_size
+            require(fits, "data.ramp_from", self.ramp_from, f"at most batch_size {self.batch_size}", "lower it")
+            require(self.ramp_tokens > 0, "data.ramp_tokens", self.ramp_tokens, "tokens above 0", "set its length")
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Heads, pattern and kernel of the attention."""
+
+    heads: int = 4
+    kv_heads: int | None = None  # below `heads`: grouped-query attention; None means `heads`
+    head_dim: int | None = None  # None means width / heads
+    pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)  # one entry per layer, repeated to the depth
+    band: int | None = None  # keys that a query of a banded layer sees, itself included
+    bias: bool = True  # on the query, key, value and output projections
+    scaled: bool = True  # divide scores by sqrt(head_dim); T5 does not
+    dropout: float = 0.0
+    implementation: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
+
+    def __post_init__(self) -> None:
+        _positive("model.attention", self, "heads", "kv_heads", "head_dim", "band")
+        _fraction("model.attention", self, "dropout")
+        groups = self.heads % (self.kv_heads or self.heads) == 0
+        require(groups, "model.attention.kv_heads", self.kv_heads, f"a divisor of heads {self.heads}", "use one")
+        banded = "banded" not in self.pattern or self.band is not None
+        require(banded, "model.attention.band", self.band, "a width for the banded layers", "set band to, say, 256")
+
+
+@dataclass(frozen=True)
+class FeedForwardSettings:
+    """The two (or, gated, three) matrices of a layer."""
+
+    width: int | None = None  # None means 4 x the model's width
+    activation: Literal["gelu_tanh", "gelu_erf", "relu", "silu"] = "gelu_tanh"
+    gated: bool = False  # multiply by a second projection (GLU variants, Shazeer 2020)
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _positive("model.feed_forward", self, "width")
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """Which normalisation, and where."""
+
+    kind: Literal["layernorm", "rmsnorm"] = "layernorm"
+    eps: float = 1e-5
+    position: Literal["pre", "post"] = "pre"
+    final: bool = True  # one more norm after the last layer
+    bias: bool = True  # LayerNorm only
+
+    def __post_init__(self) -> None:
+        _positive("model.norm", self, "eps")
+
+
+@dataclass(frozen=True)
+class PositionSettings:
+    """How the model knows where a token stands."""
+
+    kind: Literal["learned", "rotary", "relative", "none"] = "learned"
+    rotary_base: float = 10_000.0
+    relative_buckets: int = 32  # T5
+    relative_max_distance: int = 128  # T5, tokens
+
+    def __post_init__(self) -> None:
+        _positive("model.positions", self, "rotary_base", "relative_buckets", "relative_max_distance")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The shape of a decoder."""
+
+    layers: int = 4
+    width: int = 128
+    context: int = 256  # the most positions the model can address
+    vocab_size: int | None = None  # rows of the embedding; None means the tokenizer's size
+    attention: AttentionSettings = AttentionSettings()
+    feed_forward: FeedForwardSettings = FeedForwardSettings()
+    norm: NormSettings = NormSettings()
+    positions: PositionSettings = PositionSettings()
+    tied_head: bool = True  # logits from the embedding matrix
+    dropout: float = 0.0  # after the embeddings and on each residual branch
+    init_std: float = 0.02
+    scaled_residual_init: bool = True  # residual projections at init_std / sqrt(2 x layers) (GPT-2)
+
+    def __post_init__(self) -> None:
+        _positive("model", self, "layers", "width", "context", "vocab_size", "init_std")
+        _fraction("model", self, "dropout")
+        heads = self.attention.heads
+        divides = self.attention.head_dim is not None or self.width % heads == 0
+        require(divides, "model.width", self.width, f"a multiple of attention.heads {heads}", "or set head_dim")
+        period = len(self.attention.pattern)
+        repeats = period > 0 and self.layers % period == 0
+        require(repeats, "model.layers", self.layers, f"a multiple of the attention pattern's {period}", "change one")
+        even = self.positions.kind != "rotary" or self.head_dim % 2 == 0
+        require(even, "model.attention.head_dim", self.head_dim, "an even number for rotary positions", "change it")
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention.head_dim or self.width // self.attention.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.attention.kv_heads or self.attention.heads
+
+    @property
+    def feed_forward_width(self) -> int:
+        return self.feed_forward.width or 4 * self.width
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """How the model is computed, which never changes what it computes beyond rounding."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
+    scan_layers: bool = True  # one compiled layer, stacked parameters
+    remat: Literal["none", "dots", "minimal", "full"] = "none"  # what the backward pass recomputes
+    loss_chunk: int | None = None  # tokens whose float32 logits exist at once; None chooses from the shapes
+
+    def __post_init__(self) -> None:
+        _positive("compute", self, "loss_chunk")
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each mesh axis; one axis may be -1 and takes what is left."""
+
+    replica: int = 1  # across slices, over the data-centre network
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size == -1 or size > 0, f"mesh.{name}", size, "a size above 0, or -1 once", "use 1")
+        inferred = [name for name, size in sizes.items() if size == -1]
+        require(len(inferred) <= 1, "mesh", sizes, "at most one axis at -1", f"give {inferred[1:]} a size")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Learning rate over time, as a multiple of the peak."""
+
+    kind: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "cosine"
+    unit: Literal["steps", "tokens"] = "steps"
+    warmup: int = 0  # in `unit`, linear from 0
+    decay: int | None = None  # in `unit`: where the decay ends, warmup included; None means the run's end
+    final: float = 0.1  # the multiple of the peak at the end of the decay
+    stable: float = 0.8  # "wsd": the fraction of `decay` after which the rate falls
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "optimizer.schedule.warmup", self.warmup, "0 or more", "use 0 for no warmup")
+        _positive("optimizer.schedule", self, "decay")
+        require(0 <= self.final <= 1, "optimizer.schedule.final", self.final, "a multiple in [0, 1]", "use 0.1")
+        require(0 < self.stable < 1, "optimizer.schedule.stable", self.stable, "a fraction in (0, 1)", "use 0.8")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 3e-4  # the peak
+    schedule: ScheduleSettings = ScheduleSettings()
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    bias_correction: bool = True  # BERT's Adam has none
+    weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms and biases
+    decay_embeddings: bool = False
+    clip_norm: float | None = 1.0  # of the global gradient
+    state_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
+
+    def __post_init__(self) -> None:
+        _positive("optimizer", self, "learning_rate", "eps", "clip_norm")
+        _fraction("optimizer", self, "b1", "b2")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more", "use 0 for none")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, and what each update does."""
+
+    steps: int = 1000
+    microbatches: int = 1  # gradient accumulation: the batch is cut in this many equal parts
+    seed: int = 0
+    z_loss: float = 0.0  # coefficient of log(Z)^2
+    label_smoothing: float = 0.0
+    abort_after_skipped: int = 10  # non-finite steps in a row before the run stops
+
+    def __post_init__(self) -> None:
+        _positive("train", self, "steps", "microbatches", "abort_after_skipped")
+        _fraction("train", self, "label_smoothing")
+        require(self.z_loss >= 0, "train.z_loss", self.z_loss, "0 or more", "use 0 for none")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Evaluation on the fixed validation set, and samples on the way."""
+
+    every: int = 100  # steps; it is also done at the end
+    batches: int | None = None  # None means the whole validation set
+    prompts: tuple[str, ...] = ()  # continued at each evaluation
+    sample_tokens: int = 64
+    temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        _positive("evaluation", self, "every", "batches", "sample_tokens")
+        require(self.temperature >= 0, "evaluation.temperature", self.temperature, "0 or more", "use 0 for greedy")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When a checkpoint is written and which are kept."""
+
+    every: int = 500  # steps; the last step is always saved
+    keep_last: int = 2
+    keep_every: int | None = None  # steps whose multiples are kept for good
+    keep_best: int = 0  # by validation loss
+
+    def __post_init__(self) -> None:
+        _positive("checkpoint", self, "every", "keep_last", "keep_every")
+        require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more", "use 0 for none")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is recorded beside the checkpoints."""
+
+    every: int = 10  # steps
+    tensorboard: bool = True
+    profile: tuple[int, int] | None = None  # first and last step of an XLA profile
+
+    def __post_init__(self) -> None:
+        _positive("log", self, "every")
+        ordered = self.profile is None or 0 <= self.profile[0] <= self.profile[1]
+        require(ordered, "log.profile", self.profile, "(first, last) with first <= last", "use (10, 12)")
+
+
+__all__ = [name for name, value in list(globals().items()) if dataclasses.is_dataclass(value)]

@@ -1,0 +1,1 @@
+"""The step, the one loop, checkpoints and records."""

@@ -1,0 +1,29 @@
+"""Eight CPU devices are forced before jax is imported; rank promotion is an error; real data is optional."""
+
+import os
+
+_DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED_DATA = Path(os.environ.get("LMJAX_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def shared_data():
+    """A function from a data set's name to its folder; skips the test where the folder is absent."""
+
+    def folder(name: str) -> Path:
+        if not (SHARED_DATA / name).is_dir():
+            pytest.skip(f"needs the public data set {name!r}: {SHARED_DATA / name} is absent")
+        return SHARED_DATA / name
+
+    return folder
