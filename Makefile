@@ -4,16 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not slow"
 
-.PHONY: quickstart test test-all check clean
+.PHONY: quickstart test check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lmjax run quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
-
-test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
