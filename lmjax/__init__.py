@@ -1,3 +1,26 @@
-"""lmjax: a JAX/Flax, TPU-first training stack for language models."""
+"""lmjax: a JAX/Flax, TPU-first training stack for language models.
+
+`run(recipe)` trains, `load(checkpoint)` gives back what was trained; both are imported when first used, so that
+`import lmjax` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load", "run"]
+
+if TYPE_CHECKING:
+    from lmjax.stages.load import load
+    from lmjax.stages.run import run
+
+_HOMES = {"load": "lmjax.stages.load", "run": "lmjax.stages.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lmjax' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

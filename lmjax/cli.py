@@ -1,0 +1,221 @@
+"""The `lmjax` command: parse, call, print. It has no logic of its own; everything it does can be called from Python."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmjax.errors import UserError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 a user's mistake, 128 + N stopped by signal N."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not options.takes_overrides:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}; see lmjax {options.command} --help")
+    try:
+        return options.call(options, rest)
+    except UserError as error:
+        print(f"lmjax: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    import lmjax
+
+    recipe = _overridden(options.recipe, ["--help"] if options.fields else overrides)
+    workdir = options.workdir or Path("runs") / recipe.name
+    result = lmjax.run(recipe, workdir=workdir, force=options.force)
+    return result.exit_code
+
+
+def _count(options: argparse.Namespace, overrides: list[str]) -> int:
+    from lmjax.model.count import count
+    from lmjax.model.presets import PRESETS, preset
+    from lmjax.stages.pretrain import planned_model
+
+    known = options.model in PRESETS
+    settings = preset(options.model) if known else planned_model(_overridden(options.model, overrides))
+    counted = dataclasses.asdict(count(settings))
+    if options.json:
+        print(json.dumps({"model": options.model, **counted}))
+    else:
+        width = max(map(len, counted))
+        for name, value in counted.items():
+            print(f"{name.replace('_', ' '):{width}}  {value:>24,}")
+    return 0
+
+
+def _generate(options: argparse.Namespace, _: list[str]) -> int:
+    import lmjax
+
+    trained = lmjax.load(options.checkpoint)
+    prompts = options.prompt or [sys.stdin.read()]
+    completions = trained.generate(prompts, **_sampling(options), top=options.top)
+    if options.json:
+        for prompt, completion in zip(prompts, completions, strict=True):
+            print(json.dumps({"prompt": prompt, **dataclasses.asdict(completion)}, ensure_ascii=False))
+        return 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        print(prompt + completion.text)
+        if options.top:
+            from lmjax.generate.table import print_alternatives
+
+            print_alternatives(completion)
+    return 0
+
+
+def _chat(options: argparse.Namespace, _: list[str]) -> int:
+    import lmjax
+
+    lmjax.load(options.checkpoint).chat(**_sampling(options))
+    return 0
+
+
+def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from lmjax.stages.prepare import train_tokenizer
+
+    recipe = _overridden(options.recipe, overrides)
+    tokenizer = train_tokenizer(recipe, options.out)
+    print(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} entries written to {options.out}")
+    return 0
+
+
+def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from lmjax.stages.prepare import prepare_data
+
+    recipe = _overridden(options.recipe, overrides)
+    for line in prepare_data(recipe, options.out, workers=options.workers):
+        print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.report.report import write_report
+
+    print(write_report(options.workdir))
+    return 0
+
+
+def _import_hf(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.stages.exchange import import_folder
+
+    print(import_folder(options.folder, options.out))
+    return 0
+
+
+def _export_hf(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.stages.exchange import export_folder
+
+    print(export_folder(options.checkpoint, options.out))
+    return 0
+
+
+def _overridden(spec: str, overrides: list[str]) -> Any:
+    from lmjax.recipe import load_recipe
+
+    recipe = load_recipe(spec)
+    if not overrides:
+        return recipe
+    import tyro
+
+    prog = f"lmjax run {spec}"
+    return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=f"The fields of {spec}.")
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None} | {"stop": tuple(options.stop)}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lmjax", description="A JAX/Flax training stack for language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _add(commands, "run", _run, "train what a recipe says; the same command resumes", "lmjax run quickstart")
+    run.set_defaults(takes_overrides=True)
+    run.add_argument("recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes")
+    run.add_argument("--workdir", type=Path, help="where everything is written (default: runs/NAME)")
+    run.add_argument("--force", action="store_true", help="go on although the recipe differs from the workdir's")
+    run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
+    run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100"
+
+    count = _add(commands, "count", _count, "parameters and FLOPs from shapes alone", "lmjax count gpt3_175b --json")
+    count.set_defaults(takes_overrides=True)
+    count.add_argument("model", metavar="PRESET_OR_RECIPE")
+    count.add_argument("--json", action="store_true")
+
+    example = 'lmjax generate runs/quickstart --prompt "The array" --top 5'
+    generate = _add(commands, "generate", _generate, "continue prompts", example)
+    _add_sampling(generate)
+    generate.add_argument("--prompt", action="append", help="may be repeated; default: standard input")
+    generate.add_argument("--top", type=int, default=0, help="show the K most likely tokens of each step")
+    generate.add_argument("--json", action="store_true", help="one object per prompt")
+
+    _add_sampling(_add(commands, "chat", _chat, "talk to a checkpoint", "lmjax chat runs/quickstart"))
+
+    _add_prepare(commands)
+    report = _add(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")
+    report.add_argument("workdir", type=Path)
+
+    reader = _add(commands, "import-hf", _import_hf, "a Hugging Face folder becomes a checkpoint", "lmjax import-hf gpt2/ out/")
+    reader.add_argument("folder", type=Path)
+    reader.add_argument("out", type=Path)
+    writer = _add(commands, "export-hf", _export_hf, "a checkpoint becomes a Hugging Face folder", "lmjax export-hf runs/gpt2 out/")
+    writer.add_argument("checkpoint", type=Path)
+    writer.add_argument("out", type=Path)
+    return parser
+
+
+def _add(commands: Any, name: str, call: Command, text: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(call=call, takes_overrides=False)
+    return command
+
+
+def _add_prepare(commands: Any) -> None:
+    for group, action, call, text, out in (
+        ("tokenizer", "train", _tokenizer_train, "train a recipe's tokenizer", "tokenizer"),
+        ("data", "prepare", _data_prepare, "write a recipe's token shards", "shards"),
+    ):
+        actions = commands.add_parser(group, help=text).add_subparsers(dest="action", required=True, metavar="ACTION")
+        command = _add(actions, action, call, text, f"lmjax {group} {action} quickstart --out {out}/")
+        command.set_defaults(takes_overrides=True)
+        command.add_argument("recipe", metavar="RECIPE")
+        command.add_argument("--out", type=Path, required=True)
+        if group == "data":
+            command.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", type=Path, help="a workdir, a stage's checkpoints or one step's folder")
+    command.add_argument("--max-tokens", type=int)
+    command.add_argument("--temperature", type=float, help="0 is greedy")
+    command.add_argument("--top-k", type=int)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--repetition-penalty", type=float)
+    command.add_argument("--stop", action="append", default=[], help="stop before this string; may be repeated")
+    command.add_argument("--seed", type=int)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

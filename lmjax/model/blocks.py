@@ -1,0 +1,195 @@
+"""One Transformer block for every family: what differs is a value of its settings."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.attention import attention
+from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
+from lmjax.model.masks import Mask
+from lmjax.model.positions import rotate
+from lmjax.settings import ModelSettings
+
+BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # where a block draws dropout
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What every block of a model shares: shapes, the compute dtype and how attention and matmuls are done."""
+
+    settings: ModelSettings
+    dtype: jnp.dtype
+    flatten: bool
+    attention: str  # an implementation's name
+    interpret: bool = False
+
+    @property
+    def residual_std(self) -> float:
+        """Of the projections that write to the residual stream (Radford et al. 2019, section 2.3)."""
+        settings = self.settings
+        return settings.init_std / (2 * settings.layers) ** 0.5 if settings.scaled_residual_init else settings.init_std
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "positions", "bias", "memory", "memory_mask"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Surroundings:
+    """The arrays that are the same for every block of one pass."""
+
+    mask: Mask
+    positions: jax.Array  # [B, T]
+    bias: jax.Array | None = None  # [1, H, T, S], added to the scores
+    memory: jax.Array | None = None  # [B, M, D]: what cross-attention reads
+    memory_mask: Mask | None = None
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "slot"], meta_fields=[])
+@dataclass(frozen=True)
+class LayerCache:
+    """All layers' keys and values [L, B, S, Hkv, K]; new ones are written at index `slot`."""
+
+    keys: jax.Array
+    values: jax.Array
+    slot: jax.Array
+
+
+class Attention(nn.Module):
+    """Projections around `attention`; self-attention unless `memory` is given."""
+
+    context: BlockContext
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | None,
+        mask: Mask,
+        around: Surroundings,
+        key: jax.Array | None,
+        cache: LayerCache | None,
+        layer: jax.Array | int,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        settings, context = self.context.settings, self.context
+        heads, width = settings.attention, settings.head_dim
+        make = functools.partial(
+            Dense, std=settings.init_std, bias=heads.bias, dtype=context.dtype, flatten=context.flatten
+        )
+        q = make((heads.heads, width), ("embed", "heads", "head_dim"), name="query")(x)
+        source = x if memory is None else memory
+        kv = make((2, settings.kv_heads, width), ("embed", "pair", "kv_heads", "head_dim"), name="key_value")(source)
+        k, v = kv[..., 0, :, :], kv[..., 1, :, :]
+        if settings.positions.kind == "rotary" and memory is None:
+            q = rotate(q, around.positions, settings.positions.rotary_base)
+            k = rotate(k, around.positions, settings.positions.rotary_base)
+        q = nn.with_logical_constraint(q, ("batch", "time", "act_heads", None))
+        k = nn.with_logical_constraint(k, ("batch", "time", "act_kv_heads", None))
+        v = nn.with_logical_constraint(v, ("batch", "time", "act_kv_heads", None))
+        if cache is not None:
+            cache, k, v = _write(cache, layer, k, v)
+        y = attention(
+            q,
+            k,
+            v,
+            mask,
+            implementation=context.attention if cache is None else "einsum",
+            scaled=heads.scaled,
+            bias=around.bias if memory is None else None,
+            dropout_rate=heads.dropout,
+            key=key,
+            interpret=context.interpret,
+        )
+        out = Dense(
+            (settings.width,),
+            ("heads", "head_dim", "embed"),
+            std=context.residual_std,
+            bias=heads.bias,
+            dtype=context.dtype,
+            flatten=context.flatten,
+            name="out",
+        )
+        return out(y), cache
+
+
+class FeedForward(nn.Module):
+    """Two matrices and an activation, or three when gated."""
+
+    context: BlockContext
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        settings, context = self.context.settings, self.context
+        shape = settings.feed_forward
+        make = functools.partial(Dense, bias=shape.bias, dtype=context.dtype, flatten=context.flatten)
+        up = ((settings.feed_forward_width,), ("embed", "mlp"))
+        hidden = ACTIVATIONS[shape.activation](make(*up, std=settings.init_std, name="up")(x))
+        if shape.gated:
+            hidden = hidden * make(*up, std=settings.init_std, name="gate")(x)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "time", "act_mlp"))
+        return make((settings.width,), ("mlp", "embed"), std=context.residual_std, name="down")(hidden)
+
+
+class Block(nn.Module):
+    """Attention, cross-attention where there is a memory, and the feed-forward layer, each with its norm.
+
+    Pre-norm adds branch(norm(x)) to x; post-norm gives norm(x + branch(x)). `layer` indexes the cache.
+    """
+
+    context: BlockContext
+    kind: str  # of the attention pattern: "dense" or "banded"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: LayerCache | None,
+        layer: jax.Array | int,
+        key: jax.Array | None,
+        around: Surroundings,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        settings = self.context.settings
+        mask = around.mask.with_band(settings.attention.band if self.kind == "banded" else None)
+
+        normed = self._before("attention_norm", x)
+        attend = Attention(self.context, name="attention")
+        y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache, layer)
+        x = self._after("attention_norm", x + dropout(y, settings.dropout, key, BRANCH))
+        if around.memory is not None and around.memory_mask is not None:
+            normed = self._before("cross_norm", x)
+            cross = Attention(self.context, name="cross_attention")
+            y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None, layer)
+            x = self._after("cross_norm", x + dropout(y, settings.dropout, key, CROSS_BRANCH))
+        normed = self._before("feed_forward_norm", x)
+        y = FeedForward(self.context, name="feed_forward")(normed)
+        x = self._after("feed_forward_norm", x + dropout(y, settings.dropout, key, FEED_FORWARD_BRANCH))
+        return nn.with_logical_constraint(x, ("batch", "time", "act_embed")), cache
+
+    def _before(self, name: str, x: jax.Array) -> jax.Array:
+        norm = self.context.settings.norm
+        return Norm(norm, self.context.dtype, name=name)(x) if norm.position == "pre" else x
+
+    def _after(self, name: str, x: jax.Array) -> jax.Array:
+        norm = self.context.settings.norm
+        return Norm(norm, self.context.dtype, name=name)(x) if norm.position == "post" else x
+
+
+def _fold(key: jax.Array | None, site: int) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, site)
+
+
+def _write(
+    cache: LayerCache, layer: jax.Array | int, k_BTHK: jax.Array, v_BTHK: jax.Array
+) -> tuple[LayerCache, jax.Array, jax.Array]:
+    """Writes one layer's new keys and values; also returns all that this layer now holds, [B, S, Hkv, K] each."""
+    start = (layer, 0, cache.slot, 0, 0)
+    keys = jax.lax.dynamic_update_slice(cache.keys, k_BTHK[None].astype(cache.keys.dtype), start)
+    values = jax.lax.dynamic_update_slice(cache.values, v_BTHK[None].astype(cache.values.dtype), start)
+    k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in (keys, values))
+    return LayerCache(keys, values, cache.slot), k, v

@@ -1,0 +1,125 @@
+"""The decoder-only Transformer: embeddings, a stack of blocks, a final norm. GPT-1, GPT-2, GPT-3 and Llama shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.blocks import Block, BlockContext, LayerCache, Surroundings
+from lmjax.model.layers import Norm, dropout, normal_init
+from lmjax.model.masks import Mask
+from lmjax.model.positions import RelativeBias
+
+EMBEDDING_SITE = 1_000_000  # where the embeddings' dropout is drawn; layers draw at their own number
+
+REMAT_POLICIES: dict[str, Any] = {
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Period(nn.Module):
+    """The blocks of one period of the attention pattern; `first` is the number of the first layer."""
+
+    context: BlockContext
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, LayerCache | None], first: jax.Array | int, key: jax.Array | None, around: Surroundings
+    ) -> tuple[tuple[jax.Array, LayerCache | None], None]:
+        x, cache = carry
+        for i, kind in enumerate(self.context.settings.attention.pattern):
+            layer = first + i
+            layer_key = None if key is None else jax.random.fold_in(key, layer)
+            x, cache = Block(self.context, kind, name=f"block_{i}")(x, cache, layer, layer_key, around)
+        return (x, cache), None
+
+
+class GPT(nn.Module):
+    """Tokens [B, T] in, hidden states [B, T, D] after the final norm out; the head is applied by the loss."""
+
+    context: BlockContext
+    scan_layers: bool
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        mask: Mask,
+        key: jax.Array | None,
+        cache: LayerCache | None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        settings, dtype = self.context.settings, self.context.dtype
+        shape = (settings.vocab_size, settings.width)
+        token_table = self.param("tokens", normal_init(settings.init_std, ("vocab", "embed")), shape, jnp.float32)
+        x = jnp.take(token_table, tokens_BT, axis=0).astype(dtype)
+        if settings.positions.kind == "learned":
+            shape = (settings.context, settings.width)
+            table = self.param("positions", normal_init(settings.init_std, ("positions", "embed")), shape, jnp.float32)
+            x = x + jnp.take(table, positions_BT, axis=0).astype(dtype)
+        if not settings.tied_head:
+            init = normal_init(settings.init_std, ("vocab", "embed"))
+            self.param("head", init, (settings.vocab_size, settings.width), jnp.float32)
+        x = dropout(x, settings.dropout, key, EMBEDDING_SITE)
+        x = nn.with_logical_constraint(x, ("batch", "time", "act_embed"))
+
+        around = Surroundings(mask, positions_BT, self._bias(tokens_BT.shape[1], mask, cache))
+        x, cache = self._layers(x, cache, key, around)
+        if settings.norm.final:
+            x = Norm(settings.norm, dtype, name="final_norm")(x)
+        return x, cache
+
+    def _bias(self, T: int, mask: Mask, cache: LayerCache | None) -> jax.Array | None:
+        settings = self.context.settings
+        if settings.positions.kind != "relative":
+            return None
+        S = T if cache is None else cache.keys.shape[2]
+        bias = RelativeBias(
+            settings.positions, settings.attention.heads, not mask.causal, settings.init_std, name="relative_bias"
+        )
+        return bias(jnp.arange(T) + mask.offset, jnp.arange(S))
+
+    def _layers(
+        self, x: jax.Array, cache: LayerCache | None, key: jax.Array | None, around: Surroundings
+    ) -> tuple[jax.Array, LayerCache | None]:
+        period = len(self.context.settings.attention.pattern)
+        repeats = self.context.settings.layers // period
+        cell: Any = Period
+        if self.remat != "none":
+            # Under scan the recomputation cannot be merged with the forward pass, so nothing has to be prevented.
+            cell = nn.remat(Period, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
+        if not self.scan_layers:
+            for i in range(repeats):
+                (x, cache), _ = cell(self.context, name=f"period_{i}")((x, cache), i * period, key, around)
+            return x, cache
+        scanned = nn.scan(
+            cell,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=repeats,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        first = jnp.arange(repeats) * period
+        (x, cache), _ = scanned(self.context, name="periods")((x, cache), first, key, around)
+        return x, cache
+
+
+def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """Unscanned parameters (`period_0`, `period_1`, ...) as scanned ones (`periods`, stacked on a new first axis)."""
+    names = sorted((name for name in params if name.startswith("period_")), key=lambda name: int(name[7:]))
+    rest = {name: value for name, value in params.items() if name not in names}
+    return rest | {"periods": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))}
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_layers`."""
+    rest = {name: value for name, value in params.items() if name != "periods"}
+    repeats = jax.tree.leaves(params["periods"])[0].shape[0]
+    return rest | {f"period_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["periods"]) for i in range(repeats)}

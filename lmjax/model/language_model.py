@@ -1,0 +1,130 @@
+"""A language model as plain functions: `init`, `hidden`, `logits`, and `extend` for decoding with a cache."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
+from lmjax.errors import require
+from lmjax.model.attention import choose
+from lmjax.model.blocks import BlockContext, LayerCache
+from lmjax.model.gpt import GPT
+from lmjax.model.masks import Mask
+from lmjax.settings import ComputeSettings, ModelSettings
+
+Params = dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["keys", "values", "segments"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of S slots, [L, B, S, Hkv, K] each, and the segments [B, S] of what they hold; 0 is empty."""
+
+    keys: jax.Array
+    values: jax.Array
+    segments: jax.Array
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder of given shapes, computed as `compute` says for `platform` ("cpu", "gpu" or "tpu").
+
+    The platform is given, not asked for: a plan compiles for devices that are not attached. Raises UserError when
+    the vocabulary is not known yet or the settings name an attention that cannot serve.
+    """
+
+    settings: ModelSettings
+    compute: ComputeSettings = ComputeSettings()
+    platform: str = "cpu"
+
+    def __post_init__(self) -> None:
+        size = self.settings.vocab_size
+        require(size is not None, "model.vocab_size", size, "a number of rows", "set it, or let the tokenizer give it")
+        choose(self.settings.attention, self.settings.head_dim, self.settings.context, self.platform)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The compute dtype: bfloat16 where the recipe says so, or by default on TPU and GPU."""
+        automatic = "float32" if self.platform == "cpu" else "bfloat16"
+        return jnp.dtype(automatic if self.compute.dtype == "auto" else self.compute.dtype)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh float32 parameters."""
+        return nn.meta.unbox(self._boxed(rng))
+
+    def logical_axes(self) -> Any:
+        """A tree like the parameters whose leaves are tuples of logical axis names."""
+        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+        is_box = functools.partial(_is_instance, kind=nn.meta.AxisMetadata)
+        return jax.tree.map(lambda leaf: tuple(leaf.names), boxed, is_leaf=is_box)
+
+    def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, T, D] after the final norm, in the compute dtype. `rng` draws dropout; None means none."""
+        tokens, segments = batch[TOKENS], batch[SEGMENTS]
+        mask = Mask(True, None, segments, segments)
+        x, _ = self._module(tokens.shape[1]).apply({"params": params}, tokens, batch[POSITIONS], mask, rng, None)
+        return x
+
+    def head(self, params: Params) -> jax.Array:
+        """The float32 matrix [V, D] that turns hidden states into logits."""
+        return params["tokens" if self.settings.tied_head else "head"]
+
+    def project(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
+        """Float32 logits [B, T, V] of hidden states."""
+        head = self.head(params).astype(self.dtype)
+        return jnp.einsum("btd,vd->btv", hidden_BTD, head, preferred_element_type=jnp.float32)
+
+    def logits(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [B, T, V]."""
+        return self.project(params, self.hidden(params, batch, rng))
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """A cache of `length` slots for `rows` rows, in the compute dtype."""
+        settings = self.settings
+        shape = (settings.layers, rows, length, settings.kv_heads, settings.head_dim)
+        keys, values = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+        return Cache(keys, values, jnp.zeros((rows, length), jnp.int32))
+
+    def extend(
+        self,
+        params: Params,
+        cache: Cache,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        slot: jax.Array | int,
+    ) -> tuple[jax.Array, Cache]:
+        """Reads T more tokens, stored from index `slot` on; returns their hidden states [B, T, D] and the cache.
+
+        Rows whose prompts are shorter are padded on the left with segment 0, so that one slot serves all rows.
+        """
+        slot = jnp.asarray(slot, jnp.int32)
+        segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, slot))
+        mask = Mask(True, None, segments_BT, segments_BS, offset=slot)
+        layers = LayerCache(cache.keys, cache.values, slot)
+        module = self._module(tokens_BT.shape[1])
+        x, layers = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, layers)
+        return x, Cache(layers.keys, layers.values, segments_BS)
+
+    def _module(self, sequence_length: int) -> GPT:
+        settings = self.settings
+        kernel = choose(settings.attention, settings.head_dim, sequence_length, self.platform)
+        context = BlockContext(settings, self.dtype, flatten=self.platform == "cpu", attention=kernel)
+        return GPT(context, self.compute.scan_layers, self.compute.remat)
+
+    def _boxed(self, rng: jax.Array) -> Any:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        module = GPT(BlockContext(self.settings, self.dtype, False, "einsum"), self.compute.scan_layers, "none")
+        return module.init(rng, tokens, tokens, Mask(True, None), None, None)["params"]
+
+
+def _is_instance(value: Any, kind: type) -> bool:
+    return isinstance(value, kind)

@@ -1,0 +1,143 @@
+"""The one loop: batches into the step, metrics out, and between steps evaluation, checkpoints and a request to stop.
+
+Every stage hands its parts over as a `Job`. The metrics of a step are fetched after the next one was dispatched, so
+that the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.data.batch import Batch
+from lmjax.data.prefetch import prefetch
+from lmjax.errors import UserError
+from lmjax.objective.weighted import Weighted
+from lmjax.settings import CheckpointSettings, EvaluationSettings, LogSettings
+from lmjax.training.state import TrainState
+from lmjax.training.stop import StopRequest
+from lmjax.training.throughput import Meter
+
+Metrics = dict[str, Any]
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the loop runs. The functions that may be slow (`evaluate`, `save`) are called between steps."""
+
+    steps: int
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    batch_at: Callable[[int], Batch]  # on the devices
+    tokens_in: Callable[[int], int]  # tokens of the batch of a step
+    evaluate: Callable[[TrainState, int], Values]
+    save: Callable[[TrainState, int, Values], None]
+    record: Callable[[int, Values], None]  # a line of the log
+    show: Callable[[int, Values], None]  # the progress display
+    meter: Meter
+    evaluation: EvaluationSettings
+    checkpoint: CheckpointSettings
+    log: LogSettings
+    prefetch: int = 2
+    abort_after_skipped: int = 10
+    profile_folder: Path | None = None
+
+
+@dataclass
+class Window:
+    """Sums of the metrics since the last line of the log, and how many steps in a row were skipped."""
+
+    sums: dict[str, Weighted] = field(default_factory=dict)
+    latest: Values = field(default_factory=dict)
+    skipped_in_a_row: int = 0
+
+    def add(self, metrics: Metrics) -> None:
+        """Adds one step's metrics, which are on the host: pairs are summed, scalars replace the last ones."""
+        for name, value in metrics.items():
+            if isinstance(value, Weighted):
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+            else:
+                self.latest[name] = float(value)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.latest.get("skipped") else 0
+
+    def flush(self) -> Values:
+        """The means since the last flush and the latest scalars."""
+        means = {name: float(pair.sum) / float(pair.weight) for name, pair in self.sums.items() if pair.weight}
+        self.sums = {}
+        return means | self.latest
+
+
+def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
+    """Runs the steps from `state.step` to `job.steps`, or until `stop` asks; what it returns has been saved.
+
+    Raises UserError when `job.abort_after_skipped` steps in a row had a loss or gradient that is not finite.
+    """
+    window = Window()
+    waiting: tuple[int, Metrics] | None = None
+    first = int(jax.device_get(state.step))
+    with _profiler(job) as profile:
+        for step, batch, waited in prefetch(job.batch_at, first, job.steps, job.prefetch):
+            profile(step)
+            with jax.transfer_guard("disallow"):
+                state, metrics = job.step(state, batch)
+            if waiting:
+                _settle(job, window, *waiting)
+            waiting = (step, metrics)
+            job.meter.step(job.tokens_in(step), waited)
+            done = step + 1
+            asked = stop.signal is not None
+            evaluates = done % job.evaluation.every == 0 or done == job.steps
+            saves = done % job.checkpoint.every == 0 or done == job.steps or asked
+            if evaluates or saves:
+                _settle(job, window, *waiting)
+                waiting = None
+                with job.meter.paused():
+                    values = job.evaluate(state, done) if evaluates and not asked else {}
+                    if saves:
+                        job.save(state, done, values)
+            if asked:
+                break
+    return state
+
+
+def _settle(job: Job, window: Window, step: int, metrics: Metrics) -> None:
+    done = step + 1
+    window.add(jax.device_get(metrics))
+    if window.skipped_in_a_row >= job.abort_after_skipped:
+        raise UserError(
+            f"step {step}: {window.skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
+            f"(train.abort_after_skipped = {job.abort_after_skipped}); lower optimizer.learning_rate, or look at the "
+            f"batch of step {step - job.abort_after_skipped + 1}"
+        )
+    if done % job.log.every == 0 or done == job.steps:
+        values = window.flush() | job.meter.read()
+        job.record(done, values)
+        job.show(done, values)
+
+
+@contextmanager
+def _profiler(job: Job) -> Iterator[Callable[[int], None]]:
+    """A function to call before each step: it starts and ends the XLA profile of the steps that the log asks for."""
+    first, last = job.log.profile or (math.inf, math.inf)
+    running = False
+
+    def before(step: int) -> None:
+        nonlocal running
+        if step == first and job.profile_folder is not None:
+            jax.profiler.start_trace(str(job.profile_folder))
+            running = True
+        elif running and step > last:
+            jax.profiler.stop_trace()
+            running = False
+
+    try:
+        yield before
+    finally:
+        if running:
+            jax.profiler.stop_trace()
