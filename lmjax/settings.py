@@ -36,6 +36,7 @@ class TokenizerSettings:
     sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
     byte_fallback: bool = True  # SentencePiece: unknown characters become bytes
     user_symbols: tuple[str, ...] = ()  # strings that are always one token
+    split_digits: bool = False  # SentencePiece: each digit is a piece of its own
     lowercase: bool = True  # WordPiece: the "uncased" convention, which also strips accents
     training_bytes: int = 10_000_000  # at most this much text is read to train a tokenizer
 
@@ -53,7 +54,7 @@ class SourceSettings:
     field: str = "text"  # the record's field that holds the text
     documents: Literal["file", "line", "paragraph"] = "file"  # what one document is in plain text
     begin: float = 0.0  # the part of the source that is read, as fractions of its documents,
-    end: float = 1.0  # or of its bytes, cut at line ends, where the source is a single document
+    end: float = 1.0  # or of its characters, cut at line ends, where the source is a single document
     weight: float = 1.0  # of this source in a mixture
     on_bad_record: Literal["error", "skip"] = "error"
 

@@ -1,0 +1,159 @@
+"""What every source of documents has in common: random access, a part of the whole, and bad records that are counted.
+
+In comes a SourceSettings; out come documents as str, by index. A record that cannot be read raises BadRecordError,
+which names file and line. Who reads many documents uses `read` or iteration, which obey `on_bad_record`.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from lmjax.errors import UserError
+from lmjax.settings import SourceSettings
+
+
+class Source(Protocol):
+    """Documents by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+
+class BadRecordError(UserError):
+    """One record that cannot be read; the message names its file and line."""
+
+
+class Documents(abc.ABC):
+    """A source of documents restricted to `settings.begin .. settings.end`.
+
+    `len` counts the records, bad ones included. `source[i]` raises BadRecordError for a bad one; `read` and iteration
+    skip it where `on_bad_record="skip"`. `skipped` is the count of the last iteration.
+    """
+
+    def __init__(self, settings: SourceSettings, total: int) -> None:
+        """`total`: the records of the whole source. Raises UserError where the selected part is empty."""
+        self.settings = settings
+        self.skipped = 0
+        if total == 0:
+            raise UserError(f"{self.name}: holds no documents; give a source with text")
+        self._single = total == 1
+        self._first, self._last = 0, 1
+        if not self._single:
+            self._first, self._last = round(total * settings.begin), round(total * settings.end)
+        if self._first == self._last:
+            raise UserError(
+                f"{self.name}: source.begin, source.end = {settings.begin}, {settings.end} select none of its "
+                f"{total} documents; widen them"
+            )
+
+    @property
+    def name(self) -> str:
+        """How messages call this source."""
+        return f"source {self.settings.kind} {self.settings.path or self.settings.split!r}"
+
+    @property
+    @abc.abstractmethod
+    def size_bytes(self) -> int:
+        """About how much text the whole source holds, in bytes: for deciding how to read it, not for counting."""
+
+    @property
+    @abc.abstractmethod
+    def contents(self) -> list[list[object]]:
+        """What tells this source's contents from another's: pairs of name and size, or of name and checksum."""
+
+    @abc.abstractmethod
+    def _record(self, index: int) -> str:
+        """The text of record `index` of the whole source; raises BadRecordError."""
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}: document {index} of {len(self)}")
+        text = self._record(self._first + index)
+        return self._cut(text) if self._single else text
+
+    def _cut(self, text: str) -> str:
+        """The part of a source's only document, cut where lines end so that neighbouring parts make up the whole."""
+        first, last = (_line_end(text, part) for part in (self.settings.begin, self.settings.end))
+        if first == last:
+            raise UserError(
+                f"{self.name}: source.begin, source.end = {self.settings.begin}, {self.settings.end} select no line "
+                f"of its only document of {len(text)} characters; widen them"
+            )
+        return text[first:last]
+
+    def read(self, first: int, last: int) -> tuple[list[str], list[str]]:
+        """Documents first to last - 1, and the messages of those that `on_bad_record="skip"` left out."""
+        texts, skipped = [], []
+        for index in range(first, last):
+            try:
+                texts.append(self[index])
+            except BadRecordError as error:
+                if self.settings.on_bad_record == "error":
+                    raise
+                skipped.append(str(error))
+        return texts, skipped
+
+    def __iter__(self) -> Iterator[str]:
+        self.skipped = 0
+        for index in range(len(self)):
+            texts, skipped = self.read(index, index + 1)
+            self.skipped += len(skipped)
+            yield from texts
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What shards made of this source are known by: how it is read, and its contents."""
+        settings = self.settings
+        how = {name: getattr(settings, name) for name in ("kind", "split", "field", "documents", "begin", "end")}
+        listing = repr(self.contents).encode()
+        return how | {"on_bad_record": settings.on_bad_record, "contents": hashlib.sha256(listing).hexdigest()}
+
+
+class MemoryDocuments(Documents):
+    """Documents that are already in memory."""
+
+    def __init__(self, texts: Sequence[str], settings: SourceSettings | None = None) -> None:
+        self._texts = list(texts)
+        super().__init__(settings or SourceSettings(), len(self._texts))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self._texts))
+
+    @property
+    def contents(self) -> list[list[object]]:
+        digest = hashlib.sha256()
+        for text in self._texts:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(f"{len(raw)}:".encode() + raw)
+        return [["texts", digest.hexdigest()]]
+
+    def _record(self, index: int) -> str:
+        return self._texts[index]
+
+
+def checked_text(value: object, field: str) -> str:
+    """The value of a record's field as text; raises BadRecordError where it is none, or cannot be written as UTF-8."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if not isinstance(value, str):
+            raise BadRecordError(f"field {field!r} is {type(value).__name__}, expected a string")
+        value.encode("utf-8")
+    except UnicodeError as error:
+        raise BadRecordError(f"field {field!r} is not valid Unicode ({error})") from None
+    return value
+
+
+def _line_end(text: str, part: float) -> int:
+    """The first line end at or after this part of the text; 0 and 1 are its ends."""
+    if part in (0.0, 1.0):
+        return int(part) * len(text)
+    return text.find("\n", round(part * len(text))) + 1 or len(text)

@@ -1,0 +1,156 @@
+"""Rows of T tokens out of token shards, in one of two ways. Here, and nowhere else, targets are shifted.
+
+"split": the documents are concatenated and cut every T tokens. Row k predicts tokens kT + 1 .. kT + T from those before
+them, so every token but the very first is predicted once per epoch. What is left at the end is dropped in training
+(`dropped_tokens` counts it) and padded in validation. With `isolate_documents`, segments are numbered from 1 in each
+row, positions restart at each document, and the first token of a document is no target.
+
+"first_fit": whole documents are laid into rows by first-fit decreasing (Johnson et al. 1974), each its own segment; a
+document longer than a row is cut into pieces that overlap by the one token which ends one piece as a target and begins
+the next as an input. A row's rest is padding: token 0, segment 0, weight 0.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
+from lmjax.data.first_fit import Plan, plan_rows
+from lmjax.data.token_shards import TokenShards
+from lmjax.errors import UserError
+from lmjax.settings import DataSettings
+
+
+class Rows(Protocol):
+    """The rows of one source, each of which is there once per epoch."""
+
+    dropped_tokens: int  # targets of no row
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows with these indices, int64 [R], as the fields of data/batch.py, [R, T]. Arrays may be read-only."""
+        ...
+
+
+def pack(shards: TokenShards, settings: DataSettings, *, keep_rest: bool) -> Rows:
+    """The rows of a source. `keep_rest`: pad the last partial row instead of dropping it.
+
+    Raises UserError where the source is shorter than one row.
+    """
+    length = settings.sequence_length
+    if shards.tokens <= length:
+        raise UserError(
+            f"{shards.name}: {shards.tokens} tokens are shorter than one row of data.sequence_length = {length} and "
+            "its last target; give more text, or lower data.sequence_length"
+        )
+    if settings.packing == "first_fit":
+        return FirstFitRows(shards, length)
+    if settings.isolate_documents:
+        return IsolatedRows(shards, length, keep_rest)
+    return SplitRows(shards, length, keep_rest)
+
+
+class SplitRows:
+    """Rows of concatenated documents that attend to each other."""
+
+    def __init__(self, shards: TokenShards, length: int, keep_rest: bool) -> None:
+        self.shards, self.length = shards, length
+        self._targets = shards.tokens - 1
+        full, rest = divmod(self._targets, length)
+        self._rows = full + (keep_rest and rest > 0)
+        self.dropped_tokens = 0 if keep_rest else rest
+        self._constants: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows with these indices, int64 [R]."""
+        starts_R = indices * self.length
+        window_RT = self.shards.windows(starts_R, self.length + 1)
+        batch = {TOKENS: window_RT[:, :-1].copy(), TARGETS: window_RT[:, 1:].copy()}
+        batch |= self._structure(starts_R)
+        valid_R = self._targets - starts_R
+        if (valid_R < self.length).any():
+            padding_RT = np.arange(self.length) >= valid_R[:, None]
+            batch = {name: np.where(padding_RT, array.dtype.type(0), array) for name, array in batch.items()}
+        return batch
+
+    def _structure(self, starts_R: np.ndarray) -> Batch:
+        """Weights, positions and segments of full rows, which are the same for all."""
+        shape = (len(starts_R), self.length)
+        if shape[0] not in self._constants:
+            constants = {
+                WEIGHTS: np.ones(shape, np.float32),
+                POSITIONS: np.tile(np.arange(self.length, dtype=np.int32), (shape[0], 1)),
+                SEGMENTS: np.ones(shape, np.int32),
+            }
+            for array in constants.values():
+                array.flags.writeable = False
+            self._constants[shape[0]] = constants
+        return self._constants[shape[0]]
+
+
+class IsolatedRows(SplitRows):
+    """Rows of concatenated documents whose attention, positions and targets stop at document ends."""
+
+    def _structure(self, starts_R: np.ndarray) -> Batch:
+        rows, begins = self.shards.starts_between(starts_R, starts_R + self.length)
+        is_first_RT = np.zeros((len(starts_R), self.length + 1), bool)
+        is_first_RT[rows, begins - starts_R[rows]] = True
+        here_RT = is_first_RT[:, :-1]
+        time_T = np.arange(self.length, dtype=np.int32)
+        first_RT = np.maximum.accumulate(here_RT * time_T, axis=1)
+        return {
+            WEIGHTS: (~is_first_RT[:, 1:]).astype(np.float32),
+            POSITIONS: time_T - first_RT,
+            SEGMENTS: np.cumsum(here_RT, axis=1, dtype=np.int32) + np.int32(1),
+        }
+
+
+class FirstFitRows:
+    """Rows of whole documents, side by side."""
+
+    dropped_tokens = 0
+
+    def __init__(self, shards: TokenShards, length: int) -> None:
+        self.shards, self.length = shards, length
+        self.plan: Plan = plan_rows(shards.document_bounds(), length)
+
+    def __len__(self) -> int:
+        return len(self.plan.first_piece) - 1
+
+    @property
+    def padding(self) -> float:
+        """The fraction of all places that hold padding."""
+        return 1.0 - int(self.plan.lengths.sum(dtype=np.int64)) / (len(self) * self.length)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows with these indices, int64 [R]."""
+        plan, rows = self.plan, len(indices)
+        counts_R = plan.first_piece[indices + 1] - plan.first_piece[indices]
+        before_R = np.cumsum(counts_R) - counts_R  # pieces of the rows before
+        within = np.arange(counts_R.sum()) - np.repeat(before_R, counts_R)
+        pieces = np.repeat(plan.first_piece[indices], counts_R) + within
+        lengths = plan.lengths[pieces].astype(np.int64)
+        before = np.cumsum(lengths) - lengths  # places of the pieces before
+        row_shift_R = np.arange(rows) * self.length - before[before_R]
+        positions = np.arange(lengths.sum()) - np.repeat(before, lengths)
+        source = np.repeat(plan.starts[pieces], lengths) + positions
+        places = np.repeat(before + np.repeat(row_shift_R, counts_R), lengths) + positions
+
+        def laid_out(values: np.ndarray | float, dtype: type) -> np.ndarray:
+            flat: np.ndarray = np.zeros(rows * self.length, dtype)
+            flat[places] = values
+            return flat.reshape(rows, self.length)
+
+        return {
+            TOKENS: laid_out(self.shards.take(source), np.int32),
+            TARGETS: laid_out(self.shards.take(source + 1), np.int32),
+            WEIGHTS: laid_out(1.0, np.float32),
+            POSITIONS: laid_out(positions, np.int32),
+            SEGMENTS: laid_out(np.repeat(within + 1, lengths), np.int32),
+        }

@@ -1,0 +1,37 @@
+"""Prepares what the coming steps need in the background, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def prefetch(
+    produce: Callable[[int], T], first: int, last: int, depth: int, threads: int = 1
+) -> Iterator[tuple[int, T, float]]:
+    """Yields (step, produce(step), seconds waited for it) for first <= step < last.
+
+    Up to `depth` values are prepared ahead by background threads, whose exceptions are raised here, at their step.
+    Closing the iterator (a `break` out of a for loop does) waits for the running call and drops what was prepared.
+    """
+    if depth < 1 or threads < 1:
+        raise ValueError(f"prefetch needs depth >= 1 and threads >= 1, got {depth} and {threads}")
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    submitted = first
+    try:
+        for step in range(first, last):
+            while submitted < min(last, step + depth + 1):
+                waiting.append(pool.submit(produce, submitted))
+                submitted += 1
+            started = time.perf_counter()
+            value = waiting.popleft().result()
+            yield step, value, time.perf_counter() - started
+            del value
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

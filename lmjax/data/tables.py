@@ -1,0 +1,158 @@
+"""Documents in Parquet files and in TensorFlow Datasets, without TensorFlow.
+
+Parquet is read by row group: the last one used stays in memory. A TFDS builder must be prepared in the random-access
+format `array_record`, which its data source reads.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmjax.data.documents import BadRecordError, Documents, checked_text
+from lmjax.data.text_files import list_files
+from lmjax.errors import UserError, nearest
+from lmjax.settings import SourceSettings
+
+
+class ParquetDocuments(Documents):
+    """The string column `settings.field` of Parquet files, sorted by path."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self.paths = list_files(settings.path, (".parquet",))
+        self._group: tuple[int, Any] | None = None
+        self._groups: list[tuple[int, int]] = []  # file and row group within it
+        self._in_file: list[int] = []  # the row group's first row in its file
+        first_rows = [0]
+        self._sizes = []
+        for number, path in enumerate(self.paths):
+            metadata = self._checked_file(path).metadata
+            self._sizes.append(path.stat().st_size)
+            row = 0
+            for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
+                self._groups.append((number, group))
+                self._in_file.append(row)
+                row += rows
+                first_rows.append(first_rows[-1] + rows)
+        self._first_rows = first_rows
+        super().__init__(settings, first_rows[-1])
+
+    @property
+    def size_bytes(self) -> int:
+        return 2 * sum(self._sizes)  # text in Parquet is about half as large as it is plain
+
+    @property
+    def contents(self) -> list[list[object]]:
+        return [[path.name, size] for path, size in zip(self.paths, self._sizes, strict=True)]
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_group": None}
+
+    def _checked_file(self, path: Path) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: cannot be read as Parquet ({error}); check the file") from None
+        schema = file.schema_arrow
+        field = self.settings.field
+        if field not in schema.names:
+            raise UserError(f"{path}: no column source.field = {field!r}; {nearest(field, schema.names)}")
+        kind = schema.field(field).type
+        value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if not (pyarrow.types.is_string(value) or pyarrow.types.is_large_string(value)):
+            raise UserError(f"{path}: column {field!r} is {kind}, expected string; choose another source.field")
+        return file
+
+    def _record(self, index: int) -> str:
+        group = bisect_right(self._first_rows, index) - 1
+        number, group_in_file = self._groups[group]
+        if self._group is None or self._group[0] != group:
+            table = self._checked_file(self.paths[number]).read_row_group(group_in_file, [self.settings.field])
+            self._group = (group, table.column(0))
+        row = index - self._first_rows[group]
+        try:
+            return checked_text(_value(self._group[1][row]), self.settings.field)
+        except BadRecordError as error:
+            where = f"{self.paths[number]}:{self._in_file[group] + row + 1}"
+            raise BadRecordError(f'{where}: {error}; mend it, or set source.on_bad_record = "skip"') from None
+
+
+def _value(cell: Any) -> object:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        return error.object  # the bytes, whose check names what is wrong with them
+
+
+class TfdsDocuments(Documents):
+    """The text feature `settings.field` of a split of a TFDS builder: its name, or the folder it was prepared in."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self._data: Any = None
+        data = self._data_source()
+        record = data[0] if len(data) else {settings.field: ""}
+        if settings.field not in record:
+            raise UserError(
+                f"{self.name}: no feature source.field = {settings.field!r}; {nearest(settings.field, record)}"
+            )
+        sample = len(record[settings.field]) if isinstance(record[settings.field], bytes | str) else 0
+        self._size = len(data) * sample
+        self._records = len(data)
+        super().__init__(settings, len(data))
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size
+
+    @property
+    def contents(self) -> list[list[object]]:
+        return [[self.settings.path, self._records]]
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_data": None}
+
+    def _data_source(self) -> Any:
+        if self._data is None:
+            self._data = _open_tfds(self.settings.path, self.settings.split)
+        return self._data
+
+    def _record(self, index: int) -> str:
+        value = self._data_source()[index][self.settings.field]
+        try:
+            return checked_text(value.item() if isinstance(value, np.generic) else value, self.settings.field)
+        except BadRecordError as error:
+            where = f"{self.settings.path}, split {self.settings.split!r}, record {index + 1}"
+            raise BadRecordError(f'{where}: {error}; mend it, or set source.on_bad_record = "skip"') from None
+
+
+def _open_tfds(path: str, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    folder = Path(path).expanduser()
+    try:
+        if (folder / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(folder)
+        elif folder.is_dir():
+            raise UserError(
+                f"source.path = {path!r}: expected a prepared TFDS builder's folder, with dataset_info.json"
+            )
+        else:
+            builder = tfds.builder(path, file_format="array_record")
+            builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"source.path = {path!r}: no TFDS builder of that name and no folder ({error})") from None
+    if split.partition("[")[0] not in builder.info.splits:
+        raise UserError(f"source.split = {split!r}: {path} has {', '.join(builder.info.splits)}")
+    try:
+        return builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise UserError(f"source.path = {path!r}: expected file_format array_record ({error}); prepare it so") from None
