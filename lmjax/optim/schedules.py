@@ -1,0 +1,50 @@
+"""Learning-rate schedules: a multiple of the peak for each step, counted in steps or in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.errors import require
+from lmjax.settings import ScheduleSettings
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+
+def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at: Schedule | None = None) -> Schedule:
+    """The learning rate of a step, as a function that can be traced.
+
+    `steps` is the run's length, in steps; `tokens_at(step)` the tokens read before a step, needed where the schedule
+    counts tokens. The rate rises linearly from 0 over the warmup and follows `settings.kind` from there.
+    """
+    in_tokens = settings.unit == "tokens"
+    require(not in_tokens or tokens_at is not None, "optimizer.schedule.unit", "tokens", "a count of tokens", "use steps")
+    clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
+    end = settings.decay if settings.decay is not None else float(clock(steps))
+    warmup = settings.warmup
+    fits = warmup < end
+    require(fits, "optimizer.schedule.warmup", warmup, f"less than the schedule's length, {end:g}", "shorten it")
+
+    def rate(step: jax.Array | int) -> jax.Array:
+        now = jnp.asarray(clock(step), jnp.float32)
+        rising = now / max(warmup, 1)
+        return peak * jnp.where(now < warmup, rising, _after_warmup(settings, now, warmup, end))
+
+    return rate
+
+
+def _after_warmup(settings: ScheduleSettings, now: jax.Array, warmup: int, end: float) -> jax.Array:
+    fall = 1.0 - settings.final
+    progress = jnp.clip((now - warmup) / (end - warmup), 0.0, 1.0)
+    if settings.kind == "cosine":
+        return settings.final + fall * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    if settings.kind == "linear":
+        return 1.0 - fall * progress
+    if settings.kind == "inverse_sqrt":
+        return jnp.sqrt(max(warmup, 1) / jnp.maximum(now, max(warmup, 1)))
+    if settings.kind == "wsd":
+        start = settings.stable * end
+        return 1.0 - fall * jnp.clip((now - start) / (end - start), 0.0, 1.0)
+    return jnp.ones_like(now)

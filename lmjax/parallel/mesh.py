@@ -1,0 +1,84 @@
+"""The device mesh: five named axes over whatever devices there are, or over those of a slice that is planned for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from lmjax.errors import UserError, require
+from lmjax.settings import DataSettings, MeshSettings, ModelSettings
+
+AXES = ("replica", "data", "fsdp", "sequence", "tensor")  # slowest links first
+ROW_AXES = ("replica", "data", "fsdp")  # over which the rows of a batch are cut
+
+
+def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
+    """The size of every axis for so many devices, with -1 inferred. Raises UserError when they do not multiply up."""
+    sizes = {name: getattr(settings, name) for name in AXES}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    inferred = [name for name, size in sizes.items() if size == -1]
+    wanted = f"sizes whose product divides the {devices} devices"
+    if devices % fixed or not inferred and fixed != devices:
+        near = [n for n in range(1, devices + 1) if devices % n == 0]
+        best = min(near, key=lambda n: abs(n - fixed))
+        fix = f"their product is {fixed}; the nearest that fits is {best}" + ("" if inferred else ", or give one axis -1")
+        require(False, "mesh", {k: v for k, v in sizes.items() if v != 1}, wanted, fix)
+    return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all that JAX sees) whose axes follow the physical links.
+
+    `replica` goes across slices, over the data-centre network, where there are several; the others stay inside one.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = mesh_shape(settings, len(devices))
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    sizes = tuple(shape.values())
+    try:
+        if len(slices) > 1 and shape["replica"] % len(slices) == 0:
+            inner = (shape["replica"] // len(slices), *sizes[1:])
+            outer = (len(slices), 1, 1, 1, 1)
+            grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+        elif len(slices) > 1:
+            raise UserError(f"mesh.replica = {shape['replica']}: expected a multiple of the {len(slices)} slices")
+        else:
+            grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"mesh = {shape}: these devices cannot be laid out so: {error}; choose other sizes") from error
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_mesh(shape: dict[str, int], model: ModelSettings, data: DataSettings, microbatches: int) -> None:
+    """Raises UserError where an axis does not divide what it cuts: rows, sequence, heads, feed-forward width."""
+    rows = math.prod(shape[name] for name in ROW_AXES)
+    batches = {data.batch_size, data.ramp_from or data.batch_size}
+    for batch in sorted(batches):
+        what = "data.batch_size / train.microbatches"
+        _divides("mesh." + " x mesh.".join(ROW_AXES), rows, what, batch // microbatches)
+    _divides("mesh.sequence", shape["sequence"], "data.sequence_length", data.sequence_length)
+    for what, size in (
+        ("model.attention.heads", model.attention.heads),
+        ("model.attention.kv_heads", model.kv_heads),
+        ("model.feed_forward.width", model.feed_forward_width),
+        ("model.vocab_size", model.vocab_size or shape["tensor"]),
+    ):
+        _divides("mesh.tensor", shape["tensor"], what, size)
+    _divides("mesh.fsdp", shape["fsdp"], "model.width", model.width)
+
+
+def _divides(axis: str, size: int, what: str, whole: int) -> None:
+    if whole % size == 0:
+        return
+    below = max(n for n in range(1, size + 1) if whole % n == 0)
+    lower = whole // size * size
+    multiples = f"{lower} or {lower + size}" if lower else f"{size}"
+    raise UserError(
+        f"{axis} = {size}: expected a divisor of {what} = {whole}; the nearest smaller divisor is {below}, "
+        f"the nearest multiples for {what} are {multiples}"
+    )
