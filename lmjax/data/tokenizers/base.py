@@ -1,0 +1,137 @@
+"""What every tokenizer shares: the folder it is saved in, and the ids it accepts.
+
+A tokenizer is its kind, a few JSON parameters and some named files. In come those; out goes a folder of the files
+beside `lmjax_tokenizer.json`, which names the kind and holds the SHA-256 of each file, so that a damaged folder is
+found when it is read and not when the samples look odd. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmjax.errors import UserError
+
+METADATA = "lmjax_tokenizer.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a tokenizer consists of."""
+
+    kind: str
+    parameters: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+
+class StoredTokenizer(ABC):
+    """A tokenizer that can be written to a folder and read back with the same ids."""
+
+    kind: str
+    vocab_size: int
+    eos_id: int
+
+    @abstractmethod
+    def contents(self) -> Contents:
+        """The parameters and files that bring this tokenizer back."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that `ids` stand for. Raises UserError for an id that does not exist."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [tokens], without any special token."""
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0].tolist()
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder, self.contents())
+
+    def text_ids(self, ids: Sequence[int]) -> list[int]:
+        """`ids` without end-of-text, which stands for no characters. Raises UserError for an id that does not exist."""
+        ids_T = np.asarray(ids, dtype=np.int64).reshape(-1)
+        outside = ids_T[(ids_T < 0) | (ids_T >= self.vocab_size)]
+        if outside.size:
+            raise UserError(
+                f"token id {outside[0]}: expected 0 to {self.vocab_size - 1}, the ids of this {self.kind} tokenizer; "
+                "decode with the tokenizer that the ids were made with"
+            )
+        return ids_T[ids_T != self.eos_id].tolist()
+
+
+def write_folder(folder: Path, contents: Contents) -> None:
+    """Writes the files first and the metadata last: a folder that has metadata is whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.files.items():
+        (folder / name).write_bytes(data)
+    metadata = {
+        "format": _FORMAT,
+        "kind": contents.kind,
+        "parameters": dict(contents.parameters),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.files.items()},
+    }
+    (folder / METADATA).write_text(json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=True) + "\n")
+
+
+def read_folder(folder: Path) -> Contents:
+    """The contents that `write_folder` wrote. Raises UserError where they are missing, damaged or from the future."""
+    path = Path(folder) / METADATA
+    metadata = read_json(path)
+    if not isinstance(metadata, dict) or not {"format", "kind", "parameters", "sha256"} <= metadata.keys():
+        raise UserError(f"{path}: expected format, kind, parameters and sha256 in it; save the tokenizer again")
+    if metadata["format"] != _FORMAT:
+        raise UserError(f"{path}: format = {metadata['format']!r}: expected {_FORMAT}; read it with a newer lmjax")
+    files = {}
+    for name, digest in metadata["sha256"].items():
+        files[name] = read_bytes(path.parent / name)
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise UserError(
+                f"{path.parent / name}: expected the SHA-256 {digest[:12]}... that {METADATA} gives; "
+                "the file was damaged or edited: copy the folder again"
+            )
+    return Contents(metadata["kind"], metadata["parameters"], files)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes. Raises UserError naming the path where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable tokenizer file ({error.strerror}); check the path") from error
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8. Raises UserError naming the path where it is not."""
+    return decode_text(read_bytes(path), path)
+
+
+def decode_text(data: bytes, where: object) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: expected UTF-8 text, found byte {data[error.start]:#04x} at {error.start}"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The file as JSON. Raises UserError naming path and line where it is not."""
+    return decode_json(read_bytes(path), path)
+
+
+def decode_json(data: bytes, where: object) -> Any:
+    try:
+        return json.loads(decode_text(data, where))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}:{error.lineno}: expected JSON ({error.msg}); copy or save the file again") from error

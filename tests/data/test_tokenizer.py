@@ -1,0 +1,402 @@
+"""Ids against published ones and independent references; lossless where promised; files that come back the same."""
+
+import functools
+import itertools
+import json
+import pickle
+import pydoc_data.topics
+import re
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax.data.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
+from lmjax.errors import UserError
+from lmjax.settings import TokenizerSettings
+
+# ruff: noqa: RUF001  (Chinese punctuation is meant)
+
+TEXTS = [text for name, text in sorted(pydoc_data.topics.topics.items()) if len(text) < 20_000]
+AWKWARD = [
+    "",
+    "Hello world",
+    "the cat's 3rd life; he'll  see\n\n\tif x:\n        return  1   \n",
+    "你好，世界。深度学习 123",
+    "😀👩‍👩‍👧 naïve café e\u0301 \u2581marks\u2581 \u2581",
+    "blanks:    \t  \n \r\n \u00a0\u3000 end ",
+    "<|endoftext|> </s> <s> <unk> <pad> [SEP] [CLS] [MASK] <0x41>",
+    "\0\x01\x7f\u2585",
+]
+KINDS = {
+    "byte": TokenizerSettings(),
+    "unigram": TokenizerSettings(kind="sentencepiece", vocab_size=600, user_symbols=("<|user|>", 'a,"b', "é à")),
+    "sentencepiece_bpe": TokenizerSettings(kind="sentencepiece", vocab_size=600, sentencepiece_model="bpe"),
+    "bpe": TokenizerSettings(kind="bpe", vocab_size=600, user_symbols=("<|user|>", "é à", "éa")),
+    "wordpiece": TokenizerSettings(kind="wordpiece", vocab_size=600, user_symbols=("<|user|>",)),
+    "cased": TokenizerSettings(kind="wordpiece", vocab_size=600, lowercase=False),
+}
+LOSSLESS = ["byte", "unigram", "sentencepiece_bpe", "bpe"]
+TRAINED = [name for name in KINDS if name != "byte"]
+
+
+@functools.cache
+def trained(name):
+    return build_tokenizer(KINDS[name], TEXTS)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(text=st.text())
+@settings(max_examples=150, deadline=None)
+def test_decoding_inverts_encoding(name, text):
+    tokenizer = trained(name)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(parts=st.lists(st.sampled_from([*AWKWARD, " ", "\n", "\u2581", "<|user|>", "é à", "éa", 'a,"b', "if"])))
+@settings(max_examples=100, deadline=None)
+def test_decoding_inverts_encoding_of_blanks_symbols_and_marks(name, parts):
+    tokenizer, text = trained(name), "".join(parts)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batch_gives_the_ids_of_each_text_alone(name):
+    tokenizer = trained(name)
+    batch = tokenizer.encode_batch(AWKWARD)
+    assert [ids.dtype for ids in batch] == [np.int32] * len(AWKWARD)
+    assert [ids.shape for ids in batch] == [(len(tokenizer.encode(text)),) for text in AWKWARD]
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in AWKWARD]
+    assert all(0 <= index < tokenizer.vocab_size for ids in batch for index in ids)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_names_of_special_tokens_in_data_are_ordinary_text(name):
+    tokenizer = trained(name)
+    ids = tokenizer.encode("a <|endoftext|> b </s> c [SEP] d <s> e [PAD] f <unk>")
+    assert tokenizer.eos_id not in ids
+    if name in LOSSLESS:
+        assert tokenizer.decode(ids) == "a <|endoftext|> b </s> c [SEP] d <s> e [PAD] f <unk>"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_end_of_text_decodes_to_nothing(name):
+    tokenizer = trained(name)
+    ids = tokenizer.encode("the value")
+    assert tokenizer.decode([tokenizer.eos_id, *ids, tokenizer.eos_id]) == "the value"
+    assert tokenizer.decode(np.asarray(ids, dtype=np.int32)) == "the value"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_id_outside_the_vocabulary_is_an_error_that_names_it(name):
+    tokenizer = trained(name)
+    for index in (-1, tokenizer.vocab_size):
+        with pytest.raises(UserError, match=f"token id {index}: expected 0 to {tokenizer.vocab_size - 1}"):
+            tokenizer.decode([index])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_saved_tokenizer_comes_back_with_the_same_ids(name, tmp_path):
+    tokenizer = trained(name)
+    tokenizer.save(tmp_path / "saved")
+    loaded = load_tokenizer(tmp_path / "saved")
+    assert (loaded.kind, loaded.vocab_size, loaded.eos_id) == (tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_id)
+    texts = [*AWKWARD, *TEXTS[:20], "a <|user|> é à éa"]
+    assert [loaded.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+
+
+def test_fingerprints_tell_tokenizers_apart():
+    assert len({tokenizer_fingerprint(trained(name)) for name in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_twice_gives_equal_files(name):
+    again = build_tokenizer(KINDS[name], TEXTS)
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(trained(name))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_gives_the_vocabulary_size_asked_for_and_compresses(name):
+    tokenizer = trained(name)
+    assert tokenizer.vocab_size == 600
+    text = " ".join(TEXTS[0].split())
+    assert len(tokenizer.encode(text)) < 0.6 * len(text)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_vocabulary_too_large_for_the_text_names_the_largest_that_fits(name):
+    texts = ["the cat sat on the mat, the cat sat on the hat"] * 3
+    asked = TokenizerSettings(kind=KINDS[name].kind, sentencepiece_model=KINDS[name].sentencepiece_model)
+    with pytest.raises(UserError, match=r"vocab_size = 4096: expected at most \d+") as error:
+        build_tokenizer(asked, texts)
+    most = int(re.search(r"at most (\d+)", str(error.value))[1])
+    fits = TokenizerSettings(**{**vars(asked), "vocab_size": most})
+    assert build_tokenizer(fits, texts).vocab_size == most
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_vocabulary_too_small_names_the_smallest_that_fits(name):
+    asked = TokenizerSettings(**{**vars(KINDS[name]), "vocab_size": 20})
+    with pytest.raises(UserError, match=r"vocab_size = 20: expected at least \d+") as error:
+        build_tokenizer(asked, TEXTS)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    assert build_tokenizer(TokenizerSettings(**{**vars(asked), "vocab_size": least}), TEXTS).vocab_size == least
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_prints_nothing(name, capfd):
+    build_tokenizer(KINDS[name], TEXTS)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["unigram", "bpe", "wordpiece"])
+def test_a_user_symbol_is_one_token_anywhere(name):
+    tokenizer = trained(name)
+    alone = tokenizer.encode("<|user|>")
+    assert tokenizer.encode("x<|user|>y").count(alone[-1]) == 1
+    assert tokenizer.decode(alone).strip() == "<|user|>"
+    assert len(alone) == 1
+
+
+def test_training_reads_no_more_text_than_training_bytes():
+    def texts():
+        yield "é" * 300  # two bytes each
+        yield "never" + 1 / 0
+
+    few = TokenizerSettings(kind="bpe", vocab_size=258, training_bytes=601 - 2)
+    assert build_tokenizer(few, texts()).vocab_size == 258
+    with pytest.raises(ZeroDivisionError):
+        build_tokenizer(TokenizerSettings(kind="bpe", vocab_size=258, training_bytes=601), texts())
+
+
+def test_digits_split_when_asked():
+    base = {"kind": "sentencepiece", "vocab_size": 420}
+    texts = ["in 2024 and in 2023, 1024 of 2048"] * 50 + TEXTS[:20]
+    split = build_tokenizer(TokenizerSettings(**base, split_digits=True), texts)
+    assert len(split.encode("2024")) == 4
+    assert len(build_tokenizer(TokenizerSettings(**base), texts).encode("2024")) < 4
+
+
+def test_very_long_lines_train_a_sentencepiece_bpe():
+    texts = ["ab" * 50_000 + "c" * 70_000]
+    asked = TokenizerSettings(kind="sentencepiece", sentencepiece_model="bpe", vocab_size=270)
+    assert build_tokenizer(asked, texts).vocab_size == 270
+
+
+def test_tokenizers_travel_to_worker_processes():
+    for name in KINDS:
+        copy = pickle.loads(pickle.dumps(trained(name)))
+        assert copy.encode(AWKWARD[2]) == trained(name).encode(AWKWARD[2])
+
+
+def test_no_text_or_contradictory_settings_are_errors(tmp_path):
+    with pytest.raises(UserError, match="expected some, found none"):
+        build_tokenizer(KINDS["bpe"], ["", " \n"])
+    with pytest.raises(UserError, match=r"user_symbols = \('x',\): expected none"):
+        build_tokenizer(TokenizerSettings(kind="byte", user_symbols=("x",)), [])
+    trained("bpe").save(tmp_path)
+    with pytest.raises(UserError, match=r"set tokenizer\.kind to 'bpe'"):
+        build_tokenizer(TokenizerSettings(kind="wordpiece", path=str(tmp_path)), [])
+    for kind, symbol in (("bpe", "<|endoftext|>"), ("bpe", "Ġ"), ("wordpiece", "[SEP]"), ("sentencepiece", "</s>")):
+        with pytest.raises(UserError, match="symbol"):
+            build_tokenizer(TokenizerSettings(kind=kind, vocab_size=600, user_symbols=(symbol,)), TEXTS)
+
+
+def test_missing_and_unknown_files_are_errors_that_name_the_path(tmp_path):
+    with pytest.raises(UserError, match=r"absent.*no such file.*expected"):
+        load_tokenizer(tmp_path / "absent")
+    with pytest.raises(UserError, match=rf"{tmp_path}: found no tokenizer.*expected"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"expected merges.txt or vocab.bpe beside vocab.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
+    with pytest.raises(UserError, match=r"merges.txt:2: 'a b c': expected two tokens"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(UserError, match=r"vocab.json: expected a JSON object"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{\n"a": ')
+    with pytest.raises(UserError, match=r"vocab.json:2: expected JSON"):
+        load_tokenizer(tmp_path)
+    for name, content, message in (
+        ("x.model", b"not a model", "expected a SentencePiece model"),
+        ("empty.model", b"", "expected a SentencePiece model"),
+        ("vocab.txt", b"a\nb\n", r"expected the lines \[UNK\] and \[SEP\]"),
+        ("twice.txt", b"[UNK]\n[SEP]\na\na\n", "'a' is repeated"),
+        ("latin.txt", b"[UNK]\n[SEP]\n\xe9\n", "expected UTF-8 text, found byte 0xe9 at 12"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}.*{message}"):
+            load_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_saved_folders_are_errors_that_name_the_path(name, tmp_path):
+    trained(name).save(tmp_path)
+    metadata = tmp_path / "lmjax_tokenizer.json"
+    for path in set(tmp_path.iterdir()) - {metadata}:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=rf"{path.name}: expected the SHA-256"):
+            load_tokenizer(tmp_path)
+        path.unlink()
+        with pytest.raises(UserError, match=rf"{path.name}: expected a readable tokenizer file"):
+            load_tokenizer(tmp_path)
+        path.write_bytes(whole)
+    whole = json.loads(metadata.read_text())
+    for changes, message in (({"kind": "bpee"}, r"kind = 'bpee'.*did you mean 'bpe'"), ({"format": 9}, "format = 9")):
+        metadata.write_text(json.dumps(whole | changes))
+        with pytest.raises(UserError, match=rf"lmjax_tokenizer.json: {message}"):
+            load_tokenizer(tmp_path)
+    metadata.write_text("{}")
+    with pytest.raises(UserError, match="expected format, kind, parameters and sha256"):
+        load_tokenizer(tmp_path)
+
+
+ENGLISH = (
+    "I'll say: the quick brown fox's 12,345 jumps -- over_the lazy dog's... won't you?\n\n  def f(x):\n\treturn x\n"
+)
+CHINESE = "你好，世界！自然语言处理是人工智能的一个重要方向。"
+EMOJI = "😀 👩‍👩‍👧 ❤️ 🇨🇳!!"
+BLANKS = "a  b   c    \n   \n\n\t\t d \u00a0\u3000e  "
+PUBLISHED_TEXTS = [ENGLISH, CHINESE, EMOJI, BLANKS, "<|endoftext|> [SEP]", *AWKWARD, *TEXTS[:10]]
+
+
+def gpt2_reference(folder):
+    """Byte-level BPE as the paper describes it, written from the files alone and without a regular expression."""
+    ranks = {}
+    for line in (folder / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:]:
+        if line:
+            ranks[tuple(line.split())] = len(ranks)
+    ids = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and not chr(byte).isspace()]
+    spelling = dict(zip(visible, map(chr, visible), strict=True))
+    for byte in range(256):
+        spelling.setdefault(byte, chr(256 + len(spelling) - len(visible)))
+
+    def kind(character):
+        category = unicodedata.category(character)[0]
+        return "space" if character.isspace() else {"L": "letter", "N": "number"}.get(category, "other")
+
+    def words(text):
+        start = 0
+        while start < len(text):
+            short = next((s for s in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d") if text.startswith(s, start)), None)
+            first = start + (text[start] == " " and start + 1 < len(text) and kind(text[start + 1]) != "space")
+            end = first
+            while end < len(text) and kind(text[end]) == kind(text[first]):
+                end += 1
+            if kind(text[first]) == "space" and end < len(text) and end - first > 1:
+                end -= 1  # the last blank of a run goes to the next word
+            end = start + len(short) if short else end
+            yield text[start:end]
+            start = end
+
+    def merge(word):
+        parts = [spelling[byte] for byte in word.encode()]
+        while len(parts) > 1:
+            best = min(itertools.pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
+            if best not in ranks:
+                break
+            merged, index = [], 0
+            while index < len(parts):
+                joined = tuple(parts[index : index + 2]) == best
+                merged.append("".join(best) if joined else parts[index])
+                index += 2 if joined else 1
+            parts = merged
+        return [ids[part] for part in parts]
+
+    return lambda text: [index for word in words(text) for index in merge(word)]
+
+
+@pytest.mark.data
+def test_gpt2_files_give_the_published_ids(shared_data, tmp_path):
+    tokenizer = load_tokenizer(shared_data("vocab_gpt2"))
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (50257, 50256)
+    assert tokenizer.encode("Hello world") == [15496, 995]
+    assert tokenizer.encode("Hello, my dog is cute") == [15496, 11, 616, 3290, 318, 13779]
+    assert tokenizer.encode("<|endoftext|>") == [27, 91, 437, 1659, 5239, 91, 29]
+    assert tokenizer.encode("\n\n") == [628]
+    assert tokenizer.encode("   \n") == [220, 220, 220, 198]
+    reference = gpt2_reference(shared_data("vocab_gpt2"))
+    for text in PUBLISHED_TEXTS:
+        assert tokenizer.encode(text) == reference(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode_batch(PUBLISHED_TEXTS)[1].tolist() == reference(CHINESE)
+    extended = load_tokenizer(shared_data("vocab_gpt2"), user_symbols=("<|user|>",))
+    assert extended.encode("Hello world<|user|>") == [15496, 995, 50257]
+    assert tokenizer_fingerprint(extended) != tokenizer_fingerprint(tokenizer)
+
+
+def wordpiece_reference(folder, lowercase):
+    """BERT's basic tokenizer and greedy longest match, written from the paper's description and the file alone."""
+    ids = {
+        token: i for i, token in enumerate((folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    }
+
+    def alone(character):
+        chinese = 0x4E00 <= ord(character) <= 0x9FFF or 0x3400 <= ord(character) <= 0x4DBF
+        ascii_sign = ord(character) < 127 and not character.isalnum() and not character.isspace()
+        return chinese or ascii_sign or unicodedata.category(character).startswith("P")
+
+    def encode(text):
+        text = "".join(c for c in text if c in "\t\n\r" or (unicodedata.category(c)[0] != "C" and c != "\ufffd"))
+        if lowercase:
+            text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn").lower()
+        out = []
+        for word in "".join(f" {c} " if alone(c) else c for c in text).split():
+            pieces, start = [], 0
+            while start < len(word):
+                ends = range(len(word), start, -1)
+                name = "##" if start else ""
+                end = next((end for end in ends if name + word[start:end] in ids), None)
+                if end is None:
+                    pieces = [ids["[UNK]"]]
+                    break
+                pieces.append(ids[name + word[start:end]])
+                start = end
+            out += [ids["[UNK]"]] if len(word) > 100 else pieces
+        return out
+
+    return encode
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_bert_vocabulary_gives_the_published_ids(lowercase, shared_data, tmp_path):
+    tokenizer = load_tokenizer(shared_data("vocab_bert"), lowercase=lowercase)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (30522, 102)
+    assert tokenizer.encode("hello world!") == [7592, 2088, 999]
+    if lowercase:
+        assert tokenizer.encode("Héllo WORLD!") == [7592, 2088, 999]
+        assert tokenizer.decode(tokenizer.encode("Unaffable tokenization.")) == "unaffable tokenization."
+    else:
+        assert tokenizer.encode("Hello") == [100]
+    reference = wordpiece_reference(shared_data("vocab_bert"), lowercase)
+    for text in [*PUBLISHED_TEXTS, "Ünïcödé ÅNGSTRÖM Straße", "x" * 101 + " y", "混合 text中文abc"]:
+        assert tokenizer.encode(text) == reference(text), text
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode(ENGLISH) == reference(ENGLISH)
+
+
+@pytest.mark.data
+def test_published_sentencepiece_models_give_their_ids(shared_data, tmp_path):
+    folder = shared_data("vocab_sentencepiece")
+    small = load_tokenizer(folder / "seqio_test_sentencepiece.model")
+    assert (small.vocab_size, small.eos_id) == (26, 1)
+    assert small.encode("a see") == small.encode("  a   see ")  # published: blanks are collapsed
+    assert small.encode("that is") == small.encode_batch(["that is"])[0].tolist()
+    larger = load_tokenizer(folder / "hf_test_sentencepiece.model")
+    assert (larger.vocab_size, larger.eos_id) == (1000, 2)
+    assert larger.encode("This is a test") == [285, 46, 10, 170, 382]  # as the transformers fixture's own test has it
+    assert larger.decode([285, 46, 10, 170, 382]) == "This is a test"
+    larger.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("a\u2581b c") == larger.encode("a\u2581b c")
+    with pytest.raises(UserError, match=r"expected one \.model file"):
+        load_tokenizer(folder)
