@@ -146,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _add(commands, "run", _run, "train what a recipe says; the same command resumes", "lmjax run quickstart")
     run.set_defaults(takes_overrides=True)
-    run.add_argument("recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes")
+    run.add_argument(
+        "recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes"
+    )
     run.add_argument("--workdir", type=Path, help="where everything is written (default: runs/NAME)")
     run.add_argument("--force", action="store_true", help="go on although the recipe differs from the workdir's")
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
@@ -170,10 +172,18 @@ def _parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")
     report.add_argument("workdir", type=Path)
 
-    reader = _add(commands, "import-hf", _import_hf, "a Hugging Face folder becomes a checkpoint", "lmjax import-hf gpt2/ out/")
+    reader = _add(
+        commands, "import-hf", _import_hf, "a Hugging Face folder becomes a checkpoint", "lmjax import-hf gpt2/ out/"
+    )
     reader.add_argument("folder", type=Path)
     reader.add_argument("out", type=Path)
-    writer = _add(commands, "export-hf", _export_hf, "a checkpoint becomes a Hugging Face folder", "lmjax export-hf runs/gpt2 out/")
+    writer = _add(
+        commands,
+        "export-hf",
+        _export_hf,
+        "a checkpoint becomes a Hugging Face folder",
+        "lmjax export-hf runs/gpt2 out/",
+    )
     writer.add_argument("checkpoint", type=Path)
     writer.add_argument("out", type=Path)
     return parser

@@ -29,7 +29,11 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, LayerCache | None], first: jax.Array | int, key: jax.Array | None, around: Surroundings
+        self,
+        carry: tuple[jax.Array, LayerCache | None],
+        first: jax.Array | int,
+        key: jax.Array | None,
+        around: Surroundings,
     ) -> tuple[tuple[jax.Array, LayerCache | None], None]:
         x, cache = carry
         for i, kind in enumerate(self.context.settings.attention.pattern):

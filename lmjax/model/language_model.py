@@ -21,9 +21,7 @@ from lmjax.settings import ComputeSettings, ModelSettings
 Params = dict[str, Any]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["keys", "values", "segments"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "segments"], meta_fields=[])
 @dataclass(frozen=True)
 class Cache:
     """Keys and values of S slots, [L, B, S, Hkv, K] each, and the segments [B, S] of what they hold; 0 is empty."""

@@ -12,8 +12,6 @@ from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.objective.weighted import LossFunction, Weighted
 
 
-
-
 def language_loss(
     model: LanguageModel,
     *,

@@ -20,7 +20,9 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
     counts tokens. The rate rises linearly from 0 over the warmup and follows `settings.kind` from there.
     """
     in_tokens = settings.unit == "tokens"
-    require(not in_tokens or tokens_at is not None, "optimizer.schedule.unit", "tokens", "a count of tokens", "use steps")
+    require(
+        not in_tokens or tokens_at is not None, "optimizer.schedule.unit", "tokens", "a count of tokens", "use steps"
+    )
     clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
     end = settings.decay if settings.decay is not None else float(clock(steps))
     warmup = settings.warmup

@@ -55,7 +55,9 @@ def partition_spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
         for axis in mesh_axes:
             if axis in used:
                 pair = f"{used[axis]!r} and {name!r}"
-                raise UserError(f"axis rules: {pair} of one array {logical_axes} both go to mesh axis {axis!r}; move one")
+                raise UserError(
+                    f"axis rules: {pair} of one array {logical_axes} both go to mesh axis {axis!r}; move one"
+                )
             used[axis] = str(name)
         entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
     return PartitionSpec(*entries)

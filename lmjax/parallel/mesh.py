@@ -26,7 +26,9 @@ def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
     if devices % fixed or not inferred and fixed != devices:
         near = [n for n in range(1, devices + 1) if devices % n == 0]
         best = min(near, key=lambda n: abs(n - fixed))
-        fix = f"their product is {fixed}; the nearest that fits is {best}" + ("" if inferred else ", or give one axis -1")
+        fix = f"their product is {fixed}; the nearest that fits is {best}" + (
+            "" if inferred else ", or give one axis -1"
+        )
         require(False, "mesh", {k: v for k, v in sizes.items() if v != 1}, wanted, fix)
     return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
 

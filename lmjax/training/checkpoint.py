@@ -1,0 +1,218 @@
+"""Checkpoints: written in the background, visible only when whole, readable on any mesh.
+
+A folder `checkpoints/<stage>/<step>/` holds the state (step, params, opt_state) and, as JSON, the resolved recipe, the
+tokenizer's files and the version of lmjax. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+import lmjax
+from lmjax.errors import UserError
+from lmjax.settings import CheckpointSettings
+from lmjax.training.state import TrainState
+
+STATE, EXTRAS = "state", "extras"
+METRIC = "validation_loss"
+
+
+class Checkpointer:
+    """The checkpoints of one stage. Use as a context manager: leaving it waits for what is being written.
+
+    `report` is told, in a sentence, of a damaged checkpoint that was passed over.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: CheckpointSettings,
+        *,
+        recipe_json: str,
+        tokenizer_folder: Path | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._report = report
+        self._extras = {
+            "lmjax": lmjax.__version__,
+            "recipe": recipe_json,
+            "tokenizer": _packed(tokenizer_folder) if tokenizer_folder else {},
+        }
+        keep: list[Any] = [policies.LatestN(settings.keep_last)]
+        if settings.keep_every:
+            keep.append(policies.EveryNSteps(settings.keep_every))
+        if settings.keep_best:
+            keep.append(
+                policies.BestN(get_metric_fn=_worth, n=settings.keep_best, keep_checkpoints_without_metrics=False)
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+        )
+        with _clear_disk_errors(folder):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(STATE, EXTRAS))
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        self._manager.close()
+
+    def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
+        """Starts writing a checkpoint; training goes on once the state has been copied to the host.
+
+        Raises UserError when the disk is full, for this checkpoint or for the one before it.
+        """
+        arguments = ocp.args.Composite(
+            **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
+        )
+        known = {METRIC: metrics[METRIC]} if METRIC in metrics else None
+        with _clear_disk_errors(self._folder):
+            self._manager.save(step, args=arguments, metrics=known, force=True)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises UserError when the disk was full."""
+        with _clear_disk_errors(self._folder):
+            self._manager.wait_until_finished()
+
+    def restore(self, abstract: TrainState) -> TrainState | None:
+        """The newest whole state, laid out as `abstract` says (shapes, dtypes, shardings); None where there is none.
+
+        Raises UserError when all are damaged, or when shapes differ from the model's.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            checkpoint = Checkpoint(self._folder / str(step))
+            try:
+                return TrainState(**checkpoint.restore(_tree(abstract)))
+            except DamagedCheckpointError as error:
+                self._report(f"{error}; trying the one before it")
+        if steps:
+            raise UserError(
+                f"{self._folder}: none of the checkpoints {sorted(steps)} is whole; delete the folder to start anew"
+            )
+        return None
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that cannot be read back."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One step's folder."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name)
+
+    def restore(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Those of step, params and opt_state that `abstract` names, with its shapes, dtypes and shardings."""
+        folder = (self.path / STATE).absolute()
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            with ocp.Checkpointer(handler) as reader:
+                saved = reader.metadata(folder).item_metadata.tree
+                _same_shapes(self.path, {name: saved[name] for name in abstract}, abstract)
+                arguments = ocp.args.PyTreeRestore(
+                    item=abstract,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                    partial_restore=True,
+                )
+                return reader.restore(folder, args=arguments)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the storage layers raise, the checkpoint cannot be read
+            reason = str(error).strip().split("\n")[0][:200]
+            raise DamagedCheckpointError(f"{self.path} is damaged: {type(error).__name__}: {reason}") from error
+
+    def extras(self) -> dict[str, Any]:
+        """The recipe's JSON, the tokenizer's files in base64 and the version. Raises UserError when unreadable."""
+        try:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+                return reader.restore((self.path / EXTRAS).absolute(), args=ocp.args.JsonRestore())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: damaged: its recipe cannot be read: {error}") from error
+
+    def unpack_tokenizer(self, folder: Path) -> None:
+        """Writes the tokenizer's files into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.extras()["tokenizer"].items():
+            if Path(name).name != name:
+                raise UserError(
+                    f"{self.path}: the tokenizer's file {name!r} would leave its folder; expected a plain name"
+                )
+            (folder / name).write_bytes(base64.b64decode(content))
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The newest whole checkpoint below `path`: a step's folder, a stage's folder or a workdir.
+
+    Raises UserError where there is none.
+    """
+    if (path / STATE).is_dir():
+        return Checkpoint(path)
+    stages = sorted(path.glob("checkpoints/*")) or [path]
+    steps = [
+        folder for stage in stages for folder in stage.glob("*") if folder.name.isdigit() and (folder / STATE).is_dir()
+    ]
+    if not steps:
+        raise UserError(
+            f"{path}: no checkpoint; expected a workdir, a stage's folder or a step's folder that lmjax wrote"
+        )
+    return Checkpoint(max(steps, key=lambda folder: int(folder.name)))
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _worth(metrics: Any) -> float:
+    return -metrics[METRIC] if metrics and METRIC in metrics else -float("inf")
+
+
+def _packed(folder: Path) -> dict[str, str]:
+    return {file.name: base64.b64encode(file.read_bytes()).decode() for file in sorted(folder.iterdir())}
+
+
+def _same_shapes(where: Path, saved: Any, abstract: Any) -> None:
+    have = {jax.tree_util.keystr(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
+    want = {_plain_path(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(abstract)}
+    for name, shape in want.items():
+        if name not in have:
+            raise UserError(f"{where}: no {name}; expected shape {shape}; is this a checkpoint of the same model?")
+        if have[name] != shape:
+            raise UserError(f"{where}: {name} has shape {have[name]}; expected {shape}; is this the same recipe?")
+
+
+def _plain_path(path: Any) -> str:
+    keys = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path]
+    return "".join(f"[{key!r}]" for key in keys)
+
+
+@contextlib.contextmanager
+def _clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk, whichever layer notices it, into a UserError; the older checkpoints are intact."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+            words in str(error) for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large")
+        )
+        if not full:
+            raise
+        raise UserError(f"{folder}: the disk is full; free some space and run the same command again") from error

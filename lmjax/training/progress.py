@@ -1,0 +1,87 @@
+"""What a run shows on the terminal: a live line with loss, speed and time left, or plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.text import Text
+
+PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+class _Numbers(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("numbers", ""), style="cyan")
+
+
+class ProgressDisplay:
+    """A context manager around the loop. Processes other than 0 have a silent one."""
+
+    def __init__(
+        self, title: str, steps: int, first: int, *, silent: bool = False, console: Console | None = None
+    ) -> None:
+        self._console = console or Console(quiet=silent)
+        self._title, self._steps, self._first = title, steps, first
+        self._live = self._console.is_terminal and not silent
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Numbers(),
+            TimeLeftColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=not self._live,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task(title, total=steps, completed=first)
+        self._printed = -PLAIN_EVERY
+        self._started = (time.monotonic(), first)
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, values: dict[str, Any]) -> None:
+        """The numbers of a step that has been logged."""
+        numbers = describe(values)
+        self._bar.update(self._task, completed=step, numbers=numbers)
+        now = time.monotonic()
+        if not self._live and (now - self._printed >= PLAIN_EVERY or step == self._steps):
+            self._printed = now
+            self._console.print(
+                escape(f"{self._title} {step}/{self._steps}  {numbers}{self._left(now, step)}"), highlight=False
+            )
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def _left(self, now: float, step: int) -> str:
+        began, first = self._started
+        if step <= first or step == self._steps:
+            return ""
+        seconds = (now - began) / (step - first) * (self._steps - step)
+        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
+def describe(values: dict[str, Any]) -> str:
+    """One line of the numbers that matter: loss, tokens per second, MFU or else step time."""
+    parts = []
+    if "loss" in values:
+        parts.append(f"loss {values['loss']:.4f}")
+    if "tokens_per_second" in values:
+        parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    elif "step_seconds" in values:
+        parts.append(f"{values['step_seconds'] * 1000:,.0f} ms/step")
+    return "  ".join(parts)
