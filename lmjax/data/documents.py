@@ -53,7 +53,7 @@ class Documents(abc.ABC):
     @property
     def name(self) -> str:
         """How messages call this source."""
-        return f"source {self.settings.kind} {self.settings.path or self.settings.split!r}"
+        return f"source {self.settings.kind} {self.settings.path or self.settings.split}"
 
     @property
     @abc.abstractmethod

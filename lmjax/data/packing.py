@@ -99,15 +99,18 @@ class IsolatedRows(SplitRows):
 
     def _structure(self, starts_R: np.ndarray) -> Batch:
         rows, begins = self.shards.starts_between(starts_R, starts_R + self.length)
+        columns = begins - starts_R[rows]  # from 1 to T
         is_first_RT = np.zeros((len(starts_R), self.length + 1), bool)
-        is_first_RT[rows, begins - starts_R[rows]] = True
-        here_RT = is_first_RT[:, :-1]
-        time_T = np.arange(self.length, dtype=np.int32)
-        first_RT = np.maximum.accumulate(here_RT * time_T, axis=1)
+        is_first_RT[rows, columns] = True
+        inside = columns < self.length
+        places = len(starts_R) * self.length
+        edges = np.concatenate([np.arange(0, places, self.length), (rows * self.length + columns)[inside], [places]])
+        edges.sort()
+        positions = np.arange(places) - np.repeat(edges[:-1], np.diff(edges))
         return {
             WEIGHTS: (~is_first_RT[:, 1:]).astype(np.float32),
-            POSITIONS: time_T - first_RT,
-            SEGMENTS: np.cumsum(here_RT, axis=1, dtype=np.int32) + np.int32(1),
+            POSITIONS: positions.astype(np.int32).reshape(-1, self.length),
+            SEGMENTS: np.cumsum(is_first_RT[:, :-1], axis=1, dtype=np.int32) + np.int32(1),
         }
 
 
@@ -133,18 +136,25 @@ class FirstFitRows:
         plan, rows = self.plan, len(indices)
         counts_R = plan.first_piece[indices + 1] - plan.first_piece[indices]
         before_R = np.cumsum(counts_R) - counts_R  # pieces of the rows before
-        within = np.arange(counts_R.sum()) - np.repeat(before_R, counts_R)
-        pieces = np.repeat(plan.first_piece[indices], counts_R) + within
+        row = np.repeat(np.arange(rows), counts_R)
+        within = np.arange(len(row)) - before_R[row]
+        pieces = plan.first_piece[indices][row] + within
         lengths = plan.lengths[pieces].astype(np.int64)
-        before = np.cumsum(lengths) - lengths  # places of the pieces before
-        row_shift_R = np.arange(rows) * self.length - before[before_R]
-        positions = np.arange(lengths.sum()) - np.repeat(before, lengths)
-        source = np.repeat(plan.starts[pieces], lengths) + positions
-        places = np.repeat(before + np.repeat(row_shift_R, counts_R), lengths) + positions
+        ends = np.cumsum(lengths)
+        row_begins = np.concatenate([[0], ends])[before_R]
+        places = row * self.length + ends - lengths - row_begins[row]  # of the first token of each piece
+
+        order = np.argsort(plan.starts[pieces])  # shards are read from front to back
+        pieces, lengths, places, within = (array[order] for array in (pieces, lengths, places, within))
+        shift = np.arange(ends[-1] if len(ends) else 0)
+        before = np.cumsum(lengths) - lengths
+        positions = shift - np.repeat(before, lengths)
+        source = np.repeat(plan.starts[pieces] - before, lengths) + shift
+        places = np.repeat(places - before, lengths) + shift
 
         def laid_out(values: np.ndarray | float, dtype: type) -> np.ndarray:
             flat: np.ndarray = np.zeros(rows * self.length, dtype)
-            flat[places] = values
+            flat[places] = np.asarray(values, dtype)  # three times as fast as a conversion on the way
             return flat.reshape(rows, self.length)
 
         return {

@@ -173,14 +173,17 @@ class TokenShards:
         return out
 
     def take(self, positions: np.ndarray) -> np.ndarray:
-        """int32 [n]: the tokens at positions [n]."""
-        if len(self._shards) == 1:
-            return self._shards[0][positions + self.begin].astype(np.int32)
-        shards, places = np.divmod(positions + self.begin, self.manifest.shard_tokens)
+        """int32 [n]: the tokens at positions [n], which are in ascending order."""
+        if not len(positions):
+            return np.zeros(0, np.int32)
+        positions = positions + self.begin
+        size = self.manifest.shard_tokens
+        first, last = int(positions[0]) // size, int(positions[-1]) // size
+        cuts = np.searchsorted(positions, np.arange(first, last + 2) * size)
         out = np.empty(len(positions), np.int32)
-        for shard in np.flatnonzero(np.bincount(shards)).tolist():
-            here = shards == shard
-            out[here] = self._shards[shard][places[here]]
+        for index in np.flatnonzero(np.diff(cuts)).tolist():
+            here = slice(cuts[index], cuts[index + 1])
+            out[here] = self._shards[first + index][positions[here] - (first + index) * size]
         return out
 
     def verify(self) -> None:
