@@ -1,0 +1,84 @@
+"""Parameters and FLOPs of a model from its shapes alone; nothing is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lmjax.errors import require
+from lmjax.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Count:
+    """Exact counts.
+
+    `embedding_parameters` are the token and position tables (a head of its own is not among them), as in Kaplan et
+    al. 2020, section 2.1. `flops_per_token` is of a training step, forward and backward, a multiply and an add being
+    two: 6 for every parameter of a matrix that a token is multiplied with, the head included, plus the attention
+    scores and their use, 12 x heads x head_dim x (keys that a query sees, on average over the context) per layer.
+    `flops_per_token_6n` is 6 x all parameters.
+    """
+
+    parameters: int
+    embedding_parameters: int
+    non_embedding_parameters: int
+    flops_per_token: int
+    flops_per_token_6n: int
+
+
+def count(settings: ModelSettings, sequence_length: int | None = None) -> Count:
+    """Counts a model; FLOPs are for rows of `sequence_length` tokens, by default the whole context.
+
+    Raises UserError when the vocabulary's size is not known.
+    """
+    vocab = settings.vocab_size
+    require(vocab is not None, "model.vocab_size", vocab, "a number of rows", "set it to count the model")
+    assert vocab is not None
+    length = sequence_length or settings.context
+    tables = vocab * settings.width
+    if settings.positions.kind == "learned":
+        tables += settings.context * settings.width
+    head = 0 if settings.tied_head else vocab * settings.width
+    norm = _norm(settings)
+    matrices = _matrices(settings)
+    layer = matrices + _biases(settings) + 2 * norm
+    total = tables + head + settings.layers * layer + (norm if settings.norm.final else 0) + _relative(settings)
+    multiplied = settings.layers * matrices + vocab * settings.width
+    scores = 12 * settings.attention.heads * settings.head_dim * _seen_keys(settings, length)
+    return Count(total, tables, total - tables, 6 * multiplied + math.floor(scores), 6 * total)
+
+
+def _matrices(settings: ModelSettings) -> int:
+    query = settings.attention.heads * settings.head_dim
+    key_value = 2 * settings.kv_heads * settings.head_dim
+    feed_forward = (3 if settings.feed_forward.gated else 2) * settings.feed_forward_width
+    return settings.width * (2 * query + key_value + feed_forward)
+
+
+def _biases(settings: ModelSettings) -> int:
+    attention = (settings.attention.heads + 2 * settings.kv_heads) * settings.head_dim + settings.width
+    hidden = settings.feed_forward_width * (2 if settings.feed_forward.gated else 1)
+    return settings.attention.bias * attention + settings.feed_forward.bias * (hidden + settings.width)
+
+
+def _norm(settings: ModelSettings) -> int:
+    biased = settings.norm.kind == "layernorm" and settings.norm.bias
+    return settings.width * (2 if biased else 1)
+
+
+def _relative(settings: ModelSettings) -> int:
+    used = settings.positions.kind == "relative"
+    return settings.positions.relative_buckets * settings.attention.heads if used else 0
+
+
+def _seen_keys(settings: ModelSettings, length: int) -> float:
+    """Over all layers, the keys that a query sees, averaged over a causal row of `length` tokens."""
+    pattern = settings.attention.pattern
+    repeats = settings.layers // len(pattern)
+    return repeats * sum(_causal_mean(length, settings.attention.band if k == "banded" else None) for k in pattern)
+
+
+def _causal_mean(length: int, band: int | None) -> float:
+    width = min(band or length, length)
+    return (width * (width + 1) / 2 + (length - width) * width) / length
