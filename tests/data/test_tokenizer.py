@@ -97,6 +97,12 @@ def test_an_id_outside_the_vocabulary_is_an_error_that_names_it(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_text_that_is_not_unicode_is_an_error_that_names_the_place(name):
+    with pytest.raises(UserError, match=r"text 1 of 2: .* lone surrogate U\+D800 at character 3"):
+        trained(name).encode_batch(["fine", "bad\ud800"])
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_saved_tokenizer_comes_back_with_the_same_ids(name, tmp_path):
     tokenizer = trained(name)
     tokenizer.save(tmp_path / "saved")

@@ -48,8 +48,16 @@ class StoredTokenizer(ABC):
         """The text that `ids` stand for. Raises UserError for an id that does not exist."""
 
     @abstractmethod
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [tokens]; may raise TypeError or UnicodeEncodeError for what is not text."""
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [tokens], without any special token."""
+        """The ids of each text, int32 [tokens], without any special token. Raises UserError for a lone surrogate."""
+        try:
+            return self._encode_batch(texts)
+        except (TypeError, UnicodeEncodeError):
+            _require_unicode(texts)
+            raise
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -67,6 +75,17 @@ class StoredTokenizer(ABC):
                 "decode with the tokenizer that the ids were made with"
             )
         return ids_T[ids_T != self.eos_id].tolist()
+
+
+def _require_unicode(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text {number} of {len(texts)}: expected Unicode text, found the lone surrogate "
+                f"U+{ord(text[error.start]):04X} at character {error.start}; it was not read as UTF-8"
+            ) from error
 
 
 def write_folder(folder: Path, contents: Contents) -> None:

@@ -51,7 +51,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         self._exact = exact
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._exact and any(_SPACE_MARK in text for text in texts):
             return [self._encode_exactly(text) for text in texts]
         return [np.asarray(ids, dtype=np.int32) for ids in self._processor.encode(list(texts), out_type=int)]

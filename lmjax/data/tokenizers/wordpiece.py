@@ -66,7 +66,7 @@ class WordPieceTokenizer(StoredTokenizer):
         self._tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUED, cleanup=True)
         self._tokenizer.add_tokens([tokenizers.AddedToken(symbol, normalized=False) for symbol in self._symbols])
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
