@@ -63,7 +63,7 @@ class Documents(abc.ABC):
     @property
     @abc.abstractmethod
     def contents(self) -> list[list[object]]:
-        """What tells this source's contents from another's: pairs of name and size, or of name and checksum."""
+        """What tells this source's contents from another's: a list per file, with its name and a checksum."""
 
     @abc.abstractmethod
     def _record(self, index: int) -> str:

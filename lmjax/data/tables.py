@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmjax.data.documents import BadRecordError, Documents, checked_text
-from lmjax.data.text_files import list_files
+from lmjax.data.text_files import checksum, list_files
 from lmjax.errors import UserError, nearest
 from lmjax.settings import SourceSettings
 
@@ -48,7 +48,7 @@ class ParquetDocuments(Documents):
 
     @property
     def contents(self) -> list[list[object]]:
-        return [[path.name, size] for path, size in zip(self.paths, self._sizes, strict=True)]
+        return [[path.name, checksum(path)] for path in self.paths]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_group": None}
@@ -106,7 +106,6 @@ class TfdsDocuments(Documents):
             )
         sample = len(record[settings.field]) if isinstance(record[settings.field], bytes | str) else 0
         self._size = len(data) * sample
-        self._records = len(data)
         super().__init__(settings, len(data))
 
     @property
@@ -115,7 +114,9 @@ class TfdsDocuments(Documents):
 
     @property
     def contents(self) -> list[list[object]]:
-        return [[self.settings.path, self._records]]
+        data = self._data_source()
+        ends = [repr(data[at][self.settings.field]) for at in (0, len(data) - 1)]
+        return [[len(data), *ends]]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_data": None}

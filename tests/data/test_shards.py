@@ -1,6 +1,8 @@
 """Token shards: what is written, that it does not depend on the workers, and that damage is named."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from itertools import chain
@@ -123,6 +125,14 @@ if __name__ == "__main__":
     else:
         raise AssertionError("the death of a worker went unnoticed")
     assert "jax" not in sys.modules
+"""
+RACE_SCRIPT = """
+import sys
+import encoder
+from lmjax.data.shards import prepare_shards
+from lmjax.data.sources import MemoryDocuments
+source = MemoryDocuments([str(i) * 50 for i in range(2000)])
+prepare_shards(source, encoder.Bytes(), sys.argv[1], fingerprint="bytes", shard_tokens=1000).verify()
 """
 
 
@@ -272,3 +282,25 @@ def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path, byte_encoder, m
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"/s: the shards cannot be written .*No space left"):
         prepare_shards(MemoryDocuments(["abc"]), byte_encoder, tmp_path / "s", fingerprint="bytes")
+
+
+def test_processes_that_prepare_one_folder_at_once_all_end_with_whole_shards(tmp_path):
+    (tmp_path / "encoder.py").write_text(WORKER_MODULE)
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""}
+    command = [sys.executable, "-c", RACE_SCRIPT, str(tmp_path / "s")]
+    racing = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [process.communicate(timeout=60)[1] for process in racing]
+    assert [process.returncode for process in racing] == [0, 0, 0], errors
+    assert len(TokenShards(tmp_path / "s")) == 2000
+    assert not list((tmp_path / "s").glob("partial*"))
+
+
+def test_what_a_dead_process_left_half_written_is_removed_and_a_living_ones_is_not(tmp_path, byte_encoder):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = {pid: tmp_path / "s" / f"partial-{socket.gethostname()}-{pid}" for pid in (dead.pid, os.getppid())}
+    for folder in left.values():
+        folder.mkdir(parents=True)
+        (folder / "tokens-00000.bin").write_bytes(b"half")
+    prepare_shards(MemoryDocuments(["abc"]), byte_encoder, tmp_path / "s", fingerprint="bytes")
+    assert not left[dead.pid].exists() and left[os.getppid()].exists()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmjax.data.sources import BadRecordError, MemoryDocuments, open_source
-from lmjax.data.text_files import text_spans
+from lmjax.data.text_files import checksum, text_spans
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
 
@@ -263,10 +263,36 @@ def test_shards_are_no_source_of_text():
 
 
 def test_identity_changes_with_contents_and_reading_but_not_with_the_folder(tmp_path):
-    for folder, text in (("a", "hello\n"), ("b", "hello\n"), ("c", "hello!\n")):
+    for folder, text in (("a", "hello\n"), ("b", "hello\n"), ("c", "hallo\n")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "t.txt").write_text(text)
     identity = {name: open_source(SourceSettings(kind="text", path=str(tmp_path / name))).identity for name in "abc"}
     assert identity["a"] == identity["b"] != identity["c"]
     by_line = SourceSettings(kind="text", path=str(tmp_path / "a"), documents="line")
     assert open_source(by_line).identity != identity["a"]
+
+
+def test_a_big_files_checksum_sees_its_size_its_ends_and_samples_between(tmp_path):
+    path = tmp_path / "big"
+    size = 1 << 25
+    seen = set()
+    for changed in (None, 0, size - 1, 10 * ((size - (1 << 18)) // 63) + 5):
+        with path.open("wb") as file:
+            file.truncate(size)
+            if changed is not None:
+                file.seek(changed)
+                file.write(b"x")
+        seen.add(checksum(path))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(seen | {checksum(path)}) == 5
+
+
+@pytest.mark.data
+def test_public_corpora_are_read(shared_data):
+    play = str(shared_data("tinyshakespeare") / "input.txt")
+    train, validation = (texts_of(kind="text", path=play, **part)[0] for part in ({"end": 0.9}, {"begin": 0.9}))
+    assert train + validation == Path(play).read_text(encoding="utf-8")
+    assert len(train) == pytest.approx(0.9 * 1_115_394, abs=200)
+    web = str(shared_data("web_docs"))
+    assert len(texts_of(kind="jsonl", path=web)) == 220
+    assert len(texts_of(kind="text", path=f"{web}/wiki*.txt", documents="line")) == 20
