@@ -72,7 +72,7 @@ def _generate(options: argparse.Namespace, _: list[str]) -> int:
         if options.top:
             from lmjax.generate.table import print_alternatives
 
-            print_alternatives(completion)
+            print_alternatives(completion, trained.token_texts(completion))
     return 0
 
 

@@ -49,7 +49,11 @@ class Pretrain:
     log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
-        plain = bool(self.name) and self.name.replace("-", "").replace("_", "").replace(".", "").isalnum() and self.name[0] != "."
+        plain = (
+            bool(self.name)
+            and self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+            and self.name[0] != "."
+        )
         require(plain, "name", self.name, "letters, digits, '-', '_' and '.'", "it names a folder")
         length, context = self.data.sequence_length, self.model.context
         fits = length <= context or self.model.positions.kind != "learned"

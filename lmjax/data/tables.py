@@ -151,9 +151,10 @@ def _open_tfds(path: str, split: str) -> Any:
             builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"source.path = {path!r}: no TFDS builder of that name and no folder ({error})") from None
-    if split.partition("[")[0] not in builder.info.splits:
-        raise UserError(f"source.split = {split!r}: {path} has {', '.join(builder.info.splits)}")
     try:
         return builder.as_data_source(split=split)
+    except ValueError as error:
+        splits = ", ".join(builder.info.splits)
+        raise UserError(f"source.split = {split!r}: {path} has {splits} ({error}); choose from these") from None
     except NotImplementedError as error:
         raise UserError(f"source.path = {path!r}: expected file_format array_record ({error}); prepare it so") from None

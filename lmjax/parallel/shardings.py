@@ -98,3 +98,21 @@ def jit_eval(step: Callable[..., Any], state: TrainState, mesh: Mesh) -> Callabl
 
 def _is_instance(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
+
+
+def place_batch(read: Callable[[slice], Batch], rows: int, length: int, mesh: Mesh) -> Batch:
+    """A batch of `rows` x `length` on the mesh. `read` is asked only for the rows that this process's devices hold."""
+    sharding = batch_sharding(mesh)
+    shape = (rows, length)
+    held = [index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map(shape).values()]
+    first, last = min(start for start, _ in held), max(stop for _, stop in held)
+    local = read(slice(first, last))
+
+    def piece(array: Any) -> Callable[[Any], Any]:
+        def take(index: Any) -> Any:
+            start, stop, _ = index[0].indices(rows)
+            return array[start - first : stop - first, index[1]]
+
+        return take
+
+    return {name: jax.make_array_from_callback(shape, sharding, piece(array)) for name, array in local.items()}

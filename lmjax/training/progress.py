@@ -20,53 +20,49 @@ class _Numbers(ProgressColumn):
 
 
 class ProgressDisplay:
-    """A context manager around the loop. Processes other than 0 have a silent one."""
+    """One run's lines on the terminal, and a live bar between `start` and `finish`. Processes other than 0 are silent."""
 
-    def __init__(
-        self, title: str, steps: int, first: int, *, silent: bool = False, console: Console | None = None
-    ) -> None:
+    def __init__(self, *, silent: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(quiet=silent)
-        self._title, self._steps, self._first = title, steps, first
         self._live = self._console.is_terminal and not silent
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Numbers(),
-            TimeLeftColumn(elapsed_when_finished=True),
-            console=self._console,
-            disable=not self._live,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task(title, total=steps, completed=first)
+        self._bar: Progress | None = None
+        self._title, self._steps = "", 0
         self._printed = -PLAIN_EVERY
-        self._started = (time.monotonic(), first)
+        self._began = (0.0, 0)  # when and at which step
 
-    def __enter__(self) -> ProgressDisplay:
+    def start(self, title: str, steps: int, first: int) -> None:
+        """Shows that steps `first` to `steps` of `title` are about to run."""
+        self._title, self._steps = title, steps
+        self._began = (time.monotonic(), first)
+        if not self._live:
+            return
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), _Numbers())
+        self._bar = Progress(*columns, TimeLeftColumn(elapsed_when_finished=True), console=self._console)
+        self._bar.add_task(title, total=steps, completed=first)
         self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def finish(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def update(self, step: int, values: dict[str, Any]) -> None:
         """The numbers of a step that has been logged."""
         numbers = describe(values)
-        self._bar.update(self._task, completed=step, numbers=numbers)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
         now = time.monotonic()
         if not self._live and (now - self._printed >= PLAIN_EVERY or step == self._steps):
             self._printed = now
-            self._console.print(
-                escape(f"{self._title} {step}/{self._steps}  {numbers}{self._left(now, step)}"), highlight=False
-            )
+            self.say(f"{self._title} {step}/{self._steps}  {numbers}{self._left(now, step)}")
 
     def say(self, text: str) -> None:
         """A line above the bar."""
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     def _left(self, now: float, step: int) -> str:
-        began, first = self._started
+        began, first = self._began
         if step <= first or step == self._steps:
             return ""
         seconds = (now - began) / (step - first) * (self._steps - step)

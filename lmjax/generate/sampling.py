@@ -1,0 +1,69 @@
+"""From logits to the next token: temperature, top-k, top-p and the repetition penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.errors import require
+
+EXCLUDED = -1e30  # the logit of a token that may not be drawn
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How completions are drawn."""
+
+    max_tokens: int = 128
+    temperature: float = 1.0  # 0 takes the most likely token
+    top_k: int | None = None  # only the k most likely tokens
+    top_p: float | None = None  # only the most likely tokens that together have this probability (Holtzman et al. 2020)
+    repetition_penalty: float = 1.0  # Keskar et al. 2019, section 4.1; 1 is none
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
+    seed: int = 0
+    top: int = 0  # how many alternatives to report per token
+
+    def __post_init__(self) -> None:
+        require(self.max_tokens > 0, "max_tokens", self.max_tokens, "a number above 0", "use at least 1")
+        require(self.temperature >= 0, "temperature", self.temperature, "0 or more", "use 0 for greedy decoding")
+        require(
+            self.top_k is None or self.top_k > 0, "top_k", self.top_k, "a number above 0", "leave it out for no limit"
+        )
+        p = self.top_p
+        require(p is None or 0 < p <= 1, "top_p", p, "a probability in (0, 1]", "leave it out for no limit")
+        require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0", "use 1 for none")
+        require(self.top >= 0, "top", self.top, "0 or more", "use 0 for no alternatives")
+        require(all(self.stop), "stop", self.stop, "strings that are not empty", "leave the empty one out")
+
+
+def penalise_repetition(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
+    """Logits of tokens seen before divided by the penalty where positive and multiplied where negative."""
+    lowered = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return jnp.where(seen_BV, lowered, logits_BV)
+
+
+def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
+    """The k largest logits of a row, and those equal to the last of them; the others are excluded."""
+    last_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
+    return jnp.where(logits_BV >= last_B1, logits_BV, EXCLUDED)
+
+
+def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
+    """The fewest most likely tokens whose probabilities reach p, and those as likely as the last of them."""
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BV, axis=-1)
+    last_B1 = jnp.min(jnp.where(before_BV < p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= last_B1, logits_BV, EXCLUDED)
+
+
+def draw(logits_BV: jax.Array, keys_B: jax.Array, settings: SamplingSettings) -> jax.Array:
+    """The next token of each row, int32 [B]. `logits_BV` is after temperature and penalty; row i uses key i."""
+    if settings.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if settings.top_k is not None:
+        logits_BV = keep_top_k(logits_BV, settings.top_k)
+    if settings.top_p is not None and settings.top_p < 1:
+        logits_BV = keep_top_p(logits_BV, settings.top_p)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

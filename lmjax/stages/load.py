@@ -1,0 +1,72 @@
+"""A trained model from a checkpoint: apply it, sample from it, talk to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS
+from lmjax.data.tokenizer import Tokenizer, load_tokenizer
+from lmjax.errors import UserError
+from lmjax.generate.chat import chat
+from lmjax.generate.decode import Completion, generate, token_text
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.model.language_model import LanguageModel
+from lmjax.recipe import Recipe, from_json
+from lmjax.training.checkpoint import DamagedCheckpointError, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, its parameters, its tokenizer and the recipe that made them."""
+
+    model: LanguageModel
+    params: Any
+    tokenizer: Tokenizer
+    recipe: Recipe
+    step: int
+
+    def apply(self, tokens_BT: Any) -> jax.Array:
+        """Float32 logits [B, T, V] of rows of tokens without padding."""
+        tokens = jnp.asarray(tokens_BT, jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+        return self.model.logits(self.params, {TOKENS: tokens, POSITIONS: positions, SEGMENTS: jnp.ones_like(tokens)})
+
+    def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
+        """Continues each prompt; the settings are those of `lmjax.generate.sampling.SamplingSettings`."""
+        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        return generate(self.model, self.params, self.tokenizer, several, SamplingSettings(**settings))
+
+    def chat(self, **settings: Any) -> None:
+        """Talks on the terminal until the input ends."""
+        chat(self.model, self.params, self.tokenizer, SamplingSettings(**settings))
+
+    def token_texts(self, completion: Completion) -> list[str]:
+        """The text of each token of a completion, as it should be shown."""
+        return [token_text(self.tokenizer, token) for token in completion.tokens]
+
+
+def load(checkpoint: Path | str) -> Trained:
+    """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none."""
+    found = find_checkpoint(Path(checkpoint))
+    recipe = from_json(found.extras()["recipe"], f"{found.path}: recipe")
+    with tempfile.TemporaryDirectory() as folder:
+        found.unpack_tokenizer(Path(folder))
+        tokenizer = load_tokenizer(Path(folder))
+    settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
+    model = LanguageModel(settings, recipe.compute, jax.default_backend())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    try:
+        params = found.restore({"params": abstract})["params"]
+    except DamagedCheckpointError as error:
+        raise UserError(f"{error}; name an older step's folder") from error
+    return Trained(model, params, tokenizer, recipe, found.step)

@@ -1,0 +1,78 @@
+"""A run's folder: one run at a time, one recipe for all its runs, and what it is known by."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import lmjax
+from lmjax.errors import UserError
+from lmjax.recipe import Recipe, difference, from_json, to_json
+
+RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder for this process. Raises UserError when another run has it; a killed run leaves no lock."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}; choose another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{workdir}: another run is using it; wait for it, or choose another --workdir") from error
+        yield
+
+
+def claim(workdir: Path, recipe: Recipe, force: bool) -> None:
+    """Writes the recipe into the folder. Raises UserError, with the fields that differ, where it has another one."""
+    path = workdir / RECIPE_FILE
+    if path.exists() and not force:
+        changed = difference(from_json(path.read_text(), str(path)), recipe)
+        if changed:
+            fields = "\n  ".join(changed)
+            raise UserError(
+                f"{workdir}: its recipe differs from this one in\n  {fields}\n"
+                "choose another --workdir, or go on with the new recipe by --force"
+            )
+    write_whole(path, to_json(recipe))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file that `write_whole` wrote; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def environment() -> dict[str, str]:
+    """Versions and devices, for the report."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    devices = jax.devices()
+    return {
+        "lmjax": lmjax.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": str(jax.process_count()),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
