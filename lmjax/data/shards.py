@@ -248,7 +248,7 @@ def _encode(source: Documents, tokenizer: Encoder, first: int, last: int) -> Enc
     texts, skipped = source.read(first, last)
     full = [text for text in texts if text]
     pieces = [_pieces(text) for text in full]
-    encoded = iter(tokenizer.encode_batch([piece for of_text in pieces for piece in of_text]))
+    encoded = _encoded_pieces(tokenizer, [piece for of_text in pieces for piece in of_text])
     eos = np.array([tokenizer.eos_id], np.int32)
     documents = [np.concatenate([*(next(encoded) for _ in of_text), eos]) for of_text in pieces]
     tokens = np.concatenate(documents) if documents else np.zeros(0, np.int32)
@@ -266,11 +266,21 @@ def _dtype(tokenizer: Encoder) -> np.dtype:
 def _pieces(text: str) -> list[str]:
     """The text, cut at line ends (or, in very long lines, anywhere) where it is longer than LONGEST_TEXT."""
     pieces = []
-    while len(text) > LONGEST_TEXT:
-        cut = text.rfind("\n", 0, LONGEST_TEXT) + 1 or LONGEST_TEXT
-        pieces.append(text[:cut])
-        text = text[cut:]
-    return [*pieces, text]
+    first = 0
+    while len(text) - first > LONGEST_TEXT:
+        cut = text.rfind("\n", first, first + LONGEST_TEXT) + 1 or first + LONGEST_TEXT
+        pieces.append(text[first:cut])
+        first = cut
+    return [*pieces, text[first:]]
+
+
+def _encoded_pieces(tokenizer: Encoder, pieces: list[str]) -> Iterator[np.ndarray]:
+    """All at once, or one by one where they are much text, because libraries keep many bytes per token."""
+    if sum(map(len, pieces)) <= LONGEST_TEXT:
+        yield from tokenizer.encode_batch(pieces)
+    else:
+        for piece in pieces:
+            yield from tokenizer.encode_batch([piece])
 
 
 def _remove_abandoned(folder: Path) -> None:

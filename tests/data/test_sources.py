@@ -118,6 +118,7 @@ assert sorted(source) == [f"document {i} \u00e9" for i in range(7)], list(source
 assert source[3] == source[3] and len(open_source(SourceSettings(kind="tfds", path=folder, split="test"))) == 2
 half = SourceSettings(kind="tfds", path=folder, end=0.5)
 assert list(open_source(half)) == [source[i] for i in range(round(3.5))]
+assert len(open_source(SourceSettings(kind="tfds", path=folder, split="train[:3]+test"))) == 5
 for wrong, word in ((dict(field="body"), "'body'"), (dict(split="dev"), "test"), (dict(path=sys.argv[1]), "info.json"),
                     (dict(path="no_such_builder"), "no_such_builder"), (dict(field="n"), "expected a string")):
     try:
