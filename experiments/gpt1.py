@@ -31,7 +31,7 @@ def recipe() -> Pretrain:
             learning_rate=2.5e-4,  # "max learning rate of 2.5e-4"
             schedule=ScheduleSettings(kind="cosine", warmup=2000, final=0.0),  # "annealed to 0 using a cosine schedule"
             b2=0.999,  # Adam's default; the paper names no other
-            weight_decay=0.01,  # "a modified version of L2 regularization [...] w = 0.01 on all non bias or gain weights"
+            weight_decay=0.01,  # "a modified version of L2 regularization w = 0.01"
             decay_embeddings=True,
             clip_norm=1.0,  # the released code's max_grad_norm
         ),

@@ -63,7 +63,7 @@ def recipe(
         compute=ComputeSettings(remat="minimal"),
         optimizer=OptimizerSettings(
             learning_rate=peak,
-            # "linear LR warmup over the first 375 million tokens [...] cosine decay [...] to 10% [...], over 260 billion"
+            # Appendix B: warmup over 375 million tokens, cosine decay to 10% over 260 billion.
             schedule=ScheduleSettings(kind="cosine", unit="tokens", warmup=375_000_000, decay=260 * BILLION, final=0.1),
             b1=0.9,
             b2=0.95,

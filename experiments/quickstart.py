@@ -1,4 +1,4 @@
-"""The first run: a tokenizer and a small GPT from the text that every Python installation has, in a few minutes on a CPU."""
+"""The first run: a tokenizer and a small GPT, from text that every Python installation has, in minutes on a CPU."""
 
 from lmjax.recipe import Pretrain
 from lmjax.settings import (

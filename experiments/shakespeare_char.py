@@ -1,4 +1,4 @@
-"""A character-level GPT on Shakespeare: the CPU configuration of nanoGPT's README, which reports a validation loss of 1.88.
+"""A character-level GPT on Shakespeare: the CPU configuration of nanoGPT's README, which reports a loss of 1.88.
 
 The text is ASCII, so the byte tokenizer is a character tokenizer here. Put the text at data/tinyshakespeare.txt or say
 where it is: --data.train.0.path FILE --data.validation.0.path FILE.

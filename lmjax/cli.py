@@ -96,7 +96,7 @@ def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.stages.prepare import prepare_data
 
     recipe = _overridden(options.recipe, overrides)
-    for line in prepare_data(recipe, options.out, workers=options.workers):
+    for line in prepare_data(recipe, options.out, print, workers=options.workers):
         print(line)
     return 0
 

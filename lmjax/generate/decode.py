@@ -33,8 +33,8 @@ class Completion:
 
     `tokens` ends with the end-of-text token when that is why it ended; `text` never holds it, nor a stop string.
     `log_probs` are natural logarithms, per token, of the probabilities under the temperature (at temperature 0, under
-    1), over the tokenizer's vocabulary, before top-k, top-p and the repetition penalty. `alternatives` holds, per token,
-    the most likely tokens and their probabilities.
+    1), over the tokenizer's vocabulary, before top-k, top-p and the repetition penalty. `alternatives` holds the most
+    likely tokens of each step and their probabilities.
     """
 
     text: str
@@ -94,8 +94,8 @@ def start(
     hidden, cache = decoder.extend(params, cache, tokens_BT, positions, segments_BT, 0)
     seen = jnp.zeros((B, 0), bool)
     if settings.repetition_penalty != 1.0:
-        hits = jax.nn.one_hot(tokens_BT, model.settings.vocab_size, dtype=bool) & (segments_BT != 0)[:, :, None]
-        seen = hits.any(axis=1)
+        hits = jnp.arange(params["tokens"].shape[0])[None, None] == tokens_BT[:, :, None]
+        seen = (hits & (segments_BT != 0)[:, :, None]).any(axis=1)
     return Decoding(
         cache=cache,
         logits=_real_logits(decoder, params, hidden[:, -1:], vocab),
@@ -268,12 +268,22 @@ def _completion(tokenizer: Tokenizer, decoding: Decoding, row: int, settings: Sa
         tokens = tokens[: next(short)]
     count = len(tokens)
     log_probs = np.asarray(decoding.log_probs)[row, :count].tolist()
-    ids, shares = np.asarray(decoding.top_tokens)[row, :count], np.asarray(decoding.top_probabilities)[row, :count]
-    pairs = [list(zip(map(int, a), map(float, b), strict=True)) for a, b in zip(ids, shares, strict=True)]
-    alternatives = (
-        [[(token_text(tokenizer, token), share) for token, share in pair] for pair in pairs] if settings.top else []
-    )
+    alternatives = _alternatives(tokenizer, decoding, row, count) if settings.top else []
     return Completion(text, tokens, log_probs, reason, alternatives)
+
+
+def _alternatives(tokenizer: Tokenizer, decoding: Decoding, row: int, count: int) -> list[list[tuple[str, float]]]:
+    ids = np.asarray(decoding.top_tokens)[row, :count].tolist()
+    shares = np.asarray(decoding.top_probabilities)[row, :count].tolist()
+    return [
+        [(token_text(tokenizer, token), share) for token, share in zip(*step, strict=True)]
+        for step in zip(ids, shares, strict=True)
+    ]
+
+
+def _up_to_stop(tokenizer: Tokenizer, tokens: list[int], stop: Sequence[str]) -> list[int]:
+    ends = range(len(tokens) + 1)
+    return tokens[: next(n for n in ends if first_stop(tokenizer.decode(tokens[:n]), stop) is not None)]
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

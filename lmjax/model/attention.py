@@ -79,7 +79,7 @@ def attention(
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scaled else 1.0
     if implementation == "einsum":
         return _einsum(q_BTHK, k_BSHK, v_BSHK, mask, scale, bias, dropout_rate, key)
-    if bias is not None or key is not None and dropout_rate:
+    if bias is not None or (key is not None and dropout_rate):
         raise UserError(f"model.attention.implementation = {implementation!r}: bias and dropout need 'einsum'")
     if implementation == "splash":
         from lmjax.model.splash import splash

@@ -109,8 +109,9 @@ class LanguageModel:
         mask = Mask(True, None, segments_BT, segments_BS, offset=slot)
         layers = LayerCache(cache.keys, cache.values, slot)
         module = self._module(tokens_BT.shape[1])
-        x, layers = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, layers)
-        return x, Cache(layers.keys, layers.values, segments_BS)
+        filled: Any
+        x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, layers)
+        return x, Cache(filled.keys, filled.values, segments_BS)
 
     def _module(self, sequence_length: int) -> GPT:
         settings = self.settings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def normal_init(std: float, axes: tuple[str, ...]) -> Callable[..., jax.Array]:
+def normal_init(std: float, axes: tuple[str, ...]) -> Callable[..., Any]:
     """A normal initialiser of standard deviation `std` whose parameter carries the logical `axes`."""
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
@@ -47,7 +48,8 @@ class Dense(nn.Module):
         contracted = len(self.axes) - len(self.features)
         inner = x.shape[x.ndim - contracted :]
         lead = x.shape[: x.ndim - contracted]
-        kernel = self.param("kernel", normal_init(self.std, self.axes), (*inner, *self.features), jnp.float32)
+        init = normal_init(self.std, self.axes)
+        kernel: Any = self.param("kernel", init, (*inner, *self.features), jnp.float32)
         kernel = kernel.astype(self.dtype)
         x = x.astype(self.dtype)
         if self.flatten:
@@ -57,8 +59,8 @@ class Dense(nn.Module):
             y = jnp.tensordot(x, kernel, axes=contracted)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[contracted:])
-            bias = self.param("bias", zeros, self.features, jnp.float32).astype(self.dtype)
-            y = y + jnp.broadcast_to(bias, y.shape)
+            bias: Any = self.param("bias", zeros, self.features, jnp.float32)
+            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
         return y
 
 

@@ -23,7 +23,7 @@ def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
     fixed = math.prod(size for size in sizes.values() if size != -1)
     inferred = [name for name, size in sizes.items() if size == -1]
     wanted = f"sizes whose product divides the {devices} devices"
-    if devices % fixed or not inferred and fixed != devices:
+    if devices % fixed or (not inferred and fixed != devices):
         near = [n for n in range(1, devices + 1) if devices % n == 0]
         best = min(near, key=lambda n: abs(n - fixed))
         fix = f"their product is {fixed}; the nearest that fits is {best}" + (

@@ -29,7 +29,7 @@ def state_shardings(abstract: TrainState, params: Any, mesh: Mesh) -> TrainState
     `abstract` is the state's shapes, `params` the shardings of its parameters.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    by_path = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    by_path = dict(jax.tree_util.tree_leaves_with_path(params))
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.params)}
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
@@ -104,7 +104,8 @@ def place_batch(read: Callable[[slice], Batch], rows: int, length: int, mesh: Me
     """A batch of `rows` x `length` on the mesh. `read` is asked only for the rows that this process's devices hold."""
     sharding = batch_sharding(mesh)
     shape = (rows, length)
-    held = [index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map(shape).values()]
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    held = [index[0].indices(rows)[:2] for index in indices if index is not None]
     first, last = min(start for start, _ in held), max(stop for _, stop in held)
     local = read(slice(first, last))
 

@@ -64,6 +64,19 @@ def train_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def prepare_data(recipe: Recipe, folder: Path, say: Say, workers: int | None = None) -> list[str]:
+    """Writes the tokenizer and every source's shards below `folder`; returns lines that say what is where.
+
+    A recipe then trains from them with sources of kind "shards" and the tokenizer's folder as its path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(recipe, folder, say, workers)
+    lines = [f"tokenizer: {prepared.tokenizer_folder}"]
+    for role, opened in (("train", prepared.train), ("validation", prepared.validation)):
+        lines += [f"{role}: {shards.name}: {shards.tokens:,} tokens, {len(shards):,} documents" for shards in opened]
+    return lines
+
+
 def _kept_tokenizer(recipe: Recipe, folder: Path, say: Say) -> Tokenizer:
     if not folder.is_dir():
         say(f"{'loading' if recipe.tokenizer.path else 'training'} the {recipe.tokenizer.kind} tokenizer")

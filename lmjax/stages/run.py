@@ -91,6 +91,6 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], report: Path)
 
 def _keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, unless the user has placed it elsewhere."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "lmjax" / "compiled"))

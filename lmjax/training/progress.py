@@ -20,7 +20,7 @@ class _Numbers(ProgressColumn):
 
 
 class ProgressDisplay:
-    """One run's lines on the terminal, and a live bar between `start` and `finish`. Processes other than 0 are silent."""
+    """A run's lines on the terminal, and a live bar between `start` and `finish`; silent in processes other than 0."""
 
     def __init__(self, *, silent: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(quiet=silent)

@@ -82,7 +82,7 @@ def make_eval_step(loss_fn: LossFunction) -> Callable[[Any, Batch], dict[str, We
 
 
 def _accumulated(sums: Callable[..., Any], params: Any, batch: Batch, rng: jax.Array, parts: int) -> Any:
-    """Adds `sums` up over the parts of a batch; row i goes to part i mod `parts`, so that every device keeps its rows."""
+    """Adds `sums` up over the parts of a batch. Row i goes to part i mod `parts`: every device keeps its rows."""
     if parts == 1:
         return sums(params, batch, rng)
 

@@ -84,7 +84,7 @@ class Meter:
             self._mark += self._clock() - before
 
     def read(self) -> dict[str, float]:
-        """`tokens_per_second`, `step_seconds`, `input_wait` and `goodput` (shares), and `mfu` where the peak is known."""
+        """tokens_per_second, step_seconds, the shares input_wait and goodput, and mfu where the peak is known."""
         elapsed = self._clock() - self._started
         values = {"goodput": self._useful / elapsed} if elapsed > 0 else {}
         seconds = sum(second for second, _, _ in self._recent)
