@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lmjax.errors import UserError, require
 from lmjax.model.layers import dropout
 from lmjax.model.masks import Mask
-from lmjax.settings import AttentionSettings
+from lmjax.settings import ModelSettings
 
 HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a query that sees nothing gives no NaN
 LANES = 128  # a TPU vector register's width, which splash attention's shapes must fill
@@ -23,39 +23,53 @@ LANES = 128  # a TPU vector register's width, which splash attention's shapes mu
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Mask, float], jax.Array]
 
 
-def choose(settings: AttentionSettings, head_dim: int, sequence_length: int, platform: str) -> str:
-    """The implementation for training and prefill at these shapes: what the settings name, or the best for `auto`.
+def choose(
+    settings: ModelSettings, dtype: jnp.dtype, platform: str, *, segmented: bool, sequence_length: int | None = None
+) -> str:
+    """The implementation for training on `platform` ("cpu", "gpu" or "tpu"): what the settings name, or `auto`'s best.
 
-    Raises UserError when the settings name one that cannot serve them on `platform` ("cpu", "gpu" or "tpu").
+    `segmented`: rows hold documents that may not see each other. Raises UserError when the settings name one that
+    cannot serve them there, at rows of `sequence_length` tokens where that is known. A cache is read by `einsum`.
     """
+    named = settings.attention.implementation
     obstacles = {
         "einsum": "",
-        "splash": _splash_obstacle(settings, head_dim, sequence_length, platform),
-        "cudnn": _cudnn_obstacle(settings, head_dim, platform),
+        "splash": _fused_obstacle(settings) or _splash_obstacle(platform, sequence_length),
+        "cudnn": _fused_obstacle(settings) or _cudnn_obstacle(settings, dtype, platform, segmented),
     }
-    if settings.implementation != "auto":
-        obstacle = obstacles[settings.implementation]
-        name = "model.attention.implementation"
-        require(not obstacle, name, settings.implementation, f"another one here: {obstacle}", "use 'auto' or 'einsum'")
-        return settings.implementation
+    if named != "auto":
+        obstacle = obstacles[named]
+        field = "model.attention.implementation"
+        require(not obstacle, field, named, f"another one here: {obstacle}", "use 'auto' or 'einsum'")
+        return named
     fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "einsum")
     return "einsum" if obstacles[fused] else fused
 
 
-def _splash_obstacle(settings: AttentionSettings, head_dim: int, length: int, platform: str) -> str:
-    if settings.dropout:
-        return "splash has no attention dropout"
-    if length % LANES:
+def _fused_obstacle(settings: ModelSettings) -> str:
+    """What keeps a model from every kernel that never holds the scores."""
+    if settings.attention.dropout:
+        return "model.attention.dropout needs the attention weights, which no fused kernel keeps"
+    if settings.positions.kind == "relative":
+        return "model.positions.kind = 'relative' learns a bias of the scores, which no fused kernel keeps"
+    return ""
+
+
+def _splash_obstacle(platform: str, length: int | None) -> str:
+    if length is not None and length % LANES:
         return f"the sequence length {length} is not a multiple of {LANES}"
     return "" if platform in ("tpu", "cpu") else f"splash runs on TPU, not on {platform}"
 
 
-def _cudnn_obstacle(settings: AttentionSettings, head_dim: int, platform: str) -> str:
-    if settings.dropout:
-        return "cuDNN's attention is used without dropout"
-    if head_dim > 128 or head_dim % 8:
-        return f"the head dimension {head_dim} is not a multiple of 8 up to 128"
-    return "" if platform == "gpu" else f"cuDNN runs on GPU, not on {platform}"
+def _cudnn_obstacle(settings: ModelSettings, dtype: jnp.dtype, platform: str, segmented: bool) -> str:
+    if platform != "gpu":
+        return f"cuDNN runs on GPU, not on {platform}"
+    if segmented:
+        # JAX hands it a boolean mask as a bias [B, 1, T, T], whose gradient it then asks for; few versions have that.
+        return "cuDNN cannot keep documents apart"
+    if settings.head_dim > 128 or settings.head_dim % 8:
+        return f"the head dimension {settings.head_dim} is not a multiple of 8 up to 128"
+    return "" if dtype == jnp.bfloat16 else f"cuDNN computes in bfloat16, not in compute.dtype {dtype.name!r}"
 
 
 def attention(
@@ -110,16 +124,16 @@ def _einsum(
 
 
 def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask, scale: float) -> jax.Array:
-    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
-    segmented = mask.query_segments is not None
-    window = None if mask.band is None else (mask.band - 1, 0 if mask.causal else mask.band - 1)
+    if mask.query_segments is not None or (mask.band is not None and not mask.causal):
+        raise UserError(
+            "model.attention.implementation = 'cudnn': segments and two-sided bands need another; use 'auto'"
+        )
     return jax.nn.dot_product_attention(
         q_BTHK,
         k_BSHK,
         v_BSHK,
-        mask=mask.visible(T, S) if segmented else None,
-        is_causal=mask.causal and not segmented,
-        local_window_size=None if segmented else window,
+        is_causal=mask.causal,
+        local_window_size=None if mask.band is None else (mask.band - 1, 0),
         scale=scale,
         implementation="cudnn",
     )

@@ -35,24 +35,32 @@ class Cache:
 class LanguageModel:
     """A decoder of given shapes, computed as `compute` says for `platform` ("cpu", "gpu" or "tpu").
 
-    The platform is given, not asked for: a plan compiles for devices that are not attached. Raises UserError when
-    the vocabulary is not known yet or the settings name an attention that cannot serve.
+    The platform is given, not asked for: a plan compiles for devices that are not attached. Where the rows that it
+    reads are never `segmented`, which is to say that a row is one document with padding at its end, attention is
+    cheaper. Raises UserError when the vocabulary is not known yet or the settings name an attention that cannot serve.
     """
 
     settings: ModelSettings
     compute: ComputeSettings = ComputeSettings()
     platform: str = "cpu"
+    segmented: bool = True
 
     def __post_init__(self) -> None:
         size = self.settings.vocab_size
         require(size is not None, "model.vocab_size", size, "a number of rows", "set it, or let the tokenizer give it")
-        choose(self.settings.attention, self.settings.head_dim, self.settings.context, self.platform)
+        self.implementation()
 
     @property
     def dtype(self) -> jnp.dtype:
         """The compute dtype: bfloat16 where the recipe says so, or by default on TPU and GPU."""
         automatic = "float32" if self.platform == "cpu" else "bfloat16"
         return jnp.dtype(automatic if self.compute.dtype == "auto" else self.compute.dtype)
+
+    def implementation(self, sequence_length: int | None = None) -> str:
+        """The attention that `hidden` uses for rows of that many tokens; see `lmjax.model.attention.choose`."""
+        return choose(
+            self.settings, self.dtype, self.platform, segmented=self.segmented, sequence_length=sequence_length
+        )
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters."""
@@ -66,9 +74,10 @@ class LanguageModel:
 
     def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """Hidden states [B, T, D] after the final norm, in the compute dtype. `rng` draws dropout; None means none."""
-        tokens, segments = batch[TOKENS], batch[SEGMENTS]
-        mask = Mask(True, None, segments, segments)
-        x, _ = self._module(tokens.shape[1]).apply({"params": params}, tokens, batch[POSITIONS], mask, rng, None)
+        tokens, positions = batch[TOKENS], batch[POSITIONS]
+        segments = batch[SEGMENTS] if self.segmented else None
+        module = self._module(self.implementation(tokens.shape[1]))
+        x, _ = module.apply({"params": params}, tokens, positions, Mask(True, None, segments, segments), rng, None)
         return x
 
     def head(self, params: Params) -> jax.Array:
@@ -108,15 +117,14 @@ class LanguageModel:
         segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, slot))
         mask = Mask(True, None, segments_BT, segments_BS, offset=slot)
         layers = LayerCache(cache.keys, cache.values, slot)
-        module = self._module(tokens_BT.shape[1])
+        module = self._module("einsum")
         filled: Any
         x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, layers)
         return x, Cache(filled.keys, filled.values, segments_BS)
 
-    def _module(self, sequence_length: int) -> GPT:
-        settings = self.settings
-        kernel = choose(settings.attention, settings.head_dim, sequence_length, self.platform)
-        context = BlockContext(settings, self.dtype, flatten=self.platform == "cpu", attention=kernel)
+    def _module(self, attention: str) -> GPT:
+        on_cpu = self.platform == "cpu"
+        context = BlockContext(self.settings, self.dtype, flatten=on_cpu, attention=attention, interpret=on_cpu)
         return GPT(context, self.compute.scan_layers, self.compute.remat)
 
     def _boxed(self, rng: jax.Array) -> Any:

@@ -61,6 +61,9 @@ def load(checkpoint: Path | str) -> Trained:
         found.unpack_tokenizer(Path(folder))
         tokenizer = load_tokenizer(Path(folder))
     settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
+    # The kernel that was named for training may not run here, nor is it needed: a cache is read by einsum.
+    attention = dataclasses.replace(settings.attention, implementation="auto")
+    settings = dataclasses.replace(settings, attention=attention)
     model = LanguageModel(settings, recipe.compute, jax.default_backend())
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -50,13 +50,15 @@ class Parts:
 
 def planned_model(recipe: Pretrain) -> ModelSettings:
     """The model with the vocabulary that the recipe alone tells: the table's rows, or the tokenizer's entries."""
-    rows = recipe.model.vocab_size or (257 if recipe.tokenizer.kind == "byte" else recipe.tokenizer.vocab_size)
+    rows = recipe.model.vocab_size or recipe.tokenizer.planned_vocab_size
     return dataclasses.replace(recipe.model, vocab_size=rows)
 
 
 def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_vocab: int | None = None) -> Parts:
     """The model, loss, optimizer and step of a recipe, for `platform`; `settings` is its model, vocabulary included."""
-    model = LanguageModel(settings, recipe.compute, platform)
+    segmented = recipe.data.isolate_documents or recipe.data.packing == "first_fit"
+    model = LanguageModel(settings, recipe.compute, platform, segmented)
+    model.implementation(recipe.data.sequence_length)  # raises here, not when the first step is traced
     train = recipe.train
     loss_fn = language_loss(model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=valid_vocab)
     ramp = BatchRamp(recipe.data).table
