@@ -1,0 +1,286 @@
+"""The cloud scripts, driven with a fake `gcloud` and `kubectl`: exact commands, retries, idempotence, preemption."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "tpu_setup"
+PLACE = ["--name", "gpt2", "--project", "my-project", "--zone", "us-west4-a"]
+GKE = ["--name", "gpt2", "--type", "v5e", "--topology", "4x4", "--image", "host/p/lmjax:1", "--bucket", "my-bucket"]
+
+# Notes each call with its standard input; answers from `answers`, a JSON list of [words of the call, exit code, output]
+# whose first match is used up, or with nothing and exit code 0.
+FAKE = f"""#!{sys.executable}
+import json, os, sys
+folder = os.environ["FAKE_CLOUD"]
+call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+stdin = "" if sys.stdin.isatty() or call[0] == "gcloud" else sys.stdin.read()
+with open(folder + "/calls", "a") as file:
+    file.write(json.dumps([call, stdin]) + "\\n")
+with open(folder + "/answers") as file:
+    answers = json.load(file)
+for i, (words, code, output) in enumerate(answers):
+    if all(word in call for word in words):
+        del answers[i]
+        with open(folder + "/answers", "w") as file:
+            json.dump(answers, file)
+        print(output, file=sys.stderr if code else sys.stdout)
+        sys.exit(code)
+"""
+ABSENT = (1, "ERROR: NOT_FOUND: no such resource")
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """A function (script, arguments, answers) -> (exit code, output, calls of the cloud)."""
+    for name in ("gcloud", "kubectl"):
+        path = tmp_path / name
+        path.write_text(FAKE)
+        path.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_CLOUD": str(tmp_path)}
+
+    def call(script, arguments, answers=()):
+        (tmp_path / "answers").write_text(json.dumps(list(answers)))
+        (tmp_path / "calls").write_text("")
+        command = ["bash", str(SCRIPTS / script), *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False
+        )
+        calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+        return done.returncode, done.stdout + done.stderr, calls
+
+    return call
+
+
+def verbs(calls):
+    """What was asked of gcloud, as `create`, `ssh`, ..."""
+    return [words[4] for words, _ in calls]
+
+
+def test_the_scripts_are_shellcheck_clean():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs Debian's shellcheck")
+    scripts = sorted(map(str, SCRIPTS.glob("*.sh")))
+    done = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True, cwd=SCRIPTS, check=False)
+    assert len(scripts) == 8
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_create_on_demand_waits_until_the_machine_is_ready(cloud):
+    answers = [
+        (["describe"], *ABSENT),
+        (["describe"], 0, "CREATING"),
+        (["describe"], 0, "READY"),
+    ]
+    options = ["--type", "v5e-16", "--provision", "on-demand", "--poll-seconds", "1"]
+    code, _, calls = cloud("create.sh", [*PLACE, *options], answers)
+    assert code == 0
+    assert verbs(calls) == ["describe", "create", "describe", "describe"]
+    assert calls[1][0] == [
+        *("gcloud", "compute", "tpus", "tpu-vm", "create", "gpt2", "--project=my-project", "--zone=us-west4-a"),
+        *("--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"),
+    ]
+
+
+def test_create_again_makes_nothing_new(cloud):
+    answers = [(["describe"], 0, "READY")] * 2
+    code, output, calls = cloud("create.sh", [*PLACE, "--type", "v4-8", "--provision", "spot"], answers)
+    assert code == 0 and "exists already" in output
+    assert verbs(calls) == ["describe", "describe"]
+
+
+def test_create_of_several_slices_asks_for_a_queued_resource(cloud):
+    arguments = [*PLACE, "--type", "v5p-128", "--provision", "queued-spot", "--slices", "2"]
+    code, _, calls = cloud("create.sh", arguments, [(["describe"], *ABSENT), (["describe"], 0, "ACTIVE")])
+    assert code == 0
+    assert calls[1][0] == [
+        *("gcloud", "compute", "tpus", "queued-resources", "create", "gpt2"),
+        *("--project=my-project", "--zone=us-west4-a", "--node-count=2", "--node-prefix=gpt2"),
+        *("--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--spot"),
+    ]
+
+
+def test_a_queued_resource_that_fails_is_an_error_that_says_what_to_do(cloud):
+    answers = [(["describe"], *ABSENT), (["describe"], 0, "FAILED")]
+    code, output, _ = cloud("create.sh", [*PLACE, "--type", "v6e-8"], answers)
+    assert code == 1 and "gpt2 is FAILED" in output and "delete.sh" in output
+
+
+def test_a_command_that_fails_is_tried_again_and_then_given_up(cloud):
+    refused = (["create"], 1, "ERROR: quota")
+    options = [*PLACE, "--type", "v4-8", "--provision", "spot", "--poll-seconds", "1", "--attempts", "2"]
+    absent, ready = (["describe"], *ABSENT), (["describe"], 0, "READY")
+    code, _, calls = cloud("create.sh", options, [absent, refused, ready])
+    assert code == 0 and verbs(calls) == ["describe", "create", "create", "describe"]
+    code, output, calls = cloud("create.sh", options, [absent, refused, refused])
+    assert code == 1 and "failed 2 times" in output and verbs(calls) == ["describe", "create", "create"]
+
+
+def test_an_answer_that_is_not_about_absence_is_not_taken_for_absence(cloud):
+    answers = [(["describe"], 1, "ERROR: PERMISSION_DENIED")]
+    code, output, calls = cloud("create.sh", [*PLACE, "--type", "v4-8", "--provision", "spot"], answers)
+    assert code == 1 and "PERMISSION_DENIED" in output and verbs(calls) == ["describe"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--project", "p", "--zone", "z"], "--name is missing"),
+        ([*PLACE, "--type", "v9-8"], "expected v4-N"),
+        ([*PLACE, "--type", "tpu7x-8"], "gke.sh"),
+        ([*PLACE], "--type is missing"),
+        ([*PLACE, "--type"], "needs a value"),
+        ([*PLACE, "--type", "v4-8", "--slices", "0"], "whole number above 0"),
+        ([*PLACE, "--type", "v4-8", "--slices", "2", "--provision", "spot"], "queued"),
+        ([*PLACE, "--type", "v4-8", "--provision", "free"], "expected on-demand"),
+        ([*PLACE, "--typo", "v4-8"], "--typo: unknown option"),
+        (["--name", "a; rm -rf b", "--project", "p", "--zone", "z"], "lower-case letters"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_called(cloud, arguments, message):
+    code, output, calls = cloud("create.sh", arguments)
+    assert code == 2 and message in output and calls == []
+
+
+def test_bootstrap_sends_the_committed_files_to_every_slice(cloud):
+    code, _, calls = cloud("bootstrap.sh", [*PLACE, "--slices", "2", "--bucket", "my-bucket"])
+    assert code == 0
+    assert [(words[4], words[5 if words[4] == "ssh" else 8]) for words, _ in calls] == [
+        *(("scp", "gpt2-0:lmjax.tar.gz"), ("ssh", "gpt2-0")),
+        *(("scp", "gpt2-1:lmjax.tar.gz"), ("ssh", "gpt2-1")),
+    ]
+    assert all("--worker=all" in words for words, _ in calls)
+    assert "gcsfuse --implicit-dirs my-bucket" in calls[1][0][-1]
+    assert not Path(calls[0][0][5]).exists(), "the archive is deleted at the end"
+
+
+def remote(calls, home):
+    """Carries out the command that was sent to a host, in a home folder of its own."""
+    command = calls[-1][0][-1].removeprefix("--command=")
+    subprocess.run(["bash", "-c", command], env=os.environ | {"HOME": str(home)}, check=True, timeout=30)
+
+
+def test_launch_runs_exactly_the_given_words_on_a_host_and_notes_the_exit_code(cloud, tmp_path):
+    home = tmp_path / "home"
+    (home / "lmjax" / ".venv" / "bin").mkdir(parents=True)
+    show = home / "lmjax" / ".venv" / "bin" / "show"
+    show.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\nsys.exit(3)\n")
+    show.chmod(0o755)
+    words = ["a b", "$HOME", "it's", '"q"', "~/bucket/x y", "*", "; rm -rf /"]
+    code, _, calls = cloud("launch.sh", [*PLACE, "--", "show", *words])
+    assert code == 0
+    remote(calls, home)
+    exit_file = home / "job.exit"
+    for _ in range(100):
+        if exit_file.exists() and exit_file.read_text().strip():
+            break
+        subprocess.run(["sleep", "0.1"], check=True)
+    assert exit_file.read_text().strip() == "3"
+    expected = [word.replace("~/", f"{home}/") if word.startswith("~/") else word for word in words]
+    assert json.loads((home / "job.log").read_text()) == expected
+
+
+def test_resume_makes_preempted_slices_anew_and_starts_the_job_again_until_it_ends_well(cloud):
+    queue = ["queued-resources", "describe"]
+    answers = [
+        (["tpu-vm", "describe"], 0, "READY"),
+        (["--worker=0"], 0, "139"),  # it crashed
+        (["tpu-vm", "describe"], 0, "READY"),
+        (["--worker=0"], 0, "running"),
+        (["tpu-vm", "describe"], 0, "PREEMPTED"),
+        (queue, 0, "SUSPENDED"),  # seen by delete.sh
+        (queue, *ABSENT),  # by create.sh
+        (queue, 0, "ACTIVE"),
+        (["tpu-vm", "describe"], 0, "READY"),
+        (["--worker=0"], 0, "0"),
+    ]
+    options = ["--type", "v5e-16", "--provision", "queued-spot", "--poll-seconds", "1"]
+    code, output, calls = cloud("resume.sh", [*PLACE, *options, "--", "lmjax", "run", "gpt2"], answers)
+    assert code == 0 and "the job is done" in output
+    done = [(words[3], words[4]) for words, _ in calls if words[4] != "describe" and "--worker=0" not in words]
+    stop, start = ("tpu-vm", "ssh"), ("tpu-vm", "ssh")
+    remade = [
+        *(("queued-resources", "delete"), ("queued-resources", "create")),
+        *(("tpu-vm", "scp"), ("tpu-vm", "ssh"), start),
+    ]
+    assert done == [stop, start, *remade]
+
+
+def test_resume_gives_up_on_a_command_that_is_wrong(cloud):
+    answers = [(["describe"], 0, "READY"), (["--worker=0"], 0, "2")]
+    code, output, _ = cloud("resume.sh", [*PLACE, "--type", "v4-8", "--", "lmjax", "run", "gpt9"], answers)
+    assert code == 1 and "exit code 2" in output
+
+
+def test_delete_of_what_is_not_there_does_nothing(cloud):
+    code, output, calls = cloud("delete.sh", PLACE, [(["describe"], *ABSENT)])
+    assert code == 0 and "does not exist" in output and verbs(calls) == ["describe"]
+
+
+@pytest.mark.parametrize("script", ["create", "bootstrap", "launch", "watch", "resume", "delete"])
+def test_a_dry_run_prints_the_commands_and_calls_nothing(cloud, script):
+    options = ["--type", "v5e-16", "--dry-run", "--", "lmjax", "run", "gpt2"]
+    code, output, calls = cloud(f"{script}.sh", [*PLACE, *options])
+    assert code == 0 and calls == []
+    assert "gcloud compute tpus" in output and "--zone=us-west4-a" in output
+
+
+def test_a_job_set_has_one_pod_per_host_and_the_command_word_for_word(cloud):
+    yaml = pytest.importorskip("yaml")
+    words = ["lmjax", "run", "gpt2", "--name", 'a "b" \\ c', "*"]
+    code, _, calls = cloud("gke.sh", [*GKE, "--slices", "3", "--spot", "--", *words])
+    assert code == 0 and [call for call, _ in calls] == [["kubectl", "apply", "-f", "-"]]
+    manifest = yaml.safe_load(calls[0][1])
+    job = manifest["spec"]["replicatedJobs"][0]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert (job["replicas"], job["template"]["spec"]["parallelism"]) == (3, 4)
+    assert pod["containers"][0]["command"] == words
+    assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    assert "@" not in calls[0][1]
+
+
+def test_every_line_of_a_sweep_becomes_a_job_set(cloud, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    sweep = tmp_path / "sweep"
+    sweep.write_text(
+        "# sizes\nlmjax run gpt2:124m --workdir /bucket/small\n\nlmjax run gpt2:355m --workdir '/bucket/a b'"
+    )
+    code, _, calls = cloud("gke.sh", [*GKE, "--sweep", str(sweep)])
+    assert code == 0
+    manifests = [yaml.safe_load(stdin) for _, stdin in calls]
+    assert [manifest["metadata"]["name"] for manifest in manifests] == ["gpt2-0", "gpt2-1"]
+    pods = [m["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"] for m in manifests]
+    assert pods[1]["containers"][0]["command"] == ["lmjax", "run", "gpt2:355m", "--workdir", "/bucket/a b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--topology", "4x4x4"], "two axes"),
+        (["--type", "v5p"], "three axes"),
+        (["--type", "v5p", "--topology", "1x1x6"], "not whole hosts"),
+        (["--topology", "big"], "expected AxB"),
+        (["--type", "v9"], "expected v4"),
+        (["--image", "a b"], "expected an image"),
+        (["--sweep", "/nowhere"], "no such file"),
+    ],
+)
+def test_a_job_set_that_cannot_be_is_refused_before_anything_is_called(cloud, changes, message):
+    code, output, calls = cloud("gke.sh", [*GKE, *changes, *([] if "--sweep" in changes else ["--", "lmjax"])])
+    assert code == 2 and message in output and calls == []
+
+
+def test_a_line_of_a_sweep_with_an_open_quote_is_refused(cloud, tmp_path):
+    (tmp_path / "sweep").write_text("lmjax run 'gpt2\n")
+    code, output, calls = cloud("gke.sh", [*GKE, "--sweep", str(tmp_path / "sweep")])
+    assert code == 2 and "cannot be split into words" in output and calls == []

@@ -1,0 +1,163 @@
+# What every script here shares: its options, the names Google Cloud gives a slice, and running a command.
+# Sourced, never executed. A script sets USAGE, calls `parse "$@"`, and then speaks to the cloud through `run`.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+# shellcheck disable=SC2034  # the scripts that source this read them
+NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" WORKER=0
+DRY_RUN=false ATTEMPTS=3 POLL_SECONDS=30 MAX_RESTARTS=100
+COMMAND=()
+
+COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource and its slices
+  --project PROJECT    Google Cloud project
+  --zone ZONE          such as us-west4-a
+  --type TYPE          slice: v4-8, v5e-16, v5p-1024, v6e-256 (tpu7x is only to be had through gke.sh)
+  --provision HOW      on-demand, spot, queued (default) or queued-spot
+  --slices N           slices joined over the data-centre network; needs queued or queued-spot (default 1)
+  --runtime VERSION    TPU software version (default: the one for TYPE)
+  --bucket NAME        a Cloud Storage bucket, mounted at ~/bucket on every host
+  --poll-seconds N     between two looks at a state (default 30)
+  --attempts N         times a command of the cloud is tried (default 3)
+  --dry-run            print the exact commands, touch nothing"
+
+die() { # exit code 2: the caller's mistake
+  printf '%s: %s\n' "${0##*/}" "$1" >&2
+  exit 2
+}
+
+fail() { # exit code 1: the cloud's
+  printf '%s: %s\n' "${0##*/}" "$1" >&2
+  exit 1
+}
+
+usage() { printf '%s\n\noptions:\n%s\n' "$USAGE" "$COMMON_OPTIONS"; }
+
+value_of() { # OPTION "$@": the value that follows an option
+  [ "$#" -ge 3 ] || die "$1 needs a value; see --help"
+  printf '%s' "$3"
+}
+
+number_of() { # OPTION "$@": the same, a whole number above 0
+  local value
+  value=$(value_of "$@") || exit
+  [[ $value =~ ^[1-9][0-9]*$ ]] || die "$1 $value: expected a whole number above 0"
+  printf '%s' "$value"
+}
+
+# shellcheck disable=SC2034  # the scripts that source this read them
+parse() {
+  while [ "$#" -gt 0 ]; do
+    case "$1" in
+      --name) NAME=$(value_of "$1" "$@") ;;
+      --project) PROJECT=$(value_of "$1" "$@") ;;
+      --zone) ZONE=$(value_of "$1" "$@") ;;
+      --type) TYPE=$(value_of "$1" "$@") ;;
+      --provision) PROVISION=$(value_of "$1" "$@") ;;
+      --slices) SLICES=$(number_of "$1" "$@") ;;
+      --runtime) RUNTIME=$(value_of "$1" "$@") ;;
+      --bucket) BUCKET=$(value_of "$1" "$@") ;;
+      --worker) WORKER=$(value_of "$1" "$@") ;;
+      --poll-seconds) POLL_SECONDS=$(number_of "$1" "$@") ;;
+      --attempts) ATTEMPTS=$(number_of "$1" "$@") ;;
+      --max-restarts) MAX_RESTARTS=$(number_of "$1" "$@") ;;
+      --dry-run) DRY_RUN=true; shift; continue ;;
+      --help | -h) usage; exit 0 ;;
+      --) shift; COMMAND=("$@"); break ;;
+      *) die "$1: unknown option; see --help" ;;
+    esac
+    shift 2
+  done
+  [ -n "$NAME" ] || die "--name is missing; see --help"
+  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] ||
+    die "--name $NAME: expected lower-case letters, digits and '-', a letter first"
+  [ -n "$PROJECT" ] || die "--project is missing; see --help"
+  [ -n "$ZONE" ] || die "--zone is missing; see --help"
+  case "$PROVISION" in
+    on-demand | spot | queued | queued-spot) ;;
+    *) die "--provision $PROVISION: expected on-demand, spot, queued or queued-spot" ;;
+  esac
+  [ "$SLICES" = 1 ] || queued || die "--slices $SLICES: expected --provision queued or queued-spot"
+}
+
+queued() { [[ $PROVISION == queued* ]]; }
+
+accelerator() { # what the API calls TYPE
+  case "$TYPE" in
+    v4-* | v5p-* | v6e-*) printf '%s' "$TYPE" ;;
+    v5e-*) printf 'v5litepod-%s' "${TYPE#v5e-}" ;;
+    tpu7x-*) die "--type $TYPE: to be had on GKE only; use gke.sh" ;;
+    "") die "--type is missing; see --help" ;;
+    *) die "--type $TYPE: expected v4-N, v5e-N, v5p-N or v6e-N, such as v5e-16" ;;
+  esac
+}
+
+runtime() { # the TPU software version for TYPE
+  if [ -n "$RUNTIME" ]; then
+    printf '%s' "$RUNTIME"
+    return
+  fi
+  case "$TYPE" in
+    v4-*) printf 'tpu-ubuntu2204-base' ;;
+    v5e-*) printf 'v2-alpha-tpuv5-lite' ;;
+    v5p-*) printf 'v2-alpha-tpuv5' ;;
+    v6e-*) printf 'v2-alpha-tpuv6e' ;;
+    *) die "--type $TYPE: no default --runtime for it; name one" ;;
+  esac
+}
+
+nodes() { # the TPU VM of each slice
+  if [ "$SLICES" = 1 ]; then
+    printf '%s\n' "$NAME"
+  else
+    seq -f "$NAME-%g" 0 $((SLICES - 1))
+  fi
+}
+
+place() { printf '%s\n' "--project=$PROJECT" "--zone=$ZONE"; }
+
+quoted() { # a command as it would be typed
+  printf '%q ' "$@"
+  printf '\n'
+}
+
+run() { # carries a command out, with retries; with --dry-run prints it
+  if $DRY_RUN; then
+    quoted "$@"
+    return
+  fi
+  local attempt
+  for ((attempt = 1; ; attempt++)); do
+    "$@" && return
+    [ "$attempt" -lt "$ATTEMPTS" ] || fail "failed $ATTEMPTS times: $(quoted "$@")"
+    printf 'attempt %d of %d failed; again in %d s\n' "$attempt" "$ATTEMPTS" "$POLL_SECONDS" >&2
+    sleep "$POLL_SECONDS"
+  done
+}
+
+tpu() { # tpu VERB NODE ...: gcloud compute tpus tpu-vm, in this project and zone
+  local verb=$1 node=$2
+  shift 2
+  run gcloud compute tpus tpu-vm "$verb" "$node" --project="$PROJECT" --zone="$ZONE" "$@"
+}
+
+on_every_host() { # on_every_host NODE SCRIPT: on all workers of a slice at once
+  tpu ssh "$1" --worker=all --command="$2"
+}
+
+stop_job() { # ends what launch.sh started, on every host of a slice
+  # shellcheck disable=SC2016
+  on_every_host "$1" 'if [ -f ~/job.pid ]; then kill -TERM -- "-$(cat ~/job.pid)" 2>/dev/null; rm -f ~/job.pid; fi; true'
+}
+
+state() { # READY, PREEMPTED, ... of a node, ACTIVE, FAILED, ... of a queued resource; ABSENT where there is none
+  local kind=$1 name=$2 format="value(state)" out
+  [ "$kind" = tpu-vm ] || format="value(state.state)"
+  if out=$(gcloud compute tpus "$kind" describe "$name" --project="$PROJECT" --zone="$ZONE" --format="$format" 2>&1); then
+    printf '%s' "$out"
+  elif [[ $out == *NOT_FOUND* || $out == *"not found"* ]]; then
+    printf 'ABSENT'
+  else
+    fail "cannot describe $kind $name: $out"
+  fi
+}

@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Runs one command on a TPU slice, or on several, of a GKE cluster with JobSet; or every line of a sweep on its own.
+set -euo pipefail
+
+USAGE="usage: gke.sh --name NAME --type TYPE --topology AxB[xC] --image IMAGE --bucket BUCKET [options] -- COMMAND
+       gke.sh ... --sweep FILE [options]
+
+options:
+  --name NAME          of the JobSet
+  --type TYPE          v4, v5e, v5p, v6e or tpu7x
+  --topology AxB[xC]   chips along each axis of a slice, such as 4x4, or 8x8x8 for v4, v5p and tpu7x
+  --image IMAGE        built from tpu_setup/Dockerfile
+  --bucket BUCKET      Cloud Storage bucket, mounted at /bucket: workdirs belong there
+  --slices N           slices joined over the data-centre network (default 1)
+  --spot               on spot nodes
+  --restarts N         how often a failed or preempted job starts again (default 100)
+  --account NAME       Kubernetes service account that may use the bucket (default: default)
+  --sweep FILE         one COMMAND a line; line K becomes the JobSet NAME-K, which runs beside the others
+  --delete             delete the JobSet, or those of the sweep, instead of creating them
+  --dry-run            print the command and the manifest, touch nothing
+example: gke.sh --name gpt2 --type v5e --topology 4x4 --image IMAGE --bucket my-bucket -- \\
+           lmjax run gpt2 --workdir /bucket/gpt2"
+
+die() {
+  printf 'gke.sh: %s\n' "$1" >&2
+  exit 2
+}
+
+NAME="" TYPE="" SWEEP="" DELETE=false DRY_RUN=false
+declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="")
+COMMAND=()
+here=$(dirname "${BASH_SOURCE[0]}")
+
+while [ "$#" -gt 0 ]; do
+  case "$1" in
+    --help | -h) printf '%s\n' "$USAGE"; exit 0 ;;
+    --spot) FIELD[SPOT]=$'\n                cloud.google.com/gke-spot: "true"'; shift; continue ;;
+    --delete) DELETE=true; shift; continue ;;
+    --dry-run) DRY_RUN=true; shift; continue ;;
+    --) shift; COMMAND=("$@"); break ;;
+  esac
+  [ "$#" -ge 2 ] || die "$1: unknown, or its value is missing; see --help"
+  case "$1" in
+    --name) NAME=$2 ;;
+    --type) TYPE=$2 ;;
+    --topology) FIELD[TOPOLOGY]=$2 ;;
+    --image) FIELD[IMAGE]=$2 ;;
+    --bucket) FIELD[BUCKET]=$2 ;;
+    --slices) FIELD[SLICES]=$2 ;;
+    --restarts) FIELD[RESTARTS]=$2 ;;
+    --account) FIELD[ACCOUNT]=$2 ;;
+    --sweep) SWEEP=$2 ;;
+    *) die "$1: unknown option; see --help" ;;
+  esac
+  shift 2
+done
+
+[[ $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || die "--name '$NAME': expected lower-case letters, digits and '-'"
+[[ ${FIELD[SLICES]} =~ ^[1-9][0-9]*$ ]] || die "--slices ${FIELD[SLICES]}: expected a whole number above 0"
+[[ ${FIELD[RESTARTS]} =~ ^[0-9]+$ ]] || die "--restarts ${FIELD[RESTARTS]}: expected a whole number"
+[[ ${FIELD[ACCOUNT]} =~ ^[a-z0-9][-a-z0-9]*$ ]] || die "--account ${FIELD[ACCOUNT]}: not the name of a service account"
+if ! $DELETE; then
+  [[ ${FIELD[IMAGE]} =~ ^[-a-zA-Z0-9._/:@]+$ ]] || die "--image '${FIELD[IMAGE]}': expected an image such as HOST/PROJECT/lmjax:TAG"
+  [[ ${FIELD[BUCKET]} =~ ^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$ ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
+fi
+[ -z "$SWEEP" ] || [ -r "$SWEEP" ] || die "--sweep $SWEEP: no such file; expected one command a line"
+[ -z "$SWEEP" ] || [ "${#COMMAND[@]}" = 0 ] || die "give --sweep FILE or a command behind --, not both"
+[ -n "$SWEEP" ] || $DELETE || [ "${#COMMAND[@]}" -gt 0 ] || die "no command; put it behind --, or give --sweep FILE"
+
+chips_of_slice() {
+  [[ ${FIELD[TOPOLOGY]} =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || die "--topology '${FIELD[TOPOLOGY]}': expected AxB or AxBxC"
+  printf '%d' $((${FIELD[TOPOLOGY]//x/*}))
+}
+
+set_hardware() { # the accelerator, the hosts of a slice and the chips of a host
+  local chips axes
+  chips=$(chips_of_slice) || exit
+  axes=$(grep -o x <<<"${FIELD[TOPOLOGY]}" | wc -l)
+  case "$TYPE" in
+    v4) FIELD[ACCELERATOR]=tpu-v4-podslice axes=$((axes - 1)) ;;
+    v5p) FIELD[ACCELERATOR]=tpu-v5p-slice axes=$((axes - 1)) ;;
+    tpu7x) FIELD[ACCELERATOR]=tpu7x axes=$((axes - 1)) ;;
+    v5e) FIELD[ACCELERATOR]=tpu-v5-lite-podslice ;;
+    v6e) FIELD[ACCELERATOR]=tpu-v6e-slice ;;
+    *) die "--type '$TYPE': expected v4, v5e, v5p, v6e or tpu7x" ;;
+  esac
+  [ "$axes" = 1 ] || die "--topology ${FIELD[TOPOLOGY]}: $TYPE slices have $([[ $TYPE == v[56]e ]] && echo two || echo three) axes"
+  local of_host=4 # in a slice of several hosts
+  if [ "$chips" -le 4 ] || [ "${FIELD[TOPOLOGY]}" = 2x4 ]; then of_host=$chips; fi
+  [ $((chips % of_host)) = 0 ] || die "--topology ${FIELD[TOPOLOGY]}: $chips chips are not whole hosts of $of_host"
+  FIELD[CHIPS]=$of_host FIELD[HOSTS]=$((chips / of_host))
+}
+
+as_yaml() { # words as a list of quoted YAML strings
+  local word out=""
+  for word in "$@"; do
+    word=${word//\\/\\\\}
+    word=${word//\"/\\\"}
+    out+="\"${word//$'\n'/\\n}\", "
+  done
+  printf '%s' "${out%, }"
+}
+
+manifest() { # NAME WORDS...
+  local text name=$1 key
+  shift
+  text=$(grep -v '^#' "$here/jobset.yaml")
+  local command
+  command=$(as_yaml "$@")
+  for key in "${!FIELD[@]}"; do
+    text=${text//"@$key@"/"${FIELD[$key]}"}
+  done
+  text=${text//"@NAME@"/"$name"}
+  printf '%s\n' "${text//"@COMMAND@"/"$command"}"
+}
+
+submit() { # NAME WORDS...
+  if $DELETE; then
+    if $DRY_RUN; then printf 'kubectl delete jobset %s --ignore-not-found\n' "$1"; else
+      kubectl delete jobset "$1" --ignore-not-found
+    fi
+  elif $DRY_RUN; then
+    printf 'kubectl apply -f - <<EOF\n%s\nEOF\n' "$(manifest "$@")"
+  else
+    manifest "$@" | kubectl apply -f -
+  fi
+}
+
+$DELETE || set_hardware
+if [ -z "$SWEEP" ]; then
+  submit "$NAME" "${COMMAND[@]}"
+  exit 0
+fi
+number=0
+while IFS= read -r line || [ -n "$line" ]; do
+  if [ -z "${line//[[:space:]]/}" ] || [[ $line == \#* ]]; then continue; fi
+  # Quotes are heeded; nothing is expanded or executed.
+  listed=$(xargs -n 1 printf '%s\n' <<<"$line") || die "--sweep $SWEEP: cannot be split into words: $line"
+  mapfile -t words <<<"$listed"
+  submit "$NAME-$number" "${words[@]}"
+  number=$((number + 1))
+done <"$SWEEP"
+[ "$number" -gt 0 ] || die "--sweep $SWEEP: holds no command; expected one a line"
