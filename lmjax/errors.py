@@ -11,10 +11,11 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the closest of `known` to `name`, or lists them all when none is close."""
+    """A hint that names those of `known` that go on as `name` does, or else the closest, or else all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+    close = [other for other in known if name and other.startswith(name)]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else "known: " + ", ".join(known)
 
 
 def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:

@@ -10,14 +10,16 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import re
 import traceback
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import lmjax.settings
 from lmjax.errors import UserError, nearest, require
+from lmjax.fields import check_types, described, field_types
 from lmjax.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -49,6 +51,7 @@ class Pretrain:
     log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
+        check_types("", self)
         plain = (
             bool(self.name)
             and self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
@@ -62,6 +65,15 @@ class Pretrain:
         for rows in {self.data.batch_size, self.data.ramp_from or self.data.batch_size}:
             divides = rows % parts == 0
             require(divides, "train.microbatches", parts, f"a divisor of the {rows} rows of a batch", "change either")
+        table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size
+        fits = table is None or entries is None or entries <= table
+        fix = "raise it, or leave it out to take the tokenizer's size"
+        require(fits, "model.vocab_size", table, f"at least the tokenizer's {entries} entries", fix)
+        schedule = self.optimizer.schedule
+        end = schedule.decay or (self.train.steps if schedule.unit == "steps" else None)
+        fits = end is None or schedule.warmup < end
+        fix = "shorten it, or train longer"
+        require(fits, "optimizer.schedule.warmup", schedule.warmup, f"less than the schedule's {end}", fix)
 
 
 Recipe = Pretrain
@@ -80,7 +92,7 @@ def from_json(text: str, where: str = "recipe.json") -> Recipe:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}; restore the file or start anew") from error
-    if not isinstance(value, dict) or value.get("stage") not in STAGES:
+    if not isinstance(value, dict) or str(value.get("stage")) not in STAGES:
         raise UserError(f"{where}: expected an object whose 'stage' is one of {', '.join(STAGES)}")
     return _decode(STAGES[value.pop("stage")], value, where)
 
@@ -99,8 +111,7 @@ def load_recipe(spec: str) -> Recipe:
     name, _, size = spec.partition(":")
     path = _find(name)
     make = _recipe_function(path)
-    offered = typing.get_type_hints(make).get("size")
-    sizes = typing.get_args(offered)
+    sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
     if size and not sizes:
         raise UserError(f"{spec}: {path} offers no sizes; leave out ':{size}'")
     if size and size not in sizes:
@@ -136,13 +147,21 @@ def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:
 def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
     try:
         return call()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (TypeError, NameError, AttributeError, SyntaxError, ImportError, ValueError) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    except Exception as error:  # whatever a recipe does wrong is the user's to mend
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        own = isinstance(error, SyntaxError) and error.filename == str(path)
+        line = error.lineno if own and isinstance(error, SyntaxError) else frames[-1] if frames else None
         place = f"{path}:{line}" if line else str(path)
-        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}{_hint(error)}"
+        raise UserError(f"{place}: {message}") from error
+
+
+def _hint(error: Exception) -> str:
+    """For a keyword that a dataclass does not have: the nearest that it has."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    parts: dict[str, Any] = {**vars(lmjax.settings), **{stage.__name__: stage for stage in STAGES.values()}}
+    part = found and parts.get(found[1])
+    return f"; {nearest(found[2], field_types(part))}" if found and part else ""
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -155,41 +174,31 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in items for name, leaf in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _decode(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        return _expect(value in arguments, value, where, " or ".join(map(repr, arguments)))
-    if origin is tuple:
-        _expect(isinstance(value, list), value, where, "a list")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        _expect(len(kinds) == len(value), value, where, f"{len(kinds)} entries")
-        return tuple(_decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if kind is float:
-        _expect(isinstance(value, int | float) and not isinstance(value, bool), value, where, "a number")
-        return float(value)
-    return _expect(type(value) is kind, value, where, kind.__name__)
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), value, where, "an object")
-    hints = typing.get_type_hints(kind)
-    fields = [f.name for f in dataclasses.fields(kind)]
-    for name in value:
-        if name not in fields:
-            raise UserError(f"{where}: unknown field {name!r}; {nearest(name, fields)}")
-    try:
-        return kind(**{name: _decode(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    except UserError as error:
-        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
-
-
-def _expect(fits: bool, value: Any, where: str, expected: str) -> Any:
-    if not fits:
-        raise UserError(f"{where}: {value!r}: expected {expected}")
+def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
+    """A JSON value as its field's type: lists become tuples and objects dataclasses; those check the rest."""
+    arguments = typing.get_args(kind)
+    if isinstance(value, dict):
+        part = next((k for k in (kind, *arguments) if dataclasses.is_dataclass(k)), None)
+        if part is None:
+            raise UserError(f"{where}: {field} = {value!r}: expected {described(kind)}, found an object")
+        return _decode_part(part, value, where, field)
+    kind = next((k for k in (kind, *arguments) if typing.get_origin(k) is tuple), None)
+    if isinstance(value, list) and kind is not None:
+        entries = typing.get_args(kind)
+        kinds = entries[:1] * len(value) if entries[-1] is Ellipsis else entries
+        if len(kinds) == len(value):
+            each = enumerate(zip(kinds, value, strict=True))
+            return tuple(_decode(k, item, where, f"{field}[{i}]") for i, (k, item) in each)
     return value
+
+
+def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> Any:
+    kinds = field_types(part)
+    for name in value:
+        if name not in kinds:
+            raise UserError(f"{where}: unknown field {f'{field}.{name}'.lstrip('.')!r}; {nearest(name, kinds)}")
+    values = {name: _decode(kinds[name], v, where, f"{field}.{name}".lstrip(".")) for name, v in value.items()}
+    try:
+        return part(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

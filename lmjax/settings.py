@@ -11,19 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
+from lmjax.fields import check_fraction, check_positive, check_types
 
-
-def _positive(owner: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None:
-            require(value > 0, f"{owner}.{name}", value, "a number above 0", f"set {owner}.{name} to at least 1")
-
-
-def _fraction(owner: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        require(0.0 <= value < 1.0, f"{owner}.{name}", value, "a fraction in [0, 1)", "use a value such as 0.1")
+BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,13 @@ class TokenizerSettings:
     training_bytes: int = 10_000_000  # at most this much text is read to train a tokenizer
 
     def __post_init__(self) -> None:
-        _positive("tokenizer", self, "vocab_size", "training_bytes")
+        check_types("tokenizer", self)
+        check_positive("tokenizer", self, "vocab_size", "training_bytes")
+
+    @property
+    def planned_vocab_size(self) -> int | None:
+        """The entries that the settings alone tell; None where they are in a file."""
+        return None if self.path else BYTE_ENTRIES if self.kind == "byte" else self.vocab_size
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ class SourceSettings:
     on_bad_record: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
+        check_types("source", self)
         require(self.weight > 0, "source.weight", self.weight, "a number above 0", "leave the source out instead")
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "source.begin, source.end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
@@ -84,9 +81,15 @@ class DataSettings:
     prefetch: int = 2  # batches prepared ahead
 
     def __post_init__(self) -> None:
-        _positive("data", self, "sequence_length", "batch_size", "ramp_from", "ramp_sizes", "prefetch")
-        require(bool(self.train), "data.train", self.train, "at least one source", "add a SourceSettings")
-        if self.ramp_from is not None:
+        check_types("data", self)
+        check_positive("data", self, "sequence_length", "batch_size", "ramp_from", "ramp_sizes", "prefetch")
+        for name in ("train", "validation"):
+            sources = getattr(self, name)
+            require(bool(sources), f"data.{name}", sources, "at least one source", "add a SourceSettings")
+        if self.ramp_from is None:
+            fix = "set data.ramp_from too, or leave it out"
+            require(self.ramp_tokens == 0, "data.ramp_tokens", self.ramp_tokens, "0 where nothing ramps", fix)
+        else:
             fits = self.ramp_from <= self.batch_size
             require(fits, "data.ramp_from", self.ramp_from, f"at most batch_size {self.batch_size}", "lower it")
             require(self.ramp_tokens > 0, "data.ramp_tokens", self.ramp_tokens, "tokens above 0", "set its length")
@@ -107,8 +110,9 @@ class AttentionSettings:
     implementation: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
-        _positive("model.attention", self, "heads", "kv_heads", "head_dim", "band")
-        _fraction("model.attention", self, "dropout")
+        check_types("model.attention", self)
+        check_positive("model.attention", self, "heads", "kv_heads", "head_dim", "band")
+        check_fraction("model.attention", self, "dropout")
         groups = self.heads % (self.kv_heads or self.heads) == 0
         require(groups, "model.attention.kv_heads", self.kv_heads, f"a divisor of heads {self.heads}", "use one")
         banded = "banded" not in self.pattern or self.band is not None
@@ -125,7 +129,8 @@ class FeedForwardSettings:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _positive("model.feed_forward", self, "width")
+        check_types("model.feed_forward", self)
+        check_positive("model.feed_forward", self, "width")
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,8 @@ class NormSettings:
     bias: bool = True  # LayerNorm only
 
     def __post_init__(self) -> None:
-        _positive("model.norm", self, "eps")
+        check_types("model.norm", self)
+        check_positive("model.norm", self, "eps")
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,8 @@ class PositionSettings:
     relative_max_distance: int = 128  # T5, tokens
 
     def __post_init__(self) -> None:
-        _positive("model.positions", self, "rotary_base", "relative_buckets", "relative_max_distance")
+        check_types("model.positions", self)
+        check_positive("model.positions", self, "rotary_base", "relative_buckets", "relative_max_distance")
 
 
 @dataclass(frozen=True)
@@ -173,8 +180,9 @@ class ModelSettings:
     scaled_residual_init: bool = True  # residual projections at init_std / sqrt(2 x layers) (GPT-2)
 
     def __post_init__(self) -> None:
-        _positive("model", self, "layers", "width", "context", "vocab_size", "init_std")
-        _fraction("model", self, "dropout")
+        check_types("model", self)
+        check_positive("model", self, "layers", "width", "context", "vocab_size", "init_std")
+        check_fraction("model", self, "dropout")
         heads = self.attention.heads
         divides = self.attention.head_dim is not None or self.width % heads == 0
         require(divides, "model.width", self.width, f"a multiple of attention.heads {heads}", "or set head_dim")
@@ -207,7 +215,8 @@ class ComputeSettings:
     loss_chunk: int | None = None  # tokens whose float32 logits exist at once; None chooses from the shapes
 
     def __post_init__(self) -> None:
-        _positive("compute", self, "loss_chunk")
+        check_types("compute", self)
+        check_positive("compute", self, "loss_chunk")
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,7 @@ class MeshSettings:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        check_types("mesh", self)
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             require(size == -1 or size > 0, f"mesh.{name}", size, "a size above 0, or -1 once", "use 1")
@@ -240,8 +250,9 @@ class ScheduleSettings:
     stable: float = 0.8  # "wsd": the fraction of `decay` after which the rate falls
 
     def __post_init__(self) -> None:
+        check_types("optimizer.schedule", self)
         require(self.warmup >= 0, "optimizer.schedule.warmup", self.warmup, "0 or more", "use 0 for no warmup")
-        _positive("optimizer.schedule", self, "decay")
+        check_positive("optimizer.schedule", self, "decay")
         require(0 <= self.final <= 1, "optimizer.schedule.final", self.final, "a multiple in [0, 1]", "use 0.1")
         require(0 < self.stable < 1, "optimizer.schedule.stable", self.stable, "a fraction in (0, 1)", "use 0.8")
 
@@ -263,8 +274,9 @@ class OptimizerSettings:
     state_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
 
     def __post_init__(self) -> None:
-        _positive("optimizer", self, "learning_rate", "eps", "clip_norm")
-        _fraction("optimizer", self, "b1", "b2")
+        check_types("optimizer", self)
+        check_positive("optimizer", self, "learning_rate", "eps", "clip_norm")
+        check_fraction("optimizer", self, "b1", "b2")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more", "use 0 for none")
 
 
@@ -280,8 +292,9 @@ class TrainSettings:
     abort_after_skipped: int = 10  # non-finite steps in a row before the run stops
 
     def __post_init__(self) -> None:
-        _positive("train", self, "steps", "microbatches", "abort_after_skipped")
-        _fraction("train", self, "label_smoothing")
+        check_types("train", self)
+        check_positive("train", self, "steps", "microbatches", "abort_after_skipped")
+        check_fraction("train", self, "label_smoothing")
         require(self.z_loss >= 0, "train.z_loss", self.z_loss, "0 or more", "use 0 for none")
 
 
@@ -296,7 +309,8 @@ class EvaluationSettings:
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
-        _positive("evaluation", self, "every", "batches", "sample_tokens")
+        check_types("evaluation", self)
+        check_positive("evaluation", self, "every", "batches", "sample_tokens")
         require(self.temperature >= 0, "evaluation.temperature", self.temperature, "0 or more", "use 0 for greedy")
 
 
@@ -310,7 +324,8 @@ class CheckpointSettings:
     keep_best: int = 0  # by validation loss
 
     def __post_init__(self) -> None:
-        _positive("checkpoint", self, "every", "keep_last", "keep_every")
+        check_types("checkpoint", self)
+        check_positive("checkpoint", self, "every", "keep_last", "keep_every")
         require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more", "use 0 for none")
 
 
@@ -323,7 +338,8 @@ class LogSettings:
     profile: tuple[int, int] | None = None  # first and last step of an XLA profile
 
     def __post_init__(self) -> None:
-        _positive("log", self, "every")
+        check_types("log", self)
+        check_positive("log", self, "every")
         ordered = self.profile is None or 0 <= self.profile[0] <= self.profile[1]
         require(ordered, "log.profile", self.profile, "(first, last) with first <= last", "use (10, 12)")
 

@@ -1,0 +1,104 @@
+"""Checks the values of a settings object: the declared type of each field, and the bounds that several share.
+
+A settings object comes in, with the name that its fields have in a recipe; nothing comes out, or a UserError that names
+the field, its value, what was expected and a likely fix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from typing import Any, Literal
+
+from lmjax.errors import UserError, nearest, require
+
+
+def check_types(owner: str, settings: Any) -> None:
+    """Raises UserError at the first field whose value is not of the type that the field declares.
+
+    A whole number is also a number; True is neither. Numbers are finite.
+    """
+    for name, kind in field_types(type(settings)).items():
+        value = getattr(settings, name)
+        if not _fits(kind, value):
+            field = f"{owner}.{name}".lstrip(".")
+            raise UserError(f"{field} = {value!r}: expected {described(kind)}; {_fix(kind, value, settings, name)}")
+
+
+def check_positive(owner: str, settings: Any, *names: str) -> None:
+    """Raises UserError at the first of the named fields that is 0 or below; None passes."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value > 0, f"{owner}.{name}", value, "a number above 0", _default(settings, name))
+
+
+def check_fraction(owner: str, settings: Any, *names: str) -> None:
+    """Raises UserError at the first of the named fields that is not in [0, 1)."""
+    for name in names:
+        value = getattr(settings, name)
+        require(0 <= value < 1, f"{owner}.{name}", value, "a fraction in [0, 1)", _default(settings, name))
+
+
+@functools.cache
+def field_types(settings: Any) -> dict[str, Any]:
+    """The declared type of each field of a dataclass."""
+    hints = typing.get_type_hints(settings)
+    return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+
+
+def described(kind: Any) -> str:
+    """A declared type in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(described(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a tuple, each entry {described(arguments[0])}"
+    if origin is tuple:
+        return f"a tuple of {len(arguments)}: {', '.join(map(described, arguments))}"
+    words = {int: "a whole number", float: "a finite number", str: "a string", bool: "True or False"}
+    return words.get(kind, "None" if kind is type(None) else getattr(kind, "__name__", str(kind)))
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is tuple:
+        if type(value) is not tuple:
+            return False
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(kinds) == len(value) and all(map(_fits, kinds, value))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _fix(kind: Any, value: Any, settings: Any, name: str) -> str:
+    choices = [choice for choice in _choices(kind) if isinstance(choice, str)]
+    if typing.get_origin(kind) is tuple and isinstance(value, str | list):
+        return "write it in parentheses, with a comma after a single entry"
+    if choices and isinstance(value, str):
+        return nearest(value, choices)
+    if isinstance(value, float) and value.is_integer():
+        return f"use {value:.0f}"
+    return _default(settings, name)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    return tuple(choice for argument in typing.get_args(kind) for choice in _choices(argument))
+
+
+def _default(settings: Any, name: str) -> str:
+    field = next(field for field in dataclasses.fields(settings) if field.name == name)
+    if field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default):
+        return "set it to one"
+    return "leave it out" if field.default is None else f"the default is {field.default!r}"
