@@ -125,9 +125,7 @@ def _einsum(
 
 def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask, scale: float) -> jax.Array:
     if mask.query_segments is not None or (mask.band is not None and not mask.causal):
-        raise UserError(
-            "model.attention.implementation = 'cudnn': segments and two-sided bands need another; use 'auto'"
-        )
+        raise UserError("attention by cudnn: expected no segments and no two-sided band; use 'einsum' for them")
     return jax.nn.dot_product_attention(
         q_BTHK,
         k_BSHK,
