@@ -13,6 +13,7 @@ from lmjax.model.attention import attention
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
 from lmjax.model.positions import rotate
+from lmjax.model.sharding_context import constrain
 from lmjax.settings import ModelSettings
 
 BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # where a block draws dropout
@@ -89,9 +90,9 @@ class Attention(nn.Module):
         if settings.positions.kind == "rotary" and memory is None:
             q = rotate(q, around.positions, settings.positions.rotary_base)
             k = rotate(k, around.positions, settings.positions.rotary_base)
-        q = nn.with_logical_constraint(q, ("batch", "time", "act_heads", None))
-        k = nn.with_logical_constraint(k, ("batch", "time", "act_kv_heads", None))
-        v = nn.with_logical_constraint(v, ("batch", "time", "act_kv_heads", None))
+        q = constrain(q, "batch", "time", "act_heads", None)
+        k = constrain(k, "batch", "time", "act_kv_heads", None)
+        v = constrain(v, "batch", "time", "act_kv_heads", None)
         if cache is not None:
             cache, k, v = _write(cache, layer, k, v)
         y = attention(
@@ -132,7 +133,7 @@ class FeedForward(nn.Module):
         hidden = ACTIVATIONS[shape.activation](make(*up, std=settings.init_std, name="up")(x))
         if shape.gated:
             hidden = hidden * make(*up, std=settings.init_std, name="gate")(x)
-        hidden = nn.with_logical_constraint(hidden, ("batch", "time", "act_mlp"))
+        hidden = constrain(hidden, "batch", "time", "act_mlp")
         return make((settings.width,), ("mlp", "embed"), std=context.residual_std, name="down")(hidden)
 
 
@@ -169,7 +170,7 @@ class Block(nn.Module):
         normed = self._before("feed_forward_norm", x)
         y = FeedForward(self.context, name="feed_forward")(normed)
         x = self._after("feed_forward_norm", x + dropout(y, settings.dropout, key, FEED_FORWARD_BRANCH))
-        return nn.with_logical_constraint(x, ("batch", "time", "act_embed")), cache
+        return constrain(x, "batch", "time", "act_embed"), cache
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         norm = self.context.settings.norm

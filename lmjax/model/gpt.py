@@ -12,6 +12,7 @@ from lmjax.model.blocks import Block, BlockContext, LayerCache, Surroundings
 from lmjax.model.layers import Norm, dropout, normal_init
 from lmjax.model.masks import Mask
 from lmjax.model.positions import RelativeBias
+from lmjax.model.sharding_context import constrain
 
 EMBEDDING_SITE = 1_000_000  # where the embeddings' dropout is drawn; layers draw at their own number
 
@@ -71,7 +72,7 @@ class GPT(nn.Module):
             init = normal_init(settings.init_std, ("vocab", "embed"))
             self.param("head", init, (settings.vocab_size, settings.width), jnp.float32)
         x = dropout(x, settings.dropout, key, EMBEDDING_SITE)
-        x = nn.with_logical_constraint(x, ("batch", "time", "act_embed"))
+        x = constrain(x, "batch", "time", "act_embed")
 
         around = Surroundings(mask, positions_BT, self._bias(tokens_BT.shape[1], mask, cache))
         x, cache = self._layers(x, cache, key, around)

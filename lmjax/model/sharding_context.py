@@ -2,17 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
-import flax.linen as nn
-from jax.sharding import Mesh
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AxisRules = tuple[tuple[str, tuple[str, ...] | None], ...]
+
+
+@dataclass(frozen=True)
+class BoundMesh:
+    """The mesh that logical axes mean now, and the table that says how."""
+
+    mesh: Mesh
+    rules: AxisRules
+
+    def spec(self, *logical: str | None) -> PartitionSpec:
+        """The sharding of an array whose axes have these names."""
+        table = dict(self.rules)
+        return PartitionSpec(*(None if name is None else table[name] for name in logical))
+
+    def size(self, logical: str) -> int:
+        """Into how many parts an axis of this name is cut."""
+        axes = dict(self.rules)[logical] or ()
+        size = 1
+        for axis in axes:
+            size *= self.mesh.shape[axis]
+        return size
+
+    def per_shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`function` run on every device on its own part: for calls that the compiler cannot cut, such as Pallas'."""
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+_bound: ContextVar[BoundMesh | None] = ContextVar("bound_mesh", default=None)
 
 
 @contextmanager
 def logical_sharding(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
     """Inside, constraints on logical axes bind to `mesh` by `rules`; outside they do nothing."""
-    with mesh, nn.logical_axis_rules(rules):
+    token = _bound.set(BoundMesh(mesh, rules))
+    try:
         yield
+    finally:
+        _bound.reset(token)
+
+
+def bound_mesh() -> BoundMesh | None:
+    """What `logical_sharding` has bound, or None outside of it."""
+    return _bound.get()
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """x, cut over the bound mesh as its axes' names say; x itself where no mesh is bound."""
+    bound = bound_mesh()
+    if bound is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(bound.mesh, bound.spec(*logical)))

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.sharding_context import bound_mesh
 from lmjax.objective.weighted import Weighted
 
-LOGITS_AT_ONCE = 2**26  # entries: 256 MiB in float32; below this a batch is one chunk
+LOGITS_AT_ONCE = 2**26  # entries on one device: 256 MiB in float32; below this a batch is one chunk
 
 
 class Terms(NamedTuple):
@@ -41,13 +42,16 @@ def cross_entropy(
     """Weighted cross-entropy, in nats per unit of weight.
 
     `z_loss` adds z_loss x log(Z)^2 (Chowdhery et al. 2022, section 5), `label_smoothing` spreads so much of each
-    target over the vocabulary, `chunk` is the most tokens whose logits exist at once, and rows of the head from
-    `valid_vocab` on are left out of the softmax. The metrics are `cross_entropy`, without the extra terms, and
+    target over the vocabulary, `chunk` is the most tokens whose logits exist at once on a device, and rows of the head
+    from `valid_vocab` on are left out of the softmax. The metrics are `cross_entropy`, without the extra terms, and
     `accuracy`.
     """
     B, T, _ = hidden_BTD.shape
     vocab = valid_vocab or head_VD.shape[0]
     at_once = chunk or max(1, LOGITS_AT_ONCE // head_VD.shape[0])
+    bound = bound_mesh()
+    if bound is not None:
+        at_once *= bound.size("batch") * bound.size("time")
     chunks = next(n for n in range(1, T + 1) if T % n == 0 and (n == T or B * (T // n) <= at_once))
     terms = Terms(vocab, z_loss, label_smoothing, chunks)
     head = head_VD.astype(hidden_BTD.dtype)
