@@ -21,22 +21,20 @@ from lmjax.data.token_shards import TokenShards
 from lmjax.errors import UserError
 from lmjax.settings import DataSettings
 
-__all__ = ["Loader", "ValidationBatches", "prefetch", "validation_batches"]
+__all__ = ["Loader", "RowLoader", "ValidationBatches", "prefetch", "validation_batches"]
 
 
-class Loader:
-    """The training batches of a weighted mixture of sources.
+class RowLoader:
+    """The training batches of a weighted mixture of sources, each given as rows of whatever kind.
 
     rows_per_epoch, dropped_tokens: per source, the rows of one epoch, and the tokens at its end that are in none.
     """
 
-    def __init__(self, shards: Sequence[TokenShards], weights: Sequence[float], settings: DataSettings) -> None:
-        """Raises UserError where a source is shorter than one row, or the sources differ in tokenizer."""
-        if len(shards) != len(weights):
-            raise ValueError(f"{len(shards)} sources and {len(weights)} weights")
-        _check_one_tokenizer(shards)
+    def __init__(self, sources: Sequence[Rows], weights: Sequence[float], settings: DataSettings) -> None:
+        if len(sources) != len(weights):
+            raise ValueError(f"{len(sources)} sources and {len(weights)} weights")
         self.settings = settings
-        self._sources: list[Rows] = [pack(source, settings, keep_rest=False) for source in shards]
+        self._sources = list(sources)
         self._mixture = Mixture(weights)
         self._ramp = BatchRamp(settings)
         self.rows_per_epoch = [len(rows) for rows in self._sources]
@@ -82,13 +80,21 @@ class Loader:
         return [count / rows for count, rows in zip(counts, self.rows_per_epoch, strict=True)]
 
 
-class ValidationBatches:
-    """A fixed validation set: every target once, source after source, the last rows padded with weight 0."""
+class Loader(RowLoader):
+    """The training batches of token shards, packed as the settings say."""
 
-    def __init__(self, shards: Sequence[TokenShards], settings: DataSettings, batch_size: int) -> None:
+    def __init__(self, shards: Sequence[TokenShards], weights: Sequence[float], settings: DataSettings) -> None:
+        """Raises UserError where a source is shorter than one row, or the sources differ in tokenizer."""
         _check_one_tokenizer(shards)
-        self.batch_size, self.length = batch_size, settings.sequence_length
-        self._sources = [pack(source, settings, keep_rest=True) for source in shards]
+        super().__init__([pack(source, settings, keep_rest=False) for source in shards], weights, settings)
+
+
+class ValidationBatches:
+    """A fixed validation set: every row once, source after source, the last batch filled up with rows of weight 0."""
+
+    def __init__(self, sources: Sequence[Rows], length: int, batch_size: int) -> None:
+        self.batch_size, self.length = batch_size, length
+        self._sources = list(sources)
         self._first_rows = np.cumsum([0, *(len(rows) for rows in self._sources)])
 
     def __len__(self) -> int:
@@ -117,7 +123,9 @@ def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, ba
 
     Raises UserError, naming the source, where one is shorter than a row.
     """
-    return ValidationBatches(shards, settings, batch_size)
+    _check_one_tokenizer(shards)
+    sources = [pack(source, settings, keep_rest=True) for source in shards]
+    return ValidationBatches(sources, settings.sequence_length, batch_size)
 
 
 def _interleaved(parts: Sequence[tuple[np.ndarray, Batch]], rows: int) -> Batch:

@@ -114,14 +114,26 @@ class IsolatedRows(SplitRows):
         }
 
 
+class Tokens(Protocol):
+    """Documents one after the other, as token shards are."""
+
+    def document_bounds(self) -> np.ndarray:
+        """Where each document begins, and where the last one ends, int64 [documents + 1]."""
+        ...
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """The tokens at these positions, int64 [n]."""
+        ...
+
+
 class FirstFitRows:
-    """Rows of whole documents, side by side."""
+    """Rows of whole documents, side by side; `plan` says which, and first-fit packing where it is left out."""
 
     dropped_tokens = 0
 
-    def __init__(self, shards: TokenShards, length: int) -> None:
+    def __init__(self, shards: Tokens, length: int, plan: Plan | None = None) -> None:
         self.shards, self.length = shards, length
-        self.plan: Plan = plan_rows(shards.document_bounds(), length)
+        self.plan = plan_rows(shards.document_bounds(), length) if plan is None else plan
 
     def __len__(self) -> int:
         return len(self.plan.first_piece) - 1
@@ -160,7 +172,11 @@ class FirstFitRows:
         return {
             TOKENS: laid_out(self.shards.take(source), np.int32),
             TARGETS: laid_out(self.shards.take(source + 1), np.int32),
-            WEIGHTS: laid_out(1.0, np.float32),
+            WEIGHTS: laid_out(self._weights(source + 1), np.float32),
             POSITIONS: laid_out(positions, np.int32),
             SEGMENTS: laid_out(np.repeat(within + 1, lengths), np.int32),
         }
+
+    def _weights(self, targets: np.ndarray) -> np.ndarray | float:
+        """The weight in the loss of the tokens at these positions."""
+        return 1.0

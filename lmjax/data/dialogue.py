@@ -1,0 +1,112 @@
+"""Conversations: what they are, how a template writes them, and which of their tokens are the assistant's.
+
+In: turns, rankings and rated answers, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
+end-of-text included. One function, `render`, writes prompts, demonstrations and answers alike, so that a model samples
+from exactly what it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.rlhf_settings import TEXT, TemplateSettings
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Turn(NamedTuple):
+    """What one side says."""
+
+    role: Role
+    text: str
+
+
+Turns = tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation in which at least one answer is to be imitated."""
+
+    turns: Turns
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K answers to one prompt. The lowest rank is the best; equal ranks are ties."""
+
+    prompt: Turns
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """An answer and its reward."""
+
+    prompt: Turns
+    answer: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation whose next answer is to be sampled."""
+
+    turns: Turns
+
+
+Record = Demonstration | Ranking | Rated | Prompt
+
+
+class Piece(NamedTuple):
+    """Text of a conversation that is, or is not, an answer; an answer is followed by end-of-text."""
+
+    text: str
+    is_answer: bool
+
+
+class Encoded(NamedTuple):
+    """A conversation in tokens."""
+
+    ids: np.ndarray  # int32 [n]
+    is_answer: np.ndarray  # bool [n]: the assistant's tokens, end-of-text included
+
+
+def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
+    """A conversation as text. One that does not end with an answer is opened for the next: it is a prompt.
+
+    Pieces that are no answers are written together, so that the tokens of a prompt do not depend on what follows.
+    """
+    pieces: list[Piece] = []
+    context = ""
+    last = len(turns) - 1
+    for place, turn in enumerate(turns):
+        if turn.role != "assistant":
+            shape = template.system if turn.role == "system" else template.user
+            context += shape.replace(TEXT, turn.text)
+            continue
+        pieces.append(Piece(context + template.assistant, False))
+        pieces.append(Piece(template.answer.replace(TEXT, turn.text), True))
+        context = template.between if place < last else ""
+    if not turns or turns[-1].role != "assistant":
+        pieces.append(Piece(context + template.assistant, False))
+    return pieces
+
+
+def encode(conversations: Sequence[Sequence[Turn]], template: TemplateSettings, tokenizer: Tokenizer) -> list[Encoded]:
+    """The tokens of each conversation. Each answer ends with end-of-text; nothing else is added."""
+    rendered = [render(turns, template) for turns in conversations]
+    ids = iter(tokenizer.encode_batch([piece.text for pieces in rendered for piece in pieces]))
+    end = np.array([tokenizer.eos_id], np.int32)
+    out = []
+    for pieces in rendered:
+        parts = [np.concatenate([next(ids), end]) if piece.is_answer else next(ids) for piece in pieces]
+        marks = [np.full(len(part), piece.is_answer) for part, piece in zip(parts, pieces, strict=True)]
+        out.append(Encoded(np.concatenate(parts).astype(np.int32), np.concatenate(marks)))
+    return out

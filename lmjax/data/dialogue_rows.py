@@ -1,0 +1,289 @@
+"""Rows of conversations for the loader: demonstrations with targets, rankings of K answers, and prompts to sample from.
+
+In: encoded conversations and a recipe's dialogue settings. Out: `Rows` (see `lmjax.data.packing`), with a count of
+what was cut or left out. Nothing here knows about steps or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
+from lmjax.data.dialogue import Demonstration, Encoded, Prompt, Ranking, Rated, Record, Turn, Turns, encode
+from lmjax.data.dialogue_records import Kind, read_records
+from lmjax.data.first_fit import Plan
+from lmjax.data.packing import FirstFitRows, Rows
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.errors import UserError
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+
+RANKS = "ranks"  # [B, K] int32: of each answer of a prompt, 0 the best; -1 where there is none
+REWARDS = "rewards"  # [B, K] float32: of each answer, where it is known
+RECORD = "record"  # [B, 1] int32: the number of the prompt among those of its source
+
+
+@dataclass
+class Counts:
+    """How many records a source gave, and what became of those that did not fit."""
+
+    records: int = 0
+    bad: int = 0  # skipped when read
+    cut: int = 0  # truncated
+    left_out: int = 0  # too long, or nothing of the answer left after truncation
+    answers_left_out: int = 0  # of rankings, beyond most_answers
+    messages: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.records:,} records"]
+        names = {"bad": "bad", "cut": "truncated", "left_out": "left out", "answers_left_out": "answers left out"}
+        parts += [f"{getattr(self, name):,} {words}" for name, words in names.items() if getattr(self, name)]
+        return ", ".join(parts)
+
+
+def open_rows(
+    source: DialogueSourceSettings, settings: DialogueSettings, tokenizer: Tokenizer, kind: Kind
+) -> tuple[Rows, Counts, list[Record]]:
+    """The rows of a source, what was counted, and the record that each example of the rows was made of.
+
+    Demonstrations become rows of tokens, targets and weights; rankings and rated answers rows of K answers; prompts
+    rows padded on the left. Raises UserError for bad records, for an example that is too long where the settings say
+    so, and where none is left.
+    """
+    records, skipped = read_records(source, kind)
+    counts = Counts(len(records), len(skipped), messages=skipped)
+    make = {
+        "demonstration": _demonstration_rows,
+        "ranking": _ranking_rows,
+        "rated": _rated_rows,
+        "prompt": _prompt_rows,
+    }
+    rows, kept = make[kind](records, settings, tokenizer, counts, source.path)
+    return rows, counts, kept
+
+
+def open_sources(
+    sources: Sequence[DialogueSourceSettings], settings: DialogueSettings, tokenizer: Tokenizer, kind: Kind
+) -> tuple[list[Rows], list[Counts], list[list[Record]]]:
+    """`open_rows` of each source, with as many answers per prompt in all of them, so that they can be mixed."""
+    opened = [open_rows(source, settings, tokenizer, kind) for source in sources]
+    rows = [rows for rows, _, _ in opened]
+    most = max((each.answers for each in rows if isinstance(each, AnswerRows)), default=0)
+    widened = [each.widened(most) if isinstance(each, AnswerRows) else each for each in rows]
+    return widened, [counts for _, counts, _ in opened], [records for _, _, records in opened]
+
+
+def fit_to(encoded: Encoded, most: int, settings: DialogueSettings, counts: Counts, where: str) -> Encoded | None:
+    """The conversation, cut to `most` tokens if it is longer, or None where it is to be left out."""
+    excess = len(encoded.ids) - most
+    if excess <= 0:
+        return encoded
+    if settings.too_long == "error":
+        raise UserError(
+            f"{where}: a conversation of {len(encoded.ids)} tokens: expected at most {most}; raise "
+            'dialogue.sequence_length, or set dialogue.too_long to "left", "right" or "skip"'
+        )
+    if settings.too_long == "skip":
+        counts.left_out += 1
+        return None
+    counts.cut += 1
+    kept = slice(excess, None) if settings.too_long == "left" else slice(None, most)
+    return Encoded(encoded.ids[kept], encoded.is_answer[kept])
+
+
+class MemoryTokens:
+    """Encoded conversations, one after the other."""
+
+    def __init__(self, examples: Sequence[Encoded], prompt_weight: float) -> None:
+        self._ids = np.concatenate([example.ids for example in examples])
+        is_answer = np.concatenate([example.is_answer for example in examples])
+        self.weights = np.where(is_answer, 1.0, prompt_weight).astype(np.float32)
+        self._bounds = np.cumsum([0, *(len(example.ids) for example in examples)])
+
+    def document_bounds(self) -> np.ndarray:
+        return self._bounds
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        return self._ids[positions]
+
+
+class DemonstrationRows(FirstFitRows):
+    """Conversations side by side, each a segment of its own, or one to a row; the targets' weights are theirs."""
+
+    def __init__(self, examples: Sequence[Encoded], settings: DialogueSettings) -> None:
+        self._stream = MemoryTokens(examples, settings.prompt_weight)
+        bounds = self._stream.document_bounds()
+        one_each = Plan(np.arange(len(examples) + 1), bounds[:-1], (np.diff(bounds) - 1).astype(np.int32))
+        super().__init__(self._stream, settings.sequence_length, None if settings.packing else one_each)
+
+    def _weights(self, targets: np.ndarray) -> np.ndarray:
+        return self._stream.weights[targets]
+
+
+class AnswerRows:
+    """K answers to each prompt, each with its prompt in a row of its own, padded on the right: [R, K, T] arrays.
+
+    Tokens hold all of a conversation, its last end-of-text included; targets and weights are those of its answer.
+    """
+
+    dropped_tokens = 0
+
+    def __init__(self, groups: Sequence[Sequence[Encoded]], numbers: np.ndarray, name: str, length: int) -> None:
+        """`numbers`, [R, K], are kept under `name`: ranks, -1 where there is no answer, or rewards."""
+        self._groups, self._numbers, self._name, self._length = groups, numbers, name, length
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def answers(self) -> int:
+        """K, the most answers to a prompt."""
+        return self._numbers.shape[1]
+
+    def widened(self, answers: int) -> AnswerRows:
+        """The same rows with room for so many answers."""
+        absent = ((0, 0), (0, answers - self.answers))
+        numbers = np.pad(self._numbers, absent, constant_values=-1)
+        return AnswerRows(self._groups, numbers, self._name, self._length)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rankings with these indices, int64 [R]."""
+        shape = (len(indices), self._numbers.shape[1], self._length)
+        out: Batch = {name: np.zeros(shape, np.int32) for name in (TOKENS, TARGETS, POSITIONS, SEGMENTS)}
+        out[WEIGHTS] = np.zeros(shape, np.float32)
+        for row, index in enumerate(indices):
+            for answer, (ids, is_answer) in enumerate(self._groups[index]):
+                at, before = (row, answer, slice(0, len(ids))), (row, answer, slice(0, len(ids) - 1))
+                out[TOKENS][at], out[SEGMENTS][at], out[POSITIONS][at] = ids, 1, np.arange(len(ids))
+                out[TARGETS][before], out[WEIGHTS][before] = ids[1:], _last_run(is_answer)[1:]
+        return out | {self._name: self._numbers[indices]}
+
+
+class PromptRows:
+    """Prompts padded on the left, [R, T], with the number of their record."""
+
+    dropped_tokens = 0
+
+    def __init__(self, prompts: Sequence[Encoded], length: int) -> None:
+        self._prompts, self._length = prompts, length
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The prompts with these indices, int64 [R]."""
+        shape = (len(indices), self._length)
+        out: Batch = {name: np.zeros(shape, np.int32) for name in (TOKENS, POSITIONS, SEGMENTS)}
+        for row, index in enumerate(indices):
+            ids = self._prompts[index].ids
+            at = (row, slice(self._length - len(ids), None))
+            out[TOKENS][at], out[SEGMENTS][at], out[POSITIONS][at] = ids, 1, np.arange(len(ids))
+        return out | {RECORD: indices[:, None].astype(np.int32)}
+
+
+def _last_run(is_answer: np.ndarray) -> np.ndarray:
+    """True for the last answer alone, of those in a conversation that ends with one."""
+    others = np.flatnonzero(~is_answer)
+    last = np.zeros_like(is_answer)
+    last[(others[-1] + 1 if len(others) else 0) :] = True
+    return last
+
+
+Made = tuple[Rows, list[Record]]
+
+
+def _demonstration_rows(
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> Made:
+    chosen = [record for record in records if isinstance(record, Demonstration)]
+    encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    examples, kept = [], []
+    for record, example in zip(chosen, encoded, strict=True):
+        cut = fit_to(example, settings.sequence_length + 1, settings, counts, where)  # the last token is only a target
+        if cut is not None and not cut.is_answer[1:].any():
+            counts.left_out += 1
+        elif cut is not None:
+            examples.append(cut)
+            kept.append(record)
+    _require_some(examples, counts, where, settings)
+    return DemonstrationRows(examples, settings), list(kept)
+
+
+def _ranking_rows(
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> Made:
+    most = settings.most_answers
+    chosen = [record for record in records if isinstance(record, Ranking)]
+    counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in chosen)
+    asked = [(record.prompt, record.answers[:most]) for record in chosen]
+    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
+    fit = [group is not None and len(set(r.ranks[:most])) > 1 for group, r in zip(encoded, chosen, strict=True)]
+    groups = [group for group, fits in zip(encoded, fit, strict=True) if group is not None and fits]
+    kept = [record for record, fits in zip(chosen, fit, strict=True) if fits]
+    counts.left_out = len(chosen) - len(kept)
+    _require_some(groups, counts, where, settings)
+    ranks = np.full((len(groups), max(map(len, groups))), -1, np.int32)
+    for row, record in enumerate(kept):
+        own = record.ranks[:most]
+        ranks[row, : len(own)] = own
+    return AnswerRows(groups, ranks, RANKS, settings.sequence_length), list(kept)
+
+
+def _rated_rows(
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> Made:
+    chosen = [record for record in records if isinstance(record, Rated)]
+    asked = [(record.prompt, (record.answer,)) for record in chosen]
+    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
+    groups = [group for group in encoded if group is not None]
+    kept = [record for record, group in zip(chosen, encoded, strict=True) if group is not None]
+    counts.left_out = len(chosen) - len(kept)
+    _require_some(groups, counts, where, settings)
+    rewards = np.array([[record.reward] for record in kept], np.float32)
+    return AnswerRows(groups, rewards, REWARDS, settings.sequence_length), list(kept)
+
+
+def _answer_groups(
+    asked: Sequence[tuple[Turns, Sequence[str]]],
+    settings: DialogueSettings,
+    tokenizer: Tokenizer,
+    counts: Counts,
+    where: str,
+) -> list[list[Encoded] | None]:
+    """The encoded answers to each prompt, or None where one of them is too long or loses all of its answer."""
+    conversations = [(*prompt, Turn("assistant", answer)) for prompt, answers in asked for answer in answers]
+    encoded = iter(encode(conversations, settings.template, tokenizer))
+    groups: list[list[Encoded] | None] = []
+    for _, answers in asked:
+        own = Counts()
+        fitted = [fit_to(next(encoded), settings.sequence_length, settings, own, where) for _ in answers]
+        group = [answer for answer in fitted if answer is not None and answer.is_answer[-1]]
+        whole = len(group) == len(answers)
+        counts.cut += own.cut if whole else 0
+        groups.append(group if whole else None)
+    return groups
+
+
+def _prompt_rows(
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> Made:
+    chosen = [record for record in records if isinstance(record, Prompt)]
+    encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    prompts, kept = [], []
+    for record, example in zip(chosen, encoded, strict=True):
+        cut = fit_to(example, settings.sequence_length, settings, counts, where)
+        if cut is not None:
+            prompts.append(cut)
+            kept.append(record)
+    _require_some(prompts, counts, where, settings)
+    return PromptRows(prompts, settings.sequence_length), list(kept)
+
+
+def _require_some(kept: Sequence[object], counts: Counts, where: str, settings: DialogueSettings) -> None:
+    if not kept:
+        raise UserError(
+            f"{where}: none of its {counts.records} records fits into dialogue.sequence_length = "
+            f"{settings.sequence_length} tokens; raise it, or cut the other side (dialogue.too_long)"
+        )
