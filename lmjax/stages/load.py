@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,21 @@ from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
 from lmjax.recipe import Recipe, from_json
 from lmjax.training.checkpoint import DamagedCheckpointError, find_checkpoint
+
+
+class NoTokenizer:
+    """Stands where a checkpoint has no tokenizer, as after an import from a folder without one: any use says so."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError(
+            f"{self._checkpoint}: it has no tokenizer, so that it reads and writes token ids and no text; "
+            "to have one, put its files into the folder that the model came from and import it again"
+        )
 
 
 @dataclass(frozen=True)
@@ -56,10 +71,13 @@ class Trained:
 def load(checkpoint: Path | str) -> Trained:
     """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none."""
     found = find_checkpoint(Path(checkpoint))
-    recipe = from_json(found.extras()["recipe"], f"{found.path}: recipe")
-    with tempfile.TemporaryDirectory() as folder:
-        found.unpack_tokenizer(Path(folder))
-        tokenizer = load_tokenizer(Path(folder))
+    extras = found.extras()
+    recipe = from_json(extras["recipe"], f"{found.path}: recipe")
+    tokenizer = cast(Tokenizer, NoTokenizer(found.path))
+    if extras["tokenizer"]:
+        with tempfile.TemporaryDirectory() as folder:
+            found.unpack_tokenizer(Path(folder))
+            tokenizer = load_tokenizer(Path(folder))
     settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
     # The kernel that was named for training may not run here, nor is it needed: a cache is read by einsum.
     attention = dataclasses.replace(settings.attention, implementation="auto")

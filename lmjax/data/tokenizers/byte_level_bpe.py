@@ -23,7 +23,7 @@ _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _VERSION_LINE = "#version: 0.2"  # the first line of every published merges file
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """The printable character of each byte: itself where it is printable Latin-1, else the next one from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -31,7 +31,7 @@ def _byte_characters() -> dict[str, int]:
     return characters | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTES = _byte_characters()
+_BYTES = byte_characters()
 
 
 class BytePairTokenizer(StoredTokenizer):

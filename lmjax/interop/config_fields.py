@@ -1,0 +1,98 @@
+"""The fields of a config.json, each asked for by name, so that none is passed over in silence.
+
+In: the object in the file. Out: checked values; or a UserError that names the file, the field, its value, what lmjax
+supports and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lmjax.errors import UserError, nearest
+
+# Fields that say nothing about the logits of the language model: names and versions, token ids, how generate() samples,
+# heads that are not the language model's, and two ways of computing the same numbers.
+_NEUTRAL = """
+    _attn_implementation _commit_hash _name_or_path architectures dtype torch_dtype transformers_version
+    transformers.js_config transformers_weights task_specific_params is_llama_config
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
+    tokenizer_class prefix
+    use_cache output_attentions output_hidden_states output_past output_scores return_dict return_dict_in_generate
+    torchscript use_bfloat16 gradient_checkpointing chunk_size_feed_forward remove_invalid_values is_decoder
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences repetition_penalty suppress_tokens temperature tf_legacy_loss top_k top_p typical_p
+    finetuning_task id2label label2id num_labels problem_type predict_special_tokens
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    pretraining_tp reorder_and_upcast_attn
+    """
+SAYS_NOTHING = frozenset(_NEUTRAL.split())
+# Fields of any model type that change what is computed, with the only value that lmjax computes.
+ONLY: dict[str, Any] = {
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "tie_encoder_decoder": False,
+}
+
+
+class ConfigFields:
+    """The fields of one config.json; `where` names it in errors."""
+
+    def __init__(self, values: Mapping[str, Any], where: object) -> None:
+        self._values, self._where, self._asked = values, where, set(SAYS_NOTHING)
+
+    def error(self, name: str, expected: str, fix: str) -> UserError:
+        found = repr(self._values[name]) if name in self._values else "(absent)"
+        return UserError(f"{self._where}: {name} = {found}: expected {expected}; {fix}")
+
+    def get(self, name: str, default: Any) -> Any:
+        self._asked.add(name)
+        return self._values.get(name, default)
+
+    def size(self, name: str) -> int:
+        """A whole number above 0, which has to be there."""
+        value = self.get(name, None)
+        if type(value) is not int or value <= 0:
+            raise self.error(name, "a whole number above 0", "take it from the model's own config.json")
+        return value
+
+    def size_or_none(self, name: str) -> int | None:
+        return None if self.get(name, None) is None else self.size(name)
+
+    def number(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        if type(value) not in (int, float):
+            raise self.error(name, "a number", f"the default is {default}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if type(value) is not bool:
+            raise self.error(name, "true or false", f"the default is {json.dumps(default)}")
+        return value
+
+    def choice(self, name: str, default: str, meanings: Mapping[str, str]) -> Any:
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in meanings:
+            raise self.error(name, f"one of {', '.join(meanings)}", "lmjax has no other")
+        return meanings[value]
+
+    def expect(self, name: str, only: Any) -> None:
+        """The field is absent, or has the one value that lmjax computes."""
+        value = self.get(name, only)
+        if value is not None and value != only:
+            raise self.error(name, json.dumps(only), "lmjax does not compute anything else")
+
+    def finish(self) -> None:
+        """Raises UserError at the first field that was not asked for, or that asks for what no model type has."""
+        for name, value in ONLY.items():
+            self.expect(name, value)
+        for name in self._values:
+            if name not in self._asked:
+                fix = f"{nearest(name, sorted(self._asked - SAYS_NOTHING))}; if it changes no logits, remove it"
+                raise self.error(name, "no such field, which lmjax does not know", fix)

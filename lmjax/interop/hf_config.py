@@ -1,0 +1,319 @@
+"""`config.json` of a Hugging Face folder and lmjax's model settings: what the one says in the words of the other.
+
+Three model types: "openai-gpt" (GPT-1), "gpt2" and "llama". Every field of a config.json is either understood, known
+to say nothing about the model, or an error: none is passed over. What settings say that a config.json cannot is an
+error too, found by reading back what was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmjax.errors import UserError, nearest
+from lmjax.interop.config_fields import ConfigFields
+from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
+
+CONFIG = "config.json"
+
+# transformers calls the tanh approximation "gelu_new" and the exact function "gelu"; in GPT-1's config alone "gelu"
+# is the approximation.
+_GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+_PLAIN_ROTARY = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+
+
+@dataclass(frozen=True)
+class HuggingFaceConfig:
+    """A config.json that was understood. The ids are None where it names none."""
+
+    model_type: str
+    settings: ModelSettings
+    bos_id: int | None
+    eos_id: int | None
+
+
+def read_config(folder: Path) -> HuggingFaceConfig:
+    """Reads `folder`/config.json. Raises UserError naming the file and the first field that lmjax cannot follow."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected a folder of config.json and model.safetensors") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected JSON ({error}); copy it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, found {type(values).__name__}; copy it again")
+    return parse_config(values, path)
+
+
+def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
+    """The meaning of the fields of a config.json; `where` names it in errors."""
+    fields = ConfigFields(values, where)
+    model_type = fields.get("model_type", None)
+    if model_type not in _READERS:
+        hint = nearest(str(model_type), _READERS)
+        raise fields.error("model_type", f"one of {', '.join(map(repr, _READERS))}", f"{hint}; lmjax reads no others")
+    try:
+        settings = _READERS[model_type](fields)
+    except UserError as error:
+        raise error if str(error).startswith(str(where)) else UserError(f"{where}: {error}") from error
+    fields.finish()
+    return HuggingFaceConfig(model_type, settings, _first_id(values, "bos_token_id"), _first_id(values, "eos_token_id"))
+
+
+def write_config(settings: ModelSettings, eos_id: int | None) -> dict[str, Any]:
+    """The fields of the config.json of a model; `eos_id` separates its documents.
+
+    Raises UserError naming the first setting that no supported model type has.
+    """
+    model_type = _model_type(settings)
+    config: dict[str, Any] = {"model_type": model_type, **_WRITERS[model_type](settings)}
+    config |= {"bos_token_id": eos_id, "eos_token_id": eos_id, "dtype": "float32"}
+    try:
+        back = parse_config(config, CONFIG)
+    except UserError as error:
+        raise UserError(f"this model cannot be exported as Hugging Face's {model_type!r}: {error}") from error
+    kept = _flat(_canonical(back.settings))
+    for name, value in _flat(_canonical(settings)).items():
+        if kept[name] != value:
+            raise UserError(
+                f"{name} = {value!r}: expected {kept[name]!r}, the only value of Hugging Face's {model_type!r}; "
+                "this model cannot be exported"
+            )
+    return config
+
+
+def _read_gpt1(fields: ConfigFields) -> ModelSettings:
+    fields.expect("n_special", 0)
+    return ModelSettings(
+        layers=fields.size("n_layer"),
+        width=fields.size("n_embd"),
+        context=_context(fields),
+        vocab_size=fields.size("vocab_size"),
+        attention=AttentionSettings(heads=fields.size("n_head"), dropout=fields.number("attn_pdrop", 0.1)),
+        feed_forward=FeedForwardSettings(activation=fields.choice("afn", "gelu", _GPT1_ACTIVATIONS)),
+        norm=NormSettings(eps=fields.number("layer_norm_epsilon", 1e-5), position="post", final=False),
+        tied_head=fields.flag("tie_word_embeddings", True),
+        dropout=_dropout(fields),
+        init_std=fields.number("initializer_range", 0.02),
+        scaled_residual_init=False,
+    )
+
+
+def _write_gpt1(settings: ModelSettings) -> dict[str, Any]:
+    activation = _name_of(settings, _GPT1_ACTIVATIONS, "openai-gpt")
+    return {"architectures": ["OpenAIGPTLMHeadModel"], "afn": activation} | _write_gpt(settings)
+
+
+def _read_gpt2(fields: ConfigFields) -> ModelSettings:
+    fields.expect("scale_attn_by_inverse_layer_idx", False)
+    heads, scaled = fields.size("n_head"), fields.flag("scale_attn_weights", True)
+    activation = fields.choice("activation_function", "gelu_new", _ACTIVATIONS)
+    return ModelSettings(
+        layers=fields.size("n_layer"),
+        width=fields.size("n_embd"),
+        context=_context(fields),
+        vocab_size=fields.size("vocab_size"),
+        attention=AttentionSettings(heads=heads, scaled=scaled, dropout=fields.number("attn_pdrop", 0.1)),
+        feed_forward=FeedForwardSettings(width=fields.size_or_none("n_inner"), activation=activation),
+        norm=NormSettings(eps=fields.number("layer_norm_epsilon", 1e-5)),
+        tied_head=fields.flag("tie_word_embeddings", True),
+        dropout=_dropout(fields),
+        init_std=fields.number("initializer_range", 0.02),
+    )
+
+
+def _write_gpt2(settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": _name_of(settings, _ACTIVATIONS, "gpt2"),
+        "n_inner": settings.feed_forward.width,
+        "scale_attn_weights": settings.attention.scaled,
+        "scale_attn_by_inverse_layer_idx": False,
+    } | _write_gpt(settings)
+
+
+def _write_gpt(settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "n_layer": settings.layers,
+        "n_embd": settings.width,
+        "n_head": settings.attention.heads,
+        "n_positions": settings.context,
+        "vocab_size": settings.vocab_size,
+        "attn_pdrop": settings.attention.dropout,
+        "embd_pdrop": settings.dropout,
+        "resid_pdrop": settings.dropout,
+        "layer_norm_epsilon": settings.norm.eps,
+        "initializer_range": settings.init_std,
+        "tie_word_embeddings": settings.tied_head,
+    }
+
+
+def _read_llama(fields: ConfigFields) -> ModelSettings:
+    width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    fields.expect("rope_interleaved", False)
+    attention = AttentionSettings(
+        heads=heads,
+        kv_heads=fields.size_or_none("num_key_value_heads"),
+        head_dim=fields.size_or_none("head_dim"),
+        bias=fields.flag("attention_bias", False),
+        dropout=fields.number("attention_dropout", 0.0),
+    )
+    feed_forward = FeedForwardSettings(
+        width=fields.size("intermediate_size"),
+        activation=fields.choice("hidden_act", "silu", _ACTIVATIONS),
+        gated=True,
+        bias=fields.flag("mlp_bias", False),
+    )
+    return ModelSettings(
+        layers=fields.size("num_hidden_layers"),
+        width=width,
+        context=fields.size("max_position_embeddings"),
+        vocab_size=fields.size("vocab_size"),
+        attention=attention,
+        feed_forward=feed_forward,
+        norm=NormSettings(kind="rmsnorm", eps=fields.number("rms_norm_eps", 1e-6)),
+        positions=PositionSettings(kind="rotary", rotary_base=_rotary_base(fields)),
+        tied_head=fields.flag("tie_word_embeddings", False),
+        init_std=fields.number("initializer_range", 0.02),
+        scaled_residual_init=False,
+    )
+
+
+def _write_llama(settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": settings.layers,
+        "hidden_size": settings.width,
+        "intermediate_size": settings.feed_forward_width,
+        "num_attention_heads": settings.attention.heads,
+        "num_key_value_heads": settings.kv_heads,
+        "head_dim": settings.head_dim,
+        "max_position_embeddings": settings.context,
+        "vocab_size": settings.vocab_size,
+        "hidden_act": _name_of(settings, _ACTIVATIONS, "llama"),
+        "attention_bias": settings.attention.bias,
+        "mlp_bias": settings.feed_forward.bias,
+        "attention_dropout": settings.attention.dropout,
+        "rms_norm_eps": settings.norm.eps,
+        "rope_theta": settings.positions.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": settings.positions.rotary_base},
+        "initializer_range": settings.init_std,
+        "tie_word_embeddings": settings.tied_head,
+    }
+
+
+_READERS: dict[str, Callable[[ConfigFields], ModelSettings]] = {
+    "openai-gpt": _read_gpt1,
+    "gpt2": _read_gpt2,
+    "llama": _read_llama,
+}
+_WRITERS: dict[str, Callable[[ModelSettings], dict[str, Any]]] = {
+    "openai-gpt": _write_gpt1,
+    "gpt2": _write_gpt2,
+    "llama": _write_llama,
+}
+
+
+def _context(fields: ConfigFields) -> int:
+    size = fields.size("n_positions")
+    fields.expect("n_ctx", size)  # an old second name
+    return size
+
+
+def _dropout(fields: ConfigFields) -> float:
+    """lmjax has one rate for the embeddings and the residual branches."""
+    rate = fields.number("resid_pdrop", 0.1)
+    if fields.number("embd_pdrop", 0.1) != rate:
+        raise fields.error("embd_pdrop", f"resid_pdrop's {rate}", "lmjax has one dropout for both: give both one value")
+    return rate
+
+
+def _rotary_base(fields: ConfigFields) -> float:
+    """The base of rotary positions that nothing scales, from the fields of transformers 4 or 5."""
+    bases = {fields.number("rope_theta", 0.0)} if fields.get("rope_theta", None) is not None else set()
+    for name in ("rope_parameters", "rope_scaling"):
+        rotary = fields.get(name, None)
+        if rotary is None:
+            continue
+        if not isinstance(rotary, dict) or any(rotary.get(key, only) != only for key, only in _PLAIN_ROTARY.items()):
+            raise fields.error(name, f"plain rotary positions, {json.dumps(_PLAIN_ROTARY)}", "lmjax scales none")
+        if rotary.keys() - _PLAIN_ROTARY.keys() - {"rope_theta"} or type(rotary.get("rope_theta", 1)) not in (
+            int,
+            float,
+        ):
+            raise fields.error(name, "a rope_type and a rope_theta, a number, and no more", "lmjax scales none")
+        bases |= {float(rotary["rope_theta"])} if "rope_theta" in rotary else set()
+    if len(bases) > 1:
+        raise fields.error("rope_theta", f"one base, found {sorted(bases)}", "keep the model's own")
+    return bases.pop() if bases else 10_000.0
+
+
+def _name_of(settings: ModelSettings, meanings: Mapping[str, str], model_type: str) -> str:
+    names = {meaning: name for name, meaning in list(meanings.items())[::-1]}
+    activation = settings.feed_forward.activation
+    if activation not in names:
+        raise UserError(
+            f"model.feed_forward.activation = {activation!r}: expected one of {', '.join(names)}, all that Hugging "
+            f"Face's {model_type!r} has; this model cannot be exported"
+        )
+    return names[activation]
+
+
+def _model_type(settings: ModelSettings) -> str:
+    if settings.norm.position == "post":
+        return "openai-gpt"
+    return "llama" if settings.norm.kind == "rmsnorm" or settings.positions.kind == "rotary" else "gpt2"
+
+
+def _canonical(settings: ModelSettings) -> ModelSettings:
+    """Equal for settings that compute the same function: what is implied is written out, what is unused is reset."""
+    attention, positions, norm = settings.attention, settings.positions, settings.norm
+    dense = all(kind == "dense" for kind in attention.pattern) or (attention.band or 0) >= settings.context
+    attention = dataclasses.replace(
+        attention,
+        kv_heads=settings.kv_heads,
+        head_dim=settings.head_dim,
+        pattern=("dense",) if dense else attention.pattern,
+        band=None if dense else attention.band,
+        implementation="auto",
+    )
+    if positions.kind == "learned":
+        positions = PositionSettings()
+    elif positions.kind == "rotary":
+        positions = PositionSettings(kind="rotary", rotary_base=positions.rotary_base)
+    return dataclasses.replace(
+        settings,
+        attention=attention,
+        feed_forward=dataclasses.replace(settings.feed_forward, width=settings.feed_forward_width),
+        norm=dataclasses.replace(norm, bias=norm.bias or norm.kind == "rmsnorm"),
+        positions=positions,
+        scaled_residual_init=False,  # of how training began, which a trained model no longer shows
+    )
+
+
+def _flat(settings: Any, prefix: str = "model") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), f"{prefix}.{field.name}"
+        flat |= _flat(value, name) if dataclasses.is_dataclass(value) else {name: value}
+    return flat
+
+
+def _first_id(values: Mapping[str, Any], name: str) -> int | None:
+    value = values.get(name)
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int else None

@@ -1,0 +1,120 @@
+"""The tensors of a folder: `model.safetensors`, or several such files and the index that says which holds what.
+
+In: a folder. Out: float32 arrays by name, read one at a time. Nothing in these files is ever executed, and no file
+outside the folder is read, whatever the index names. `write_tensors` writes one file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lmjax.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_READABLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # each is exactly a float32
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """Tensors by name; `place` names where they were looked for, in errors."""
+
+    place: Path
+    files: Mapping[str, Path]  # the file of each tensor
+    handles: Mapping[Path, Any]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as float32. Raises UserError for a dtype that float32 does not hold."""
+        kind = self._slice(name).get_dtype()
+        if kind not in _READABLE:
+            raise UserError(
+                f"{self.files[name]}: {name} has dtype {kind}: expected {', '.join(_READABLE)}; "
+                "save the model in one of these, unquantized"
+            )
+        return np.asarray(self.handles[self.files[name]].get_tensor(name)).astype(np.float32)
+
+    def _slice(self, name: str) -> Any:
+        return self.handles[self.files[name]].get_slice(name)
+
+
+@contextmanager
+def open_tensors(folder: Path) -> Iterator[TensorFiles]:
+    """The tensors of `folder`. Raises UserError where files are missing, damaged or disagree with the index."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.exists() and index.exists():
+        raise UserError(f"{folder}: expected {WEIGHTS} or {INDEX}, found both; remove the one that is out of date")
+    with ExitStack() as stack:
+        if single.exists():
+            handles = {single: _open(stack, single)}
+            yield TensorFiles(single, dict.fromkeys(handles[single].keys(), single), handles)
+        elif index.exists():
+            files = _read_index(index)
+            handles = {path: _open(stack, path) for path in sorted(set(files.values()))}
+            _compare(index, files, handles)
+            yield TensorFiles(index, files, handles)
+        else:
+            raise UserError(_nothing_in(folder))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes float32 tensors to one file. Raises UserError where it cannot be written."""
+    plain = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})  # transformers reads no file without this word
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be written: {error}; free some space, or choose another place") from error
+
+
+def _nothing_in(folder: Path) -> str:
+    pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
+    found = f"found {pickled[0]}, which only pickle reads" if pickled else "found neither"
+    fix = "save_pretrained(folder) of today's transformers writes it" if pickled else "copy it there"
+    return f"{folder}: expected {WEIGHTS} or {INDEX}, {found}; {fix}"
+
+
+def _open(stack: ExitStack, path: Path) -> Any:
+    try:
+        return stack.enter_context(safe_open(path, framework="numpy"))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: expected a whole safetensors file ({error}); copy it again") from error
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    try:
+        value = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{index}: expected JSON ({error}); copy it again") from error
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index}: expected 'weight_map', an object from tensors to files; copy it again")
+    for tensor, name in names.items():
+        plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0:")
+        if not plain:
+            raise UserError(
+                f"{index}: weight_map[{tensor!r}] = {name!r}: expected the plain name of a .safetensors file "
+                "in the same folder; nothing outside it is read"
+            )
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent / name}: no such file, though {index.name} names it; copy it there")
+    return {tensor: index.parent / name for tensor, name in names.items()}
+
+
+def _compare(index: Path, files: Mapping[str, Path], handles: Mapping[Path, Any]) -> None:
+    """Raises UserError unless each file holds what the index says, and no more."""
+    for path, handle in handles.items():
+        said, held = {name for name, file in files.items() if file == path}, set(handle.keys())
+        for name in sorted(said ^ held):
+            says = f"{index.name} says that it is" if name in said else f"{index.name} does not name it"
+            there = "not in this file" if name in said else "in this file"
+            raise UserError(f"{path}: {name} is {there}, but {says}; copy the folder again")
