@@ -29,6 +29,7 @@ from lmjax.settings import (
     MeshSettings,
     ModelSettings,
     OptimizerSettings,
+    PlanSettings,
     TokenizerSettings,
     TrainSettings,
 )
@@ -44,6 +45,7 @@ class Pretrain:
     model: ModelSettings = ModelSettings()
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

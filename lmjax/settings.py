@@ -212,7 +212,7 @@ class ComputeSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
     scan_layers: bool = True  # one compiled layer, stacked parameters
     remat: Literal["none", "dots", "minimal", "full"] = "none"  # what the backward pass recomputes
-    loss_chunk: int | None = None  # tokens whose float32 logits exist at once; None chooses from the shapes
+    loss_chunk: int | None = None  # tokens whose float32 logits exist at once on a device; None: by the shapes
 
     def __post_init__(self) -> None:
         check_types("compute", self)
@@ -236,6 +236,16 @@ class MeshSettings:
             require(size == -1 or size > 0, f"mesh.{name}", size, "a size above 0, or -1 once", "use 1")
         inferred = [name for name, size in sizes.items() if size == -1]
         require(len(inferred) <= 1, "mesh", sizes, "at most one axis at -1", f"give {inferred[1:]} a size")
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """For which slice `lmjax plan` compiles, where the command does not say."""
+
+    topology: str = ""  # such as "v5e-256" or "2xv5p-512"
+
+    def __post_init__(self) -> None:
+        check_types("plan", self)
 
 
 @dataclass(frozen=True)

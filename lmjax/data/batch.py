@@ -18,3 +18,6 @@ POSITIONS = "positions"  # [B, T] int32: counted from 0 in each segment
 SEGMENTS = "segments"  # [B, T] int32: attention stays inside a segment; 0 is padding
 
 LANGUAGE_FIELDS = (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)
+
+# What a step that is compiled without data takes for the fields above.
+FIELD_DTYPES = {TOKENS: "int32", TARGETS: "int32", WEIGHTS: "float32", POSITIONS: "int32", SEGMENTS: "int32"}

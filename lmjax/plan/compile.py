@@ -1,0 +1,166 @@
+"""Compiles a recipe's train step for a TPU slice that is not attached, with libtpu's own compiler, on this machine.
+
+In: a recipe, a slice. Out: a `Program`, or an `OutOfMemory` that says by how much. Nothing runs and no memory for a
+model is taken; the host needs no TPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pickle
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable, topologies
+from jax.sharding import Mesh
+
+from lmjax.data.batch import FIELD_DTYPES
+from lmjax.errors import UserError
+from lmjax.parallel.mesh import check_mesh, make_mesh
+from lmjax.parallel.shardings import abstract_state, batch_sharding, jit_step
+from lmjax.plan.topology import Slice
+from lmjax.recipe import Recipe
+from lmjax.stages.pretrain import make_parts, planned_model
+from lmjax.training.state import TrainState
+
+# libtpu reads these when it is loaded: it must not ask a cloud's metadata server what machine this is, nor take the
+# lock by which a training run holds a machine's TPUs.
+LIBRARY_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step and what it needs of one device's memory, in bytes."""
+
+    executable: Any
+    text: str
+    arguments: int  # the state and the batch; results take their place
+    temporaries: int
+    peak: int
+    seconds: float  # that compiling took
+
+    def save(self, path: Path) -> None:
+        """Writes the serialized executable, which `load_program` reads on the slice that it is for."""
+        path.write_bytes(pickle.dumps(serialize_executable.serialize(self.executable)))
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """The compiler's refusal: what the step needs of a device and what there is, in bytes."""
+
+    needed: int
+    available: int
+    message: str
+
+
+def load_program(path: Path) -> Any:
+    """The executable that `Program.save` wrote, for the devices it was compiled for."""
+    return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+
+
+def slice_devices(where: Slice) -> list[Any]:
+    """The devices of a slice that is not attached. Raises UserError where libtpu is missing or does not know it."""
+    _prepare()
+    try:
+        with _quiet():
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=where.library_name, **where.library_options
+            ).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"topology {where.name!r}: libtpu does not know {where.library_name!r}: {error}") from error
+
+
+def compile_step(recipe: Recipe, where: Slice) -> Program | OutOfMemory:
+    """Compiles the step that `lmjax run` would run on that slice, on the recipe's mesh.
+
+    Raises UserError where the mesh does not fit the slice, the model or the batch.
+    """
+    lowered = lower_step(recipe, slice_mesh(recipe, where))
+    begin = time.perf_counter()
+    try:
+        with _quiet():
+            executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = read_refusal(str(error))
+        if refusal is None:
+            raise
+        return refusal
+    memory = executable.memory_analysis()
+    assert memory is not None
+    return Program(
+        executable,
+        executable.as_text() or "",
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
+        time.perf_counter() - begin,
+    )
+
+
+def slice_mesh(recipe: Recipe, where: Slice) -> Mesh:
+    """The recipe's mesh over the devices of a slice. Raises UserError where it does not fit."""
+    mesh = make_mesh(recipe.mesh, slice_devices(where))
+    check_mesh(dict(mesh.shape), planned_model(recipe), recipe.data, recipe.train.microbatches)
+    return mesh
+
+
+def lower_step(recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
+    """The recipe's train step traced for a TPU mesh; all shapes and shardings are abstract."""
+    parts = make_parts(recipe, planned_model(recipe), "tpu")
+    state: TrainState = abstract_state(parts.model, parts.optimizer, mesh)
+    shape, sharding = (recipe.data.batch_size, recipe.data.sequence_length), batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in FIELD_DTYPES.items()}
+    return jit_step(parts.step, state, mesh).lower(state, batch)
+
+
+def read_refusal(message: str) -> OutOfMemory | None:
+    """What the compiler's error says of memory; None where it is about something else."""
+    used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", message)
+    used = used or re.search(r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", message)
+    if used is None:
+        return None
+    needed, available = (_bytes(text) for text in used.groups())
+    return OutOfMemory(needed, available, message.splitlines()[0])
+
+
+def _bytes(text: str) -> int:
+    unit = text[-1] if text[-1] in "KMGT" else ""
+    return round(float(text.removesuffix(unit)) * 1024 ** " KMGT".index(unit or " "))
+
+
+def _prepare() -> None:
+    """Sets the environment before libtpu is loaded, and keeps JAX from looking for a TPU of this machine's."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("lmjax plan: expected the TPU compiler, libtpu; install it by pip install 'lmjax[tpu]'")
+    for name, value in LIBRARY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if jax.config.jax_platforms is None:
+        jax.config.update("jax_platforms", "cpu")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what libtpu writes to standard error, past Python, from the user; shows it when what is inside fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as noise:
+        os.dup2(noise.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

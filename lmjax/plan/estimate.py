@@ -1,0 +1,239 @@
+"""What a compiled step would take of a slice: memory, cycles, seconds, tokens per second, and what bounds it.
+
+In: a recipe, a slice and the compiler's program or refusal. Out: an `Estimate`, all of whose figures are of one
+device unless they say otherwise. Nothing here was measured on a chip: cycles are the TPU compiler's own estimate, and
+what it leaves out, Pallas kernels and collectives, is worked out from shapes and the chip's published rates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lmjax.model.count import count
+from lmjax.parallel.mesh import mesh_shape
+from lmjax.plan.compile import OutOfMemory, Program
+from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
+from lmjax.plan.topology import GIB, NETWORK_BANDWIDTH, Slice
+from lmjax.recipe import Recipe
+from lmjax.settings import AttentionSettings
+from lmjax.stages.pretrain import planned_model
+
+TERA = 1e12
+# Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
+SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+@dataclass(frozen=True)
+class AxisTraffic:
+    """Collectives over one mesh axis, or over several at once: GiB of their results and their time on the links."""
+
+    axis: str
+    kinds: dict[str, int]  # how many of each ran
+    gib: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A step of a recipe on a slice, per device."""
+
+    recipe: str
+    topology: str
+    chips: int
+    devices: int
+    mesh: dict[str, int]
+    remat: str
+    rows_per_step: int
+    sequence_length: int
+    parameters: int
+    fits: bool
+    hbm_gib: float  # that a program may use
+    peak_hbm_gib: float
+    arguments_gib: float | None = None
+    temporaries_gib: float | None = None
+    over_by_gib: float | None = None
+    compile_seconds: float | None = None
+    gcycles: float | None = None  # the compiler's, without kernels and collectives
+    model_tflop: float | None = None  # what the model needs, forward and backward
+    executed_tflop: float | None = None  # what the program does, kernels included
+    remat_overhead: float | None = None  # executed / model - 1
+    compute_seconds: float | None = None  # gcycles at the chip's clock
+    kernel_seconds: float | None = None  # Pallas kernels at the chip's peak, or at its HBM's
+    collective_gib: float | None = None
+    collective_seconds: float | None = None
+    collectives: tuple[AxisTraffic, ...] = ()
+    step_seconds: float | None = None  # the longer of computing and communicating
+    tokens_per_second: float | None = None  # over all devices
+    mfu: float | None = None
+    mfu_without_attention: float | None = None  # 6 N D over the compiler's cycles alone: as MaxText's tables count
+    bound_by: str | None = None
+    unknown_loops: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def estimate(recipe: Recipe, where: Slice, mesh: Mesh, outcome: Program | OutOfMemory) -> Estimate:
+    """All figures of a program, or those of a refusal."""
+    model = planned_model(recipe)
+    common: dict[str, Any] = {
+        "recipe": recipe.name,
+        "topology": where.name,
+        "chips": where.chips,
+        "devices": where.devices,
+        "mesh": mesh_shape(recipe.mesh, where.devices),
+        "remat": recipe.compute.remat,
+        "rows_per_step": recipe.data.batch_size,
+        "sequence_length": recipe.data.sequence_length,
+        "parameters": count(model).parameters,
+        "hbm_gib": where.device_hbm / GIB,
+    }
+    if isinstance(outcome, OutOfMemory):
+        over = (outcome.needed - outcome.available) / GIB
+        return Estimate(**common, fits=False, peak_hbm_gib=outcome.needed / GIB, over_by_gib=over)
+    spent = costs(parse(outcome.text))
+    return Estimate(
+        **common,
+        fits=True,
+        peak_hbm_gib=outcome.peak / GIB,
+        arguments_gib=outcome.arguments / GIB,
+        temporaries_gib=outcome.temporaries / GIB,
+        compile_seconds=outcome.seconds,
+        unknown_loops=spent.unknown_loops,
+        **_speed(recipe, where, mesh, spent),
+    )
+
+
+def _speed(recipe: Recipe, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]:
+    model, length = planned_model(recipe), recipe.data.sequence_length
+    counted = count(model, length)
+    tokens = recipe.data.batch_size * length / where.devices
+    scores = counted.flops_per_token - count_without_scores(recipe)
+    kernels = [call for call in spent.kernels if call.target == "tpu_custom_call"]
+    kernel_flops = sum(call.count * kernel_work(call, model.attention, length) for call in kernels)
+    kernel_seconds = sum(call.count * _kernel_seconds(call, model.attention, length, where) for call in kernels)
+    compute_seconds = spent.cycles / where.chip.clock
+    traffic = collective_traffic(spent.collectives, mesh, where)
+    collective_seconds = sum(each.seconds for each in traffic)
+    step_seconds = max(compute_seconds + kernel_seconds, collective_seconds)
+    needed, executed = counted.flops_per_token * tokens, spent.flops + kernel_flops
+    return {
+        "gcycles": spent.cycles / 1e9,
+        "model_tflop": needed / TERA,
+        "executed_tflop": executed / TERA,
+        "remat_overhead": executed / needed - 1,
+        "compute_seconds": compute_seconds,
+        "kernel_seconds": kernel_seconds,
+        "collective_gib": sum(each.gib for each in traffic),
+        "collective_seconds": collective_seconds,
+        "collectives": tuple(traffic),
+        "step_seconds": step_seconds,
+        "tokens_per_second": recipe.data.batch_size * length / step_seconds,
+        "mfu": needed / step_seconds / where.device_flops,
+        "mfu_without_attention": (needed - scores * tokens) / compute_seconds / where.device_flops,
+        "bound_by": _bound(where, spent.flops, compute_seconds, kernel_seconds, traffic),
+    }
+
+
+def count_without_scores(recipe: Recipe) -> int:
+    """FLOPs per token of the model's matrices alone."""
+    model = planned_model(recipe)
+    one_key = count(model, 1).flops_per_token
+    return one_key - 12 * model.attention.heads * model.head_dim * model.layers
+
+
+def _bound(
+    where: Slice, flops: int, compute_seconds: float, kernel_seconds: float, traffic: Sequence[AxisTraffic]
+) -> str:
+    """In words: the links, or the matrix units, or what keeps them waiting."""
+    communicating = sum(each.seconds for each in traffic)
+    if communicating > compute_seconds + kernel_seconds:
+        worst = max(traffic, key=lambda each: each.seconds)
+        return f"collectives over {worst.axis}"
+    busy = flops / where.device_flops / compute_seconds
+    return "matrix units" if busy > 0.6 else "HBM and vector units"
+
+
+def kernel_work(call: KernelCall, attention: AttentionSettings, length: int) -> float:
+    """FLOPs of one kernel call: its own estimate, or for splash attention those of the blocks that its masks leave."""
+    if call.flops is not None:
+        return float(call.flops)
+    products = next((n for part, n in SPLASH_PRODUCTS.items() if f"_{part}_" in f"{call.name}_"), 0)
+    arrays = [a.dims for a in call.operands if a.dtype in ("bf16", "f32") and len(a.dims) >= 4]
+    if "splash" not in call.name or not products or len(arrays) < 2:
+        return 0.0
+    queries, keys = arrays[0], arrays[1]
+    scores = math.prod(queries[:-1]) * keys[-2]
+    return 2.0 * products * scores * queries[-1] * _visited(attention, length)
+
+
+def _visited(attention: AttentionSettings, length: int) -> float:
+    """The share of all blocks of scores that causal masks and bands leave, averaged over the layers' pattern."""
+    block = math.gcd(length, 1024)
+    n = length // block
+    shares = []
+    for kind in attention.pattern:
+        reach = n if kind == "dense" or attention.band is None else math.ceil((attention.band - 1) / block)
+        shares.append(sum(min(i, reach) + 1 for i in range(n)) / n**2)
+    return sum(shares) / len(shares)
+
+
+def _kernel_seconds(call: KernelCall, attention: AttentionSettings, length: int, where: Slice) -> float:
+    return max(kernel_work(call, attention, length) / where.device_flops, call.bytes / where.device_bandwidth)
+
+
+def collective_traffic(collectives: Sequence[Collective], mesh: Mesh, where: Slice) -> list[AxisTraffic]:
+    """Collectives by the mesh axes that their groups run along, the slowest first.
+
+    Time: what a device sends at the rate of its links along the group's physical axes, both ways round; across slices
+    at the network's.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for each in collectives:
+        if len(each.group) < 2:
+            continue
+        names = "x".join(_axes_of(each.group, mesh)) or "none"
+        sums = found.setdefault(names, {}).setdefault(each.kind, [0.0, 0.0, 0.0])
+        sums[0] += each.count
+        sums[1] += each.bytes
+        sums[2] += _sent(each) / _bandwidth(each.group, mesh, where)
+    traffic = [
+        AxisTraffic(
+            names,
+            {kind: int(sums[0]) for kind, sums in kinds.items()},
+            sum(sums[1] for sums in kinds.values()) / GIB,
+            sum(sums[2] for sums in kinds.values()),
+        )
+        for names, kinds in found.items()
+    ]
+    return sorted(traffic, key=lambda each: -each.seconds)
+
+
+def _axes_of(group: tuple[int, ...], mesh: Mesh) -> list[str]:
+    """The mesh axes along which a group's devices differ."""
+    places = np.array(np.unravel_index(group, mesh.devices.shape))
+    return [name for name, row in zip(mesh.axis_names, places, strict=True) if len(set(row.tolist())) > 1]
+
+
+def _sent(each: Collective) -> float:
+    """Bytes that one device sends in a ring, given the bytes of the results."""
+    n = len(each.group)
+    share = {"all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0}
+    return each.bytes * share.get(each.kind, 1.0)
+
+
+def _bandwidth(group: tuple[int, ...], mesh: Mesh, where: Slice) -> float:
+    """Bytes/s that one device can send into a group: two links for every physical axis that the group spans."""
+    devices = mesh.devices.reshape(-1)[list(group)]
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        return NETWORK_BANDWIDTH / where.chip.devices
+    spanned = [len(set(row)) for row in zip(*(device.coords for device in devices), strict=True)]
+    links = sum(1 if size == 2 else 2 for size in spanned if size > 1)
+    return max(links, 1) * where.chip.link_bandwidth / where.chip.devices

@@ -1,0 +1,94 @@
+"""A plan as lines of text, and the table of how every parameter and activation is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from lmjax.parallel.axis_rules import RULES
+from lmjax.parallel.shardings import abstract_state
+from lmjax.plan.compile import slice_mesh
+from lmjax.plan.estimate import Estimate
+from lmjax.plan.planner import Plan, mesh_text
+from lmjax.plan.topology import find_slice
+from lmjax.recipe import Recipe
+from lmjax.stages.pretrain import make_parts, planned_model
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """What a person reads: figures of one device, estimated by the compiler and from published rates."""
+    e = plan.estimate
+    where = f"{e.topology}: {e.chips} chips, {e.devices} devices as {mesh_text(e.mesh)}"
+    yield f"{e.recipe} on {where}; remat {e.remat!r}"
+    yield f"{e.rows_per_step} rows x {e.sequence_length} tokens a step, {e.parameters:,} parameters; per device:"
+    if e.fits:
+        yield from _figures(e)
+        return
+    yield f"  out of memory: needs {e.peak_hbm_gib:.2f} of {e.hbm_gib:.2f} GiB HBM, {e.over_by_gib:.2f} GiB too much"
+    for each in plan.tried:
+        verdict = "fits" if each.fits else "does not fit"
+        yield f"  remat {each.remat!r} on {mesh_text(each.mesh)}: {each.peak_hbm_gib:.2f} GiB, {verdict}"
+    if not any(each.fits for each in plan.tried):
+        yield "  nothing that was tried fits: use more chips, fewer rows or more train.microbatches"
+
+
+def _figures(e: Estimate) -> Iterator[str]:
+    yield f"  HBM          {e.peak_hbm_gib:.2f} GiB at the peak of {e.hbm_gib:.2f}"
+    yield f"               {e.arguments_gib:.2f} GiB arguments, {e.temporaries_gib:.2f} GiB temporaries"
+    assert e.remat_overhead is not None
+    more = f"{e.remat_overhead:+.1%}"
+    yield f"  FLOPs        {e.model_tflop:.2f} T of the model, {e.executed_tflop:.2f} T executed ({more})"
+    yield f"  compute      {e.gcycles:.4f} Gcycles, {e.compute_seconds:.4f} s; Pallas kernels {e.kernel_seconds:.4f} s"
+    yield f"  collectives  {e.collective_gib:.2f} GiB, {e.collective_seconds:.4f} s on the links"
+    for each in e.collectives:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in each.kinds.items())
+        yield f"    {each.axis:10} {each.gib:.2f} GiB, {each.seconds:.4f} s ({kinds})"
+    yield f"  step         {e.step_seconds:.4f} s, {e.tokens_per_second:,.0f} tokens/s on all devices"
+    yield f"  MFU          {e.mfu:.1%} ({e.mfu_without_attention:.1%} by 6ND over the compiler's cycles alone)"
+    yield f"  bound by     {e.bound_by}"
+    if e.unknown_loops:
+        yield f"  {e.unknown_loops} loops of unknown length were counted once"
+
+
+def explanation(recipe: Recipe) -> Iterator[str]:
+    """The table of axis rules, then each parameter's shape and sharding, then those of the activations."""
+    mesh = slice_mesh(recipe, find_slice(recipe.plan.topology))
+    yield "logical axis     mesh axes            why"
+    for name, rule in RULES.items():
+        yield f"{name:16} {'+'.join(rule.mesh_axes) or '-':20} {rule.reason}"
+    parts = make_parts(recipe, planned_model(recipe), "tpu")
+    axes = parts.model.logical_axes()
+    named = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda leaf: isinstance(leaf, tuple)))
+    yield ""
+    yield "parameter: shape, axes, sharding, on one device"
+    state = abstract_state(parts.model, parts.optimizer, mesh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        local = leaf.sharding.shard_shape(leaf.shape)
+        yield f"{name}: {leaf.shape}, ({', '.join(named[path])}), {_spec(leaf.sharding.spec)}, {local}"
+    yield ""
+    yield "activation: axes, sharding"
+    for name, logical in ACTIVATIONS.items():
+        yield f"{name}: ({', '.join(map(str, logical))}), {_activation_spec(logical, mesh)}"
+
+
+ACTIVATIONS: dict[str, tuple[str | None, ...]] = {
+    "tokens [B, T]": ("batch", "time"),
+    "residual stream [B, T, D]": ("batch", "time", "act_embed"),
+    "queries [B, T, H, K]": ("batch", "time", "act_heads", None),
+    "keys and values [B, T, Hkv, K]": ("batch", "time", "act_kv_heads", None),
+    "feed-forward [B, T, F]": ("batch", "time", "act_mlp"),
+    "logits [B, T, V]": ("batch", "time", "act_vocab"),
+}
+
+
+def _spec(spec: PartitionSpec) -> str:
+    entries = ("+".join(e) if isinstance(e, tuple) else str(e or "-") for e in spec)
+    return f"<{', '.join(entries)}>"
+
+
+def _activation_spec(logical: tuple[str | None, ...], mesh: Mesh) -> str:
+    cut = [[a for a in RULES[name].mesh_axes if mesh.shape[a] > 1] if name else [] for name in logical]
+    return f"<{', '.join('+'.join(axes) or '-' for axes in cut)}>"
