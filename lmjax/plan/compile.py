@@ -124,7 +124,8 @@ def lower_step(recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
     state: TrainState = abstract_state(parts.model, parts.optimizer, mesh)
     shape, sharding = (recipe.data.batch_size, recipe.data.sequence_length), batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in FIELD_DTYPES.items()}
-    return jit_step(parts.step, state, mesh).lower(state, batch)
+    step: Any = jit_step(parts.step, state, mesh)
+    return step.lower(state, batch)
 
 
 def read_refusal(message: str) -> OutOfMemory | None:
@@ -148,13 +149,13 @@ def _prepare() -> None:
         raise UserError("lmjax plan: expected the TPU compiler, libtpu; install it by pip install 'lmjax[tpu]'")
     for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if jax.config.jax_platforms is None:
+    if jax.config.read("jax_platforms") is None:
         jax.config.update("jax_platforms", "cpu")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what libtpu writes to standard error, past Python, from the user; shows it when what is inside fails."""
+    """Keeps what libtpu writes to standard error, past Python, from the user."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as noise:

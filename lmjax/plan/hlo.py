@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -72,12 +72,17 @@ class Module:
 
 @dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind over one group of devices: bytes of their results, in all, and how many ran."""
+    """Collectives of one kind over one group of devices: bytes of their results, in all, and how many ran.
+
+    An asynchronous one stands in the text several times, where it starts, in the fusions that run meanwhile and where
+    it ends, under one channel: it counts once.
+    """
 
     kind: str
     group: tuple[int, ...]  # the devices of one group, numbered along the mesh
     bytes: float
     count: int
+    channel: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,9 @@ class Costs:
         self.cycles += times * other.cycles
         self.flops += times * other.flops
         self.unknown_loops += other.unknown_loops
-        self.collectives += [Collective(c.kind, c.group, times * c.bytes, times * c.count) for c in other.collectives]
-        for k in other.kernels:
-            count = times * k.count
-            self.kernels.append(KernelCall(k.target, k.name, k.operands, k.result, count, k.flops, k.bytes_accessed))
+        for c in other.collectives:
+            self.collectives.append(replace(c, bytes=times * c.bytes, count=times * c.count))
+        self.kernels += [replace(k, count=times * k.count) for k in other.kernels]
         for source, cycles in other.sources.items():
             self.sources[source] += times * cycles
 
@@ -156,7 +160,7 @@ class _Walk:
         self.fused = functools.cache(self._fused)
 
     def _run(self, name: str) -> Costs:
-        total = Costs()
+        total, channels = Costs(), set[str]()
         shapes = {i.name: i.result for i in self.computations[name]}
         for instruction in self.computations[name]:
             cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
@@ -164,13 +168,13 @@ class _Walk:
                 total.cycles += int(cycles.group(1))
                 total.sources[instruction.opcode, _source(instruction)] += int(cycles.group(1))
             _count_own(total, instruction, shapes)
-            self._count_called(total, instruction)
+            self._count_called(total, instruction, channels)
         return total
 
-    def _count_called(self, total: Costs, instruction: Instruction) -> None:
+    def _count_called(self, total: Costs, instruction: Instruction, channels: set[str]) -> None:
         if instruction.opcode == "fusion":
             for callee in instruction.called("calls"):
-                total.add(self.fused(callee))
+                total.add(_new(self.fused(callee), channels))
         elif instruction.opcode == "while":
             trips = self.trips(instruction)
             total.unknown_loops += trips is None
@@ -202,6 +206,13 @@ class _Walk:
         fused = [c for i in condition if i.opcode == "fusion" for c in i.called("calls")]
         scalars += [i for c in fused for i in self.computations[c] if i.opcode == "constant" and i.arguments.isdigit()]
         return max((int(i.arguments) for i in scalars), default=None)
+
+
+def _new(fused: Costs, channels: set[str]) -> Costs:
+    """A fusion's costs without the collectives whose channel was seen; their channels are now seen."""
+    fresh = [c for c in fused.collectives if not c.channel or c.channel not in channels]
+    channels.update(c.channel for c in fresh)
+    return replace(fused, collectives=fresh)
 
 
 def _instruction(line: str) -> Instruction:
@@ -249,7 +260,8 @@ def _count_own(total: Costs, instruction: Instruction, shapes: dict[str, tuple[A
         total.flops += 2 * _multiplications(instruction, operands)
     elif kind in COLLECTIVES:
         result = instruction.result[-1:] if kind != instruction.opcode else instruction.result  # (operand, result, ...)
-        total.collectives.append(Collective(kind, _group(instruction), sum(a.bytes for a in result), 1))
+        channel = instruction.attribute("channel_id") or ""
+        total.collectives.append(Collective(kind, _group(instruction), sum(a.bytes for a in result), 1, channel))
     elif instruction.opcode == "custom-call":
         target = (instruction.attribute("custom_call_target") or "").strip('"')
         estimate = re.search(r'"cost_estimate":(\{[^}]*\})', instruction.attributes)
