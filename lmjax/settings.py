@@ -254,7 +254,8 @@ class ScheduleSettings:
 
     kind: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "cosine"
     unit: Literal["steps", "tokens"] = "steps"
-    warmup: int = 0  # in `unit`, linear from 0
+    warmup: int = 0  # in `unit`, linear
+    warmup_from: float = 0.0  # the multiple of the peak where the warmup starts; 1 holds the peak, as T5 does
     decay: int | None = None  # in `unit`: where the decay ends, warmup included; None means the run's end
     final: float = 0.1  # the multiple of the peak at the end of the decay
     stable: float = 0.8  # "wsd": the fraction of `decay` after which the rate falls
@@ -263,6 +264,8 @@ class ScheduleSettings:
         check_types("optimizer.schedule", self)
         require(self.warmup >= 0, "optimizer.schedule.warmup", self.warmup, "0 or more", "use 0 for no warmup")
         check_positive("optimizer.schedule", self, "decay")
+        start = self.warmup_from
+        require(0 <= start <= 1, "optimizer.schedule.warmup_from", start, "a multiple in [0, 1]", "use 0")
         require(0 <= self.final <= 1, "optimizer.schedule.final", self.final, "a multiple in [0, 1]", "use 0.1")
         require(0 < self.stable < 1, "optimizer.schedule.stable", self.stable, "a fraction in (0, 1)", "use 0.8")
 
@@ -274,14 +277,15 @@ class OptimizerSettings:
     name: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float = 3e-4  # the peak
     schedule: ScheduleSettings = ScheduleSettings()
-    b1: float = 0.9
+    b1: float = 0.9  # b1, b2, eps and bias_correction are Adam's
     b2: float = 0.95
     eps: float = 1e-8
-    bias_correction: bool = True  # BERT's Adam has none
+    bias_correction: bool = True  # BERT's has none
+    parameter_scale: bool = True  # Adafactor: the rate is relative to each parameter's root mean square
     weight_decay: float = 0.1  # decoupled, times the learning rate; never on norms and biases
     decay_embeddings: bool = False
     clip_norm: float | None = 1.0  # of the global gradient
-    state_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
+    state_dtype: Literal["float32", "bfloat16"] = "float32"  # of Adam's first moment
 
     def __post_init__(self) -> None:
         check_types("optimizer", self)

@@ -69,7 +69,7 @@ class GPT(nn.Module):
             table = self.param("positions", normal_init(settings.init_std, ("positions", "embed")), shape, jnp.float32)
             x = x + jnp.take(table, positions_BT, axis=0).astype(dtype)
         if not settings.tied_head:
-            init = normal_init(settings.init_std, ("vocab", "embed"))
+            init = normal_init(settings.init_std, ("head_vocab", "embed"))
             self.param("head", init, (settings.vocab_size, settings.width), jnp.float32)
         x = dropout(x, settings.dropout, key, EMBEDDING_SITE)
         x = constrain(x, "batch", "time", "act_embed")

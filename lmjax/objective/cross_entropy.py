@@ -1,8 +1,8 @@
 """Cross-entropy against a vocabulary, in float32, without ever holding all logits at once.
 
-In: hidden states, the head's matrix, targets and weights. Out: the loss as (sum, weight). The time axis is cut into
-chunks; each chunk's logits are made, used for the loss and for both gradients, and dropped. Time is cut rather than
-the batch, because the batch is what a mesh shards.
+In: hidden states, the head's matrix, targets and weights. Out: the loss as (sum, weight). The tokens are cut into
+chunks; each chunk's logits are made, used for the loss and for both gradients, and dropped. A chunk takes every n-th
+token of every row, so that on a mesh each device does its share of each chunk, however rows and time are sharded.
 """
 
 from __future__ import annotations
@@ -42,17 +42,14 @@ def cross_entropy(
     """Weighted cross-entropy, in nats per unit of weight.
 
     `z_loss` adds z_loss x log(Z)^2 (Chowdhery et al. 2022, section 5), `label_smoothing` spreads so much of each
-    target over the vocabulary, `chunk` is the most tokens whose logits exist at once on a device, and rows of the head
-    from `valid_vocab` on are left out of the softmax. The metrics are `cross_entropy`, without the extra terms, and
-    `accuracy`.
+    target over the vocabulary, `chunk` is the most tokens whose logits exist at once on a device (though never less
+    than one of each row), and rows of the head from `valid_vocab` on are left out of the softmax. The metrics are
+    `cross_entropy`, without the extra terms, and `accuracy`. Only the loss has a gradient, and only with respect to the
+    hidden states and the head.
     """
-    B, T, _ = hidden_BTD.shape
     vocab = valid_vocab or head_VD.shape[0]
-    at_once = chunk or max(1, LOGITS_AT_ONCE // head_VD.shape[0])
-    bound = bound_mesh()
-    if bound is not None:
-        at_once *= bound.size("batch") * bound.size("time")
-    chunks = next(n for n in range(1, T + 1) if T % n == 0 and (n == T or B * (T // n) <= at_once))
+    B, T = weights_BT.shape
+    chunks = _chunks(B, T, chunk or LOGITS_AT_ONCE // head_VD.shape[0])
     terms = Terms(vocab, z_loss, label_smoothing, chunks)
     head = head_VD.astype(hidden_BTD.dtype)
     weights_BT = weights_BT.astype(jnp.float32)
@@ -64,6 +61,15 @@ def cross_entropy(
     }
 
 
+def _chunks(B: int, T: int, at_once: int) -> int:
+    """The least number of chunks of which each has at most `at_once` tokens on a device."""
+    bound = bound_mesh()
+    rows, times = (bound.size("batch"), bound.size("time")) if bound is not None else (1, 1)
+    times = times if T % times == 0 else 1
+    fitting = (n for n in range(1, T // times) if T % (n * times) == 0)
+    return next((n for n in fitting if B * (T // n) <= at_once * rows * times), T // times)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(
     terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
@@ -73,7 +79,7 @@ def _sums(
     def add(total: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         return total + _chunk(terms, head, *cut)[0], None
 
-    total, _ = _over_chunks(terms, add, jnp.zeros(3), (hidden, targets, weights))
+    total, _ = _over_chunks(terms, add, jnp.zeros_like(weights, shape=3), (hidden, targets, weights))
     return total[0], total[1], total[2]
 
 
@@ -91,7 +97,7 @@ def _forward(
         grad_head += jnp.einsum("btv,btd->vd", slope_BTV, cut[0], preferred_element_type=jnp.float32)
         return (total + sums, grad_head), grad_hidden
 
-    start = (jnp.zeros(3), jnp.zeros(head.shape, jnp.float32))
+    start = (jnp.zeros_like(weights, shape=3), jnp.zeros_like(head, dtype=jnp.float32))
     (total, grad_head), grad_hidden = _over_chunks(terms, add, start, (hidden, targets, weights))
     return (total[0], total[1], total[2]), (grad_hidden, grad_head.astype(head.dtype))
 
@@ -137,14 +143,14 @@ def _chunk(
 
 
 def _over_chunks(terms: Terms, add, carry, arrays):  # type: ignore[no-untyped-def]
-    """`lax.scan` of `add` over the time axis cut into chunks; with a single chunk, a plain call."""
+    """`lax.scan` of `add` over the chunks, or a plain call. Chunk i has the tokens i, i + chunks, ... of each row."""
     if terms.chunks == 1:
         return add(carry, arrays)
 
     def cut(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], terms.chunks, x.shape[1] // terms.chunks, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // terms.chunks, terms.chunks, *x.shape[2:]), 2, 0)
 
     carry, pieces = jax.lax.scan(add, carry, jax.tree.map(cut, arrays))
     if pieces is not None:
-        pieces = jnp.moveaxis(pieces, 0, 1).reshape(arrays[0].shape)
+        pieces = jnp.moveaxis(pieces, 0, 2).reshape(arrays[0].shape)
     return carry, pieces

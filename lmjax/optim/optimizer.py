@@ -1,4 +1,4 @@
-"""Optimizers from a recipe's settings: optax's, with decay masks read off the parameters' logical axes."""
+"""Optimizers from a recipe's settings, as optax transformations; what is decayed is read off the logical axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lmjax.optim.adafactor import scale_by_adafactor
 from lmjax.optim.schedules import Schedule
 from lmjax.settings import OptimizerSettings
 
@@ -17,37 +18,50 @@ EMBEDDING_AXES = ("vocab", "positions")
 def decay_mask(logical_axes: Any, decay_embeddings: bool) -> Any:
     """True for each parameter that weight decay touches: matrices, and embedding tables only when asked for.
 
-    `logical_axes` is a tree of tuples of axis names. Norms and biases, which have no "embed" axis beside another one,
-    are never decayed, nor is anything that stacking over layers merely makes look like a matrix.
+    `logical_axes` is a tree like the parameters whose leaves are tuples of axis names. Norms and biases, which have no
+    "embed" axis beside another one, are never decayed, nor is what only stacking over layers makes look like a matrix.
+    A table that is also the head counts as an embedding; a head of its own is a matrix.
     """
 
     def decays(axes: tuple[str, ...]) -> bool:
         own = [name for name in axes if name != "layers"]
-        if any(name in EMBEDDING_AXES for name in own):
-            return decay_embeddings
-        return "embed" in own and len(own) > 1
+        if len(own) < 2:
+            return False
+        return decay_embeddings if any(name in EMBEDDING_AXES for name in own) else "embed" in own
 
     return jax.tree.map(decays, logical_axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
-def make_optimizer(settings: OptimizerSettings, schedule: Schedule, mask: Any) -> optax.GradientTransformation:
-    """Clipping by the global norm, then the optimizer, then decoupled weight decay where `mask` is True.
+def make_optimizer(
+    settings: OptimizerSettings, schedule: Schedule, logical_axes: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Clipping by the global norm, then the optimizer, then decoupled weight decay, then the learning rate.
 
-    Weight decay is multiplied by the learning rate (Loshchilov & Hutter 2019). Without bias correction Adam is
-    BERT's (Devlin et al. 2019, the released code).
+    Weight decay is multiplied by the learning rate (Loshchilov & Hutter 2019). The rate is that of the `step` which
+    `update` is told, not of a count in the state, so that a skipped step does not set it back. Without bias correction
+    Adam is BERT's (Devlin et al. 2019, the released code). `logical_axes` is the model's tree of axis names.
     """
-    parts = []
+    parts: list[optax.GradientTransformation] = []
     if settings.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(settings.clip_norm))
     if settings.name == "adafactor":
-        parts.append(optax.scale_by_factored_rms())
-        parts.append(optax.clip_by_block_rms(1.0))
+        parts.append(scale_by_adafactor(logical_axes, settings.parameter_scale))
     else:
         parts.append(_adam(settings))
     if settings.weight_decay:
+        mask = decay_mask(logical_axes, settings.decay_embeddings)
         parts.append(optax.add_decayed_weights(settings.weight_decay, mask))
-    parts.append(optax.scale_by_learning_rate(schedule))
-    return optax.chain(*parts)
+    return optax.chain(*parts, _scale_by_schedule(schedule))
+
+
+def _scale_by_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: Any, state: optax.EmptyState, params: Any = None, *, step: jax.Array | int, **_: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        rate = schedule(step)
+        return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _adam(settings: OptimizerSettings) -> optax.GradientTransformation:

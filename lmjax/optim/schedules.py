@@ -17,7 +17,8 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
     """The learning rate of a step, as a function that can be traced.
 
     `steps` is the run's length, in steps; `tokens_at(step)` the tokens read before a step, needed where the schedule
-    counts tokens. The rate rises linearly from 0 over the warmup and follows `settings.kind` from there.
+    counts tokens. The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and
+    "inverse_sqrt" (Raffel et al. 2020, section 3.1.2) know no end. Raises UserError where the pieces do not fit.
     """
     in_tokens = settings.unit == "tokens"
     require(
@@ -28,10 +29,13 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
     warmup = settings.warmup
     fits = warmup < end
     require(fits, "optimizer.schedule.warmup", warmup, f"less than the schedule's length, {end:g}", "shorten it")
+    falls = settings.stable * end
+    risen = settings.kind != "wsd" or warmup <= falls
+    require(risen, "optimizer.schedule.warmup", warmup, f"at most stable x decay = {falls:g}", "shorten it")
 
     def rate(step: jax.Array | int) -> jax.Array:
         now = jnp.asarray(clock(step), jnp.float32)
-        rising = now / max(warmup, 1)
+        rising = settings.warmup_from + (1.0 - settings.warmup_from) * now / max(warmup, 1)
         return peak * jnp.where(now < warmup, rising, _after_warmup(settings, now, warmup, end))
 
     return rate

@@ -19,6 +19,7 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {
     # parameters and optimizer state
     "vocab": Rule(("tensor",), "the head's logits are cut over the vocabulary"),
+    "head_vocab": Rule(("tensor",), "a head of its own, as the table that is also one"),
     "embed": Rule(("fsdp",), "every matrix has this axis, so fsdp cuts all of them; gathered when used"),
     "heads": Rule(("tensor",), "heads are independent of each other"),
     "kv_heads": Rule(("tensor",), "they stay with their query heads"),

@@ -21,7 +21,7 @@ from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.language import language_loss
 from lmjax.objective.weighted import LossFunction
-from lmjax.optim.optimizer import decay_mask, make_optimizer
+from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule, token_clock
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.parallel.shardings import abstract_state, init_state, jit_eval, jit_step, place_batch
@@ -64,8 +64,7 @@ def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_v
     ramp = BatchRamp(recipe.data).table
     clock = token_clock(*ramp, row=recipe.data.sequence_length)
     schedule = make_schedule(recipe.optimizer.schedule, recipe.optimizer.learning_rate, train.steps, clock)
-    mask = decay_mask(model.logical_axes(), recipe.optimizer.decay_embeddings)
-    optimizer = make_optimizer(recipe.optimizer, schedule, mask)
+    optimizer = make_optimizer(recipe.optimizer, schedule, model.logical_axes())
     step = make_train_step(loss_fn, optimizer, microbatches=train.microbatches, seed=train.seed, schedule=schedule)
     return Parts(model, loss_fn, optimizer, step)
 

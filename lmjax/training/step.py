@@ -36,7 +36,10 @@ def make_train_step(
     The batch is cut into `microbatches` parts whose loss sums, weights and gradients of sums are added up; the one
     division is by the weight of the whole batch, over all devices. Its rng is fold_in(key(seed), step), and one more
     fold per microbatch. A step whose loss or gradient is not finite leaves parameters and optimizer state as they
-    were and counts 1 in `skipped`. Under shard_map or pmap, `axis_name` is the axis over which to sum.
+    were and counts 1 in `skipped`. The optimizer's `update` is told the `step`.
+
+    Under shard_map or pmap, `axis_name` is the axis over which to sum; the state is the same on every device, and each
+    device draws dropout of its own.
 
     Metrics: the loss function's, as (sum, weight), `loss`, and the scalars `grad_norm`, `skipped`, `learning_rate`.
     """
@@ -49,16 +52,24 @@ def make_train_step(
         (_, (loss, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
         return grads, loss, metrics
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def global_sums(state: TrainState, batch: Batch) -> tuple[Any, Weighted, dict[str, Weighted]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, loss, metrics = _accumulated(sums, state.params, batch, rng, microbatches)
-        if axis_name is not None:
-            grads, loss, metrics = jax.lax.psum((grads, loss, metrics), axis_name)
+        if axis_name is None:
+            return _accumulated(sums, state.params, batch, rng, microbatches)
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+        # Without the cast, shard_map would sum the gradient of what all devices share before it is summed here.
+        params = jax.lax.pcast(state.params, axis_name, to="varying")
+        return jax.lax.psum(_accumulated(sums, params, batch, rng, microbatches), axis_name)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, loss, metrics = global_sums(state, batch)
         scale = jnp.where(loss.weight == 0, 0.0, 1.0 / jnp.where(loss.weight == 0, 1.0, loss.weight))
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss.sum)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -96,5 +107,7 @@ def _accumulated(sums: Callable[..., Any], params: Any, batch: Batch, rng: jax.A
         return jax.tree.map(jnp.add, total, sums(params, part, jax.random.fold_in(rng, index))), None
 
     one = jax.tree.map(lambda x: x[0], pieces)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, params, one, rng))
+    like = jax.tree.leaves(one)[0]  # zeros made like it vary over the devices of a shard_map as it does
+    shapes = jax.eval_shape(sums, params, one, rng)
+    zero = jax.tree.map(lambda x: jnp.zeros_like(like, shape=x.shape, dtype=x.dtype), shapes)
     return jax.lax.scan(add, zero, (jnp.arange(parts), pieces))[0]
