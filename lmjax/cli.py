@@ -5,63 +5,91 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError
+import lmjax
+from lmjax.errors import UserError, nearest
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 a user's mistake, 128 + N stopped by signal N."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not options.takes_overrides:
-        parser.error(f"unrecognised arguments: {' '.join(rest)}; see lmjax {options.command} --help")
+    options, rest = _parser().parse_known_args(arguments)
     try:
-        return options.call(options, rest)
+        if rest and not options.takes_overrides:
+            raise UserError(f"unknown arguments: {shlex.join(rest)}; {_nearest_option(options.parser, rest[0])}")
+        code = options.call(options, rest)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"lmjax: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lmjax: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        sys.stderr.close()
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
-    import lmjax
-
-    recipe = _overridden(options.recipe, ["--help"] if options.fields else overrides)
-    workdir = options.workdir or Path("runs") / recipe.name
-    result = lmjax.run(recipe, workdir=workdir, force=options.force)
+    recipe = _overridden(options, ["--help"] if options.fields else overrides)
+    result = lmjax.run(recipe, workdir=options.workdir, force=options.force)
     return result.exit_code
 
 
 def _count(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.model.count import count
     from lmjax.model.presets import PRESETS, preset
+    from lmjax.recipe import recipe_names
     from lmjax.stages.pretrain import planned_model
 
-    known = options.model in PRESETS
-    settings = preset(options.model) if known else planned_model(_overridden(options.model, overrides))
+    name = options.recipe
+    if name in PRESETS:
+        if overrides:
+            raise UserError(f"{shlex.join(overrides)}: a preset is as published; count a recipe to change its fields")
+        settings = preset(name)
+    elif name.partition(":")[0].endswith(".py") or name.partition(":")[0] in recipe_names():
+        settings = planned_model(_overridden(options, overrides))
+    else:
+        raise UserError(f"no preset or recipe {name!r}; {nearest(name, [*PRESETS, *recipe_names()])}")
     counted = dataclasses.asdict(count(settings))
     if options.json:
-        print(json.dumps({"model": options.model, **counted}))
+        print(json.dumps({"model": name, **counted}))
     else:
         width = max(map(len, counted))
-        for name, value in counted.items():
-            print(f"{name.replace('_', ' '):{width}}  {value:>24,}")
+        for field, value in counted.items():
+            print(f"{field.replace('_', ' '):{width}}  {value:>24,}")
+    return 0
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    from lmjax.plan.planner import plan, planned_recipe
+    from lmjax.plan.report import explanation, lines
+
+    recipe = planned_recipe(_overridden(options, overrides), options.topology, options.mesh)
+    if options.explain:
+        print(*explanation(recipe), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = plan(recipe, hlo=options.hlo, save=options.save, say=say)
+    print(found.to_json() if options.json else "\n".join(lines(found)))
     return 0
 
 
 def _generate(options: argparse.Namespace, _: list[str]) -> int:
-    import lmjax
-
     trained = lmjax.load(options.checkpoint)
-    prompts = options.prompt or [sys.stdin.read()]
+    prompts = options.prompt or [sys.stdin.read().removesuffix("\n")]
     completions = trained.generate(prompts, **_sampling(options), top=options.top)
     if options.json:
         for prompt, completion in zip(prompts, completions, strict=True):
@@ -77,8 +105,6 @@ def _generate(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _chat(options: argparse.Namespace, _: list[str]) -> int:
-    import lmjax
-
     lmjax.load(options.checkpoint).chat(**_sampling(options))
     return 0
 
@@ -86,7 +112,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
 def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.stages.prepare import train_tokenizer
 
-    recipe = _overridden(options.recipe, overrides)
+    recipe = _overridden(options, overrides)
     tokenizer = train_tokenizer(recipe, options.out)
     print(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} entries written to {options.out}")
     return 0
@@ -94,10 +120,11 @@ def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.stages.prepare import prepare_data
+    from lmjax.training.progress import ProgressDisplay
 
-    recipe = _overridden(options.recipe, overrides)
-    for line in prepare_data(recipe, options.out, print, workers=options.workers):
-        print(line)
+    recipe = _overridden(options, overrides)
+    training = prepare_data(recipe, options.out, ProgressDisplay(), workers=options.workers)
+    print("to train from them:\n ", shlex.join(["lmjax", "run", options.recipe, *overrides, *training]))
     return 0
 
 
@@ -122,16 +149,21 @@ def _export_hf(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _overridden(spec: str, overrides: list[str]) -> Any:
+def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
     from lmjax.recipe import load_recipe
 
-    recipe = load_recipe(spec)
+    recipe = load_recipe(options.recipe)
     if not overrides:
         return recipe
     import tyro
 
-    prog = f"lmjax run {spec}"
-    return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=f"The fields of {spec}.")
+    prog = f"{options.parser.prog} {options.recipe}"
+    text = f"The fields of {options.recipe}."
+    return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
+
+
+def _nearest_option(parser: argparse.ArgumentParser, wrong: str) -> str:
+    return nearest(wrong.partition("=")[0], sorted(set(re.findall(r"--[a-z-]+", parser.format_help()))))
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -142,6 +174,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lmjax", description="A JAX/Flax training stack for language models.")
+    parser.add_argument("--version", action="version", version=f"lmjax {lmjax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = _add(commands, "run", _run, "train what a recipe says; the same command resumes", "lmjax run quickstart")
@@ -156,13 +189,16 @@ def _parser() -> argparse.ArgumentParser:
 
     count = _add(commands, "count", _count, "parameters and FLOPs from shapes alone", "lmjax count gpt3_175b --json")
     count.set_defaults(takes_overrides=True)
-    count.add_argument("model", metavar="PRESET_OR_RECIPE")
+    count.add_argument("recipe", metavar="PRESET_OR_RECIPE")
     count.add_argument("--json", action="store_true")
 
+    _add_plan(commands)
     example = 'lmjax generate runs/quickstart --prompt "The array" --top 5'
     generate = _add(commands, "generate", _generate, "continue prompts", example)
     _add_sampling(generate)
-    generate.add_argument("--prompt", action="append", help="may be repeated; default: standard input")
+    generate.add_argument(
+        "--prompt", action="append", help="may be repeated; default: standard input, without its last line end"
+    )
     generate.add_argument("--top", type=int, default=0, help="show the K most likely tokens of each step")
     generate.add_argument("--json", action="store_true", help="one object per prompt")
 
@@ -198,8 +234,21 @@ def _add(commands: Any, name: str, call: Command, text: str, example: str) -> ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.set_defaults(call=call, takes_overrides=False)
+    command.set_defaults(call=call, takes_overrides=False, parser=command)
     return command
+
+
+def _add_plan(commands: Any) -> None:
+    text = "compile a recipe's step for a TPU slice that is not attached; estimate memory and time"
+    plan = _add(commands, "plan", _plan, text, "lmjax plan gpt2 --topology v5e-16 --mesh fsdp=16")
+    plan.set_defaults(takes_overrides=True)
+    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("--topology", help="a slice such as v5e-256, v5p-1024 or 2xv6e-64 (default: plan.topology)")
+    plan.add_argument("--mesh", help="sizes of its axes, as in fsdp=64,tensor=4 (default: the recipe's)")
+    plan.add_argument("--explain", action="store_true", help="show how every parameter and activation is cut")
+    plan.add_argument("--json", action="store_true")
+    plan.add_argument("--hlo", type=Path, help="write the optimized HLO text to this file")
+    plan.add_argument("--save", type=Path, help="write the serialized executable to this file")
 
 
 def _add_prepare(commands: Any) -> None:

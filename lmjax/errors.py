@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,3 +25,17 @@ def require(condition: bool, field: str, value: object, expected: str, fix: str)
     """Raises UserError naming the recipe field, its value, what was expected and a likely fix, unless `condition`."""
     if not condition:
         raise UserError(f"{field} = {value!r}: expected {expected}; {fix}")
+
+
+@contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk, whichever layer notices it, into a UserError; the older checkpoints are intact."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+            words in str(error) for words in ("No space left", "ENOSPC", "Disk quota exceeded", "File too large")
+        )
+        if not full or isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: the disk is full; free some space and run the same command again") from error

@@ -21,7 +21,7 @@ def check_types(owner: str, settings: Any) -> None:
 
     A whole number is also a number; True is neither. Numbers are finite.
     """
-    for name, kind in field_types(type(settings)).items():
+    for name, kind in field_types(settings.__class__).items():
         value = getattr(settings, name)
         if not _fits(kind, value):
             field = f"{owner}.{name}".lstrip(".")

@@ -124,14 +124,22 @@ def load_recipe(spec: str) -> Recipe:
     return recipe
 
 
+def recipe_names() -> list[str]:
+    """The bare names that `load_recipe` knows: of the files in experiments/, here and where lmjax is installed."""
+    return sorted({file.stem for folder in _folders() for file in folder.glob("*.py")})
+
+
+def _folders() -> list[Path]:
+    return [Path("experiments"), Path(__file__).parents[1] / "experiments"]
+
+
 def _find(name: str) -> Path:
-    folders = [Path("experiments"), Path(__file__).parents[1] / "experiments"]
-    candidates = [Path(name)] if name.endswith(".py") else [folder / f"{name}.py" for folder in folders]
+    candidates = [Path(name)] if name.endswith(".py") else [folder / f"{name}.py" for folder in _folders()]
     for path in candidates:
         if path.is_file():
             return path
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
-    raise UserError(f"no recipe {name!r}: looked for {', '.join(map(str, candidates))}; {nearest(name, names)}")
+    looked = ", ".join(map(str, candidates))
+    raise UserError(f"no recipe {name!r}: looked for {looked}; {nearest(name, recipe_names())}")
 
 
 def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:

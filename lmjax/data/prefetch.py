@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 def prefetch(
     produce: Callable[[int], T], first: int, last: int, depth: int, threads: int = 1
-) -> Iterator[tuple[int, T, float]]:
+) -> Generator[tuple[int, T, float], None, None]:
     """Yields (step, produce(step), seconds waited for it) for first <= step < last.
 
     Up to `depth` values are prepared ahead by background threads, whose exceptions are raised here, at their step.

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.sources import open_source
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.errors import UserError
+from lmjax.errors import require
 from lmjax.recipe import Recipe
 from lmjax.settings import SourceSettings
-
-Say = Callable[[str], None]
+from lmjax.training.progress import ProgressDisplay
 
 
 @dataclass(frozen=True)
@@ -31,26 +30,25 @@ class Prepared:
     validation: list[TokenShards]
 
 
-def prepare(recipe: Recipe, workdir: Path, say: Say, workers: int | None = None) -> Prepared:
-    """Makes, or finds in `workdir`, the recipe's tokenizer and token shards; `say` is told what is going on.
+def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: int | None = None) -> Prepared:
+    """Makes, or finds in `workdir`, the recipe's tokenizer and token shards; `display` shows what is going on.
 
     Raises UserError for bad input, and when the vocabulary has more entries than the model's table has rows.
     """
     folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
-    tokenizer = _kept_tokenizer(recipe, folder, say)
+    tokenizer = _kept_tokenizer(recipe, folder, display)
     rows = recipe.model.vocab_size
-    if rows is not None and tokenizer.vocab_size > rows:
-        raise UserError(
-            f"model.vocab_size = {rows}: expected at least the tokenizer's {tokenizer.vocab_size} entries; "
-            "raise it, or leave it out to take the tokenizer's size"
-        )
+    fix = "raise it, or leave it out to take the tokenizer's size"
+    expected = f"at least the tokenizer's {tokenizer.vocab_size} entries"
+    require(rows is None or tokenizer.vocab_size <= rows, "model.vocab_size", rows, expected, fix)
     fingerprint = tokenizer_fingerprint(tokenizer)
 
     def shards(source: SourceSettings) -> TokenShards:
         place = workdir / "tokens" / f"{source.kind}-{_digest(source, fingerprint)}"
-        opened = open_shards(source, tokenizer, place, fingerprint=fingerprint, workers=workers)
+        with display.counting(f"encoding {source.path or source.kind}") as report:
+            opened = open_shards(source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report)
         note = f", {opened.manifest.skipped:,} bad records skipped" if opened.manifest.skipped else ""
-        say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
+        display.say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
         return opened
 
     train = [shards(source) for source in recipe.data.train]
@@ -64,22 +62,30 @@ def train_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def prepare_data(recipe: Recipe, folder: Path, say: Say, workers: int | None = None) -> list[str]:
-    """Writes the tokenizer and every source's shards below `folder`; returns lines that say what is where.
+def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers: int | None = None) -> list[str]:
+    """Writes the tokenizer and every source's shards below `folder`.
 
-    A recipe then trains from them with sources of kind "shards" and the tokenizer's folder as its path.
+    Returns the overrides with which the recipe trains from them: the same batches, without the text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(recipe, folder, say, workers)
-    lines = [f"tokenizer: {prepared.tokenizer_folder}"]
-    for role, opened in (("train", prepared.train), ("validation", prepared.validation)):
-        lines += [f"{role}: {shards.name}: {shards.tokens:,} tokens, {len(shards):,} documents" for shards in opened]
-    return lines
+    prepared = prepare(recipe, folder, display, workers)
+    overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
+    if recipe.tokenizer.user_symbols:
+        overrides.append("--tokenizer.user-symbols")  # none beyond those that the saved tokenizer holds
+    roles = (("train", recipe.data.train, prepared.train), ("validation", recipe.data.validation, prepared.validation))
+    for role, sources, opened in roles:
+        for number, (source, shards) in enumerate(zip(sources, opened, strict=True)):
+            field = f"--data.{role}.{number}"
+            overrides += [f"{field}.kind", "shards", f"{field}.path", str(shards.folder)]
+            if source.kind != "shards" and (source.begin, source.end) != (0.0, 1.0):  # the shards hold that part only
+                overrides += [f"{field}.begin", "0", f"{field}.end", "1"]
+    return overrides
 
 
-def _kept_tokenizer(recipe: Recipe, folder: Path, say: Say) -> Tokenizer:
+def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
     if not folder.is_dir():
-        say(f"{'loading' if recipe.tokenizer.path else 'training'} the {recipe.tokenizer.kind} tokenizer")
+        if recipe.tokenizer.kind != "byte":
+            display.say(f"{'loading' if recipe.tokenizer.path else 'training'} the {recipe.tokenizer.kind} tokenizer")
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         train_tokenizer(recipe, partial)

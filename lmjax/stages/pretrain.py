@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from lmjax.data.loader import Loader, ValidationBatches, validation_batches
 from lmjax.data.ramp import BatchRamp
+from lmjax.errors import require
 from lmjax.generate.decode import SamplingSettings, generate
 from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
@@ -28,7 +29,7 @@ from lmjax.parallel.shardings import abstract_state, init_state, jit_eval, jit_s
 from lmjax.recipe import Pretrain, to_json
 from lmjax.settings import DataSettings, ModelSettings
 from lmjax.stages.prepare import Prepared, prepare
-from lmjax.training.checkpoint import Checkpointer
+from lmjax.training.checkpoint import VALIDATION_LOSS, Checkpointer
 from lmjax.training.loop import Job, Values, fit
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
@@ -72,9 +73,13 @@ def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_v
 def pretrain(
     recipe: Pretrain, workdir: Path, stop: StopRequest, display: ProgressDisplay
 ) -> tuple[TrainState, LanguageModel]:
-    """Trains to the recipe's last step, or until `stop` asks; the same call resumes. What is returned is saved."""
+    """Trains to the recipe's last step, or until `stop` asks; the same call resumes. What is returned is saved.
+
+    Raises Stopped when `stop` asks before there is anything to save.
+    """
     mesh = make_mesh(recipe.mesh)
-    prepared = prepare(recipe, workdir, display.say)
+    check_mesh(dict(mesh.shape), recipe.model, recipe.data, recipe.train.microbatches)
+    prepared = prepare(recipe, workdir, display)
     vocab = prepared.tokenizer.vocab_size
     settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or vocab)
     check_mesh(dict(mesh.shape), settings, recipe.data, recipe.train.microbatches)
@@ -82,12 +87,14 @@ def pretrain(
     loader = Loader(prepared.train, [source.weight for source in recipe.data.train], recipe.data)
     validation = validation_batches(prepared.validation, recipe.data, recipe.data.batch_size)
 
-    with ExitStack() as stack:
+    with stop.deferred(), ExitStack() as stack:
         checkpointer = stack.enter_context(_checkpointer(recipe, workdir, prepared, display))
         abstract = abstract_state(parts.model, parts.optimizer, mesh)
         # The order: this workdir's newest checkpoint, or else a fresh start.
         state = checkpointer.restore(abstract) or init_state(parts.model, parts.optimizer, recipe.train.seed, mesh)
         first = int(jax.device_get(state.step))
+        fix = f"raise it, or choose another --workdir than {workdir}"
+        require(first <= recipe.train.steps, "train.steps", recipe.train.steps, f"{first}, the step reached", fix)
         counted = count(settings, recipe.data.sequence_length)
         display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
         recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first)
@@ -100,7 +107,7 @@ def pretrain(
             batch_at=_placed(loader.batch_at, loader.batch_size_at, recipe.data, mesh),
             tokens_in=lambda step: loader.batch_size_at(step) * recipe.data.sequence_length,
             evaluate=_evaluation(recipe, parts, state, mesh, prepared, validation, recorder, display),
-            save=lambda state, done, values: checkpointer.save(state, done, values),
+            save=checkpointer.save,
             record=lambda done, values: recorder.write(done, values | _epochs(loader, done)),
             show=display.update,
             meter=Meter(counted.flops_per_token, jax.devices()[0].device_kind, mesh.devices.size),
@@ -111,8 +118,16 @@ def pretrain(
             abort_after_skipped=recipe.train.abort_after_skipped,
             profile_folder=workdir / "profile",
         )
+        if stop.signal is None and _owes_evaluation(recipe, recorder, first):
+            job.evaluate(state, first)
         state = fit(job, state, stop)
     return state, parts.model
+
+
+def _owes_evaluation(recipe: Pretrain, recorder: Recorder, first: int) -> bool:
+    """Whether the run was stopped, which does not wait for an evaluation, after a step that has one."""
+    due = first > 0 and first % recipe.evaluation.every == 0
+    return due and not any(VALIDATION_LOSS in line for line in recorder.kept if line["step"] == first)
 
 
 def _checkpointer(recipe: Pretrain, workdir: Path, prepared: Prepared, display: ProgressDisplay) -> Checkpointer:
@@ -161,7 +176,7 @@ def _evaluation(
         sums = [step(state.params, batch(i))["cross_entropy"] for i in range(batches)]
         loss = float(jax.device_get(sum(sums[1:], sums[0]).mean()))
         values = {
-            "validation_loss": loss,
+            VALIDATION_LOSS: loss,
             "validation_perplexity": math.exp(min(loss, 700.0)),
             "bits_per_byte": loss * tokens_per_byte / math.log(2),
         }

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
+from lmjax.errors import clear_disk_errors
 from lmjax.model.count import count
+from lmjax.parallel.platform import skip_absent_tpu
 from lmjax.recipe import Recipe
 from lmjax.report.report import write_report
 from lmjax.stages import workdir as place
 from lmjax.stages.pretrain import pretrain
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import read_metrics
-from lmjax.training.stop import StopRequest
+from lmjax.training.stop import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -38,28 +41,37 @@ def run(recipe: Recipe, workdir: Path | str | None = None, *, force: bool = Fals
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
     `force` goes on although the workdir's recipe is another one. SIGINT and SIGTERM save and return. Raises UserError
-    for mistakes in the recipe or its data.
+    for mistakes in the recipe or its data, and when the disk is full.
     """
     folder = Path(workdir) if workdir is not None else Path("runs") / recipe.name
+    skip_absent_tpu()
+    keep_compiled_programs()
     display = ProgressDisplay(silent=quiet or jax.process_index() > 0)
-    _keep_compiled_programs()
-    with place.locked(folder):
+    with StopRequest() as stop, place.locked(folder), clear_disk_errors(folder):
         place.claim(folder, recipe, force)
-        summary = place.read_json(folder / place.SUMMARY_FILE)
-        if summary and summary["steps"] == recipe.train.steps:
-            display.say(f"{folder} is done.")
-        else:
-            place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
-            with StopRequest() as stop:
-                state, model = pretrain(recipe, folder, stop, display)
-            done = int(jax.device_get(state.step))
-            if stop.signal is not None and done < recipe.train.steps:
-                display.say(f"stopped and saved at step {done} of {recipe.train.steps}; the same command goes on")
-                return Result(folder, stop.signal, {})
-            counted = dataclasses.asdict(count(model.settings, recipe.data.sequence_length))
-            summary = {"steps": done, **counted, **_last_numbers(folder)}
-            place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
-        _say_result(display, summary, write_report(folder))
+        try:
+            return _finish(recipe, folder, stop, display)
+        except Stopped:
+            display.say("stopped; the same command goes on")
+            return Result(folder, stop.signal, {})
+
+
+def _finish(recipe: Recipe, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
+    summary = place.read_json(folder / place.SUMMARY_FILE)
+    if summary and summary["steps"] == recipe.train.steps:
+        display.say(f"{folder} is done.")
+    else:
+        place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
+        state, model = pretrain(recipe, folder, stop, display)
+        done = int(jax.device_get(state.step))
+        if done < recipe.train.steps:
+            saved = "stopped and saved at" if done else "stopped at"
+            display.say(f"{saved} step {done} of {recipe.train.steps}; the same command goes on")
+            return Result(folder, stop.signal, {})
+        counted = dataclasses.asdict(count(model.settings, recipe.data.sequence_length))
+        summary = {"steps": done, **counted, **_last_numbers(folder)}
+        place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+    _say_result(display, summary, write_report(folder))
     return Result(folder, None, summary)
 
 
@@ -89,8 +101,9 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], report: Path)
     display.say(f"report: {report}")
 
 
-def _keep_compiled_programs() -> None:
-    """Turns on JAX's persistent compilation cache, unless the user has placed it elsewhere."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache, unless the user has placed it elsewhere or turned it off."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "lmjax" / "compiled"))
+        compilation_cache.reset_cache()  # JAX decides at its first program, which a notebook may have run already

@@ -7,9 +7,7 @@ tokenizer's files and the version of lmjax. Nothing in it is ever executed.
 from __future__ import annotations
 
 import base64
-import contextlib
-import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
-from lmjax.errors import UserError
+from lmjax.errors import UserError, clear_disk_errors
 from lmjax.settings import CheckpointSettings
 from lmjax.training.state import TrainState
 
 STATE, EXTRAS = "state", "extras"
-METRIC = "validation_loss"
+VALIDATION_LOSS = "validation_loss"
 
 
 class Checkpointer:
@@ -59,7 +57,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
         )
-        with _clear_disk_errors(folder):
+        with clear_disk_errors(folder):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(STATE, EXTRAS))
 
     def __enter__(self) -> Checkpointer:
@@ -78,13 +76,13 @@ class Checkpointer:
         arguments = ocp.args.Composite(
             **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
         )
-        known = {METRIC: metrics[METRIC]} if METRIC in metrics else None
-        with _clear_disk_errors(self._folder):
+        known = {VALIDATION_LOSS: metrics[VALIDATION_LOSS]} if VALIDATION_LOSS in metrics else None
+        with clear_disk_errors(self._folder):
             self._manager.save(step, args=arguments, metrics=known, force=True)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError when the disk was full."""
-        with _clear_disk_errors(self._folder):
+        with clear_disk_errors(self._folder):
             self._manager.wait_until_finished()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
@@ -126,7 +124,7 @@ class Checkpoint:
         handler = ocp.PyTreeCheckpointHandler()
         try:
             with ocp.Checkpointer(handler) as reader:
-                saved = reader.metadata(folder).item_metadata.tree
+                saved = handler.metadata(folder).tree
                 _same_shapes(self.path, {name: saved[name] for name in abstract}, abstract)
                 arguments = ocp.args.PyTreeRestore(
                     item=abstract,
@@ -182,7 +180,7 @@ def _tree(state: TrainState) -> dict[str, Any]:
 
 
 def _worth(metrics: Any) -> float:
-    return -metrics[METRIC] if metrics and METRIC in metrics else -float("inf")
+    return -metrics[VALIDATION_LOSS] if metrics and VALIDATION_LOSS in metrics else -float("inf")
 
 
 def _packed(folder: Path) -> dict[str, str]:
@@ -202,17 +200,3 @@ def _same_shapes(where: Path, saved: Any, abstract: Any) -> None:
 def _plain_path(path: Any) -> str:
     keys = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path]
     return "".join(f"[{key!r}]" for key in keys)
-
-
-@contextlib.contextmanager
-def _clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk, whichever layer notices it, into a UserError; the older checkpoints are intact."""
-    try:
-        yield
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-            words in str(error) for words in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large")
-        )
-        if not full:
-            raise
-        raise UserError(f"{folder}: the disk is full; free some space and run the same command again") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,26 +51,30 @@ class Job:
 
 @dataclass
 class Window:
-    """Sums of the metrics since the last line of the log, and how many steps in a row were skipped."""
+    """Sums of the metrics since the last line of the log, without the steps that were skipped, which are counted."""
 
     sums: dict[str, Weighted] = field(default_factory=dict)
     latest: Values = field(default_factory=dict)
+    skipped: int = 0
     skipped_in_a_row: int = 0
 
     def add(self, metrics: Metrics) -> None:
         """Adds one step's metrics, which are on the host: pairs are summed, scalars replace the last ones."""
+        skipped = bool(metrics.get("skipped"))
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         for name, value in metrics.items():
-            if isinstance(value, Weighted):
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
-            else:
+            if not isinstance(value, Weighted):
                 self.latest[name] = float(value)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.latest.get("skipped") else 0
+            elif not skipped:
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def flush(self) -> Values:
-        """The means since the last flush and the latest scalars."""
+        """The means since the last flush, the latest scalars, and how many steps were `skipped`."""
         means = {name: float(pair.sum) / float(pair.weight) for name, pair in self.sums.items() if pair.weight}
-        self.sums = {}
-        return means | self.latest
+        skipped = {"skipped": float(self.skipped)} if "skipped" in self.latest else {}
+        self.sums, self.skipped = {}, 0
+        return means | self.latest | skipped
 
 
 def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
@@ -78,12 +82,14 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
 
     Raises UserError when `job.abort_after_skipped` steps in a row had a loss or gradient that is not finite.
     """
+    if stop.signal is not None:
+        return state
     window = Window()
     waiting: tuple[int, Metrics] | None = None
     first = int(jax.device_get(state.step))
-    with _profiler(job) as profile:
-        for step, batch, waited in prefetch(job.batch_at, first, job.steps, job.prefetch):
-            profile(step)
+    with _profiler(job) as profile, closing(prefetch(job.batch_at, first, job.steps, job.prefetch)) as batches:
+        for step, batch, waited in batches:
+            profile(step, state)
             with jax.transfer_guard("disallow"):
                 state, metrics = job.step(state, batch)
             if waiting:
@@ -91,16 +97,16 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
             waiting = (step, metrics)
             job.meter.step(job.tokens_in(step), waited)
             done = step + 1
-            asked = stop.signal is not None
-            evaluates = done % job.evaluation.every == 0 or done == job.steps
-            saves = done % job.checkpoint.every == 0 or done == job.steps or asked
-            if evaluates or saves:
+            last = done == job.steps
+            evaluates = last or (done % job.evaluation.every == 0 and stop.signal is None)
+            if evaluates or last or stop.signal is not None or done % job.checkpoint.every == 0:
                 _settle(job, window, *waiting)
                 waiting = None
-                with job.meter.paused():
-                    values = job.evaluate(state, done) if evaluates and not asked else {}
-                    if saves:
-                        job.save(state, done, values)
+            with job.meter.paused():
+                values = job.evaluate(state, done) if evaluates else {}
+                asked = stop.signal is not None  # now, so that none is missed between saving and leaving
+                if last or asked or done % job.checkpoint.every == 0:
+                    job.save(state, done, values)
             if asked:
                 break
     return state
@@ -122,17 +128,22 @@ def _settle(job: Job, window: Window, step: int, metrics: Metrics) -> None:
 
 
 @contextmanager
-def _profiler(job: Job) -> Iterator[Callable[[int], None]]:
-    """A function to call before each step: it starts and ends the XLA profile of the steps that the log asks for."""
+def _profiler(job: Job) -> Iterator[Callable[[int, TrainState], None]]:
+    """A function to call before each step: it starts and ends the XLA profile of the steps that the log asks for.
+
+    The devices are waited for at both ends, so that the profile holds those steps and no others.
+    """
     first, last = job.log.profile or (math.inf, math.inf)
     running = False
 
-    def before(step: int) -> None:
+    def before(step: int, state: TrainState) -> None:
         nonlocal running
         if step == first and job.profile_folder is not None:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(str(job.profile_folder))
             running = True
         elif running and step > last:
+            jax.block_until_ready(state)
             jax.profiler.stop_trace()
             running = False
 

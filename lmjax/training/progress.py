@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.text import Text
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+_VISIBLE = {"\x1b": "\N{SYMBOL FOR ESCAPE}", "\r": "\N{SYMBOL FOR CARRIAGE RETURN}"}
 
 
 class _Numbers(ProgressColumn):
@@ -57,9 +59,34 @@ class ProgressDisplay:
             self._printed = now
             self.say(f"{self._title} {step}/{self._steps}  {numbers}{self._left(now, step)}")
 
+    @contextmanager
+    def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Gives a function to call with how many documents are done, and how many there are; it shows them."""
+        bar = Progress(
+            *(TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn()),
+            TimeLeftColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        task = bar.add_task(title, total=None)
+        printed = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal printed
+            bar.update(task, completed=done, total=total)
+            if not self._live and time.monotonic() - printed >= PLAIN_EVERY:
+                printed = time.monotonic()
+                self.say(f"{title} {done:,}/{total:,} documents")
+
+        with bar:
+            yield show
+
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        """A line above the bar, letter by letter: no markup, no emoji codes, no control characters of the terminal."""
+        encoding = self._console.encoding
+        shown = "".join(c if c.isprintable() or c in "\n\t" else _VISIBLE.get(c, "\ufffd") for c in text)
+        self._console.print(Text(shown.encode(encoding, "replace").decode(encoding)), soft_wrap=True)
 
     def _left(self, now: float, step: int) -> str:
         began, first = self._began
@@ -80,4 +107,6 @@ def describe(values: dict[str, Any]) -> str:
         parts.append(f"MFU {values['mfu']:.1%}")
     elif "step_seconds" in values:
         parts.append(f"{values['step_seconds'] * 1000:,.0f} ms/step")
+    if values.get("skipped"):
+        parts.append(f"{values['skipped']:.0f} steps skipped: not finite")
     return "  ".join(parts)

@@ -9,51 +9,80 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+TEXTS = ("prompt", "sample")
 
 
 class Recorder:
     """Writes the lines of one run, resumed or not. Process 0 has one; the others have none.
 
     On opening, a torn last line is dropped, and so are lines of steps after `resumed_at`, which will be run again: the
-    file holds each step once.
+    file holds each step once. `kept` are the lines that stay.
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool, resumed_at: int) -> None:
         self._path = workdir / METRICS_FILE
-        kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_at] if self._path.exists() else []
+        lines = read_metrics(workdir) if self._path.exists() else []
+        self.kept = [line for line in lines if line["step"] <= resumed_at]
         fresh = self._path.with_suffix(".rewritten")
-        fresh.write_text("".join(_line(values) for values in kept), encoding="utf-8")
+        fresh.write_text("".join(map(_line, self.kept)), encoding="utf-8")
         fresh.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
-        self._events: Any = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+        self._events = _Events(workdir / TENSORBOARD_FOLDER, resumed_at + 1) if tensorboard else None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one line, which is on disk when this returns."""
+        """Adds one line, which has left this process when this returns."""
         self._file.write(_line({"step": step} | values))
         self._file.flush()
         if self._events is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
-                elif name == "sample":
-                    self._events.add_text("sample", value, step)
+            self._events.write(step, values)
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.close()
+
+
+class _Events:
+    """TensorBoard events, written in this thread: an error, such as a full disk, is raised and not lost."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        folder.mkdir(exist_ok=True)
+        self._proto = event_pb2
+        # The library's names tell seconds; a run that is resumed within one must not overwrite the file.
+        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        # Tells TensorBoard to forget what an earlier run wrote from this step on.
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(first_step, session_log=started)
+        self._writer.flush()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        from tensorboardX import summary
+
+        for name, value in values.items():
+            if name == "sample":
+                self._add(step, summary=summary.text("sample", f"{values.get('prompt', '')}{value}"))
+            elif isinstance(value, int | float):
+                self._add(step, summary=summary.scalar(name, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._proto.Event(wall_time=time.time(), step=step, **content))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -69,7 +98,8 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(whole, start=1):
         try:
             values = json.loads(text)
-            lines.append({name: _number(value) for name, value in values.items()} | {"step": int(values["step"])})
+            numbers = {name: v if name in TEXTS else _number(v) for name, v in values.items()}
+            lines.append(numbers | {"step": int(values["step"])})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path}:{number}: expected a JSON object with a step; delete the line: {error}") from error
     return lines

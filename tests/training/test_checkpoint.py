@@ -173,7 +173,8 @@ def _save_in_child(body: str, folder: Path, **popen) -> subprocess.Popen:
         from lmjax.training.checkpoint import Checkpointer
         from lmjax.training.state import TrainState
         folder = Path({str(folder)!r})
-        def state(step, n): return TrainState(jnp.int32(step), {{"w": jax.random.normal(jax.random.key(step), (n,))}}, ())
+        def state(step, n):
+            return TrainState(jnp.int32(step), {{"w": jax.random.normal(jax.random.key(step), (n,))}}, ())
         checkpointer = Checkpointer(folder, CheckpointSettings(), recipe_json="", tokenizer_folder=None, report=print)
         """
     ) + textwrap.dedent(body)
