@@ -149,7 +149,8 @@ def _prepare() -> None:
         raise UserError("lmjax plan: expected the TPU compiler, libtpu; install it by pip install 'lmjax[tpu]'")
     for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if jax.config.read("jax_platforms") is None:
+    config: Any = jax.config
+    if not config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")
 
 

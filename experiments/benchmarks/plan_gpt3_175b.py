@@ -1,0 +1,35 @@
+"""GPT-3 175B with a vocabulary of 50,304 on 512 chips of v5p, fully sharded: each reads 2 rows of 2,048 tokens.
+
+A benchmark of the planner: `lmjax plan experiments/benchmarks/plan_gpt3_175b.py --json`.
+"""
+
+from lmjax.recipe import Pretrain
+from lmjax.settings import (
+    AttentionSettings,
+    ComputeSettings,
+    DataSettings,
+    FeedForwardSettings,
+    MeshSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PlanSettings,
+)
+
+
+def recipe() -> Pretrain:
+    return Pretrain(
+        name="plan_gpt3_175b",
+        data=DataSettings(sequence_length=2048, batch_size=2 * 512),
+        model=ModelSettings(
+            layers=96,
+            width=12288,
+            context=2048,
+            vocab_size=50_304,
+            attention=AttentionSettings(heads=96, head_dim=128),
+            feed_forward=FeedForwardSettings(width=49152),
+        ),
+        compute=ComputeSettings(remat="minimal", loss_chunk=2 * 1024),
+        mesh=MeshSettings(data=1, fsdp=512),
+        plan=PlanSettings(topology="v5p-1024"),
+        optimizer=OptimizerSettings(learning_rate=0.6e-4, clip_norm=1.0),
+    )
