@@ -1,0 +1,76 @@
+"""A scalar for each token, on top of a language model: reward models and value models, as plain functions.
+
+A reward model's score of a conversation is the scalar at its last real token, which is found by the mask: padding may
+stand on either side, and may hold any token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.data.batch import SEGMENTS, Batch
+from lmjax.model.language_model import LanguageModel, Params
+
+TRUNK, SCALAR = "trunk", "scalar"
+
+
+def init_scalar(rng: jax.Array, width: int, *, zero: bool = False) -> Params:
+    """The head's parameters: a kernel [D] of standard deviation 1/sqrt(D + 1) (Stiennon et al. 2020), and a bias of 0.
+
+    `zero` makes the kernel 0 (Ziegler et al. 2019's value head).
+    """
+    std = 0.0 if zero else 1.0 / math.sqrt(width + 1)
+    return {"kernel": std * jax.random.normal(rng, (width,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+
+
+def scalar_axes() -> Params:
+    """The logical axes of the head's parameters: small enough for every device to hold whole."""
+    return {"kernel": ("norm",), "bias": ()}
+
+
+def apply_scalar(params: Params, hidden_BTD: jax.Array) -> jax.Array:
+    """Float32 scalars [B, T] of hidden states."""
+    products_BTD = hidden_BTD.astype(jnp.float32) * params["kernel"][None, None, :]
+    return products_BTD.sum(axis=-1) + params["bias"]
+
+
+def last_real_token(segments_BT: jax.Array) -> jax.Array:
+    """The column of each row's last token that is not padding, int32 [B]; the last column where there is none."""
+    T = segments_BT.shape[1]
+    return (T - 1 - jnp.argmax(jnp.flip(segments_BT != 0, axis=1), axis=1)).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class ScalarModel:
+    """A language model whose vocabulary head is replaced by one that gives a scalar per token."""
+
+    language_model: LanguageModel
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh parameters: `trunk`, those of the language model, and `scalar`."""
+        trunk, scalar = jax.random.split(rng)
+        return self.on_trunk(self.language_model.init(trunk), scalar)
+
+    def on_trunk(self, trunk: Params, rng: jax.Array, *, zero: bool = False) -> Params:
+        """The parameters that start from a trained language model's."""
+        return {TRUNK: trunk, SCALAR: init_scalar(rng, self.language_model.settings.width, zero=zero)}
+
+    def logical_axes(self) -> Any:
+        """A tree like the parameters whose leaves are tuples of logical axis names."""
+        return {TRUNK: self.language_model.logical_axes(), SCALAR: scalar_axes()}
+
+    def values(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """The scalar at every token, float32 [B, T]; what padding gets means nothing."""
+        return apply_scalar(params[SCALAR], self.language_model.hidden(params[TRUNK], batch, rng))
+
+    def scores(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+        """The scalar at the last real token of every row, float32 [B]. A row is one conversation."""
+        hidden_BTD = self.language_model.hidden(params[TRUNK], batch, rng)
+        last_B11 = last_real_token(batch[SEGMENTS])[:, None, None]
+        hidden_B1D = jnp.take_along_axis(hidden_BTD, last_B11, axis=1)
+        return apply_scalar(params[SCALAR], hidden_B1D)[:, 0]
