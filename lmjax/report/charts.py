@@ -48,7 +48,7 @@ DARK = {
 }
 
 # Sizes in CSS pixels, at which the letters are `LETTER` pixels high.
-WIDE, NARROW, COMPACT = (880, 320), (360, 260), (330, 200)
+WIDE, NARROW, COMPACT = (880, 320), (360, 260), (300, 185)
 LETTER = 12.0
 
 
