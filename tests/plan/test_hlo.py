@@ -10,63 +10,7 @@ from lmjax.plan.hlo import costs, parse
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
 
-PROGRAM = """\
-HloModule jit_step, is_scheduled=true
-
-%fused_product (p.1: bf16[16,64], p.2: bf16[64,32]) -> bf16[16,32] {
-  %p.1 = bf16[16,64]{1,0:T(8,128)(2,1)} parameter(0)
-  %p.2 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
-  ROOT %dot.1 = bf16[16,32]{1,0} dot(%p.1, %p.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-}
-
-%fused_start (p.3: bf16[64,8]) -> bf16[64,32] {
-  %p.3 = bf16[64,8]{1,0} parameter(0)
-  ROOT %all-gather.1 = bf16[64,32]{1,0} all-gather(%p.3), channel_id=7, replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={1}
-}
-
-%fused_done (p.4: bf16[64,8]) -> bf16[64,32] {
-  %p.4 = bf16[64,8]{1,0} parameter(0)
-  ROOT %all-gather.2 = bf16[64,32]{1,0} all-gather(%p.4), channel_id=7, replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={1}
-}
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %sum = f32[] add(%a, %b)
-}
-
-%body (state: (s32[], bf16[16,64], bf16[64,8])) -> (s32[], bf16[16,64], bf16[64,8]) {
-  %state = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) parameter(0)
-  %x = bf16[16,64]{1,0} get-tuple-element(%state), index=1
-  %w = bf16[64,8]{1,0} get-tuple-element(%state), index=2
-  %start = bf16[64,32]{1,0} fusion(%w), kind=kCustom, calls=%fused_start
-  %whole = bf16[64,32]{1,0} fusion(%w), kind=kCustom, calls=%fused_done
-  %y = bf16[16,32]{1,0} fusion(%x, %whole), kind=kOutput, calls=%fused_product, metadata={op_name="layer/dot"}, backend_config={"estimated_cycles":"100"}
-  ROOT %next = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) tuple(%state, %x, %w)
-}
-
-%condition (state.1: (s32[], bf16[16,64], bf16[64,8])) -> pred[] {
-  %state.1 = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%state.1), index=0
-  %layers = s32[]{:T(128)} constant(12)
-  ROOT %less = pred[] compare(%i, %layers), direction=LT
-}
-
-%outer_body (u: (s32[], bf16[16,64], bf16[64,8])) -> (s32[], bf16[16,64], bf16[64,8]) {
-  %u = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) parameter(0)
-  ROOT %inner = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) while(%u), condition=%condition, body=%body
-}
-
-ENTRY %main (arg.0: (s32[], bf16[16,64], bf16[64,8]), arg.1: f32[4,8]) -> f32[4,8] {
-  %arg.0 = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) parameter(0)
-  %arg.1 = f32[4,8]{1,0:T(4,128)} parameter(1)
-  %outer = (s32[], bf16[16,64]{1,0}, bf16[64,8]{1,0}) while(%arg.0), condition=%condition, body=%outer_body, backend_config={"known_trip_count":{"n":"3"}}
-  %kernel.5 = (bf16[2,4,128,64]{3,2,1,0}, f32[2,4,128]{2,1,0}) custom-call(%arg.1), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
-"block": 1
-}}, backend_config={"cost_estimate":{"flops":"1000","bytes_accessed":"64"}}
-  ROOT %reduced = f32[4,8]{1,0} all-reduce(%arg.1), channel_id=9, replica_groups=[2,4]<=[2,2,2]T(1,0,2), to_apply=%add, backend_config={"estimated_cycles":"7"}
-}
-"""
+PROGRAM = Path(__file__).with_name("program.hlo").read_text()
 
 
 @pytest.fixture(scope="module")

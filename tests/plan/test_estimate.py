@@ -1,0 +1,100 @@
+"""Estimates from hand-made costs: every figure can be worked out on paper."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lmjax.plan.compile import OutOfMemory, Program
+from lmjax.plan.estimate import collective_traffic, estimate, kernel_work
+from lmjax.plan.hlo import Array, Collective, KernelCall
+from lmjax.plan.topology import GIB, find_slice
+from lmjax.recipe import Pretrain
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings
+
+AXES = ("replica", "data", "fsdp", "sequence", "tensor")
+
+
+def mesh_of(shape, coords, slices=None):
+    devices = np.empty(len(coords), object)
+    for i, place in enumerate(coords):
+        devices[i] = SimpleNamespace(coords=place, slice_index=slices[i] if slices else 0)
+    return SimpleNamespace(devices=devices.reshape(shape), axis_names=AXES)
+
+
+SQUARE = [(x, y, 0) for x in range(4) for y in range(4)]  # v5e-16
+
+
+def test_traffic_goes_to_the_axes_that_a_group_runs_along():
+    mesh = mesh_of((1, 4, 4, 1, 1), SQUARE)
+    collectives = [
+        Collective("all-gather", (0, 1, 2, 3), 3 * GIB, 6),
+        Collective("all-reduce", (0, 4, 8, 12), GIB, 1),
+        Collective("all-reduce", tuple(range(16)), GIB, 2),
+        Collective("all-reduce", (5,), GIB, 1),  # of a device with itself: nothing is sent
+    ]
+    traffic = {each.axis: each for each in collective_traffic(collectives, mesh, find_slice("v5e-16"))}
+    assert set(traffic) == {"fsdp", "data", "dataxfsdp"}
+    assert traffic["fsdp"].gib == 3 and traffic["fsdp"].kinds == {"all-gather": 6}
+    # each sends 3/4 of the result over two links of 50 GB/s; an all-reduce sends twice as much
+    assert traffic["fsdp"].seconds == pytest.approx(3 * GIB * 3 / 4 / 100e9)
+    assert traffic["data"].seconds == pytest.approx(2 * GIB * 3 / 4 / 100e9)
+    assert traffic["dataxfsdp"].seconds == pytest.approx(2 * GIB * 15 / 16 / 200e9)  # along both physical axes
+
+
+def test_traffic_between_slices_goes_at_the_rate_of_the_network():
+    mesh = mesh_of((2, 1, 2, 1, 1), [(0, 0, 0), (1, 0, 0)] * 2, slices=[0, 0, 1, 1])
+    (each,) = collective_traffic([Collective("all-reduce", (0, 2), GIB, 1)], mesh, find_slice("2xv5e-4"))
+    assert each.axis == "replica"
+    assert each.seconds == pytest.approx(GIB / 6.25e9)
+
+
+def splash(part):
+    q = Array("bf16", (2, 12, 4096, 64))
+    mask = Array("s8", (1, 4, 4))
+    return KernelCall("tpu_custom_call", f"splash_mha_{part}_no_residuals", (mask, mask, q, q, q), (q,), 1)
+
+
+@pytest.mark.parametrize(("part", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_splash_kernels_do_the_products_of_the_blocks_that_the_mask_leaves(part, products):
+    whole = 2 * 2 * 12 * 4096 * 4096 * 64
+    dense = AttentionSettings(heads=12)
+    assert kernel_work(splash(part), dense, 4096) == products * whole * 10 / 16  # blocks of 1,024: 1 + 2 + 3 + 4 of 16
+    banded = AttentionSettings(heads=12, pattern=("dense", "banded"), band=256)
+    assert kernel_work(splash(part), banded, 4096) == products * whole * (10 + 7) / 2 / 16
+
+
+RECIPE = Pretrain(
+    data=DataSettings(sequence_length=128, batch_size=32),
+    model=ModelSettings(layers=2, width=64, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
+    mesh=MeshSettings(fsdp=4),
+)
+TEXT = """\
+HloModule m
+ENTRY %main (a: bf16[16,64], b: bf16[64,32]) -> bf16[16,32] {
+  %a = bf16[16,64] parameter(0)
+  %b = bf16[64,32] parameter(1)
+  ROOT %c = bf16[16,32] dot(%a, %b), lhs_contracting_dims={1}, backend_config={"estimated_cycles":"3000000"}
+}
+"""
+
+
+def test_a_program_becomes_seconds_tokens_and_mfu():
+    mesh = mesh_of((1, 4, 4, 1, 1), SQUARE)
+    found = estimate(RECIPE, find_slice("v5e-16"), mesh, Program(None, TEXT, GIB, 2 * GIB, 3 * GIB, 9.0))
+    assert found.fits and found.peak_hbm_gib == 3 and found.arguments_gib == 1
+    assert found.step_seconds == pytest.approx(3e6 / 1.5e9)
+    assert found.tokens_per_second == pytest.approx(32 * 128 / 0.002)
+    matrices = 2 * (4 * 64 * 64 + 2 * 64 * 256) + 512 * 64
+    scores = 12 * 64 * 2 * 64.5
+    assert found.mfu == pytest.approx((6 * matrices + scores) * 256 / 0.002 / 197e12)
+    assert found.mfu_without_attention == pytest.approx(6 * matrices * 256 / 0.002 / 197e12)
+    assert found.executed_tflop == pytest.approx(2 * 16 * 64 * 32 / 1e12)
+    assert found.bound_by == "HBM and vector units"
+
+
+def test_a_refusal_says_by_how_much():
+    mesh = mesh_of((1, 4, 4, 1, 1), SQUARE)
+    found = estimate(RECIPE, find_slice("v5e-16"), mesh, OutOfMemory(20 * GIB, 15 * GIB, "no"))
+    assert not found.fits
+    assert (found.peak_hbm_gib, found.over_by_gib, found.step_seconds) == (20, 5, None)

@@ -1,0 +1,195 @@
+"""The plan of a recipe: what is asked for, what is tried when it does not fit, and one real compilation."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lmjax.errors import UserError
+from lmjax.model.count import count
+from lmjax.plan import planner
+from lmjax.plan.compile import OutOfMemory, Program, compile_step, read_refusal
+from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
+from lmjax.plan.report import lines
+from lmjax.plan.topology import GIB, find_slice
+from lmjax.recipe import Pretrain, load_recipe
+from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+
+JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
+BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
+
+SMALL = """
+from lmjax.recipe import Pretrain
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+
+def recipe():
+    return Pretrain(
+        name="small",
+        data=DataSettings(sequence_length=128, batch_size=8),
+        model=ModelSettings(layers=3, width=128, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
+        mesh=MeshSettings(data=1, fsdp=2, tensor=2),
+        plan=PlanSettings(topology="v5e-4"),
+    )
+"""
+
+
+def test_mesh_text_is_read_and_data_takes_what_is_left():
+    assert parse_mesh("fsdp=64,tensor=8") == MeshSettings(data=-1, fsdp=64, tensor=8)
+    assert parse_mesh("data=2, fsdp=8") == MeshSettings(data=2, fsdp=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("fdsp=4", "did you mean 'fsdp'?"), ("fsdp=x", "whole number"), ("", "axis")]
+)
+def test_a_mesh_that_cannot_be_read_is_refused(text, word):
+    with pytest.raises(UserError, match=word.replace("?", r"\?")):
+        parse_mesh(text)
+
+
+def test_what_the_command_says_goes_before_what_the_recipe_says():
+    recipe = Pretrain(mesh=MeshSettings(fsdp=4), plan=PlanSettings(topology="v5e-16"))
+    assert planned_recipe(recipe) == recipe
+    changed = planned_recipe(recipe, "v5p-8", "tensor=2")
+    assert changed.plan.topology == "v5p-8" and changed.mesh == MeshSettings(tensor=2)
+    with pytest.raises(UserError, match="--topology"):
+        planned_recipe(Pretrain())
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "available"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5, 15.75),
+        ("the total memory required for HLO temporaries (298.12G) exceeds available HBM (95.74G).", 298.12, 95.74),
+    ],
+)
+def test_the_compilers_refusals_are_read(message, needed, available):
+    refusal = read_refusal(message)
+    assert refusal.needed / GIB == pytest.approx(needed)
+    assert refusal.available / GIB == pytest.approx(available)
+
+
+def test_other_errors_of_the_compiler_are_not_taken_for_a_lack_of_memory():
+    assert read_refusal("INTERNAL: Mosaic failed to compile TPU kernel") is None
+
+
+def test_alternatives_need_ever_less_memory():
+    recipe = Pretrain(compute=ComputeSettings(remat="minimal"), mesh=MeshSettings(data=4, fsdp=2))
+    found = [(each.compute.remat, each.mesh.data, each.mesh.fsdp, each.mesh.tensor) for each in alternatives(recipe, 8)]
+    assert all(remat != "minimal" for remat, *_ in found)
+    assert found.index(("full", 4, 2, 1)) < found.index(("full", 2, 4, 1)) < found.index(("full", 1, 8, 1))
+    assert found[-1] == ("full", 1, 1, 8)
+
+
+def test_what_does_not_fit_is_answered_with_the_first_that_does(monkeypatch):
+    recipe = planned_recipe(Pretrain(compute=ComputeSettings(remat="none")), "v5e-16", "fsdp=1")
+    compiled = []
+
+    def compile_step(recipe, where):
+        compiled.append(recipe.compute.remat)
+        if recipe.compute.remat == "full" and recipe.mesh.fsdp > 1:
+            return Program(None, "", 0, 0, 9 * GIB, 0.0)
+        return OutOfMemory(20 * GIB, 15 * GIB, "too much")
+
+    monkeypatch.setattr(planner, "compile_step", compile_step)
+    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where: None)
+    answer = plan(recipe)
+    assert compiled[0] == "none" and compiled[-1] == "full"
+    assert [each.fits for each in answer.tried] == [False] * (len(answer.tried) - 1) + [True]
+    assert answer.tried[-1].mesh["fsdp"] == 2 and answer.tried[-1].peak_hbm_gib == 9
+    text = "\n".join(lines(answer))
+    assert "5.00 GiB too much" in text and "remat 'full' on data=8,fsdp=2: 9.00 GiB, fits" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("gpt2_124m", 124e6), ("gpt3_6b", 5.6e9), ("gpt3_22b", 22e9), ("gpt3_175b", 175e9)],
+)
+def test_benchmarks_say_what_they_are(name, parameters):
+    recipe = load_recipe(str(BENCHMARKS / f"plan_{name}.py"))
+    assert count(recipe.model).parameters == pytest.approx(parameters, rel=0.02)
+    assert recipe.optimizer.state_dtype == "float32" and recipe.optimizer.clip_norm == 1.0
+    where = find_slice(recipe.plan.topology)
+    tokens = recipe.data.batch_size * recipe.data.sequence_length / where.devices
+    assert tokens == (16 * 1024 if name == "gpt2_124m" else 4096)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """`lmjax plan` as a user runs it, in a process of its own whose environment says nothing of TPUs."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "small.py").write_text(SMALL)
+    command = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--json", "--explain"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
+    done = subprocess.run(
+        [*command, "--hlo", "step.hlo", "--save", "step.bin"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_a_real_compilation_gives_every_figure(planned):
+    _, found, _ = planned
+    assert found["fits"] and found["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "sequence": 1, "tensor": 2}
+    recipe = Pretrain(model=ModelSettings(3, 128, 128, 512, AttentionSettings(heads=2)))
+    state = 12 * count(recipe.model).parameters / 4  # float32 parameters and two moments, cut in four
+    assert state < found["arguments_gib"] * GIB < 1.5 * state
+    assert found["arguments_gib"] < found["peak_hbm_gib"] < found["hbm_gib"]
+    for name in ("gcycles", "mfu", "step_seconds", "collective_gib", "tokens_per_second"):
+        assert found[name] > 0, name
+    # forward and backward once each: what is executed is what the model needs and the blocks above the diagonal
+    assert 0 <= found["remat_overhead"] < 0.2
+    assert {"fsdp", "tensor"} <= {each["axis"] for each in found["collectives"]}
+    assert found["unknown_loops"] == 0
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_a_plan_says_only_what_it_means_to(planned):
+    _, _, stderr = planned
+    assert "compiling small for 4 chips, v5e-4" in stderr
+    assert "heads            tensor" in stderr  # the table of axis rules
+    assert not [line for line in stderr.splitlines() if "WARNING" in line or "E0000" in line or "libtpu" in line]
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+@pytest.mark.skipif(not JUDGE.exists(), reason=f"{JUDGE} is absent")
+def test_an_independent_reader_of_the_written_text_finds_the_same_cycles(planned):
+    folder, found, _ = planned
+    done = subprocess.run([sys.executable, JUDGE, folder / "step.hlo"], capture_output=True, text=True, check=True)
+    judged = json.loads(done.stdout)
+    assert judged["gcycles"] == round(found["gcycles"], 4)
+    assert {name.split(":")[1]: n for name, n in judged["custom"].items() if "splash" in name} == {
+        "splash_mha_fwd_residuals": 3,
+        "splash_mha_dq_no_residuals": 3,
+        "splash_mha_dkv_no_residuals": 3,
+    }
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_a_step_that_does_not_fit_is_an_answer():
+    huge = ModelSettings(layers=1, width=4096, context=128, vocab_size=400_000, attention=AttentionSettings(heads=32))
+    recipe = Pretrain(
+        data=DataSettings(sequence_length=128, batch_size=1), model=huge, plan=PlanSettings(topology="v5e-1")
+    )
+    refusal = compile_step(recipe, find_slice("v5e-1"))
+    assert isinstance(refusal, OutOfMemory)
+    assert refusal.available == round(15.75 * GIB)
+    assert refusal.needed > 12 * count(huge).parameters
+
+
+def test_planning_leaves_this_process_its_devices():
+    assert jax.default_backend() == "cpu"
+    assert dataclasses.asdict(PlanSettings()) == {"topology": ""}
