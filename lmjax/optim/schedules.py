@@ -43,17 +43,20 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
 
 def _after_warmup(settings: ScheduleSettings, now: jax.Array, warmup: int, end: float) -> jax.Array:
     fall = 1.0 - settings.final
-    progress = jnp.clip((now - warmup) / (end - warmup), 0.0, 1.0)
     if settings.kind == "cosine":
-        return settings.final + fall * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return settings.final + fall * 0.5 * (1 + jnp.cos(jnp.pi * _progress(now, warmup, end)))
     if settings.kind == "linear":
-        return 1.0 - fall * progress
+        return settings.final + fall * (1.0 - _progress(now, warmup, end))
     if settings.kind == "inverse_sqrt":
         return jnp.sqrt(max(warmup, 1) / jnp.maximum(now, max(warmup, 1)))
     if settings.kind == "wsd":
-        start = settings.stable * end
-        return 1.0 - fall * jnp.clip((now - start) / (end - start), 0.0, 1.0)
+        return settings.final + fall * (1.0 - _progress(now, settings.stable * end, end))
     return jnp.ones_like(now)
+
+
+def _progress(now: jax.Array, begin: float, end: float) -> jax.Array:
+    """From 0 at `begin` to 1 at `end`, which is met exactly: XLA multiplies by a rounded reciprocal."""
+    return jnp.where(now >= end, 1.0, jnp.maximum(now - begin, 0.0) / (end - begin))
 
 
 def token_clock(

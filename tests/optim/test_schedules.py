@@ -1,0 +1,141 @@
+"""Learning rates at their corners, against a loop, in steps and in tokens."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.data.ramp import BatchRamp
+from lmjax.errors import UserError
+from lmjax.optim.schedules import make_schedule, token_clock
+from lmjax.settings import DataSettings, ScheduleSettings
+
+PEAK = 3e-4
+KINDS = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
+
+
+def rates(steps, run=100, tokens_at=None, peak=1.0, **settings):
+    schedule = make_schedule(ScheduleSettings(**settings), peak, run, tokens_at)
+    return np.asarray(schedule(jnp.asarray(steps)))
+
+
+def loop(kind, now, warmup, decay, final, stable):
+    if now < warmup:
+        return now / warmup
+    progress = min((now - warmup) / (decay - warmup), 1)
+    if kind == "cosine":
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    if kind == "linear":
+        return 1 + (final - 1) * progress
+    if kind == "inverse_sqrt":
+        return math.sqrt(max(warmup, 1) / max(now, warmup, 1))
+    if kind == "wsd" and now > stable * decay:
+        return 1 + (final - 1) * min((now - stable * decay) / (decay - stable * decay), 1)
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "corners"),
+    [
+        ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 110: 1.0, 1000: 1.0}),
+        ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.625, 110: 0.25, 1000: 0.25}),
+        ("linear", {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.625, 110: 0.25, 1000: 0.25}),
+        ("inverse_sqrt", {0: 0.0, 5: 0.5, 10: 1.0, 40: 0.5, 160: 0.25, 1000: 0.1}),
+        ("wsd", {0: 0.0, 5: 0.5, 10: 1.0, 55: 1.0, 110: 0.25, 1000: 0.25}),
+    ],
+)
+def test_corners_are_met_exactly(kind, corners):
+    found = rates(list(corners), kind=kind, warmup=10, decay=110, final=0.25, stable=0.5)
+    np.testing.assert_array_equal(found, np.asarray(list(corners.values()), np.float32))
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_agrees_with_a_loop(kind, warmup):
+    shape = {"warmup": warmup, "decay": 53, "final": 0.1, "stable": 0.6}
+    wanted = [PEAK * loop(kind, step, **shape) for step in range(70)]
+    np.testing.assert_allclose(rates(range(70), peak=PEAK, kind=kind, **shape), wanted, rtol=2e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_warmup_starts_at_the_peak(kind):
+    assert rates([0], kind=kind, peak=0.5)[0] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+def test_without_a_decay_the_rate_falls_until_the_run_ends(kind):
+    last, end, after = rates([99, 100, 150], run=100, kind=kind, warmup=3, final=0.1)
+    assert last > end == after == np.float32(0.1)
+
+
+def test_a_warmup_that_starts_at_the_peak_is_t5s_constant_rate():
+    """Raffel et al. 2020, section 3.1.2: 1 / sqrt(max(n, 10,000)), which is 0.01 for the first 10,000 steps."""
+    steps = np.array([0, 1, 9_999, 10_000, 40_000, 1_000_000])
+    found = rates(steps, run=10**6, peak=1e-2, kind="inverse_sqrt", warmup=10_000, warmup_from=1.0)
+    np.testing.assert_allclose(found, 1 / np.sqrt(np.maximum(steps, 10_000)), rtol=1e-6)
+
+
+def test_a_warmup_may_start_at_a_fraction_of_the_peak():
+    found = rates([0, 5, 10], kind="constant", warmup=10, warmup_from=0.1)
+    np.testing.assert_allclose(found, [0.1, 0.55, 1.0], rtol=1e-6)
+
+
+def test_the_rate_is_the_same_traced_and_not():
+    schedule = make_schedule(ScheduleSettings(warmup=10), PEAK, 100)
+    assert [float(jax.jit(schedule)(step)) for step in (3, 50)] == [float(schedule(step)) for step in (3, 50)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": 100}, r"optimizer\.schedule\.warmup = 100: expected less than the schedule's length, 100"),
+        ({"warmup": 50, "decay": 40}, r"optimizer\.schedule\.warmup = 50: expected less than .* 40"),
+        ({"kind": "wsd", "warmup": 70, "stable": 0.5}, r"warmup = 70: expected at most stable x decay = 50"),
+        ({"unit": "tokens"}, r"optimizer\.schedule\.unit = 'tokens'"),
+    ],
+)
+def test_pieces_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        make_schedule(ScheduleSettings(**settings), PEAK, 100)
+
+
+RAMPED = DataSettings(sequence_length=16, batch_size=64, ramp_from=8, ramp_tokens=20_000, ramp_sizes=4)
+
+
+def clock_of(data):
+    return token_clock(*BatchRamp(data).table, row=data.sequence_length)
+
+
+def test_the_token_clock_counts_what_a_loop_over_ramped_batches_counts():
+    ramp = BatchRamp(RAMPED)
+    read, wanted = 0, []
+    for step in range(130):
+        wanted.append(read)
+        read += ramp.batch_size_at(step) * RAMPED.sequence_length
+    assert len({ramp.batch_size_at(step) for step in range(130)}) == 4
+    np.testing.assert_array_equal(clock_of(RAMPED)(jnp.arange(130)), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_schedule_in_tokens_follows_the_tokens_read_through_a_ramp(kind):
+    tokens_at = BatchRamp(RAMPED).tokens_at
+    shape = {"warmup": 5_000, "decay": 50_000, "final": 0.1, "stable": 0.5}
+    wanted = [loop(kind, tokens_at(step), **shape) for step in range(130)]
+    found = rates(range(130), tokens_at=clock_of(RAMPED), kind=kind, unit="tokens", **shape)
+    np.testing.assert_allclose(found, wanted, rtol=3e-6)
+
+
+def test_a_schedule_in_tokens_without_a_decay_ends_with_the_run():
+    run = 120
+    before, end = rates([run - 1, run], run=run, tokens_at=clock_of(RAMPED), unit="tokens", final=0.1)
+    assert before > end == np.float32(0.1)
+
+
+def test_gpt3s_clock_is_exact_to_a_millionth_after_three_hundred_billion_tokens():
+    data = DataSettings(sequence_length=2048, batch_size=1600, ramp_from=16, ramp_tokens=12 * 10**9, ramp_sizes=5)
+    steps = np.array([0, 1, 1_000, 91_000, 120_000, 200_000])
+    wanted = [float(BatchRamp(data).tokens_at(int(step))) for step in steps]
+    assert wanted[-1] > 2.9e11
+    np.testing.assert_allclose(clock_of(data)(jnp.asarray(steps)), wanted, rtol=1e-6)
