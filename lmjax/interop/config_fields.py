@@ -7,6 +7,7 @@ supports and what to do.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,13 +62,27 @@ class ConfigFields:
             raise self.error(name, "a whole number above 0", "take it from the model's own config.json")
         return value
 
-    def size_or_none(self, name: str) -> int | None:
-        return None if self.get(name, None) is None else self.size(name)
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.get(name, None) is not None
 
-    def number(self, name: str, default: float) -> float:
+    def divisor(self, name: str, of: str) -> int:
+        """A size that divides the size `of`."""
+        value, whole = self.size(name), self.size(of)
+        if whole % value:
+            raise self.error(name, f"a divisor of {of} = {whole}", "take both from the model's own config.json")
+        return value
+
+    def positive(self, name: str, default: float) -> float:
         value = self.get(name, default)
-        if type(value) not in (int, float):
-            raise self.error(name, "a number", f"the default is {default}")
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.error(name, "a number above 0", f"the default is {default}")
+        return float(value)
+
+    def fraction(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise self.error(name, "a fraction in [0, 1)", f"the default is {default}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:

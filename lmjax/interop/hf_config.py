@@ -1,8 +1,8 @@
 """`config.json` of a Hugging Face folder and lmjax's model settings: what the one says in the words of the other.
 
 Three model types: "openai-gpt" (GPT-1), "gpt2" and "llama". Every field of a config.json is either understood, known
-to say nothing about the model, or an error: none is passed over. What settings say that a config.json cannot is an
-error too, found by reading back what was written.
+to say nothing about the model, or an error: none is passed over. A setting that no config.json can say is an error too,
+found by reading back what was written.
 """
 
 from __future__ import annotations
@@ -77,23 +77,29 @@ def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
 def write_config(settings: ModelSettings, eos_id: int | None) -> dict[str, Any]:
     """The fields of the config.json of a model; `eos_id` separates its documents.
 
-    Raises UserError naming the first setting that no supported model type has.
+    Raises UserError naming the settings that the nearest model type has not.
     """
-    model_type = _model_type(settings)
-    config: dict[str, Any] = {"model_type": model_type, **_WRITERS[model_type](settings)}
-    config |= {"bos_token_id": eos_id, "eos_token_id": eos_id, "dtype": "float32"}
+    obstacles = {}
+    for model_type in _WRITERS:
+        config = {"model_type": model_type, **_WRITERS[model_type](settings)}
+        obstacles[model_type] = _obstacles(settings, config)
+        if not obstacles[model_type]:
+            return config | {"bos_token_id": eos_id, "eos_token_id": eos_id, "dtype": "float32"}
+    nearest_type = min(obstacles, key=lambda name: len(obstacles[name]))
+    raise UserError(
+        f"{', '.join(obstacles[nearest_type])}, the only values of Hugging Face's {nearest_type!r}, the nearest of "
+        f"{', '.join(_WRITERS)}; this model cannot be exported"
+    )
+
+
+def _obstacles(settings: ModelSettings, config: Mapping[str, Any]) -> list[str]:
+    """What is lost between settings and the config written of them, found by reading it back."""
     try:
-        back = parse_config(config, CONFIG)
+        back = _flat(_canonical(parse_config(config, CONFIG).settings))
     except UserError as error:
-        raise UserError(f"this model cannot be exported as Hugging Face's {model_type!r}: {error}") from error
-    kept = _flat(_canonical(back.settings))
-    for name, value in _flat(_canonical(settings)).items():
-        if kept[name] != value:
-            raise UserError(
-                f"{name} = {value!r}: expected {kept[name]!r}, the only value of Hugging Face's {model_type!r}; "
-                "this model cannot be exported"
-            )
-    return config
+        return [str(error)]
+    pairs = ((name, value, back[name]) for name, value in _flat(_canonical(settings)).items())
+    return [f"{name} = {value!r}: expected {only!r}" for name, value, only in pairs if value != only]
 
 
 def _read_gpt1(fields: ConfigFields) -> ModelSettings:
@@ -103,43 +109,47 @@ def _read_gpt1(fields: ConfigFields) -> ModelSettings:
         width=fields.size("n_embd"),
         context=_context(fields),
         vocab_size=fields.size("vocab_size"),
-        attention=AttentionSettings(heads=fields.size("n_head"), dropout=fields.number("attn_pdrop", 0.1)),
+        attention=AttentionSettings(
+            heads=fields.divisor("n_head", "n_embd"), dropout=fields.fraction("attn_pdrop", 0.1)
+        ),
         feed_forward=FeedForwardSettings(activation=fields.choice("afn", "gelu", _GPT1_ACTIVATIONS)),
-        norm=NormSettings(eps=fields.number("layer_norm_epsilon", 1e-5), position="post", final=False),
+        norm=NormSettings(eps=fields.positive("layer_norm_epsilon", 1e-5), position="post", final=False),
         tied_head=fields.flag("tie_word_embeddings", True),
         dropout=_dropout(fields),
-        init_std=fields.number("initializer_range", 0.02),
+        init_std=fields.positive("initializer_range", 0.02),
         scaled_residual_init=False,
     )
 
 
 def _write_gpt1(settings: ModelSettings) -> dict[str, Any]:
-    activation = _name_of(settings, _GPT1_ACTIVATIONS, "openai-gpt")
+    activation = _name_of(settings, _GPT1_ACTIVATIONS)
     return {"architectures": ["OpenAIGPTLMHeadModel"], "afn": activation} | _write_gpt(settings)
 
 
 def _read_gpt2(fields: ConfigFields) -> ModelSettings:
     fields.expect("scale_attn_by_inverse_layer_idx", False)
-    heads, scaled = fields.size("n_head"), fields.flag("scale_attn_weights", True)
+    heads, scaled = fields.divisor("n_head", "n_embd"), fields.flag("scale_attn_weights", True)
     activation = fields.choice("activation_function", "gelu_new", _ACTIVATIONS)
     return ModelSettings(
         layers=fields.size("n_layer"),
         width=fields.size("n_embd"),
         context=_context(fields),
         vocab_size=fields.size("vocab_size"),
-        attention=AttentionSettings(heads=heads, scaled=scaled, dropout=fields.number("attn_pdrop", 0.1)),
-        feed_forward=FeedForwardSettings(width=fields.size_or_none("n_inner"), activation=activation),
-        norm=NormSettings(eps=fields.number("layer_norm_epsilon", 1e-5)),
+        attention=AttentionSettings(heads=heads, scaled=scaled, dropout=fields.fraction("attn_pdrop", 0.1)),
+        feed_forward=FeedForwardSettings(
+            width=fields.size("n_inner") if fields.has("n_inner") else None, activation=activation
+        ),
+        norm=NormSettings(eps=fields.positive("layer_norm_epsilon", 1e-5)),
         tied_head=fields.flag("tie_word_embeddings", True),
         dropout=_dropout(fields),
-        init_std=fields.number("initializer_range", 0.02),
+        init_std=fields.positive("initializer_range", 0.02),
     )
 
 
 def _write_gpt2(settings: ModelSettings) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
-        "activation_function": _name_of(settings, _ACTIVATIONS, "gpt2"),
+        "activation_function": _name_of(settings, _ACTIVATIONS),
         "n_inner": settings.feed_forward.width,
         "scale_attn_weights": settings.attention.scaled,
         "scale_attn_by_inverse_layer_idx": False,
@@ -163,14 +173,15 @@ def _write_gpt(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _read_llama(fields: ConfigFields) -> ModelSettings:
-    width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     fields.expect("rope_interleaved", False)
+    own_width, grouped = fields.has("head_dim"), fields.has("num_key_value_heads")
+    heads = fields.size("num_attention_heads") if own_width else fields.divisor("num_attention_heads", "hidden_size")
     attention = AttentionSettings(
         heads=heads,
-        kv_heads=fields.size_or_none("num_key_value_heads"),
-        head_dim=fields.size_or_none("head_dim"),
+        kv_heads=fields.divisor("num_key_value_heads", "num_attention_heads") if grouped else None,
+        head_dim=fields.size("head_dim") if own_width else None,
         bias=fields.flag("attention_bias", False),
-        dropout=fields.number("attention_dropout", 0.0),
+        dropout=fields.fraction("attention_dropout", 0.0),
     )
     feed_forward = FeedForwardSettings(
         width=fields.size("intermediate_size"),
@@ -180,15 +191,15 @@ def _read_llama(fields: ConfigFields) -> ModelSettings:
     )
     return ModelSettings(
         layers=fields.size("num_hidden_layers"),
-        width=width,
+        width=fields.size("hidden_size"),
         context=fields.size("max_position_embeddings"),
         vocab_size=fields.size("vocab_size"),
         attention=attention,
         feed_forward=feed_forward,
-        norm=NormSettings(kind="rmsnorm", eps=fields.number("rms_norm_eps", 1e-6)),
+        norm=NormSettings(kind="rmsnorm", eps=fields.positive("rms_norm_eps", 1e-6)),
         positions=PositionSettings(kind="rotary", rotary_base=_rotary_base(fields)),
         tied_head=fields.flag("tie_word_embeddings", False),
-        init_std=fields.number("initializer_range", 0.02),
+        init_std=fields.positive("initializer_range", 0.02),
         scaled_residual_init=False,
     )
 
@@ -204,7 +215,7 @@ def _write_llama(settings: ModelSettings) -> dict[str, Any]:
         "head_dim": settings.head_dim,
         "max_position_embeddings": settings.context,
         "vocab_size": settings.vocab_size,
-        "hidden_act": _name_of(settings, _ACTIVATIONS, "llama"),
+        "hidden_act": _name_of(settings, _ACTIVATIONS),
         "attention_bias": settings.attention.bias,
         "mlp_bias": settings.feed_forward.bias,
         "attention_dropout": settings.attention.dropout,
@@ -222,8 +233,8 @@ _READERS: dict[str, Callable[[ConfigFields], ModelSettings]] = {
     "llama": _read_llama,
 }
 _WRITERS: dict[str, Callable[[ModelSettings], dict[str, Any]]] = {
-    "openai-gpt": _write_gpt1,
     "gpt2": _write_gpt2,
+    "openai-gpt": _write_gpt1,
     "llama": _write_llama,
 }
 
@@ -236,15 +247,15 @@ def _context(fields: ConfigFields) -> int:
 
 def _dropout(fields: ConfigFields) -> float:
     """lmjax has one rate for the embeddings and the residual branches."""
-    rate = fields.number("resid_pdrop", 0.1)
-    if fields.number("embd_pdrop", 0.1) != rate:
+    rate = fields.fraction("resid_pdrop", 0.1)
+    if fields.fraction("embd_pdrop", 0.1) != rate:
         raise fields.error("embd_pdrop", f"resid_pdrop's {rate}", "lmjax has one dropout for both: give both one value")
     return rate
 
 
 def _rotary_base(fields: ConfigFields) -> float:
     """The base of rotary positions that nothing scales, from the fields of transformers 4 or 5."""
-    bases = {fields.number("rope_theta", 0.0)} if fields.get("rope_theta", None) is not None else set()
+    bases = {fields.positive("rope_theta", 10_000.0)} if fields.has("rope_theta") else set()
     for name in ("rope_parameters", "rope_scaling"):
         rotary = fields.get(name, None)
         if rotary is None:
@@ -262,21 +273,10 @@ def _rotary_base(fields: ConfigFields) -> float:
     return bases.pop() if bases else 10_000.0
 
 
-def _name_of(settings: ModelSettings, meanings: Mapping[str, str], model_type: str) -> str:
+def _name_of(settings: ModelSettings, meanings: Mapping[str, str]) -> str:
+    """The activation's name, or one that `_obstacles` will find to be another's."""
     names = {meaning: name for name, meaning in list(meanings.items())[::-1]}
-    activation = settings.feed_forward.activation
-    if activation not in names:
-        raise UserError(
-            f"model.feed_forward.activation = {activation!r}: expected one of {', '.join(names)}, all that Hugging "
-            f"Face's {model_type!r} has; this model cannot be exported"
-        )
-    return names[activation]
-
-
-def _model_type(settings: ModelSettings) -> str:
-    if settings.norm.position == "post":
-        return "openai-gpt"
-    return "llama" if settings.norm.kind == "rmsnorm" or settings.positions.kind == "rotary" else "gpt2"
+    return names.get(settings.feed_forward.activation, next(iter(meanings)))
 
 
 def _canonical(settings: ModelSettings) -> ModelSettings:

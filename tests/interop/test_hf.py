@@ -1,0 +1,380 @@
+"""Hugging Face folders: the reference library's logits, bits that survive the way out and back, and every refusal."""
+
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lmjax.errors import UserError
+from lmjax.interop.hf import read_model, write_model
+from lmjax.model.gpt import stack_layers
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.presets import preset
+from lmjax.settings import (
+    AttentionSettings,
+    FeedForwardSettings,
+    ModelSettings,
+    NormSettings,
+    PositionSettings,
+)
+
+CASES = ("gpt1", "gpt2", "gpt2_untied_erf_unscaled", "llama_grouped", "llama_tied_biased")
+TOLERANCE = 1e-4
+
+
+def bits(tree):
+    return [
+        (jax.tree_util.keystr(path), x.shape, np.asarray(x, np.float32).tobytes())
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_the_reference_library_s(golden, logits_of, name, scan_layers):
+    folder = golden(name)
+    model = read_model(folder.write(), scan_layers=scan_layers)
+    assert ("periods" in model.params) == scan_layers
+    found = logits_of(model.settings, model.params, folder.tokens, scan_layers)
+    np.testing.assert_allclose(found, folder.logits, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_have_the_model_s_own_structure(golden, name):
+    model = read_model(golden(name).write())
+    fresh = jax.eval_shape(LanguageModel(model.settings).init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), (model.params, fresh))
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_comes_back_bit_for_bit(golden, tmp_path, name, scan_layers):
+    folder = golden(name)
+    model = read_model(folder.write(), scan_layers=scan_layers)
+    assert write_model(tmp_path / "out", model.settings, model.params) == folder.config["model_type"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == folder.tensors.keys()
+    assert all(written[key].tobytes() == value.tobytes() for key, value in folder.tensors.items())
+    assert read_model(tmp_path / "out").settings == model.settings
+
+
+GPT2_PERIODIC = ModelSettings(
+    layers=4, width=24, context=16, vocab_size=50, attention=AttentionSettings(heads=3, pattern=("dense", "dense"))
+)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
+def test_a_model_trained_here_goes_out_and_comes_back(tmp_path, logits_of, random_params, scan_layers):
+    """Its layers are kept in periods of two, which a folder does not know."""
+    params = random_params(GPT2_PERIODIC, scan_layers)
+    write_model(tmp_path, GPT2_PERIODIC, params)
+    back = read_model(tmp_path)
+    tokens = np.arange(32).reshape(2, 16)
+    expected = logits_of(GPT2_PERIODIC, params, tokens, scan_layers)
+    np.testing.assert_allclose(logits_of(back.settings, back.params, tokens), expected, rtol=0, atol=1e-6)
+    write_model(tmp_path / "again", back.settings, back.params)
+    first, second = (load_file(place / "model.safetensors") for place in (tmp_path, tmp_path / "again"))
+    assert bits(first) == bits(second)
+
+
+def test_the_published_presets_are_what_their_config_says(tmp_path):
+    """GPT-1's and GPT-2's own config.json, whose dropout the GPT-2 preset leaves to the recipe."""
+    from lmjax.interop.hf_config import parse_config, write_config
+
+    sizes = {"n_layer": 12, "n_embd": 768, "n_head": 12, "attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1}
+    sizes |= {"layer_norm_epsilon": 1e-05, "initializer_range": 0.02, "summary_type": "cls_index"}
+    gpt1 = {"model_type": "openai-gpt", "afn": "gelu", "n_ctx": 512, "n_positions": 512, "n_special": 0}
+    gpt1 |= {"vocab_size": 40478, "predict_special_tokens": True}
+    assert parse_config(sizes | gpt1, "config.json").settings == preset("gpt1")
+    gpt2 = {"model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_positions": 1024}
+    gpt2 |= {
+        "vocab_size": 50257,
+        "eos_token_id": 50256,
+        "task_specific_params": {"text-generation": {"max_length": 50}},
+    }
+    found = parse_config(sizes | gpt2, "config.json")
+    bare = dataclasses.replace(
+        found.settings, dropout=0.0, attention=dataclasses.replace(found.settings.attention, dropout=0.0)
+    )
+    assert (bare, found.eos_id) == (preset("gpt2_124m"), 50256)
+    for name in ("gpt1", "gpt2_1558m"):
+        assert parse_config(write_config(preset(name), None), "config.json").settings == preset(name)
+
+
+def test_several_files_and_their_index_are_one_model(golden):
+    folder = golden("llama_grouped")
+    whole = read_model(folder.write())
+    (folder.path / "model.safetensors").unlink()
+    assert bits(read_model(folder.write_sharded()).params) == bits(whole.params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_exactly(golden, dtype):
+    folder = golden("gpt2")
+    halves = {name: tensor.astype(dtype) for name, tensor in folder.tensors.items()}
+    folder.tensors = {name: tensor.astype(np.float32) for name, tensor in halves.items()}
+    wide = read_model(folder.write())
+    folder.tensors = halves
+    assert bits(read_model(folder.write()).params) == bits(wide.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("gpt1", "transformer."), ("gpt2", "transformer."), ("llama_tied_biased", "model.")]
+)
+def test_a_model_saved_without_its_head_and_with_old_buffers_is_the_same(golden, name, prefix):
+    folder = golden(name)
+    whole = read_model(folder.write())
+    folder.tensors = {key.removeprefix(prefix): value for key, value in folder.tensors.items()}
+    if name == "llama_tied_biased":
+        folder.tensors["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+    else:
+        folder.tensors["h.0.attn.bias"] = np.tril(np.ones((1, 1, 12, 12), np.uint8))
+    assert bits(read_model(folder.write()).params) == bits(whole.params)
+
+
+def test_a_tied_head_may_be_stored_twice_but_not_differ(golden):
+    folder = golden("gpt2")
+    whole = read_model(folder.write())
+    folder.tensors["lm_head.weight"] = folder.tensors["transformer.wte.weight"].copy()
+    assert bits(read_model(folder.write()).params) == bits(whole.params)
+    folder.tensors["lm_head.weight"][3, 4] += 1e-6
+    with pytest.raises(UserError, match=r"model\.safetensors: lm_head\.weight differs .* tie_word_embeddings"):
+        read_model(folder.write())
+
+
+def test_the_rotary_fields_of_transformers_4_and_5_say_the_same(golden):
+    folder = golden("llama_grouped")
+    new = read_model(folder.write()).settings
+    assert new.positions.rotary_base == 50.0
+    del folder.config["rope_parameters"]
+    folder.config |= {"rope_theta": 50.0, "rope_scaling": None}
+    assert read_model(folder.write()).settings == new
+
+
+BAD_CONFIGS = [
+    ("gpt2", {"model_type": "gpt_neo"}, r"model_type = 'gpt_neo': expected one of 'openai-gpt', 'gpt2', 'llama'"),
+    ("gpt2", {"model_type": None}, "model_type = None: expected one of"),
+    ("gpt2", {"activation_function": "gelu_fast"}, "activation_function = 'gelu_fast': expected one of gelu_new"),
+    ("gpt1", {"afn": "gelu_new"}, "afn = 'gelu_new': expected one of gelu, relu, silu"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: expected false"),
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True: expected false"),
+    ("gpt2", {"pruned_heads": {"0": [1]}}, r"pruned_heads = .*: expected \{\}"),
+    ("gpt2", {"embd_pdrop": 0.3}, "embd_pdrop = 0.3: expected resid_pdrop's 0.1"),
+    ("gpt2", {"n_ctx": 10}, "n_ctx = 10: expected 12"),
+    ("gpt1", {"n_special": 3}, "n_special = 3: expected 0"),
+    ("gpt2", {"n_layer": None}, "n_layer = None: expected a whole number above 0"),
+    ("gpt2", {"n_layer": 2.0}, r"n_layer = 2\.0: expected a whole number"),
+    ("gpt2", {"n_head": 5}, "n_head = 5: expected a divisor of n_embd = 18"),
+    ("gpt2", {"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes': expected true or false"),
+    ("gpt2", {"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon = '1e-5': expected a number above 0"),
+    ("gpt2", {"attn_pdrop": 1.0}, r"attn_pdrop = 1\.0: expected a fraction in"),
+    ("gpt1", {"layer_norm_epsilon": 0}, "layer_norm_epsilon = 0: expected a number above 0"),
+    ("llama_grouped", {"head_dim": None, "num_attention_heads": 6}, "num_attention_heads = 6: expected a divisor"),
+    ("gpt2", {"n_embed": 18}, "n_embed = 18: expected no such field.*did you mean 'n_embd'"),
+    ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config = .*: expected null"),
+    ("llama_grouped", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = .*plain rotary"),
+    ("llama_grouped", {"rope_scaling": {"type": "dynamic"}}, "rope_scaling = .*plain rotary"),
+    ("llama_grouped", {"rope_parameters": {"rope_theta": 50.0, "factor": 8.0}}, "rope_parameters = .*no more"),
+    ("llama_grouped", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters = .*plain rotary"),
+    ("llama_grouped", {"rope_theta": 60.0}, r"rope_theta = 60\.0: expected one base, found \[50\.0, 60\.0\]"),
+    ("llama_grouped", {"rope_interleaved": True}, "rope_interleaved = True: expected false"),
+    ("llama_grouped", {"hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu': expected one of"),
+    (
+        "llama_grouped",
+        {"num_key_value_heads": 3},
+        "num_key_value_heads = 3: expected a divisor of num_attention_heads = 4",
+    ),
+    ("llama_grouped", {"sliding_window": 8}, "sliding_window = 8: expected no such field"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    BAD_CONFIGS,
+    ids=[f"{n}-{next(iter(c))}-{i}" for i, (n, c, _) in enumerate(BAD_CONFIGS)],
+)
+def test_a_config_that_cannot_be_followed_is_refused_by_field(golden, name, change, message):
+    folder = golden(name)
+    folder.config |= change
+    with pytest.raises(UserError, match=f"config.json: {message}"):
+        read_model(folder.write())
+
+
+def test_a_missing_size_is_not_guessed(golden):
+    folder = golden("gpt2")
+    del folder.config["n_positions"]
+    with pytest.raises(UserError, match=r"config\.json: n_positions = \(absent\)"):
+        read_model(folder.write())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+def test_a_config_that_is_no_object_is_refused(golden, text):
+    path = golden("gpt2").write()
+    (path / "config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"config\.json: expected (JSON|an object)"):
+        read_model(path)
+
+
+def _drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def _put(name, array):
+    return lambda tensors: tensors.update({name: array})
+
+
+BAD_TENSORS = {
+    "missing": (_drop("transformer.h.1.mlp.c_fc.bias"), r"no tensor transformer\.h\.1\.mlp\.c_fc\.bias; .*\(72,\)"),
+    "embedding missing": (_drop("transformer.wte.weight"), r"no tensor transformer\.wte\.weight"),
+    "transposed": (
+        _put("transformer.h.0.mlp.c_fc.weight", np.zeros((72, 18), np.float32)),
+        r"transformer\.h\.0\.mlp\.c_fc\.weight has shape \(72, 18\): expected \(18, 72\)",
+    ),
+    "one layer more": (
+        _put("transformer.h.2.ln_1.weight", np.zeros(18, np.float32)),
+        r"transformer\.h\.2\.ln_1\.weight is no part of a 'gpt2'",
+    ),
+    "another head": (_put("score.weight", np.zeros((2, 18), np.float32)), r"score\.weight is no part"),
+    "quantized": (
+        _put("transformer.wpe.weight", np.zeros((12, 18), np.int8)),
+        r"transformer\.wpe\.weight has dtype I8: expected F32, F16, BF16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_a_tensor_that_does_not_fit_is_refused_by_name(golden, case):
+    change, message = BAD_TENSORS[case]
+    folder = golden("gpt2")
+    change(folder.tensors)
+    with pytest.raises(UserError, match=f"model.safetensors: {message}"):
+        read_model(folder.write())
+
+
+def test_a_tied_model_s_tensors_do_not_pass_for_an_untied_one(golden):
+    folder = golden("gpt2")
+    folder.config["tie_word_embeddings"] = False
+    with pytest.raises(UserError, match=r"no tensor lm_head\.weight"):
+        read_model(folder.write())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.safetensors",
+        "/etc/outside.safetensors",
+        "sub/x.safetensors",
+        "..\\x.safetensors",
+        "model.bin",
+        "",
+        3,
+    ],
+)
+def test_an_index_reads_nothing_outside_its_folder(golden, name):
+    folder = golden("gpt2")
+    path = folder.write_sharded()
+    save_file(folder.tensors, path.parent / "outside.safetensors")  # it is there, and would fit
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    index["weight_map"]["transformer.wte.weight"] = name
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json: weight_map\['transformer\.wte\.weight'\] = .*plain name"):
+        read_model(path)
+
+
+def _edit_index(path, change):
+    file = path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    change(index["weight_map"])
+    file.write_text(json.dumps(index))
+
+
+def test_an_index_and_its_files_must_agree(golden):
+    path = golden("gpt2").write_sharded()
+    _edit_index(path, lambda names: names.pop("transformer.wte.weight"))
+    with pytest.raises(UserError, match=r"transformer\.wte\.weight is in this file, but .* does not name it"):
+        read_model(path)
+    _edit_index(path, lambda names: names.update({"transformer.wte.weight": "model-00001-of-00002.safetensors"}))
+    with pytest.raises(UserError, match=r"00001-of-00002\.safetensors: transformer\.wte\.weight is not in this file"):
+        read_model(path)
+    (path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"00002-of-00002\.safetensors: no such file"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {}}', "[]"])
+def test_an_index_that_names_nothing_is_refused(golden, text):
+    path = golden("gpt2").write_sharded()
+    (path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: expected"):
+        read_model(path)
+
+
+def test_a_folder_s_weights_must_be_there_once_whole_and_no_pickle(golden):
+    folder = golden("gpt2")
+    path = folder.write()
+    content = (path / "model.safetensors").read_bytes()
+    for damaged in (content[:-10], content[:7], b"\xff" * 64, b""):
+        (path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"model\.safetensors: expected a whole safetensors file"):
+            read_model(path)
+    folder.write_sharded()
+    with pytest.raises(UserError, match="found both"):
+        read_model(path)
+    for file in path.glob("model*"):
+        file.unlink()
+    with pytest.raises(UserError, match="found neither"):
+        read_model(path)
+    (path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found pytorch_model\.bin, which only pickle reads"):
+        read_model(path)
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        read_model(path / "absent")
+
+
+def _settings(**changes):
+    changes.setdefault("attention", AttentionSettings(heads=2))
+    return ModelSettings(**{"layers": 2, "width": 16, "context": 8, "vocab_size": 20} | changes)
+
+
+POST = NormSettings(position="post", final=False)
+NOT_EXPORTED = {
+    "model.attention.pattern": _settings(attention=AttentionSettings(heads=2, pattern=("dense", "banded"), band=7)),
+    "model.attention.kv_heads": _settings(attention=AttentionSettings(heads=2, kv_heads=1)),
+    "model.attention.bias": _settings(attention=AttentionSettings(heads=2, bias=False)),
+    "model.attention.scaled": _settings(attention=AttentionSettings(heads=2, scaled=False), norm=POST),
+    "model.norm.position": _settings(norm=NormSettings(position="post", bias=False, final=True)),
+    "model.feed_forward.gated": _settings(feed_forward=FeedForwardSettings(gated=True)),
+    "model.feed_forward.width": _settings(feed_forward=FeedForwardSettings(width=20), norm=POST),
+    "model.feed_forward.activation": _settings(feed_forward=FeedForwardSettings(activation="gelu_erf"), norm=POST),
+    "model.norm.bias": _settings(norm=NormSettings(bias=False)),
+    "model.norm.final": _settings(norm=NormSettings(final=False)),
+    "model.norm.kind": _settings(norm=NormSettings(kind="rmsnorm")),
+    "model.positions.kind": _settings(positions=PositionSettings(kind="rotary")),
+    "model.attention.head_dim": _settings(attention=AttentionSettings(heads=2, head_dim=6)),
+}
+
+
+@pytest.mark.parametrize("field", NOT_EXPORTED)
+def test_a_setting_that_no_model_type_has_is_refused_by_name(tmp_path, field):
+    with pytest.raises(UserError, match=rf"^{field} = .*: expected .* cannot be exported"):
+        write_model(tmp_path / "out", NOT_EXPORTED[field], {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_band_that_covers_the_context_is_dense_attention(tmp_path, logits_of, random_params):
+    settings = _settings(attention=AttentionSettings(heads=2, pattern=("dense", "banded"), band=8))
+    params = random_params(settings)
+    write_model(tmp_path, settings, params)
+    back, tokens = read_model(tmp_path), np.arange(16).reshape(2, 8)
+    expected = logits_of(settings, params, tokens)
+    np.testing.assert_allclose(logits_of(back.settings, back.params, tokens), expected, rtol=0, atol=1e-6)
+
+
+def test_unscanned_parameters_are_the_scanned_ones_in_a_row(golden):
+    path = golden("llama_grouped").write()
+    assert bits(stack_layers(read_model(path, scan_layers=False).params)) == bits(read_model(path).params)

@@ -1,0 +1,154 @@
+"""Import and export as the commands do them: a checkpoint that loads, applies and generates, and clean refusals."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import lmjax
+from lmjax.cli import main
+from lmjax.data.tokenizer import build_tokenizer
+from lmjax.errors import UserError
+from lmjax.interop.hf import read_model, write_model
+from lmjax.interop.hf_tokenizer import write_tokenizer
+from lmjax.model.language_model import LanguageModel
+from lmjax.recipe import Pretrain, to_json
+from lmjax.settings import AttentionSettings, CheckpointSettings, DataSettings, ModelSettings, TokenizerSettings
+from lmjax.stages.exchange import export_folder, import_folder
+from lmjax.training.checkpoint import Checkpointer
+from lmjax.training.state import TrainState
+
+TEXT = ["the cat sat on the mat, the cat ate the rat\n"] * 20
+SETTINGS = ModelSettings(layers=2, width=16, context=24, vocab_size=280, attention=AttentionSettings(heads=2))
+
+
+@pytest.fixture
+def tokenizer():
+    return build_tokenizer(TokenizerSettings(kind="bpe", vocab_size=270), TEXT)
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(LanguageModel(SETTINGS).init, jax.random.key(0))
+    return jax.tree.map(lambda x: rng.normal(0.0, 0.3, x.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture
+def folder(tmp_path, params, tokenizer):
+    """A GPT-2 folder with a tokenizer of fewer entries than the model has rows."""
+    write_model(tmp_path / "hf", SETTINGS, params, eos_id=tokenizer.eos_id)
+    write_tokenizer(tmp_path / "hf", tokenizer, SETTINGS.context)
+    return tmp_path / "hf"
+
+
+def without_tokenizer(folder):
+    for file in folder.iterdir():
+        if "model" not in file.name and file.name != "config.json":
+            file.unlink()
+    return folder
+
+
+def test_the_three_commands_take_a_folder_in_and_out_again(folder, tmp_path, capsys, params, tokenizer):
+    checkpoint, out = str(tmp_path / "ours"), str(tmp_path / "back")
+    assert main(["import-hf", str(folder), checkpoint]) == 0
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    said = capsys.readouterr().out
+    assert said == f"{checkpoint}: gpt2, {count:,} parameters, a bpe tokenizer of 270 entries\n"
+
+    arguments = ["--prompt", "the cat", "--max-tokens", "4", "--temperature", "0", "--top", "5", "--json"]
+    assert main(["generate", checkpoint, *arguments]) == 0
+    completion = json.loads(capsys.readouterr().out)
+    row = [*tokenizer.encode("the cat"), *completion["tokens"]]
+    logits = np.asarray(lmjax.load(checkpoint).apply([row]))[0, :, :270]
+    first = len(row) - 1 - len(completion["tokens"])
+    assert completion["tokens"] == logits[first:-1].argmax(-1).tolist()
+    assert [len(step) for step in completion["alternatives"]] == [5] * len(completion["tokens"])
+
+    assert main(["export-hf", checkpoint, out]) == 0
+    assert capsys.readouterr().out == f"{out}: gpt2 of step 0; tokenizer: a byte-level BPE\n"
+    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path / "back", folder))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+    for name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_an_imported_model_is_the_folder_s_model(folder, tmp_path, params, tokenizer):
+    import_folder(folder, tmp_path / "ours")
+    trained = lmjax.load(tmp_path / "ours")
+    assert trained.recipe.model == trained.model.settings == read_model(folder).settings
+    assert trained.tokenizer.encode("the rat") == tokenizer.encode("the rat")
+    for loaded, given in zip(jax.tree.leaves(trained.params), jax.tree.leaves(params), strict=True):
+        assert np.asarray(loaded).tobytes() == given.tobytes()
+
+
+def test_a_folder_without_a_tokenizer_applies_and_says_what_to_do(folder, tmp_path, capsys):
+    message = import_folder(without_tokenizer(folder), tmp_path / "ours")
+    assert "no tokenizer" in message
+    assert "to generate text, put vocab.json and merges.txt" in message
+    trained = lmjax.load(tmp_path / "ours")
+    assert trained.apply(np.zeros((1, 5), np.int32)).shape == (1, 5, 280)
+    assert main(["generate", str(tmp_path / "ours"), "--prompt", "a"]) == 2
+    assert "it has no tokenizer" in capsys.readouterr().err
+    assert export_folder(tmp_path / "ours", tmp_path / "back").endswith("tokenizer: none")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["eos_token_id"] is None
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path, params, tokenizer):
+    small = ModelSettings(layers=2, width=16, context=24, vocab_size=268, attention=AttentionSettings(heads=2))
+    cut = params | {"tokens": params["tokens"][:268]}
+    write_model(tmp_path / "hf", small, cut)
+    write_tokenizer(tmp_path / "hf", tokenizer, 24)
+    with pytest.raises(UserError, match=r"its tokenizer has 270 entries: expected at most the 268 rows"):
+        import_folder(tmp_path / "hf", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_other_ends_and_beginnings_of_text_are_told(folder, tmp_path, tokenizer):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 7, "bos_token_id": 3}))
+    message = import_folder(folder, tmp_path / "ours")
+    assert f"eos_token_id = 7; lmjax ends a text with {tokenizer.eos_id}" in message
+    assert "bos_token_id = 3; lmjax puts no token before a prompt" in message
+
+
+def test_nothing_is_written_over_and_nothing_half_written(folder, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    assert main(["import-hf", str(folder), str(tmp_path / "taken")]) == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
+    (folder / "model.safetensors").write_bytes(b"")
+    assert main(["import-hf", str(folder), str(tmp_path / "ours")]) == 2
+    assert "model.safetensors: expected a whole safetensors file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "taken"]
+
+
+def test_an_empty_folder_is_as_good_as_none(folder, tmp_path):
+    for call, source in ((import_folder, folder), (export_folder, tmp_path / "import_folder")):
+        (tmp_path / call.__name__).mkdir()
+        call(source, tmp_path / call.__name__)
+    assert (tmp_path / "export_folder" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_a_model_that_no_folder_holds_is_refused_and_leaves_nothing(tmp_path, params, tokenizer):
+    banded = dataclasses.replace(SETTINGS.attention, pattern=("dense", "banded"), band=4)
+    recipe = Pretrain(
+        model=dataclasses.replace(SETTINGS, attention=banded),
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=270),
+        data=DataSettings(sequence_length=24),
+    )
+    params = jax.eval_shape(LanguageModel(recipe.model).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
+    tokenizer.save(tmp_path / "tokenizer")
+    options = {"recipe_json": to_json(recipe), "tokenizer_folder": tmp_path / "tokenizer", "report": print}
+    with Checkpointer(tmp_path / "ours", CheckpointSettings(), **options) as checkpointer:
+        checkpointer.save(TrainState(np.int32(3), params, {}), 3, {})
+    with pytest.raises(UserError, match=r"model\.attention\.pattern = \('dense', 'banded'\): expected \('dense',\)"):
+        export_folder(tmp_path / "ours", tmp_path / "back")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "tokenizer"]
