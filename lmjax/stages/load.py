@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS
+from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 from lmjax.errors import UserError
 from lmjax.generate.chat import chat
@@ -52,7 +53,8 @@ class Trained:
         """Float32 logits [B, T, V] of rows of tokens without padding."""
         tokens = jnp.asarray(tokens_BT, jnp.int32)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        return self.model.logits(self.params, {TOKENS: tokens, POSITIONS: positions, SEGMENTS: jnp.ones_like(tokens)})
+        batch = {TOKENS: tokens, POSITIONS: positions, SEGMENTS: jnp.ones_like(tokens)}
+        return _logits(self.model, self.params, batch)
 
     def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
         """Continues each prompt; the settings are those of `lmjax.generate.sampling.SamplingSettings`."""
@@ -66,6 +68,11 @@ class Trained:
     def token_texts(self, completion: Completion) -> list[str]:
         """The text of each token of a completion, as it should be shown."""
         return [token_text(self.tokenizer, token) for token in completion.tokens]
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _logits(model: LanguageModel, params: Any, batch: Batch) -> jax.Array:
+    return model.logits(params, batch)
 
 
 def load(checkpoint: Path | str) -> Trained:
