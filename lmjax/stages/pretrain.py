@@ -24,6 +24,7 @@ from lmjax.objective.language import language_loss
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule, token_clock
+from lmjax.parallel import multihost
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.parallel.shardings import abstract_state, init_state, jit_eval, jit_step, place_batch
 from lmjax.recipe import Pretrain, to_json
@@ -79,7 +80,8 @@ def pretrain(
     """
     mesh = make_mesh(recipe.mesh)
     check_mesh(dict(mesh.shape), recipe.model, recipe.data, recipe.train.microbatches)
-    prepared = prepare(recipe, workdir, display)
+    with multihost.first_before_others("prepared"):
+        prepared = prepare(recipe, workdir, display)
     vocab = prepared.tokenizer.vocab_size
     settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or vocab)
     check_mesh(dict(mesh.shape), settings, recipe.data, recipe.train.microbatches)
@@ -97,7 +99,10 @@ def pretrain(
         require(first <= recipe.train.steps, "train.steps", recipe.train.steps, f"{first}, the step reached", fix)
         counted = count(settings, recipe.data.sequence_length)
         display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
-        recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first)
+        silent = not multihost.is_first()
+        if jax.process_count() > 1 and recipe.evaluation.prompts:
+            display.say("evaluation.prompts: not continued in a run of several processes; use lmjax generate")
+        recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first, silent=silent)
         stack.callback(recorder.close)
         display.start(recipe.name, recipe.train.steps, first)
         stack.callback(display.finish)
@@ -182,7 +187,7 @@ def _evaluation(
         }
         recorder.write(done, values)
         display.say(f"step {done}: validation loss {loss:.4f}, {values['bits_per_byte']:.3f} bits per byte")
-        prompts = list(settings.prompts)
+        prompts = list(settings.prompts) if jax.process_count() == 1 else []  # `pretrain` says so
         if prompts:
             for prompt, completion in zip(
                 prompts, generate(parts.model, state.params, prepared.tokenizer, prompts, sampling), strict=True

@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lmjax.errors import clear_disk_errors
 from lmjax.model.count import count
+from lmjax.parallel import multihost
 from lmjax.parallel.platform import skip_absent_tpu
 from lmjax.recipe import Recipe
 from lmjax.report.report import write_report
@@ -45,10 +46,13 @@ def run(recipe: Recipe, workdir: Path | str | None = None, *, force: bool = Fals
     """
     folder = Path(workdir) if workdir is not None else Path("runs") / recipe.name
     skip_absent_tpu()
+    multihost.join()
     keep_compiled_programs()
-    display = ProgressDisplay(silent=quiet or jax.process_index() > 0)
-    with StopRequest() as stop, place.locked(folder), clear_disk_errors(folder):
+    display = ProgressDisplay(silent=quiet or not multihost.is_first())
+    agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
+    with StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
         place.claim(folder, recipe, force)
+        multihost.barrier("claimed")
         try:
             return _finish(recipe, folder, stop, display)
         except Stopped:
@@ -61,7 +65,8 @@ def _finish(recipe: Recipe, folder: Path, stop: StopRequest, display: ProgressDi
     if summary and summary["steps"] == recipe.train.steps:
         display.say(f"{folder} is done.")
     else:
-        place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
+        if multihost.is_first():
+            place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
         state, model = pretrain(recipe, folder, stop, display)
         done = int(jax.device_get(state.step))
         if done < recipe.train.steps:
@@ -70,8 +75,11 @@ def _finish(recipe: Recipe, folder: Path, stop: StopRequest, display: ProgressDi
             return Result(folder, stop.signal, {})
         counted = dataclasses.asdict(count(model.settings, recipe.data.sequence_length))
         summary = {"steps": done, **counted, **_last_numbers(folder)}
-        place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
-    _say_result(display, summary, write_report(folder))
+        if multihost.is_first():
+            place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+    if multihost.is_first():
+        _say_result(display, summary, write_report(folder))
+    multihost.barrier("finished")
     return Result(folder, None, summary)
 
 

@@ -16,6 +16,7 @@ import jax
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Recipe, difference, from_json, to_json
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
@@ -23,7 +24,13 @@ RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "en
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this process. Raises UserError when another run has it; a killed run leaves no lock."""
+    """Holds the folder for this run, by its first process. Raises UserError when another run has it.
+
+    A killed run leaves no lock.
+    """
+    if not is_first():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / ".lock").open("w")
@@ -48,7 +55,8 @@ def claim(workdir: Path, recipe: Recipe, force: bool) -> None:
                 f"{workdir}: its recipe differs from this one in\n  {fields}\n"
                 "choose another --workdir, or go on with the new recipe by --force"
             )
-    write_whole(path, to_json(recipe))
+    if is_first():
+        write_whole(path, to_json(recipe))
 
 
 def write_whole(path: Path, text: str) -> None:

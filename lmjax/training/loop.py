@@ -98,13 +98,14 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
             job.meter.step(job.tokens_in(step), waited)
             done = step + 1
             last = done == job.steps
-            evaluates = last or (done % job.evaluation.every == 0 and stop.signal is None)
-            if evaluates or last or stop.signal is not None or done % job.checkpoint.every == 0:
+            asked = stop.asked(done)
+            evaluates = last or (done % job.evaluation.every == 0 and not asked)
+            if evaluates or last or asked or done % job.checkpoint.every == 0:
                 _settle(job, window, *waiting)
                 waiting = None
             with job.meter.paused():
                 values = job.evaluate(state, done) if evaluates else {}
-                asked = stop.signal is not None  # now, so that none is missed between saving and leaving
+                asked = stop.asked(done)  # again, so that none is missed between saving and leaving
                 if last or asked or done % job.checkpoint.every == 0:
                     job.save(state, done, values)
             if asked:

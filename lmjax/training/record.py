@@ -21,16 +21,19 @@ TEXTS = ("prompt", "sample")
 
 
 class Recorder:
-    """Writes the lines of one run, resumed or not. Process 0 has one; the others have none.
+    """Writes the lines of one run, resumed or not. One process of a run has it; those of the others are `silent`.
 
     On opening, a torn last line is dropped, and so are lines of steps after `resumed_at`, which will be run again: the
     file holds each step once. `kept` are the lines that stay.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool, resumed_at: int) -> None:
+    def __init__(self, workdir: Path, *, tensorboard: bool, resumed_at: int, silent: bool = False) -> None:
         self._path = workdir / METRICS_FILE
+        self._silent = silent
         lines = read_metrics(workdir) if self._path.exists() else []
         self.kept = [line for line in lines if line["step"] <= resumed_at]
+        if silent:
+            return
         fresh = self._path.with_suffix(".rewritten")
         fresh.write_text("".join(map(_line, self.kept)), encoding="utf-8")
         fresh.replace(self._path)
@@ -39,12 +42,16 @@ class Recorder:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds one line, which has left this process when this returns."""
+        if self._silent:
+            return
         self._file.write(_line({"step": step} | values))
         self._file.flush()
         if self._events is not None:
             self._events.write(step, values)
 
     def close(self) -> None:
+        if self._silent:
+            return
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())

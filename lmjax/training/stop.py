@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,18 +21,26 @@ class StopRequest:
     The first signal raises Stopped, except while `deferred`, where it only sets `signal` and the loop, which reads it
     between two steps, saves and returns. A second signal acts as it would have without this, so that a user who insists
     is obeyed at once. Outside the main thread, where Python cannot handle signals, it never asks to stop.
+
+    Where a run has several processes, `agree` tells each of them, for a number of steps done, whether all stop there:
+    SIGTERM is then left to what is behind `agree`, and SIGINT becomes a SIGTERM.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], bool] | None = None) -> None:
         self.signal: int | None = None
+        self._agree = agree
         self._deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if self._agree is None:
             self._before = {number: signal.signal(number, self._ask) for number in self._SIGNALS}
+        else:
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._ask_all)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,6 +56,16 @@ class StopRequest:
             yield
         finally:
             self._deferred = False
+
+    def asked(self, done: int) -> bool:
+        """Whether to stop after so many steps; the same answer in all processes of a run."""
+        if self._agree is not None and self.signal is None and self._agree(done):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
+    def _ask_all(self, number: int, _: FrameType | None) -> None:
+        self.__exit__()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self.signal = number
