@@ -49,7 +49,7 @@ def cross_entropy(
     """
     vocab = valid_vocab or head_VD.shape[0]
     B, T = weights_BT.shape
-    chunks = _chunks(B, T, chunk or LOGITS_AT_ONCE // head_VD.shape[0])
+    chunks = chunk_count(B, T, chunk or LOGITS_AT_ONCE // head_VD.shape[0])
     terms = Terms(vocab, z_loss, label_smoothing, chunks)
     head = head_VD.astype(hidden_BTD.dtype)
     weights_BT = weights_BT.astype(jnp.float32)
@@ -61,7 +61,7 @@ def cross_entropy(
     }
 
 
-def _chunks(B: int, T: int, at_once: int) -> int:
+def chunk_count(B: int, T: int, at_once: int) -> int:
     """The least number of chunks of which each has at most `at_once` tokens on a device."""
     bound = bound_mesh()
     rows, times = (bound.size("batch"), bound.size("time")) if bound is not None else (1, 1)
