@@ -21,7 +21,8 @@ def skip_absent_tpu() -> None:
     itself; nor where there is any other sign of a TPU. Compiling for a slice that is not attached needs no device and
     goes on working.
     """
-    if jax.config.jax_platforms is None and not _tpu_may_be_attached():
+    chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if chosen is None and not _tpu_may_be_attached():
         register_backend_factory("tpu", _no_device, priority=0, fail_quietly=True)
 
 

@@ -1,0 +1,110 @@
+"""A recipe of a few steps over a few kilobytes of text, and what its runs are compared by."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from lmjax.parallel.mesh import make_mesh
+from lmjax.recipe import Pretrain
+from lmjax.settings import (
+    AttentionSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    LogSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SourceSettings,
+    TrainSettings,
+)
+from lmjax.stages import pretrain as stage
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import read_metrics
+from lmjax.training.state import TrainState
+from lmjax.training.stop import StopRequest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_are_compiled_once(tmp_path_factory):
+    """Every run compiles the same few programs: they are kept in a folder of this test session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """A folder with train.txt and validation.txt: lines of words, every one another document."""
+    folder = tmp_path_factory.mktemp("texts")
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "to", "sea"]
+    for name, lines in (("train", 200), ("validation", 12)):
+        (folder / f"{name}.txt").write_text("".join(" ".join(rng.choices(words, k=8)) + "\n" for _ in range(lines)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(texts) -> Callable[..., Pretrain]:
+    """A function from parts of a recipe to a recipe of 10 steps over 8 rows of 16 bytes.
+
+    Most tests leave model, optimizer and steps as they are, so that all compile the same programs.
+    """
+    sources = {
+        name: (SourceSettings(kind="text", path=str(texts / f"{name}.txt"), documents="line"),)
+        for name in ("train", "validation")
+    }
+    attention = AttentionSettings(heads=2)
+    parts = {
+        "name": "tiny",
+        "model": ModelSettings(layers=1, width=16, context=16, vocab_size=384, attention=attention, dropout=0.1),
+        "optimizer": OptimizerSettings(learning_rate=1e-2),
+        "train": TrainSettings(steps=10),
+        "evaluation": EvaluationSettings(every=100),
+        "checkpoint": CheckpointSettings(every=4),
+        "log": LogSettings(every=1, tensorboard=False),
+    }
+
+    def make(data: dict | None = None, **changes) -> Pretrain:
+        return Pretrain(
+            **{"data": DataSettings(**{"sequence_length": 16, "batch_size": 8, **sources, **(data or {})})}
+            | parts
+            | changes
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., TrainState]:
+    """A function (recipe, workdir) -> the state that pretraining ends with, on some of the devices."""
+
+    def run(recipe: Pretrain, workdir: Path, stop: StopRequest | None = None, devices: int = 2) -> TrainState:
+        workdir.mkdir(exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:devices]))
+            return stage.pretrain(recipe, workdir, stop or StopRequest(), ProgressDisplay(silent=True))[0]
+
+    return run
+
+
+@pytest.fixture
+def record() -> Callable[[Path, str], dict[int, float]]:
+    """A function (workdir, name) -> the values of that name in the record, by step."""
+    return lambda folder, name: {line["step"]: line[name] for line in read_metrics(folder) if name in line}
+
+
+@pytest.fixture
+def assert_same_bits() -> Callable[..., None]:
+    """A function that compares two trees of arrays bit for bit."""
+
+    def compare(a, b) -> None:
+        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+            x, y = np.asarray(x), np.asarray(y)
+            assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+    return compare

@@ -1,0 +1,200 @@
+"""The tokenizer and the token shards are made once, from the text that the recipe names, and can be made beforehand."""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmjax.cli import main
+from lmjax.data.loader import Loader, validation_batches
+from lmjax.data.tokenizer import load_tokenizer
+from lmjax.errors import UserError
+from lmjax.recipe import Pretrain
+from lmjax.settings import ModelSettings, SourceSettings, TokenizerSettings
+from lmjax.stages import prepare as module
+from lmjax.stages.prepare import Prepared, prepare, prepare_data, train_tokenizer
+from lmjax.training.progress import ProgressDisplay
+
+BPE = TokenizerSettings(kind="bpe", vocab_size=270)
+
+
+class Display(ProgressDisplay):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(silent=True)
+        self.said: list[str] = []
+        self.counted: dict[str, list[tuple[int, int]]] = {}
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextlib.contextmanager
+    def counting(self, title: str):
+        counts = self.counted.setdefault(title, [])
+        yield lambda done, total: counts.append((done, total))
+
+
+def _batches(recipe: Pretrain, prepared: Prepared) -> list[dict]:
+    loader = Loader(prepared.train, [source.weight for source in recipe.data.train], recipe.data)
+    validation = validation_batches(prepared.validation, recipe.data, recipe.data.batch_size)
+    return [loader.batch_at(step) for step in (0, 3, 100)] + list(validation)
+
+
+def _assert_equal(a: list[dict], b: list[dict]) -> None:
+    for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_the_second_time_everything_is_found(tmp_path, tiny, monkeypatch):
+    recipe = tiny(tokenizer=BPE)
+    first = prepare(recipe, tmp_path / "run", Display())
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.setattr(module, "build_tokenizer", None)
+    display = Display()
+    again = prepare(recipe, tmp_path / "run", display)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+    assert not any("training the" in line for line in display.said)
+    _assert_equal(_batches(recipe, first), _batches(recipe, again))
+
+
+def test_what_is_made_is_told(tmp_path, tiny):
+    display = Display()
+    prepared = prepare(tiny(tokenizer=BPE), tmp_path / "run", display)
+    assert display.said[0] == "training the bpe tokenizer"
+    assert f"{prepared.train[0].tokens:,} tokens in 200 documents" in display.said[1]
+    (train, _) = display.counted.values()
+    assert train[-1] == (200, 200), "the bar reaches the last document"
+    silent = Display()
+    prepare(tiny(), tmp_path / "bytes", silent)
+    assert not any("tokenizer" in line for line in silent.said), "there is nothing to train about bytes"
+
+
+def test_a_tokenizer_is_kept_only_whole(tmp_path, tiny, monkeypatch):
+    recipe = tiny(tokenizer=BPE)
+
+    def die(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "tokenizer_fingerprint", die)
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe, tmp_path / "run", Display())
+    monkeypatch.undo()
+    assert [path.suffix for path in (tmp_path / "run").glob("tokenizer-*")] == [".partial"]
+    prepare(recipe, tmp_path / "run", Display())
+    assert [path.suffix for path in (tmp_path / "run").glob("tokenizer-*")] == [""]
+
+
+def test_another_tokenizer_or_source_in_one_workdir_has_a_place_of_its_own(tmp_path, tiny):
+    one = prepare(tiny(tokenizer=BPE), tmp_path / "run", Display())
+    other = prepare(tiny(tokenizer=dataclasses.replace(BPE, vocab_size=280)), tmp_path / "run", Display())
+    assert one.tokenizer_folder != other.tokenizer_folder
+    assert one.train[0].folder != other.train[0].folder
+
+
+def test_an_edited_text_is_never_taken_for_the_prepared_one(tmp_path, tiny, texts):
+    path = tmp_path / "train.txt"
+    path.write_bytes((texts / "train.txt").read_bytes())
+    recipe = tiny(data={"train": (SourceSettings(kind="text", path=str(path)),)})
+    prepare(recipe, tmp_path / "run", Display())
+    with path.open("a") as file:
+        file.write("one more line\n")
+    with pytest.raises(UserError, match=r"made from another source, which differs in contents"):
+        prepare(recipe, tmp_path / "run", Display())
+
+
+def test_a_tokenizer_larger_than_the_table_is_an_error_before_anything_is_encoded(tmp_path, tiny):
+    train_tokenizer(tiny(tokenizer=BPE), tmp_path / "bpe")
+    table = ModelSettings(layers=1, width=16, context=16, vocab_size=269)
+    loaded = tiny(tokenizer=TokenizerSettings(kind="bpe", path=str(tmp_path / "bpe")), model=table)
+    message = r"model.vocab_size = 269: expected at least the tokenizer's 270 entries; raise it"
+    with pytest.raises(UserError, match=message):
+        prepare(loaded, tmp_path / "run", Display())
+    assert not (tmp_path / "run" / "tokens").exists()
+    with pytest.raises(UserError, match=message):
+        tiny(tokenizer=BPE, model=table)
+    fitting = dataclasses.replace(loaded, model=dataclasses.replace(table, vocab_size=270))
+    assert prepare(fitting, tmp_path / "run", Display()).tokenizer.vocab_size == 270
+
+
+def test_skipped_records_are_counted_aloud(tmp_path, tiny, texts):
+    (tmp_path / "bad.txt").write_bytes((texts / "train.txt").read_bytes() + b"\xff\xfe\n")
+    source = SourceSettings(kind="text", path=str(tmp_path / "bad.txt"), documents="line")
+    with pytest.raises(UserError, match=r"bad.txt:201: byte 0xff is not UTF-8"):
+        prepare(tiny(data={"train": (source,)}), tmp_path / "run", Display())
+    display = Display()
+    prepare(tiny(data={"train": (dataclasses.replace(source, on_bad_record="skip"),)}), tmp_path / "run", display)
+    assert any("200 documents, 1 bad records skipped" in line for line in display.said)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        TokenizerSettings(),
+        dataclasses.replace(BPE, user_symbols=("<x>",)),
+        TokenizerSettings(kind="sentencepiece", vocab_size=285, user_symbols=("<x>",)),
+    ],
+    ids=lambda settings: settings.kind,
+)
+def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, texts, tokenizer):
+    path = tmp_path / "train.txt"
+    path.write_bytes((texts / "train.txt").read_bytes())
+    source = SourceSettings(kind="text", path=str(path), documents="line")
+    train = (dataclasses.replace(source, end=0.9), dataclasses.replace(source, end=0.5, weight=0.5))
+    validation = (dataclasses.replace(source, begin=0.9),)
+    recipe = tiny(tokenizer=tokenizer, data={"train": train, "validation": validation})
+    from_text = _batches(recipe, prepare(recipe, tmp_path / "run", Display()))
+    overrides = prepare_data(recipe, tmp_path / "prepared", Display())
+    path.unlink()  # nothing but the shards is read from here on
+
+    import tyro
+
+    shards = tyro.cli(Pretrain, default=recipe, args=overrides)
+    assert {source.kind for source in shards.data.train + shards.data.validation} == {"shards"}
+    _assert_equal(from_text, _batches(shards, prepare(shards, tmp_path / "again", Display())))
+
+
+RECIPE = """
+from lmjax.recipe import Pretrain
+from lmjax.settings import DataSettings, ModelSettings, SourceSettings, TokenizerSettings
+
+def recipe():
+    text = SourceSettings(kind="text", path={path!r}, documents="line")
+    return Pretrain(
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=300),
+        data=DataSettings(train=(text,), validation=(text,), sequence_length=16),
+        model=ModelSettings(layers=1, width=16, context=16),
+    )
+"""
+
+
+def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_them(tmp_path, texts, capsys):
+    spec = tmp_path / "mine.py"
+    spec.write_text(RECIPE.format(path=str(texts / "train.txt")))
+    out = tmp_path / "tokenizer"
+    assert main(["tokenizer", "train", str(spec), "--out", str(out), "--tokenizer.vocab-size", "280"]) == 0
+    assert f"bpe tokenizer of 280 entries written to {out}" in capsys.readouterr().out
+    assert load_tokenizer(out).vocab_size == 280
+
+    given = ["--tokenizer.path", str(out), "--data.sequence-length", "8"]
+    assert main(["data", "prepare", str(spec), "--out", str(tmp_path / "out"), "--workers", "1", *given]) == 0
+    said = capsys.readouterr().out
+    command = shlex.split(said.split("to train from them:")[1])
+    assert command[:3] == ["lmjax", "run", str(spec)]
+
+    import tyro
+
+    from lmjax.recipe import load_recipe
+
+    recipe = tyro.cli(Pretrain, default=load_recipe(str(spec)), args=command[3:])
+    assert recipe.data.sequence_length == 8 and recipe.data.train[0].kind == "shards"
+    manifest = json.loads((Path(recipe.data.train[0].path) / "manifest.json").read_text())
+    assert manifest["documents"] == 200 and manifest["vocab_size"] == 280
+    assert load_tokenizer(recipe.tokenizer.path).vocab_size == 280
