@@ -78,3 +78,12 @@ def test_text_and_curves_stand_out_in_light_and_in_dark():
         for ground in ("paper", "wash"):
             assert min(contrast(palette[role], palette[ground]) for role in ("ink", "muted")) >= 4.5
         assert min(contrast(palette[role], palette["paper"]) for role in ("first", "second", "alarm")) >= 3
+
+
+def test_a_million_noisy_values_draw_as_small_as_a_thousand():
+    def size(number):
+        values = np.random.default_rng(0).normal(3.0, 0.5, number)
+        series = Series("loss", np.arange(1.0, number + 1), values)
+        return len(svg(Chart("loss", "Loss", (series,)), (880, 320), number, "wide"))
+
+    assert size(1_000_000) < 1.1 * size(1000)
