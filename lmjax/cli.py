@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import lmjax
-from lmjax.errors import UserError, nearest
+from lmjax.errors import PeerLostError, UserError, nearest
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 a user's mistake, 128 + N stopped by signal N."""
+    """Runs one command and returns its exit code: 0 done, 2 a user's mistake, 128 + N stopped by signal N.
+
+    Where another process of the run has died it ends this one with 1, at once: JAX would wait for the dead one.
+    """
     options, rest = _parser().parse_known_args(arguments)
     try:
         if rest and not options.takes_overrides:
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"lmjax: {error}", file=sys.stderr)
         return 2
+    except PeerLostError as error:
+        print(f"lmjax: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     except KeyboardInterrupt:
         print("lmjax: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

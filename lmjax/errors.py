@@ -13,6 +13,10 @@ class UserError(Exception):
     """A mistake in a recipe, a file or a command: the message says what, where, what was expected and what to do."""
 
 
+class PeerLostError(Exception):
+    """Another process of the run has died: nothing that needs all of them, not even an orderly end, can go on."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names those of `known` that go on as `name` does, or else the closest, or else all of them."""
     known = list(known)

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from lmjax.errors import UserError
+from lmjax.errors import PeerLostError, UserError
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT_SECONDS = 30  # after which a peer that says nothing is taken for dead: it ends the others within a minute
@@ -67,6 +67,24 @@ def _whole_number(name: str, text: str) -> int:
 def _on_tpu_vm(devices: Path = Path("/dev")) -> bool:
     """Whether TPU chips are attached: then JAX asks the machine how many hosts its slice has."""
     return any(devices.glob("accel[0-9]*")) or (devices / "vfio" / "0").exists()
+
+
+@contextmanager
+def naming_lost_peers() -> Iterator[None]:
+    """Turns what JAX raises when another process dies in the middle of a computation into a PeerLostError.
+
+    A process that waits for a dead one inside its device is ended by JAX itself, after HEARTBEAT_SECONDS.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        words = ("Gloo", "Connection", "heartbeat", "coordination", "UNAVAILABLE")
+        if jax.process_count() == 1 or not any(word in str(error) for word in words):
+            raise
+        raise PeerLostError(
+            f"process {jax.process_index()} of {jax.process_count()}: another process of this run has died or cannot "
+            f"be reached; its own log says why; start all of them again to go on ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def is_first() -> bool:

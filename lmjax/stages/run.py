@@ -12,16 +12,23 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from lmjax.errors import clear_disk_errors
+from lmjax.errors import clear_disk_errors, require
 from lmjax.model.count import count
 from lmjax.parallel import multihost
 from lmjax.parallel.platform import skip_absent_tpu
-from lmjax.recipe import Recipe
+from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
+from lmjax.rlhf_recipes import DPO, SFT, RewardModel
 from lmjax.stages import workdir as place
+from lmjax.stages.dpo import dpo
+from lmjax.stages.going_on import Outcome
+from lmjax.stages.pipeline import PIPELINE_FILE, plan_stages, run_stages, sources_digest
+from lmjax.stages.ppo import ppo
 from lmjax.stages.pretrain import pretrain
+from lmjax.stages.reward import reward
+from lmjax.stages.sft import sft
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import read_metrics
+from lmjax.training.record import METRICS_FILE, read_metrics
 from lmjax.training.stop import Stopped, StopRequest
 
 
@@ -38,47 +45,98 @@ class Result:
         return 0 if self.signal is None else 128 + self.signal
 
 
-def run(recipe: Recipe, workdir: Path | str | None = None, *, force: bool = False, quiet: bool = False) -> Result:
+def run(
+    recipe: Stage | Pipeline,
+    workdir: Path | str | None = None,
+    *,
+    force: bool = False,
+    quiet: bool = False,
+    only: str | None = None,
+    start_from: str | None = None,
+) -> Result:
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
-    `force` goes on although the workdir's recipe is another one. SIGINT and SIGTERM save and return. Raises UserError
-    for mistakes in the recipe or its data, and when the disk is full.
+    `force` goes on although the workdir's recipe is another one. Of a pipeline, `only` runs one stage, and `start_from`
+    runs that stage and all behind it anew. SIGINT and SIGTERM save and return. Raises UserError for mistakes in the
+    recipe or its data, and when the disk is full.
     """
+    alone = not isinstance(recipe, Pipeline)
+    require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
     folder = Path(workdir) if workdir is not None else Path("runs") / recipe.name
     skip_absent_tpu()
     multihost.join()
     keep_compiled_programs()
     display = ProgressDisplay(silent=quiet or not multihost.is_first())
     agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
-    with StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
-        place.claim(folder, recipe, force)
-        multihost.barrier("claimed")
+    with multihost.naming_lost_peers(), StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
         try:
-            return _finish(recipe, folder, stop, display)
+            if isinstance(recipe, Pipeline):
+                return _pipeline(recipe, folder, stop, display, only, start_from)
+            return _stage(recipe, folder, stop, display, force)
         except Stopped:
             display.say("stopped; the same command goes on")
             return Result(folder, stop.signal, {})
 
 
-def _finish(recipe: Recipe, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
+def _pipeline(
+    pipeline: Pipeline, folder: Path, stop: StopRequest, display: ProgressDisplay, only: str | None, first: str | None
+) -> Result:
+    results: dict[str, Result] = {}
+
+    def run_one(stage: Stage, own: Path) -> bool:
+        own.mkdir(parents=True, exist_ok=True)
+        results[stage.name] = _stage(stage, own, stop, display, force=False)
+        return results[stage.name].signal is None
+
+    plans = plan_stages(pipeline, folder, only, first)
+    place.write_whole(folder / PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
+    run_stages(plans, folder, run_one, display.say)
+    summaries = {name: result.summary for name, result in results.items()}
+    return Result(folder, stop.signal, summaries)
+
+
+def _stage(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay, force: bool) -> Result:
+    place.claim(folder, recipe, force)
+    multihost.barrier("claimed")
+    return _finish(recipe, folder, stop, display)
+
+
+def _trained(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+    """Runs the stage from wherever it stands."""
+    if isinstance(recipe, Pretrain):
+        state, model = pretrain(recipe, folder, stop, display)
+        return Outcome(state, recipe.train.steps, model.settings, recipe.data.sequence_length)
+    if isinstance(recipe, SFT):
+        return sft(recipe, folder, stop, display)
+    if isinstance(recipe, RewardModel):
+        return reward(recipe, folder, stop, display)
+    if isinstance(recipe, DPO):
+        return dpo(recipe, folder, stop, display)
+    return ppo(recipe, folder, stop, display)
+
+
+def _finish(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
     summary = place.read_json(folder / place.SUMMARY_FILE)
-    if summary and summary["steps"] == recipe.train.steps:
+    counts_epochs = not isinstance(recipe, Pretrain) and recipe.epochs is not None
+    if summary and (counts_epochs or summary["steps"] == recipe.train.steps):
         display.say(f"{folder} is done.")
     else:
         if multihost.is_first():
             place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
-        state, model = pretrain(recipe, folder, stop, display)
-        done = int(jax.device_get(state.step))
-        if done < recipe.train.steps:
+        outcome = _trained(recipe, folder, stop, display)
+        done = int(jax.device_get(outcome.state.step))
+        if done < outcome.steps:
             saved = "stopped and saved at" if done else "stopped at"
-            display.say(f"{saved} step {done} of {recipe.train.steps}; the same command goes on")
+            display.say(f"{saved} step {done} of {outcome.steps}; the same command goes on")
             return Result(folder, stop.signal, {})
-        counted = dataclasses.asdict(count(model.settings, recipe.data.sequence_length))
+        counted = dataclasses.asdict(count(outcome.settings, outcome.sequence_length))
         summary = {"steps": done, **counted, **_last_numbers(folder)}
+        if not isinstance(recipe, Pretrain):
+            summary["sources"] = sources_digest(recipe, folder)
         if multihost.is_first():
             place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
     if multihost.is_first():
-        _say_result(display, summary, write_report(folder))
+        _say_result(display, summary, write_report(folder) if isinstance(recipe, Pretrain) else folder / METRICS_FILE)
     multihost.barrier("finished")
     return Result(folder, None, summary)
 
@@ -90,6 +148,10 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "validation_loss",
         "validation_perplexity",
         "bits_per_byte",
+        "validation_accuracy",
+        "reward",
+        "kl",
+        "validation_reward",
         "tokens_per_second",
         "prompt",
         "sample",
@@ -98,15 +160,21 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
     return {name: merged[name] for name in wanted if name in merged}
 
 
-def _say_result(display: ProgressDisplay, summary: dict[str, Any], report: Path) -> None:
+def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path) -> None:
     parts = [f"loss {summary['loss']:.4f}"] if "loss" in summary else []
     if "validation_loss" in summary:
         parts.append(f"validation loss {summary['validation_loss']:.4f}")
-        parts.append(f"{summary['bits_per_byte']:.3f} bits per byte")
+    names = {
+        "bits_per_byte": "bits per byte",
+        "validation_accuracy": "accuracy",
+        "reward": "reward",
+        "kl": "nats of KL",
+    }
+    parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
     display.say(f"final: {', '.join(parts)}")
     if "sample" in summary:
         display.say(f"sample: {summary['prompt']}{summary['sample']}")
-    display.say(f"report: {report}")
+    display.say(f"report: {written}")
 
 
 def keep_compiled_programs() -> None:
