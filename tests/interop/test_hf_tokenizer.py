@@ -10,8 +10,8 @@ from lmjax.interop.hf_tokenizer import read_tokenizer, write_tokenizer
 from lmjax.settings import TokenizerSettings
 
 CORPUS = ["the cat sat on the mat, the cat ate the rat\n", "a cat and a hat: 12 + 34 = 46\n"] * 20
-TEXTS = ["the cat sat", "  a  hat\n\n", "12+34", "naïve 猫 🐈", "<|endoftext|> [SEP] </s>", "a<x>b foo bar ▁"]
-SYMBOLS = ("<x>", "foo bar")
+TEXTS = ["the cat sat", "  a  hat\n\n", "12+34", "naïve 猫 🐈", "<|endoftext|> [SEP] </s>", "a<x>b foo bar ▁ 猫!"]
+SYMBOLS = ("<x>", "at", "foo bar", "猫!")
 
 
 def trained(kind, vocab_size, **settings):
@@ -34,7 +34,7 @@ TOKENIZERS = {
     "bpe with symbols": lambda: bpe(user_symbols=SYMBOLS),
     "wordpiece": lambda: trained("wordpiece", 50),
     "wordpiece cased, with symbols": lambda: trained("wordpiece", 50, lowercase=False, user_symbols=("<x>",)),
-    "sentencepiece": lambda: trained("sentencepiece", 284, user_symbols=SYMBOLS),
+    "sentencepiece": lambda: trained("sentencepiece", 283, user_symbols=SYMBOLS[:1]),
 }
 
 
