@@ -211,7 +211,8 @@ class ComputeSettings:
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
     scan_layers: bool = True  # one compiled layer, stacked parameters
-    remat: Literal["none", "dots", "minimal", "full"] = "none"  # what the backward pass recomputes
+    # what the backward pass works out again: nothing, or ever more (lmjax/model/remat.py)
+    remat: Literal["none", "dots", "projections", "minimal", "key_value_up", "attention", "up", "full"] = "none"
     loss_chunk: int | None = None  # tokens whose float32 logits exist at once on a device; None: by the shapes
 
     def __post_init__(self) -> None:

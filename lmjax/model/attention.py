@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.errors import UserError, require
 from lmjax.model.layers import dropout
 from lmjax.model.masks import Mask
+from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.settings import ModelSettings
 
 HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a query that sees nothing gives no NaN
@@ -91,15 +93,16 @@ def attention(
     runs the Pallas kernel in its interpreter, where there is no TPU.
     """
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scaled else 1.0
-    if implementation == "einsum":
-        return _einsum(q_BTHK, k_BSHK, v_BSHK, mask, scale, bias, dropout_rate, key)
-    if bias is not None or (key is not None and dropout_rate):
+    if implementation != "einsum" and (bias is not None or (key is not None and dropout_rate)):
         raise UserError(f"model.attention.implementation = {implementation!r}: bias and dropout need 'einsum'")
     if implementation == "splash":
         from lmjax.model.splash import splash
 
         return splash(q_BTHK, k_BSHK, v_BSHK, mask, scale, interpret)
-    return _cudnn(q_BTHK, k_BSHK, v_BSHK, mask, scale)
+    q, k, v = checkpoint_name(q_BTHK, QUERY), checkpoint_name(k_BSHK, KEY), checkpoint_name(v_BSHK, VALUE)
+    if implementation == "einsum":
+        return checkpoint_name(_einsum(q, k, v, mask, scale, bias, dropout_rate, key), ATTENDED)
+    return checkpoint_name(_cudnn(q, k, v, mask, scale), ATTENDED)
 
 
 def _einsum(

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.model.attention import attention
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
 from lmjax.model.positions import rotate
+from lmjax.model.remat import BETWEEN, UP
 from lmjax.model.sharding_context import constrain
 from lmjax.settings import ModelSettings
 
@@ -28,6 +30,7 @@ class BlockContext:
     flatten: bool
     attention: str  # an implementation's name
     interpret: bool = False
+    tpu: bool = False  # arrays are laid out for the TPU's compiler
 
     @property
     def residual_std(self) -> float:
@@ -81,12 +84,22 @@ class Attention(nn.Module):
         settings, context = self.context.settings, self.context
         heads, width = settings.attention, settings.head_dim
         make = functools.partial(
-            Dense, std=settings.init_std, bias=heads.bias, dtype=context.dtype, flatten=context.flatten
+            Dense,
+            std=settings.init_std,
+            bias=heads.bias,
+            dtype=context.dtype,
+            flatten=context.flatten,
+            bias_product=context.tpu,
         )
         q = make((heads.heads, width), ("embed", "heads", "head_dim"), name="query")(x)
         source = x if memory is None else memory
-        kv = make((2, settings.kv_heads, width), ("embed", "pair", "kv_heads", "head_dim"), name="key_value")(source)
-        k, v = kv[..., 0, :, :], kv[..., 1, :, :]
+        pair = make(
+            (2, settings.kv_heads, width),
+            ("embed", "pair", "kv_heads", "head_dim"),
+            apart=context.tpu,
+            name="key_value",
+        )(source)
+        k, v = pair if context.tpu else (pair[..., 0, :, :], pair[..., 1, :, :])
         if settings.positions.kind == "rotary" and memory is None:
             q = rotate(q, around.positions, settings.positions.rotary_base)
             k = rotate(k, around.positions, settings.positions.rotary_base)
@@ -130,7 +143,8 @@ class FeedForward(nn.Module):
         shape = settings.feed_forward
         make = functools.partial(Dense, bias=shape.bias, dtype=context.dtype, flatten=context.flatten)
         up = ((settings.feed_forward_width,), ("embed", "mlp"))
-        hidden = ACTIVATIONS[shape.activation](make(*up, std=settings.init_std, name="up")(x))
+        hidden = checkpoint_name(make(*up, std=settings.init_std, name="up")(x), UP)
+        hidden = ACTIVATIONS[shape.activation](hidden)
         if shape.gated:
             hidden = hidden * make(*up, std=settings.init_std, name="gate")(x)
         hidden = constrain(hidden, "batch", "time", "act_mlp")
@@ -162,6 +176,7 @@ class Block(nn.Module):
         attend = Attention(self.context, name="attention")
         y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache, layer)
         x = self._after("attention_norm", x + dropout(y, settings.dropout, key, BRANCH))
+        x = checkpoint_name(x, BETWEEN)
         if around.memory is not None and around.memory_mask is not None:
             normed = self._before("cross_norm", x)
             cross = Attention(self.context, name="cross_attention")
@@ -174,11 +189,11 @@ class Block(nn.Module):
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         norm = self.context.settings.norm
-        return Norm(norm, self.context.dtype, name=name)(x) if norm.position == "pre" else x
+        return Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position == "pre" else x
 
     def _after(self, name: str, x: jax.Array) -> jax.Array:
         norm = self.context.settings.norm
-        return Norm(norm, self.context.dtype, name=name)(x) if norm.position == "post" else x
+        return Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position == "post" else x
 
 
 def _fold(key: jax.Array | None, site: int) -> jax.Array | None:

@@ -12,15 +12,10 @@ from lmjax.model.blocks import Block, BlockContext, LayerCache, Surroundings
 from lmjax.model.layers import Norm, dropout, normal_init
 from lmjax.model.masks import Mask
 from lmjax.model.positions import RelativeBias
+from lmjax.model.remat import REMAT_POLICIES
 from lmjax.model.sharding_context import constrain
 
 EMBEDDING_SITE = 1_000_000  # where the embeddings' dropout is drawn; layers draw at their own number
-
-REMAT_POLICIES: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class Period(nn.Module):
@@ -77,7 +72,7 @@ class GPT(nn.Module):
         around = Surroundings(mask, positions_BT, self._bias(tokens_BT.shape[1], mask, cache))
         x, cache = self._layers(x, cache, key, around)
         if settings.norm.final:
-            x = Norm(settings.norm, dtype, name="final_norm")(x)
+            x = Norm(settings.norm, dtype, self.context.tpu, name="final_norm")(x)
         return x, cache
 
     def _bias(self, T: int, mask: Mask, cache: LayerCache | None) -> jax.Array | None:

@@ -124,7 +124,7 @@ class LanguageModel:
 
     def _module(self, attention: str) -> GPT:
         on_cpu = self.platform == "cpu"
-        context = BlockContext(self.settings, self.dtype, flatten=on_cpu, attention=attention, interpret=on_cpu)
+        context = BlockContext(self.settings, self.dtype, on_cpu, attention, on_cpu, self.platform == "tpu")
         return GPT(context, self.compute.scan_layers, self.compute.remat)
 
     def _boxed(self, rng: jax.Array) -> Any:

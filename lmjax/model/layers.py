@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.normalize import normalize
+from lmjax.model.sharding_context import constrain
 from lmjax.settings import NormSettings
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -34,6 +36,9 @@ class Dense(nn.Module):
     `axes` names every kernel axis; the last `len(features)` of them are the output's. With `flatten` the leading axes
     of x become one: XLA's CPU backend then computes the kernel's gradient twice as fast. On a mesh they must stay
     apart, because they are sharded differently.
+
+    For the TPU: `apart` makes one product for each entry of the output's first axis and returns a tuple, so that each
+    lies in memory by itself; `bias_product` sums the bias's gradient on the matrix units.
     """
 
     features: tuple[int, ...]
@@ -42,48 +47,92 @@ class Dense(nn.Module):
     bias: bool
     dtype: jnp.dtype
     flatten: bool
+    apart: bool = False
+    bias_product: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         contracted = len(self.axes) - len(self.features)
         inner = x.shape[x.ndim - contracted :]
-        lead = x.shape[: x.ndim - contracted]
         init = normal_init(self.std, self.axes)
         kernel: Any = self.param("kernel", init, (*inner, *self.features), jnp.float32)
-        kernel = kernel.astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.flatten:
-            rows = x.reshape(math.prod(lead), math.prod(inner))
-            y = (rows @ kernel.reshape(rows.shape[1], -1)).reshape(*lead, *self.features)
-        else:
-            y = jnp.tensordot(x, kernel, axes=contracted)
+        # The constraint is also one on the gradient, which is then scattered over the devices, not kept whole by each.
+        kernel = constrain(kernel.astype(self.dtype), *self.axes)
+        bias: Any = None
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[contracted:])
-            bias: Any = self.param("bias", zeros, self.features, jnp.float32)
-            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
-        return y
+            bias = self.param("bias", zeros, self.features, jnp.float32)
+            bias = bias.astype(self.dtype)
+        x = x.astype(self.dtype)
+        if not self.apart:
+            return self._product(x, kernel, bias, contracted)
+        kernels = (jax.lax.index_in_dim(kernel, i, contracted, keepdims=False) for i in range(self.features[0]))
+        return tuple(
+            self._product(x, part, None if bias is None else bias[i], contracted) for i, part in enumerate(kernels)
+        )
+
+    def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, contracted: int) -> jax.Array:
+        lead, inner = x.shape[: x.ndim - contracted], x.shape[x.ndim - contracted :]
+        if self.flatten:
+            rows = x.reshape(math.prod(lead), math.prod(inner))
+            y = (rows @ kernel.reshape(rows.shape[1], -1)).reshape(*lead, *kernel.shape[contracted:])
+        else:
+            y = jnp.tensordot(x, kernel, axes=contracted)
+        if bias is None:
+            return y
+        return _add_bias(y, bias) if self.bias_product else y + jnp.broadcast_to(bias, y.shape)
+
+
+@jax.custom_vjp
+def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y + bias, whose gradient is a product with a matrix of ones. With one row of ones it would become a sum again."""
+    return y + jnp.broadcast_to(bias, y.shape)
+
+
+def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    lead = gradient.shape[: gradient.ndim - bias.ndim]
+    axes = tuple(range(len(lead)))
+    ones = jnp.ones((8, *lead), gradient.dtype)
+    over = (tuple(axis + 1 for axis in axes), axes)
+    sums = jnp.tensordot(ones, gradient, axes=over, preferred_element_type=jnp.float32)
+    return gradient, sums[0].astype(bias.dtype)
+
+
+_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis, in float32 whatever comes in; the result has the compute dtype."""
+    """LayerNorm or RMSNorm over the last axis, in float32 whatever comes in; the result has the compute dtype.
+
+    `materialize` is for the TPU; see `lmjax.model.normalize`.
+    """
 
     settings: NormSettings
     dtype: jnp.dtype
+    materialize: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        centered = self.settings.kind == "layernorm"
+        scale, bias = NormParameters(centered and self.settings.bias, name="norm")(x.shape[-1])
+        return normalize(x.astype(self.dtype), scale, bias, self.settings.eps, centered, self.materialize)
+
+
+class NormParameters(nn.Module):
+    """The scale and, where there is one, the bias of a norm."""
+
+    bias: bool
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Any, Any]:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        eps = self.settings.eps
-        wide = x.astype(jnp.float32)
-        if self.settings.kind == "rmsnorm":
-            norm: nn.Module = nn.RMSNorm(epsilon=eps, dtype=jnp.float32, scale_init=ones, name="norm")
-        else:
-            bias = self.settings.bias
-            norm = nn.LayerNorm(
-                epsilon=eps, dtype=jnp.float32, scale_init=ones, bias_init=zeros, use_bias=bias, name="norm"
-            )
-        return norm(wide).astype(self.dtype)
+        scale = self.param("scale", ones, (width,), jnp.float32)
+        return scale, self.param("bias", zeros, (width,), jnp.float32) if self.bias else None
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: int) -> jax.Array:

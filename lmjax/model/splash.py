@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.model.masks import Mask
+from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.model.sharding_context import bound_mesh
 
 BLOCK = 1024  # queries and keys per grid step, where the sequence is as long: fewer steps, and the tiles fit VMEM
@@ -30,6 +32,7 @@ def splash(
         segments = kernel.SegmentIds(q=mask.query_segments, kv=mask.key_segments)
     q = jnp.transpose(q_BTHK * jnp.asarray(scale, q_BTHK.dtype), (0, 2, 1, 3))
     k, v = jnp.transpose(k_BSHK, (0, 2, 1, 3)), jnp.transpose(v_BSHK, (0, 2, 1, 3))
+    q, k, v = checkpoint_name(q, QUERY), checkpoint_name(k, KEY), checkpoint_name(v, VALUE)
     bound = bound_mesh()
     if bound is None:
         out = _rows(_kernel(mask, T, S, q.shape[1], k.shape[1], 1, interpret), q, k, v, segments)
@@ -65,6 +68,7 @@ def _kernel(mask: Mask, T: int, S: int, heads: int, kv_heads: int, time_shards: 
         block_sizes=block_sizes(T // time_shards, S),
         head_shards=1,
         q_seq_shards=time_shards,
+        residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )
 

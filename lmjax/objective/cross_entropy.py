@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.sharding_context import bound_mesh
+from lmjax.model.sharding_context import bound_mesh, constrain
 from lmjax.objective.weighted import Weighted
 
 LOGITS_AT_ONCE = 2**26  # entries on one device: 256 MiB in float32; below this a batch is one chunk
@@ -51,7 +51,7 @@ def cross_entropy(
     B, T = weights_BT.shape
     chunks = chunk_count(B, T, chunk or LOGITS_AT_ONCE // head_VD.shape[0])
     terms = Terms(vocab, z_loss, label_smoothing, chunks)
-    head = head_VD.astype(hidden_BTD.dtype)
+    head = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "embed")
     weights_BT = weights_BT.astype(jnp.float32)
     loss, entropy, correct = _sums(terms, hidden_BTD, head, targets_BT, weights_BT)
     weight = weights_BT.sum()

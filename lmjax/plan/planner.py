@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest, require
-from lmjax.model.gpt import REMAT_POLICIES
+from lmjax.model.remat import REMAT_POLICIES
 from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate

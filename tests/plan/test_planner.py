@@ -141,8 +141,8 @@ def planned(tmp_path_factory):
 def test_a_real_compilation_gives_every_figure(planned):
     _, found, _ = planned
     assert found["fits"] and found["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "sequence": 1, "tensor": 2}
-    recipe = Pretrain(model=ModelSettings(3, 128, 128, 512, AttentionSettings(heads=2)))
-    state = 12 * count(recipe.model).parameters / 4  # float32 parameters and two moments, cut in four
+    model = ModelSettings(3, 128, 128, 512, AttentionSettings(heads=2))
+    state = 12 * count(model).parameters / 4  # float32 parameters and two moments, cut in four
     assert state < found["arguments_gib"] * GIB < 1.5 * state
     assert found["arguments_gib"] < found["peak_hbm_gib"] < found["hbm_gib"]
     for name in ("gcycles", "mfu", "step_seconds", "collective_gib", "tokens_per_second"):
