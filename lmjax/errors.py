@@ -31,15 +31,19 @@ def require(condition: bool, field: str, value: object, expected: str, fix: str)
         raise UserError(f"{field} = {value!r}: expected {expected}; {fix}")
 
 
+def means_full_disk(error: BaseException | str) -> bool:
+    """Whether this is a full disk or a used-up quota, whichever layer noticed it."""
+    code = getattr(error, "errno", None)
+    said = ("No space left", "ENOSPC", "Disk quota exceeded", "File too large")
+    return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(error) for words in said)
+
+
 @contextmanager
 def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk, whichever layer notices it, into a UserError; the older checkpoints are intact."""
+    """Turns a full disk into a UserError; the older checkpoints are intact."""
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-            words in str(error) for words in ("No space left", "ENOSPC", "Disk quota exceeded", "File too large")
-        )
-        if not full or isinstance(error, UserError):
+        if isinstance(error, UserError) or not means_full_disk(error):
             raise
         raise UserError(f"{folder}: the disk is full; free some space and run the same command again") from error

@@ -7,6 +7,7 @@ tokenizer's files and the version of lmjax. Nothing in it is ever executed.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
-from lmjax.errors import UserError, clear_disk_errors
+from lmjax.errors import UserError, clear_disk_errors, means_full_disk
 from lmjax.settings import CheckpointSettings
 from lmjax.training.state import TrainState
 
@@ -57,6 +58,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
         )
+        logging.getLogger("absl").addFilter(_not_told_otherwise)
         with clear_disk_errors(folder):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(STATE, EXTRAS))
 
@@ -177,6 +179,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 def _tree(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _not_told_otherwise(record: logging.LogRecord) -> bool:
+    """Drops what Orbax's threads log of a full disk, with a traceback each: the error itself comes out of `save`."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not means_full_disk(error or record.getMessage())
 
 
 def _worth(metrics: Any) -> float:

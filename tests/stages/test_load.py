@@ -1,0 +1,108 @@
+"""A trained model comes back from its checkpoint with the same parameters, logits, tokenizer and recipe."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax.data.tokenizer import tokenizer_fingerprint
+from lmjax.errors import UserError
+from lmjax.model.language_model import LanguageModel
+from lmjax.settings import ComputeSettings, TokenizerSettings
+from lmjax.stages.prepare import prepare
+from lmjax.training.progress import ProgressDisplay
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny, train):
+    """(recipe, workdir, state) of a short run with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = tiny(tokenizer=TokenizerSettings(kind="bpe", vocab_size=270))
+    return recipe, folder, train(recipe, folder)
+
+
+def test_parameters_recipe_step_and_tokenizer_come_back(trained, assert_same_bits):
+    recipe, folder, state = trained
+    loaded = lmjax.load(folder)
+    assert_same_bits(loaded.params, state.params)
+    assert loaded.recipe == recipe and loaded.step == 10
+    made = prepare(recipe, folder, ProgressDisplay(silent=True)).tokenizer
+    assert tokenizer_fingerprint(loaded.tokenizer) == tokenizer_fingerprint(made)
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("the cat sat")) == "the cat sat"
+
+
+def test_a_workdir_a_stage_and_a_step_are_all_checkpoints(trained):
+    _, folder, _ = trained
+    stage = folder / "checkpoints" / "pretrain"
+    assert {int(path.name) for path in stage.iterdir()} == {8, 10}
+    assert [lmjax.load(path).step for path in (folder, str(stage), stage / "8")] == [10, 10, 8]
+
+
+def test_apply_gives_the_logits_of_every_position(trained):
+    recipe, folder, state = trained
+    loaded = lmjax.load(folder)
+    tokens = np.array([[5, 6, 7, 8], [9, 9, 1, 2]])
+    logits = loaded.apply(tokens)
+    assert logits.shape == (2, 4, 384) and logits.dtype == np.float32
+    model = LanguageModel(recipe.model, ComputeSettings(scan_layers=True), "cpu")
+    positions = np.broadcast_to(np.arange(4, dtype=np.int32), (2, 4))
+    batch = {"tokens": tokens.astype(np.int32), "positions": positions, "segments": np.ones((2, 4), np.int32)}
+    one_device = jax.tree.map(np.asarray, state.params)
+    np.testing.assert_allclose(logits, model.logits(one_device, batch), atol=1e-6)
+    changed = loaded.apply(np.array([[5, 6, 7, 200], [9, 9, 1, 2]]))
+    np.testing.assert_allclose(logits[:, :3], changed[:, :3], atol=1e-6)
+    assert np.abs(logits[0, 3] - changed[0, 3]).max() > 1e-3
+
+
+def test_one_prompt_or_several_may_be_continued(trained):
+    loaded = lmjax.load(trained[1])
+    (one,) = loaded.generate("the cat", max_tokens=5, temperature=0.0)
+    several = loaded.generate(["the cat", "a"], max_tokens=5, temperature=0.0)
+    assert several[0].text == one.text and several[0].tokens == one.tokens and len(several) == 2
+    assert "".join(loaded.token_texts(one)).startswith(one.text[:1])
+    with pytest.raises(UserError, match=r"top_k = 0: expected a number above 0"):
+        loaded.generate("the", top_k=0)
+
+
+def test_a_place_without_a_checkpoint_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere", Path(__file__)):
+        with pytest.raises(
+            UserError, match=rf"{path}: no checkpoint; expected a workdir, a stage's folder or a step's"
+        ):
+            lmjax.load(path)
+
+
+def _damaged(trained, tmp_path: Path, where: str) -> Path:
+    copy = tmp_path / "10"
+    shutil.copytree(trained[1] / "checkpoints" / "pretrain" / "10", copy)
+    victim = max((copy / where).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    return copy
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_it(trained, tmp_path):
+    copy = _damaged(trained, tmp_path, "state")
+    with pytest.raises(UserError, match=rf"{copy} is damaged: .*; name an older step's folder"):
+        lmjax.load(copy)
+
+
+def test_damaged_extras_are_an_error_that_names_the_checkpoint(trained, tmp_path):
+    copy = _damaged(trained, tmp_path, "extras")
+    with pytest.raises(UserError, match=rf"{copy}: damaged: its recipe cannot be read"):
+        lmjax.load(copy)
+
+
+def test_a_recipe_of_another_version_names_the_unknown_field(trained, tmp_path):
+    copy = tmp_path / "10"
+    shutil.copytree(trained[1] / "checkpoints" / "pretrain" / "10", copy)
+    path = copy / "extras" / "metadata"
+    extras = json.loads(path.read_text())
+    recipe = json.loads(extras["recipe"])
+    recipe["train"]["stepz"] = 3
+    path.write_text(json.dumps(extras | {"recipe": json.dumps(recipe)}))
+    with pytest.raises(UserError, match=rf"{copy}: recipe: unknown field 'train.stepz'; did you mean 'steps'\?"):
+        lmjax.load(copy)

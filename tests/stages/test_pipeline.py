@@ -1,0 +1,125 @@
+"""What a pipeline does with each stage, from what its folders hold: nothing is trained here."""
+
+import json
+
+import pytest
+
+from lmjax.errors import UserError
+from lmjax.recipe import PPO, SFT, Pipeline, Pretrain, RewardModel, from_json, to_json
+from lmjax.rlhf_settings import DialogueSettings, RewardSettings
+from lmjax.settings import TrainSettings
+from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
+
+
+def stages(**changes):
+    made = {
+        "pretrain": Pretrain(),
+        "sft": SFT(start="pretrain"),
+        "reward": RewardModel(start="sft"),
+        "ppo": PPO(start="sft", reward=RewardSettings(source="reward")),
+    }
+    return Pipeline("p", tuple((made | changes).values()))
+
+
+def finish(folder, stage, seconds=1):
+    own = folder / stage.name
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "recipe.json").write_text(to_json(stage))
+    (own / "summary.json").write_text(json.dumps({"steps": 1, "loss": seconds, "sources": sources_digest(stage, own)}))
+
+
+def actions(folder, pipeline, **options):
+    return {plan.stage.name: plan.action for plan in plan_stages(pipeline, folder, **options)}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    for stage in stages().stages:
+        finish(tmp_path, stage)
+    return tmp_path
+
+
+def test_everything_runs_in_an_empty_folder_and_nothing_in_a_finished_one(tmp_path, finished):
+    assert set(actions(tmp_path / "new", stages()).values()) == {"run"}
+    assert set(actions(finished, stages()).values()) == {"skip"}
+
+
+def test_an_interrupted_stage_is_resumed(finished):
+    (finished / "ppo" / "summary.json").unlink()
+    assert actions(finished, stages()) == {"pretrain": "skip", "sft": "skip", "reward": "skip", "ppo": "run"}
+
+
+def test_a_changed_stage_runs_anew_with_all_that_goes_on_from_it_and_says_why(finished):
+    changed = stages(reward=RewardModel(start="sft", margin=0.5))
+    plans = plan_stages(changed, finished)
+    assert [plan.action for plan in plans] == ["skip", "skip", "anew", "anew"]
+    assert plans[2].reason == "runs anew, because its recipe changed: margin: 0.0 -> 0.5"
+    assert plans[3].reason == "runs anew, because it goes on from reward"
+    everything = stages(pretrain=Pretrain(train=TrainSettings(steps=7)))
+    assert set(actions(finished, everything).values()) == {"anew"}
+
+
+def test_one_stage_alone_needs_what_it_goes_on_from(tmp_path, finished):
+    assert actions(finished, stages(), only="reward") == dict.fromkeys(("pretrain", "sft", "reward", "ppo"), "skip")
+    finish(tmp_path / "part", stages().stages[0])
+    assert actions(tmp_path / "part", stages(), only="sft")["sft"] == "run"
+    with pytest.raises(UserError, match=r"ppo\.start = 'sft': expected a finished stage; run 'sft' first"):
+        plan_stages(stages(), tmp_path / "part", only="ppo")
+    with pytest.raises(UserError, match=r"--only sfy: no such stage in 'p'; did you mean 'sft'\?"):
+        plan_stages(stages(), finished, only="sfy")
+
+
+def test_from_a_stage_on_everything_runs_anew(finished):
+    assert actions(finished, stages(), start_from="reward") == {
+        "pretrain": "skip",
+        "sft": "skip",
+        "reward": "anew",
+        "ppo": "anew",
+    }
+
+
+def test_a_stage_knows_when_what_it_went_on_from_was_trained_again(finished):
+    finish(finished, stages().stages[1], seconds=2)  # as --only sft leaves it, with another result
+    plans = plan_stages(stages(), finished)
+    assert [plan.action for plan in plans] == ["skip", "skip", "anew", "anew"]
+    assert plans[2].reason == "runs anew, because sft was trained again"
+
+
+def test_what_is_replaced_is_kept_and_set_aside_before_anything_runs(finished):
+    plans = plan_stages(stages(), finished, start_from="reward")
+    ran = []
+
+    def stopped(stage, own):
+        ran.append((stage.name, own.exists(), (finished / "ppo").exists()))
+        return False
+
+    assert run_stages(plans, finished, stopped, lambda line: None) is False
+    assert ran == [("reward", False, False)]
+    assert (finished / "reward.old" / "summary.json").exists() and (finished / "ppo.old").exists()
+    assert actions(finished, stages()) == {"pretrain": "skip", "sft": "skip", "reward": "run", "ppo": "run"}
+
+
+def test_a_stage_cannot_start_from_one_behind_it():
+    with pytest.raises(UserError, match=r"sft\.start = 'ppo': expected a stage before 'sft'; move it behind 'ppo'"):
+        stages(sft=SFT(start="ppo"))
+    with pytest.raises(UserError, match="stages of different names"):
+        Pipeline("p", (Pretrain(), Pretrain()))
+
+
+@pytest.mark.parametrize("stage", stages().stages, ids=lambda stage: stage.name)
+def test_every_stage_comes_back_from_its_json(stage):
+    assert from_json(to_json(stage)) == stage
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PPO(start="sft"), r"reward\.source = '': expected a reward model or a function"),
+        (lambda: SFT(dialogue=DialogueSettings(batch_size=5), train=TrainSettings(microbatches=2)), "divisor"),
+        (lambda: SFT(start="sft"), "start = 'sft': expected another stage"),
+        (lambda: RewardModel(label_smoothing=0.5), "label_smoothing = 0.5"),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,0 +1,263 @@
+"""SFT, the reward model, DPO and PPO, run as a pipeline of a few tiny steps: what they learn, and where they resume."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax.errors import UserError
+from lmjax.recipe import DPO, PPO, SFT, Pipeline, Pretrain, RewardModel
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
+from lmjax.settings import (
+    AttentionSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    LogSettings,
+    MeshSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    SourceSettings,
+    TrainSettings,
+)
+from lmjax.stages import going_on
+from lmjax.stages.start import open_start
+from lmjax.training.checkpoint import find_checkpoint
+from lmjax.training.record import read_metrics
+
+COMMON = {
+    "mesh": MeshSettings(data=8),
+    "evaluation": EvaluationSettings(every=2),
+    "checkpoint": CheckpointSettings(every=2, keep_last=9),
+    "log": LogSettings(every=1, tensorboard=False),
+}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (DialogueSourceSettings(path=str(path)),)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rlhf")
+
+
+@pytest.fixture(scope="module")
+def dialogue(folder):
+    """Settings of demonstrations, rankings and prompts about single letters."""
+    letters = "abcdefghijklmnop"
+    demonstrations = write(folder / "sft.jsonl", [{"prompt": c, "answer": c * 2} for c in letters])
+    rankings = write(
+        folder / "ranks.jsonl",
+        [{"prompt": c, "answers": [c * 2, c, "zzz"], "ranks": [0, 1, 2 if c < "h" else 1]} for c in letters],
+    )
+    prompts = write(folder / "prompts.jsonl", [{"prompt": c} for c in letters])
+    sizes = {"sequence_length": 32, "batch_size": 8}
+    return {
+        "sft": DialogueSettings(train=demonstrations, validation=demonstrations, **sizes),
+        "rank": DialogueSettings(train=rankings, validation=rankings, **sizes),
+        "prompt": DialogueSettings(train=prompts, validation=prompts, **sizes),
+    }
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    path = folder / "text.txt"
+    path.write_text("\n".join(f"User: {c}\nAssistant: {c}{c}" for c in "abcdefghijklmnop" * 20))
+    return (SourceSettings(kind="text", path=str(path)),)
+
+
+def rate(**changes):
+    return OptimizerSettings(**({"learning_rate": 1e-2, "weight_decay": 0.0} | changes))
+
+
+@pytest.fixture(scope="module")
+def stages(dialogue, text):
+    reward = RewardSettings(source="reward", missing_end_penalty=0.5)
+    ppo = PPOSettings(response_tokens=6, epochs=2, minibatches=1, average=0.5, mix_coefficient=2.0)
+    return {
+        "base": Pretrain(
+            name="base",
+            data=DataSettings(train=text, validation=text, sequence_length=32, batch_size=8),
+            model=ModelSettings(layers=1, width=16, context=48, attention=AttentionSettings(heads=2)),
+            train=TrainSettings(steps=2),
+            **COMMON,
+        ),
+        "sft": SFT(
+            start="base", dialogue=dialogue["sft"], mix=text, dropout=0.1, epochs=2.0, optimizer=rate(), **COMMON
+        ),
+        "reward": RewardModel(start="sft", dialogue=dialogue["rank"], epochs=10.0, optimizer=rate(), **COMMON),
+        "dpo": DPO(start="sft", dialogue=dialogue["rank"], epochs=2.0, beta=0.5, optimizer=rate(), **COMMON),
+        "ppo": PPO(
+            start="sft",
+            reward=reward,
+            dialogue=dialogue["prompt"],
+            ppo=ppo,
+            kl=KLSettings(target=3.0),
+            mix=text,
+            mix_length=32,
+            train=TrainSettings(steps=4),
+            optimizer=rate(schedule=ScheduleSettings(warmup=2)),
+            **COMMON,
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(folder, stages):
+    """The pipeline's workdir after a run of all stages."""
+    result = lmjax.run(Pipeline("all", tuple(stages.values())), folder / "run", quiet=True)
+    assert result.exit_code == 0
+    return folder / "run"
+
+
+def last(folder, name):
+    return [line[name] for line in read_metrics(folder) if name in line][-1]
+
+
+def test_every_stage_goes_on_from_the_one_before_and_is_done_once(ran, stages):
+    assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 1, 20, 4, 4]
+    again = lmjax.run(Pipeline("all", tuple(stages.values())), ran, quiet=True)
+    assert again.summary == {}  # nothing ran
+    recipe = open_start("sft", ran / "new").recipe
+    assert (recipe.model.dropout, recipe.model.attention.dropout) == (0.1, 0.1)
+
+
+def test_the_reward_model_learns_the_rankings_and_demonstrations_score_zero(ran):
+    assert last(ran / "reward", "validation_accuracy") > 0.95
+    assert last(ran / "reward", "accuracy_of_3") == last(ran / "reward", "validation_accuracy")
+    assert last(ran / "reward", "validation_loss") < 0.45
+    assert "calibration_error" in read_metrics(ran / "reward")[-1]
+
+
+def test_demonstrations_score_zero_on_average(ran, dialogue):
+    from lmjax.data.dialogue_rows import open_rows
+    from lmjax.model.heads import ScalarModel
+    from lmjax.model.language_model import LanguageModel
+    from lmjax.objective.preference import answer_scores
+    from lmjax.stages.start import abstract_params
+
+    start = open_start("reward", ran / "new")
+    model = ScalarModel(LanguageModel(start.settings))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = start.reward_model(abstract_params(model, device))
+    rows, _, _ = open_rows(dialogue["rank"].train[0], dialogue["rank"], start.tokenizer, "ranking")
+    batch = rows.batch(np.arange(len(rows)))
+    scores = np.asarray(jax.jit(lambda params, batch: answer_scores(model, params, batch))(params, batch))
+    assert scores[batch["ranks"] == 0].mean() == pytest.approx(0.0, abs=1e-4)
+    assert scores[batch["ranks"] == 1].mean() < -0.5
+
+
+def test_dpo_starts_at_the_reference_and_raises_the_better_answers(ran):
+    lines = [line for line in read_metrics(ran / "dpo") if "loss" in line]
+    assert lines[0]["accuracy"] == 0.0  # no answer is above another before the first update
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert last(ran / "dpo", "validation_accuracy") > 0.8
+
+
+def test_ppo_starts_each_iteration_at_its_own_policy_and_logs_what_it_must(ran):
+    lines = [line for line in read_metrics(ran / "ppo") if "reward" in line]
+    assert len(lines) == 4
+    for line in lines:
+        assert abs(line["first_update_kl"]) < 1e-5
+        assert line["sampler_gap"] < 1e-5
+    assert abs(lines[0]["kl"]) < 1e-5  # the reference is where it starts
+    wanted = {"kl_k1", "kl_k2", "kl_k3", "entropy", "ratio", "ratio_variance", "clip_fraction", "value_explained"}
+    wanted |= {"response_length", "finished", "kl_coefficient", "mix_cross_entropy", "policy_loss", "value_loss"}
+    assert wanted <= lines[-1].keys()
+    samples = [line for line in read_metrics(ran / "ppo") if "sample" in line]
+    assert len(samples) == 8 and samples[0]["prompt"].startswith("User: ") and "sample_reward" in samples[0]
+
+
+def test_resuming_in_the_middle_of_ppo_is_bitwise(ran, folder, stages, monkeypatch):
+    part = folder / "resumed"
+    part.mkdir()
+    for name in ("base", "sft", "reward"):
+        (part / name).symlink_to(ran / name)
+    job, fit, stops = going_on.Job, going_on.fit, []
+
+    def noting(job, state, stop):
+        stops.append(stop)
+        return fit(job, state, stop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(going_on, "fit", noting)
+        patched.setattr(going_on, "Job", lambda **fields: job(**(fields | {"record": _stopping(fields, stops)})))
+        stopped = lmjax.run(stages["ppo"], part / "ppo", quiet=True)
+    assert stopped.signal == 15
+    assert find_checkpoint(part / "ppo").step < 4
+    assert lmjax.run(stages["ppo"], part / "ppo", quiet=True).exit_code == 0
+    a, b = (saved_state(place / "ppo" / "checkpoints" / "ppo" / "4") for place in (ran, part))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert int(a["step"]) == 4
+
+
+def _stopping(fields, stops):
+    def recording(step, values):
+        fields["record"](step, values)
+        if step == 2:
+            stops[0].signal = 15
+
+    return recording
+
+
+def saved_state(path):
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return jax.tree.map(np.asarray, reader.restore((path / "state").absolute()))
+
+
+def test_a_policy_is_loaded_by_its_average_and_a_pipeline_by_its_last_policy(ran):
+    loaded = lmjax.load(ran)
+    average = saved_state(ran / "ppo" / "checkpoints" / "ppo" / "4")["opt_state"]["average"]
+    np.testing.assert_array_equal(loaded.params["tokens"], average["tokens"])
+    assert len(loaded.generate("User: a\nAssistant:", max_tokens=4)) == 1
+
+
+def test_a_python_function_may_give_the_reward(ran, folder, stages):
+    (folder / "scores.py").write_text(
+        "def letters(prompts, responses):\n    assert prompts[0].startswith('User: ')\n"
+        "    return [r.count('a') for r in responses]\n"
+        "def broken(prompts, responses):\n    return [float('nan')] * len(responses)\n"
+        "def short(prompts, responses):\n    return [0.0]\n"
+    )
+
+    def made(function, **changes):
+        ppo = PPOSettings(response_tokens=6, **changes)
+        reward = RewardSettings(source=f"{folder / 'scores.py'}:{function}")
+        return dataclasses.replace(
+            stages["ppo"],
+            reward=reward,
+            ppo=ppo,
+            kl=KLSettings(),
+            mix=(),
+            train=TrainSettings(steps=2),
+            start=str(ran / "sft"),
+        )
+
+    result = lmjax.run(made("letters", baseline="group", group=2), folder / "function", quiet=True)
+    assert result.summary["steps"] == 2 and "reward" in result.summary
+    with pytest.raises(UserError, match=r"scores\.py:broken': the score of a response is nan: expected a finite"):
+        lmjax.run(made("broken", baseline="value_head"), folder / "nan", quiet=True)
+    with pytest.raises(UserError, match=r"expected 8 scores, one per response, got an array of shape \(1,\)"):
+        lmjax.run(made("short", baseline="value_head"), folder / "short", quiet=True)
+    with pytest.raises(UserError, match="has no function 'other'; its functions: letters, broken, short"):
+        lmjax.run(made("other", baseline="value_head"), folder / "other", quiet=True)
+
+
+def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, folder, stages):
+    with pytest.raises(UserError, match="at most the policy's context of 48; shorten prompts or responses"):
+        longer = dataclasses.replace(stages["ppo"], ppo=dataclasses.replace(stages["ppo"].ppo, response_tokens=17))
+        lmjax.run(longer, ran / "longer", quiet=True)
+    with pytest.raises(UserError, match=r"reward\.source = 'sft': expected a reward model"):
+        wrong = dataclasses.replace(stages["ppo"], reward=RewardSettings(source="sft"))
+        lmjax.run(wrong, ran / "wrong", quiet=True)
+    with pytest.raises(UserError, match="no checkpoint"):
+        lmjax.run(dataclasses.replace(stages["sft"], start="nowhere"), folder / "none", quiet=True)
