@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.generate.decode import advance, begin, compiled_settings, first_stop, row_tokens
+from lmjax.errors import UserError
+from lmjax.generate.decode import (
+    advance,
+    begin,
+    compiled_settings,
+    continuation,
+    first_stop,
+    produced_tokens,
+    prompt_ids,
+    ready,
+)
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
 
@@ -33,14 +44,16 @@ def stream(
 
     A piece never ends inside a character, and what may be the beginning of a stop string is held back.
     """
-    decoding = begin(model, params, tokenizer, [tokenizer.encode(prompt) or [tokenizer.eos_id]], settings)
+    model, params = ready(model, params)
+    ids = prompt_ids(tokenizer, prompt)
+    decoding = begin(model, params, tokenizer, [ids], settings)
     static = compiled_settings(settings)
     shown = ""
     while True:
         decoding = advance(model, params, decoding, jnp.int32(1), settings=static, vocab=tokenizer.vocab_size)
-        text = tokenizer.decode(row_tokens(decoding, 0))
+        text = continuation(tokenizer, ids, produced_tokens(decoding)[0])
         cut = first_stop(text, settings.stop)
-        done = cut is not None or bool(decoding.done[0])
+        done = cut is not None or bool(np.asarray(decoding.done)[0])
         text = text[:cut] if done else text[: _certain(text, settings.stop)]
         if text.startswith(shown) and text != shown:
             yield text[len(shown) :]
@@ -71,13 +84,21 @@ def chat(
             write("\n")
             return
         history.append(f"{turns.user}{line}{turns.separator}{turns.assistant}")
-        room = model.settings.context - settings.max_tokens
+        room = max(model.settings.context - settings.max_tokens, model.settings.context // 2)
         while len(history) > 1 and len(tokenizer.encode(turns.separator.join(history))) > room:
             history.pop(0)
         answer = ""
-        for piece in stream(model, params, tokenizer, turns.separator.join(history), settings):
-            answer += piece
-            write(piece)
+        try:
+            for piece in stream(model, params, tokenizer, turns.separator.join(history), settings):
+                answer += piece
+                write(piece)
+        except KeyboardInterrupt:
+            write("\n")
+            return
+        except UserError as error:  # a line that is longer than the context, say: the conversation goes on without it
+            history.pop()
+            write(f"{error}\n")
+            continue
         history[-1] += answer
         write("\n")
 

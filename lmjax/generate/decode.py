@@ -87,15 +87,16 @@ def start(
     most: int,
 ) -> Decoding:
     """Reads the left-padded prompts. `most` bounds what can be produced, `vocab` is the tokenizer's size."""
-    decoder, params = _unrolled(model, params)
+    decoder, params = unrolled(model, params)
+    top = min(settings.top, vocab)
     B, T = tokens_BT.shape
     positions = jnp.maximum(jnp.cumsum(segments_BT != 0, axis=1) - 1, 0).astype(jnp.int32)
     cache = decoder.empty_cache(B, T + most)
     hidden, cache = decoder.extend(params, cache, tokens_BT, positions, segments_BT, 0)
     seen = jnp.zeros((B, 0), bool)
     if settings.repetition_penalty != 1.0:
-        hits = jnp.arange(params["tokens"].shape[0])[None, None] == tokens_BT[:, :, None]
-        seen = (hits & (segments_BT != 0)[:, :, None]).any(axis=1)
+        rows_B1 = jnp.arange(B)[:, None]
+        seen = jnp.zeros((B, params["tokens"].shape[0]), bool).at[rows_B1, tokens_BT].max(segments_BT != 0)
     return Decoding(
         cache=cache,
         logits=_real_logits(decoder, params, hidden[:, -1:], vocab),
@@ -109,8 +110,8 @@ def start(
         limits=limits_B,
         tokens=jnp.zeros((B, most), jnp.int32),
         log_probs=jnp.zeros((B, most), jnp.float32),
-        top_tokens=jnp.zeros((B, most, settings.top), jnp.int32),
-        top_probabilities=jnp.zeros((B, most, settings.top), jnp.float32),
+        top_tokens=jnp.zeros((B, most, top), jnp.int32),
+        top_probabilities=jnp.zeros((B, most, top), jnp.float32),
     )
 
 
@@ -119,7 +120,7 @@ def advance(
     model: LanguageModel, params: Any, decoding: Decoding, count: jax.Array, *, settings: SamplingSettings, vocab: int
 ) -> Decoding:
     """Produces up to `count` more tokens per row, in one loop that ends early when every row is done."""
-    decoder, params = _unrolled(model, params)
+    decoder, params = unrolled(model, params)
 
     def goes_on(carry: tuple[jax.Array, Decoding]) -> jax.Array:
         i, state = carry
@@ -144,20 +145,31 @@ def generate(
     A row ends at the end-of-text token, before a stop string, after `settings.max_tokens`, or where the model's
     context ends. Raises UserError for a prompt that fills the context.
     """
-    ids = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
+    if not prompts:
+        return []
+    model, params = ready(model, params)
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     decoding = begin(model, params, tokenizer, ids, settings)
-    vocab = tokenizer.vocab_size
+    static, vocab = compiled_settings(settings), tokenizer.vocab_size
     stride = STOP_CHECK if settings.stop else settings.max_tokens
     for _ in range(0, settings.max_tokens, stride):
-        decoding = advance(
-            model, params, decoding, jnp.int32(stride), settings=compiled_settings(settings), vocab=vocab
-        )
+        decoding = advance(model, params, decoding, jnp.int32(stride), settings=static, vocab=vocab)
+        done = np.asarray(decoding.done)
         if settings.stop:
-            stopped = [first_stop(text, settings.stop) is not None for text in _texts(tokenizer, decoding)]
-            decoding = dataclasses.replace(decoding, done=decoding.done | jnp.asarray(stopped))
-        if bool(decoding.done.all()):
+            texts = [continuation(tokenizer, *row) for row in zip(ids, produced_tokens(decoding), strict=True)]
+            done = done | [first_stop(text, settings.stop) is not None for text in texts]
+        if done.all():
             break
-    return [_completion(tokenizer, decoding, row, settings) for row in range(len(prompts))]
+    fields = (decoding.produced, decoding.tokens, decoding.log_probs, decoding.top_tokens, decoding.top_probabilities)
+    return [
+        _completion(tokenizer, prompt, settings, *(array[:count] for array in arrays))
+        for prompt, count, *arrays in zip(ids, *jax.device_get(fields), strict=True)
+    ]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens; the end-of-text token, after which a text begins, for an empty one."""
+    return tokenizer.encode(prompt) or [tokenizer.eos_id]
 
 
 def begin(
@@ -199,7 +211,7 @@ def _one_token(
         keep = live.reshape(-1, *[1] * (value.ndim - 1))
         return array.at[at].set(jnp.where(keep, value, array[at]))
 
-    top_log_probs, top_tokens = jax.lax.top_k(log_probs, settings.top)
+    top_log_probs, top_tokens = jax.lax.top_k(log_probs, state.top_tokens.shape[-1])
     produced = state.produced + live
     done = state.done | (token == state.eos) | (produced >= state.limits)
     hidden, cache = decoder.extend(
@@ -229,12 +241,24 @@ def _real_logits(model: LanguageModel, params: Any, hidden_B1D: jax.Array, vocab
     return jnp.where((jnp.arange(logits_BV.shape[-1]) < vocab)[None], logits_BV, EXCLUDED)
 
 
-def _unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
-    """The same model with its layers in a row and parameters in the compute dtype: nothing is sliced or cast per token."""
+def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+    """The model with its layers in a row and its matrices in the compute dtype: a token slices and casts nothing."""
     params = unstack_layers(params) if model.compute.scan_layers else params
     compute = ComputeSettings(dtype=model.compute.dtype, scan_layers=False)
     matrices = jax.tree.map(lambda p: p.astype(model.dtype) if p.ndim > 1 else p, params)
     return dataclasses.replace(model, compute=compute), matrices
+
+
+def ready(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+    """`unrolled`, done once for all calls of `start` and `advance` instead of in each of them."""
+    decoder = dataclasses.replace(model, compute=ComputeSettings(dtype=model.compute.dtype, scan_layers=False))
+    unchanged = not model.compute.scan_layers and model.dtype == jnp.float32
+    return decoder, params if unchanged else _unrolled_params(model, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unrolled_params(model: LanguageModel, params: Any) -> Any:
+    return unrolled(model, params)[1]
 
 
 def compiled_settings(settings: SamplingSettings) -> SamplingSettings:
@@ -242,53 +266,52 @@ def compiled_settings(settings: SamplingSettings) -> SamplingSettings:
     return dataclasses.replace(settings, seed=0, stop=(), max_tokens=1)
 
 
-def row_tokens(decoding: Decoding, row: int) -> list[int]:
-    return np.asarray(decoding.tokens)[row, : int(decoding.produced[row])].tolist()
+def produced_tokens(decoding: Decoding) -> list[list[int]]:
+    """What each row has produced so far."""
+    tokens_BN, produced_B = jax.device_get((decoding.tokens, decoding.produced))
+    return [row[:count].tolist() for row, count in zip(tokens_BN, produced_B, strict=True)]
 
 
-def _texts(tokenizer: Tokenizer, decoding: Decoding) -> list[str]:
-    return [tokenizer.decode(row_tokens(decoding, row)) for row in range(decoding.done.shape[0])]
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """The text that `tokens` add to the prompt's. Alone they might lose a blank: some tokenizers drop a leading one."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens)
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of the stop strings begins."""
     places = [place for place in map(text.find, stop) if place >= 0]
     return min(places) if places else None
 
 
-def _completion(tokenizer: Tokenizer, decoding: Decoding, row: int, settings: SamplingSettings) -> Completion:
-    tokens = row_tokens(decoding, row)
-    text = tokenizer.decode(tokens)
+def _completion(
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    settings: SamplingSettings,
+    tokens_N: np.ndarray,
+    log_probs_N: np.ndarray,
+    top_tokens: np.ndarray,
+    top_probabilities: np.ndarray,
+) -> Completion:
+    tokens = tokens_N.tolist()
+    text = continuation(tokenizer, prompt, tokens)
     reason: Literal["eos", "stop", "length"] = "eos" if tokens[-1:] == [tokenizer.eos_id] else "length"
-    cut = first_stop(text, settings.stop)
-    if cut is not None:
-        reason, text = "stop", text[:cut]
-        short = (
-            n for n in range(len(tokens) + 1) if first_stop(tokenizer.decode(tokens[:n]), settings.stop) is not None
-        )
-        tokens = tokens[: next(short)]
-    count = len(tokens)
-    log_probs = np.asarray(decoding.log_probs)[row, :count].tolist()
-    alternatives = _alternatives(tokenizer, decoding, row, count) if settings.top else []
-    return Completion(text, tokens, log_probs, reason, alternatives)
-
-
-def _alternatives(tokenizer: Tokenizer, decoding: Decoding, row: int, count: int) -> list[list[tuple[str, float]]]:
-    ids = np.asarray(decoding.top_tokens)[row, :count].tolist()
-    shares = np.asarray(decoding.top_probabilities)[row, :count].tolist()
-    return [
-        [(token_text(tokenizer, token), share) for token, share in zip(*step, strict=True)]
-        for step in zip(ids, shares, strict=True)
+    if first_stop(text, settings.stop) is not None:
+        # The row may have run on: it ends with the first token that completes a stop string.
+        prefixes = (tokens[:n] for n in range(1, len(tokens) + 1))
+        stopped = ((some, continuation(tokenizer, prompt, some)) for some in prefixes)
+        tokens, text = next(pair for pair in stopped if first_stop(pair[1], settings.stop) is not None)
+        reason, text = "stop", text[: first_stop(text, settings.stop)]
+    steps = zip(top_tokens[: len(tokens)].tolist(), top_probabilities[: len(tokens)].tolist(), strict=True)
+    alternatives = [
+        [(token_text(tokenizer, token), share) for token, share in zip(*step, strict=True)] for step in steps
     ]
-
-
-def _up_to_stop(tokenizer: Tokenizer, tokens: list[int], stop: Sequence[str]) -> list[int]:
-    ends = range(len(tokens) + 1)
-    return tokens[: next(n for n in ends if first_stop(tokenizer.decode(tokens[:n]), stop) is not None)]
+    return Completion(text, tokens, log_probs_N[: len(tokens)].tolist(), reason, alternatives if settings.top else [])
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as it should be shown: its text, or its number where it is no text by itself."""
+    """A token as it should be shown: its text inside of a line, or its number where it is no text by itself."""
     if token == tokenizer.eos_id:
         return "<eos>"
-    text = tokenizer.decode([token])
+    text = continuation(tokenizer, tokenizer.encode("a"), [token])
     return f"<{token}>" if "\ufffd" in text or not text else text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -10,16 +12,28 @@ from lmjax.generate.decode import Completion
 
 
 def print_alternatives(completion: Completion, texts: list[str], console: Console | None = None) -> None:
-    """One row per generated token: its text and probability, then the most likely tokens and their percentages."""
-    table = Table(header_style="bold", pad_edge=False)
-    table.add_column("token")
-    table.add_column("chosen", justify="right")
-    for rank in range(len(completion.alternatives[0]) if completion.alternatives else 0):
-        table.add_column(f"#{rank + 1}")
+    """One row per generated token: its text and probability, then the most likely tokens and their percentages.
+
+    The alternatives stand side by side where the console is wide enough, and below each other where it is not.
+    """
+    console = console or Console()
+    side_by_side = _table(completion, texts, stacked=False)
+    width = console.measure(side_by_side, options=console.options.update(max_width=100_000)).maximum
+    console.print(side_by_side if width <= console.width else _table(completion, texts, stacked=True))
+
+
+def _table(completion: Completion, texts: list[str], stacked: bool) -> Table:
+    ranks = len(completion.alternatives[0]) if completion.alternatives else 0
+    table = Table(header_style="bold", pad_edge=False, show_lines=stacked)
+    table.add_column("token", overflow="fold")
+    table.add_column("chosen", justify="right", no_wrap=True)
+    for name in ["most likely"] if stacked else [f"#{rank + 1}" for rank in range(ranks)]:
+        table.add_column(name, overflow="fold")
     for text, log_prob, pairs in zip(texts, completion.log_probs, completion.alternatives, strict=True):
-        cells = [Text(f"{_visible(other)} {share:.1%}") for other, share in pairs]
-        table.add_row(Text(_visible(text), style="bold"), f"{2.718281828459045**log_prob:.1%}", *cells)
-    (console or Console()).print(table)
+        cells = [f"{_visible(other)} {share:.1%}" for other, share in pairs]
+        shown = [Text("\n".join(cells))] if stacked else [Text(cell) for cell in cells]
+        table.add_row(Text(_visible(text), style="bold"), f"{math.exp(log_prob):.1%}", *shown)
+    return table
 
 
 def _visible(text: str) -> str:
