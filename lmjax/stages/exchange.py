@@ -6,6 +6,7 @@ Both write to a new place, whole or not at all, and return what was done, in sen
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -124,13 +125,14 @@ def _whole(out: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `out` at the end, or goes away if that is not reached."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: expected a new or an empty folder; choose another, or remove it")
-    partial = out.with_name(out.name + ".partial")
+    out = out.resolve()  # which has a name, as "." has not
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        yield partial
-        partial.replace(out)
+        try:
+            yield partial
+            partial.replace(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

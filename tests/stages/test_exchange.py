@@ -136,6 +136,12 @@ def test_an_empty_folder_is_as_good_as_none(folder, tmp_path):
     assert (tmp_path / "export_folder" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
+def test_a_place_that_cannot_be_written_is_named(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/ours: cannot be written: Not a directory"):
+        import_folder(folder, tmp_path / "file" / "ours")
+
+
 def test_a_model_that_no_folder_holds_is_refused_and_leaves_nothing(tmp_path, params, tokenizer):
     banded = dataclasses.replace(SETTINGS.attention, pattern=("dense", "banded"), band=4)
     recipe = Pretrain(
