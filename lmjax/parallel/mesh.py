@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from lmjax.errors import UserError, require
+from lmjax.errors import UserError
 from lmjax.settings import DataSettings, MeshSettings, ModelSettings
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")  # slowest links first
@@ -21,16 +21,40 @@ def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
     """The size of every axis for so many devices, with -1 inferred. Raises UserError when they do not multiply up."""
     sizes = {name: getattr(settings, name) for name in AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    inferred = [name for name, size in sizes.items() if size == -1]
-    wanted = f"sizes whose product divides the {devices} devices"
-    if devices % fixed or (not inferred and fixed != devices):
-        near = [n for n in range(1, devices + 1) if devices % n == 0]
-        best = min(near, key=lambda n: abs(n - fixed))
-        fix = f"their product is {fixed}; the nearest that fits is {best}" + (
-            "" if inferred else ", or give one axis -1"
-        )
-        require(False, "mesh", {k: v for k, v in sizes.items() if v != 1}, wanted, fix)
+    inferred = -1 in sizes.values()
+
+    def fits(product: int) -> bool:
+        return devices % product == 0 if inferred else devices == product
+
+    if not fits(fixed):
+        wanted = f"that divides the {devices} devices" if inferred else f"of {devices}, one per device"
+        advice = _advice(sizes, fixed, range(1, devices + 1), fits)
+        advice += [] if inferred else ["-1 for one axis, which then takes what is left"]
+        given = ", ".join(f"mesh.{name} = {size}" for name, size in _cut(sizes).items())
+        raise UserError(f"{given}: expected a product {wanted}; use {', or '.join(advice)}")
     return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def _cut(sizes: dict[str, int]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if size not in (1, -1)} or {"data": 1}
+
+
+def _advice(sizes: dict[str, int], fixed: int, tried: range, fits: Callable[[int], bool]) -> list[str]:
+    """For each axis that is cut the nearest sizes that fit beside the others, or else the nearest products."""
+    advice = []
+    for name, size in _cut(sizes).items():
+        others = fixed // size
+        near = _nearest(size, [n for n in tried if fits(n * others)])
+        advice += [f"mesh.{name} = {near}"] if near else []
+    return advice or [f"sizes whose product is {_nearest(fixed, filter(fits, tried))}"]
+
+
+def _nearest(size: int, fitting: Iterable[int]) -> str:
+    """Of the sizes that fit, the next below and the next above."""
+    fitting = list(fitting)
+    below = max((n for n in fitting if n < size), default=None)
+    above = min((n for n in fitting if n > size), default=None)
+    return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
@@ -46,7 +70,7 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> M
         if len(slices) > 1 and shape["replica"] % len(slices) == 0:
             inner = (shape["replica"] // len(slices), *sizes[1:])
             outer = (len(slices), 1, 1, 1, 1)
-            grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+            grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
         elif len(slices) > 1:
             raise UserError(f"mesh.replica = {shape['replica']}: expected a multiple of the {len(slices)} slices")
         else:
@@ -77,10 +101,8 @@ def check_mesh(shape: dict[str, int], model: ModelSettings, data: DataSettings, 
 def _divides(axis: str, size: int, what: str, whole: int) -> None:
     if whole % size == 0:
         return
-    below = max(n for n in range(1, size + 1) if whole % n == 0)
-    lower = whole // size * size
-    multiples = f"{lower} or {lower + size}" if lower else f"{size}"
+    divisors = _nearest(size, [n for n in range(1, whole + 1) if whole % n == 0])
+    multiples = _nearest(whole, range(size, whole + size + 1, size))
     raise UserError(
-        f"{axis} = {size}: expected a divisor of {what} = {whole}; the nearest smaller divisor is {below}, "
-        f"the nearest multiples for {what} are {multiples}"
+        f"{axis} = {size}: expected a divisor of {what} = {whole}; use {axis} = {divisors}, or {what} = {multiples}"
     )

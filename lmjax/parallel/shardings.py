@@ -26,7 +26,8 @@ def parameter_shardings(logical_axes: Any, mesh: Mesh) -> Any:
 def state_shardings(abstract: TrainState, params: Any, mesh: Mesh) -> TrainState:
     """Shardings of a state: whatever has a parameter's place and shape is cut like it, and the rest is on all devices.
 
-    `abstract` is the state's shapes, `params` the shardings of its parameters.
+    `abstract` is the state's shapes, `params` the shardings of its parameters. A shape may also be a parameter's with
+    some axes reduced to 1, as in Adafactor's factored moments: these axes are whole, the others cut.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     by_path = dict(jax.tree_util.tree_leaves_with_path(params))
@@ -34,11 +35,17 @@ def state_shardings(abstract: TrainState, params: Any, mesh: Mesh) -> TrainState
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
         for start in range(len(path)):
-            if shapes.get(path[start:]) == leaf.shape:
-                return by_path[path[start:]]
+            shape = shapes.get(path[start:])
+            if shape is not None and _reduces(leaf.shape, shape):
+                axes = zip(by_path[path[start:]].spec, leaf.shape, shape, strict=True)
+                return NamedSharding(mesh, PartitionSpec(*(cut if size == full else None for cut, size, full in axes)))
         return whole
 
     return jax.tree_util.tree_map_with_path(choose, abstract)
+
+
+def _reduces(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    return len(shape) == len(full) and all(size in (1, whole) for size, whole in zip(shape, full, strict=True))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
