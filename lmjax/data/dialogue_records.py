@@ -23,7 +23,7 @@ from lmjax.data.text_files import list_files
 from lmjax.errors import UserError
 from lmjax.rlhf_settings import DialogueSourceSettings
 
-Kind = Literal["demonstration", "ranking", "rated", "prompt"]
+Kind = Literal["demonstration", "answer", "ranking", "rated", "prompt"]  # an answer is a demonstration's last one
 Fields = dict[str, Any]
 
 PROMPT_FIELDS = ("instruction", "prompt", "question", "context")
@@ -74,6 +74,14 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
             f"{len(out.skipped)} of them bad; check the file, begin and end"
         )
     return out
+
+
+def holds_rankings(source: DialogueSourceSettings) -> bool:
+    """Whether the first record of a source has several answers to a prompt."""
+    _, row = next(_rows(list_files(source.path, _SUFFIXES)[0]), ("", {}))
+    if isinstance(row, BadRecordError):
+        return False
+    return _is_tree(row) or any(name in row for name in ("chosen", "rejected", *ANSWERS_FIELDS))
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Fields | BadRecordError]]:
@@ -264,6 +272,7 @@ def _prompts(reader: _Reader) -> list[Record]:
 
 _CONVERTERS: dict[Kind, Callable[[_Reader], list[Record]]] = {
     "demonstration": _demonstrations,
+    "answer": _demonstrations,
     "ranking": _rankings,
     "rated": _rated,
     "prompt": _prompts,

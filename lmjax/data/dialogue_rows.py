@@ -56,6 +56,7 @@ def open_rows(
     counts = Counts(len(records), len(skipped), messages=skipped)
     make = {
         "demonstration": _demonstration_rows,
+        "answer": _answer_rows,
         "ranking": _ranking_rows,
         "rated": _rated_rows,
         "prompt": _prompt_rows,
@@ -229,6 +230,20 @@ def _ranking_rows(
         own = record.ranks[:most]
         ranks[row, : len(own)] = own
     return AnswerRows(groups, ranks, RANKS, settings.sequence_length), list(kept)
+
+
+def _answer_rows(
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> Made:
+    """Demonstrations in the shape of rankings: each is the only answer, of rank 0, to its prompt."""
+    chosen = [record for record in records if isinstance(record, Demonstration)]
+    asked = [(record.turns[:-1], (record.turns[-1].text,)) for record in chosen]
+    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
+    groups = [group for group in encoded if group is not None]
+    kept = [record for record, group in zip(chosen, encoded, strict=True) if group is not None]
+    counts.left_out = len(chosen) - len(kept)
+    _require_some(groups, counts, where, settings)
+    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), RANKS, settings.sequence_length), list(kept)
 
 
 def _rated_rows(

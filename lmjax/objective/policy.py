@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.objective.advantage import estimate_kl
+from lmjax.objective.ranking import ranking_loss
 from lmjax.objective.weighted import Weighted
 
 Metrics = dict[str, Weighted]
@@ -73,29 +74,21 @@ def mix_weights(weights_BS: jax.Array, mask_BT: jax.Array, coefficient: float) -
 
 
 def dpo_loss(
-    chosen_B: jax.Array,
-    rejected_B: jax.Array,
-    reference_chosen_B: jax.Array,
-    reference_rejected_B: jax.Array,
-    present_B: jax.Array,
+    log_probs_BK: jax.Array,
+    reference_BK: jax.Array,
+    ranks_BK: jax.Array,
+    present_BK: jax.Array,
     *,
     beta: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Weighted, Metrics]:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7) of pairs, from log-probabilities of answers.
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7) from the log-probabilities of whole answers.
 
-    `label_smoothing` is the probability that a pair is the wrong way round (Mitchell 2023). `present_B` is 1.0 for a
-    pair and 0.0 for padding. Metrics: `accuracy`, and the implicit rewards `reward_chosen`, `reward_rejected`.
+    It is the ranking loss of the implicit rewards beta x (log p - log p_reference), so that rankings of K answers are
+    taken as they are; see `ranking_loss` for the other arguments and the metrics.
     """
-    reward_chosen_B = beta * (chosen_B - reference_chosen_B)
-    reward_rejected_B = beta * (rejected_B - reference_rejected_B)
-    margin_B = reward_chosen_B - reward_rejected_B
-    loss_B = jax.nn.softplus(-margin_B) + label_smoothing * margin_B
-    return masked(loss_B, present_B), {
-        "accuracy": masked((margin_B > 0).astype(jnp.float32), present_B),
-        "reward_chosen": masked(reward_chosen_B, present_B),
-        "reward_rejected": masked(reward_rejected_B, present_B),
-    }
+    rewards_BK = beta * (log_probs_BK - jax.lax.stop_gradient(reference_BK))
+    return ranking_loss(rewards_BK, ranks_BK, present_BK, label_smoothing=label_smoothing)
 
 
 def group_advantages(scores_B: jax.Array, group: int, *, divide: bool = True) -> jax.Array:

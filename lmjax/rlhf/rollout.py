@@ -1,0 +1,137 @@
+"""Responses sampled from a policy, and how policies and value models read them: pure functions.
+
+In: prompts, [B, P]. Out: whole rows [B, P + N] of prompts padded on the left, whose last N columns hold the responses,
+padded on the right, and arrays [B, N] over their tokens. Everything after a response's end-of-text is padding.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
+from lmjax.generate.decode import advance, start
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.model.heads import ScalarModel, apply_scalar
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.log_probs import token_log_probs
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What of a tokenizer a compiled program depends on."""
+
+    size: int  # ids are 0 to size - 1; a model's table may have more rows
+    end: int  # the end-of-text token
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["rows", "mask", "sampled", "finished"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses with their prompts."""
+
+    rows: Batch  # tokens, positions and segments, [B, P + N]
+    mask: jax.Array  # [B, N] float32: 1 on a response's tokens, end-of-text included
+    sampled: jax.Array  # [B, N] float32: log-probabilities as the sampler saw them, under its temperature
+    finished: jax.Array  # [B] bool: whether a response ended by itself
+
+    @property
+    def responses(self) -> jax.Array:
+        """[B, N] int32: the response tokens, 0 where there are none."""
+        return self.rows[TOKENS][:, -self.mask.shape[1] :]
+
+
+def sample(
+    model: LanguageModel,
+    params: Any,
+    prompts: Batch,
+    key: jax.Array,
+    vocabulary: Vocabulary,
+    *,
+    tokens: int,
+    temperature: float,
+) -> Rollout:
+    """Answers each prompt with at most `tokens` tokens, within the model's context. A row's draw is its own.
+
+    Prompts may be padded on either side.
+    """
+    prompts = moved_right(prompts)
+    lengths_B = (prompts[SEGMENTS] != 0).sum(axis=1)
+    limits_B = jnp.clip(model.settings.context - lengths_B, 0, tokens).astype(jnp.int32)
+    settings = SamplingSettings(max_tokens=1, temperature=temperature)
+    end = jnp.int32(vocabulary.end)
+    arrays = (prompts[TOKENS], prompts[SEGMENTS], limits_B, key, end)
+    decoding = start(model, params, *arrays, settings=settings, vocab=vocabulary.size, most=tokens)
+    decoding = advance(model, params, decoding, jnp.int32(tokens), settings=settings, vocab=vocabulary.size)
+    mask_BN, finished_B = cut_at_end(decoding.tokens, limits_B, vocabulary.end)
+    sampled_BN = jnp.where(mask_BN > 0, decoding.log_probs, 0.0)
+    return Rollout(join(prompts, decoding.tokens, mask_BN), mask_BN, sampled_BN, finished_B)
+
+
+def moved_right(prompts: Batch) -> Batch:
+    """The same prompts with all their padding on the left."""
+    segments_BP = prompts[SEGMENTS]
+    P = segments_BP.shape[1]
+    empty_B1 = jnp.argmax(jnp.flip(segments_BP != 0, axis=1), axis=1)[:, None]  # columns behind the last token
+    from_BP = (jnp.arange(P)[None, :] - empty_B1) % P
+    fields = {name: prompts[name] for name in (TOKENS, POSITIONS, SEGMENTS)}
+    return {name: jnp.take_along_axis(array, from_BP, axis=1) for name, array in fields.items()}
+
+
+def cut_at_end(tokens_BN: jax.Array, limits_B: jax.Array, end: int) -> tuple[jax.Array, jax.Array]:
+    """The mask [B, N] of each response up to its first end-of-text, and whether it has one within its limit."""
+    within_BN = jnp.arange(tokens_BN.shape[1])[None, :] < limits_B[:, None]
+    ends_BN = (tokens_BN == end) & within_BN
+    ended_before_BN = jnp.cumsum(ends_BN, axis=1) - ends_BN > 0
+    return (within_BN & ~ended_before_BN).astype(jnp.float32), ends_BN.any(axis=1)
+
+
+def join(prompts: Batch, responses_BN: jax.Array, mask_BN: jax.Array) -> Batch:
+    """Prompts and responses as rows: what is masked becomes padding, so that what stood there cannot matter."""
+    live_BN = mask_BN > 0
+    lengths_B1 = (prompts[SEGMENTS] != 0).sum(axis=1, keepdims=True).astype(jnp.int32)
+    positions_BN = lengths_B1 + jnp.arange(mask_BN.shape[1], dtype=jnp.int32)[None, :]
+    of_response = {
+        TOKENS: jnp.where(live_BN, responses_BN, 0),
+        POSITIONS: jnp.where(live_BN, positions_BN, 0),
+        SEGMENTS: live_BN.astype(jnp.int32),
+    }
+    return {name: jnp.concatenate([prompts[name], array], axis=1) for name, array in of_response.items()}
+
+
+def read_responses(
+    model: LanguageModel,
+    params: Any,
+    rows: Batch,
+    responses: int,
+    vocabulary: Vocabulary,
+    temperature: float,
+    value_head: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The log-probability of each token of a response, the entropy where it was drawn, and the head's value before it.
+
+    Arrays [B, N] of the last `responses` columns. There is never dropout: the ratio of a policy to itself is 1.
+    """
+    hidden_BTD = model.hidden(params, rows)
+    before_BND = hidden_BTD[:, -responses - 1 : -1]
+    log_probs_BN, entropy_BN = token_log_probs(
+        before_BND,
+        model.head(params),
+        rows[TOKENS][:, -responses:],
+        temperature=temperature,
+        valid_vocab=vocabulary.size,
+        chunk=model.compute.loss_chunk,
+    )
+    values_BN = None if value_head is None else apply_scalar(value_head, before_BND)
+    return log_probs_BN, entropy_BN, values_BN
+
+
+def values_before(model: ScalarModel, params: Any, rows: Batch, responses: int) -> jax.Array:
+    """What a value model says before each token of a response, [B, N]."""
+    return model.values(params, rows)[:, -responses - 1 : -1]

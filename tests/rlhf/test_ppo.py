@@ -1,0 +1,231 @@
+"""PPO: where an iteration starts, what its gradient reduces to, and what cannot change it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmjax.objective.policy import mix_weights
+from lmjax.rlhf.ppo import by_part
+from lmjax.rlhf.rollout import join
+from lmjax.rlhf_settings import KLSettings, RewardSettings
+
+from .conftest import VOCABULARY, first_state, make_learner, models, parameters, ragged_prompts
+
+SCORES = jnp.asarray([0.5, -1.0, 2.0, 0.3])
+
+
+@functools.cache
+def rolled(response_tokens, group, side):
+    """The rollout of the first iteration, which depends on nothing else of a learner."""
+    learner = make_learner(response_tokens=response_tokens, group=group)
+    return jax.jit(learner.roll)(first_state(learner), ragged_prompts(side))
+
+
+def experienced(learner, side="left", scores=SCORES):
+    state = first_state(learner)
+    rollout = rolled(learner.ppo.response_tokens, learner.ppo.group, side)
+    reference = parameters()["reference"]
+    make = jax.jit(lambda params, rollout: learner.experience(params, reference, rollout, scores, jnp.float32(0.1)))
+    return state, rollout, *make(state.params, rollout)
+
+
+def as_numpy(data, *names):
+    return [np.asarray(data[name], np.float64) for name in names]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("baseline", ["value", "value_head", "group"])
+def test_an_iteration_starts_at_ratio_one_and_no_divergence(side, baseline):
+    learner = make_learner(baseline=baseline, group=2 if baseline == "group" else 1)
+    scores = jnp.concatenate([SCORES, SCORES + 1]) if baseline == "group" else SCORES
+    state, _, data, _ = experienced(learner, side, scores)
+    half = {name: array[::2] for name, array in data.items()}
+    _, metrics = jax.jit(learner.loss)(state.params, half, jax.random.key(3))
+    assert float(metrics["ratio"].mean()) == pytest.approx(1.0, abs=1e-5)
+    assert float(metrics["ratio_variance"].mean()) < 1e-10
+    assert abs(float(metrics["update_kl"].mean())) < 1e-5
+    assert float(metrics["clip_fraction"].sum) == 0.0
+
+
+def test_the_logged_divergence_is_that_of_the_trained_estimator():
+    for kind in ("k1", "k3"):
+        learner = make_learner(kl=KLSettings(coefficient=0.1, estimator=kind))
+        _, rollout, data, metrics = experienced(learner)
+        old, reference, mask = as_numpy(data, "old", "reference", "mask")
+        apart = (old - reference) * mask
+        expected = {"k1": apart, "k2": apart**2 / 2, "k3": (np.exp(-apart) - 1 + apart) * mask}
+        for name, per_token in expected.items():
+            assert float(metrics[f"kl_{name}"].mean()) == pytest.approx(per_token.sum(1).mean(), rel=1e-4)
+        assert float(metrics["kl"].mean()) == float(metrics[f"kl_{kind}"].mean())
+        assert float(metrics["sampler_gap"]) < 1e-5
+        assert float(metrics["finished"].mean()) == float(rollout.finished.mean())
+
+
+def shaped(scores, finished, penalty=1.0):
+    return np.asarray(scores, np.float64) - penalty * ~np.asarray(finished)
+
+
+def test_one_token_with_lambda_one_is_reinforce_with_a_baseline():
+    learner = make_learner(response_tokens=1, decay=1.0, discount=1.0, value_coefficient=1e-9)
+    state, rollout, data, _ = experienced(learner)
+    old, reference, values = as_numpy(data, "old", "reference", "old_values")
+    assert rollout.mask.all()
+    gain = shaped(SCORES, rollout.finished) - 0.1 * (old - reference)[:, 0] - values[:, 0]
+    gain = (gain - gain.mean()) / np.sqrt(gain.var() + 1e-8)
+
+    def reinforce(policy):
+        model, _ = models()
+        logits = model.logits(policy, rollout.rows)[:, -2, : VOCABULARY.size] / learner.ppo.temperature
+        log_p = jax.nn.log_softmax(logits)[jnp.arange(4), rollout.responses[:, 0]]
+        return -(log_p * gain).sum()
+
+    got = jax.jit(jax.grad(lambda params: learner.loss(params, data, None)[0].sum))(state.params)["policy"]
+    expected = jax.jit(jax.grad(reinforce))(state.params["policy"])
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest), got, expected)
+
+
+def test_without_clipping_and_in_one_epoch_it_is_the_vanilla_policy_gradient():
+    learner = make_learner(clip=None, minibatches=1, value_coefficient=1e-9)
+    state, rollout, data, _ = experienced(learner)
+    old, reference, values, mask = as_numpy(data, "old", "reference", "old_values", "mask")
+    advantages = np.zeros_like(mask)
+    for row in range(4):
+        n, later, next_value = int(mask[row].sum()), 0.0, 0.0
+        for t in reversed(range(n)):
+            reward = -0.1 * (old - reference)[row, t]
+            reward += shaped(SCORES, rollout.finished)[row] if t == n - 1 else 0.0
+            later = reward + next_value - values[row, t] + 0.95 * later
+            next_value = values[row, t]
+            advantages[row, t] = later
+    flat = advantages[mask > 0]
+    advantages = (advantages - flat.mean()) / np.sqrt(flat.var() + 1e-8) * mask
+    np.testing.assert_allclose(data["advantages"], advantages, atol=1e-4)
+
+    def vanilla(policy):
+        model, _ = models()
+        logits = model.logits(policy, rollout.rows)[:, -7:-1, : VOCABULARY.size] / learner.ppo.temperature
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), rollout.responses[..., None], axis=-1)[..., 0]
+        return -(log_p * advantages).sum()
+
+    got = jax.jit(jax.grad(lambda params: learner.loss(params, data, None)[0].sum))(state.params)["policy"]
+    expected = jax.jit(jax.grad(vanilla))(state.params["policy"])
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), got, expected)
+
+
+@pytest.mark.parametrize("baseline", ["value", "group"])
+def test_text_after_end_of_text_changes_no_bit_of_reward_loss_or_gradient(prompts, baseline):
+    learner = make_learner(baseline=baseline, group=2 if baseline == "group" else 1)
+    state = first_state(learner)
+    rollout = rolled(learner.ppo.response_tokens, learner.ppo.group, "left")
+    ended = [row for row in range(len(rollout.mask)) if bool(rollout.finished[row]) and rollout.mask[row, -1] == 0]
+    assert ended
+    rng = np.random.default_rng(0)
+    raw = np.where(np.asarray(rollout.mask) > 0, rollout.responses, rng.integers(0, 13, rollout.mask.shape))
+    assert (raw != np.asarray(rollout.responses))[ended].any()
+    left = {name: jnp.repeat(prompts[name], learner.ppo.group, axis=0) for name in prompts}
+    other = dataclasses.replace(rollout, rows=join(left, jnp.asarray(raw), rollout.mask))
+
+    @jax.jit
+    def everything(rollout):
+        scores = learner.score(parameters()["reward"], rollout)
+        data, _ = learner.experience(state.params, parameters()["reference"], rollout, scores, jnp.float32(0.1))
+        return scores, jax.value_and_grad(lambda params: learner.loss(params, data, None)[0].sum)(state.params)
+
+    jax.tree.map(np.testing.assert_array_equal, everything(rollout), everything(other))
+
+
+def test_one_program_is_its_phases_and_keeps_the_average_and_the_coefficient(prompts):
+    learner = make_learner(
+        epochs=2, average=0.9, kl=KLSettings(coefficient=0.1, estimator="k3", target=0.001, horizon=40)
+    )
+    own = parameters()
+    frozen = {"reference": own["reference"], "reward": own["reward"]}
+    state = first_state(learner)
+    whole, metrics = jax.jit(learner.iterate)(state, frozen, prompts)
+    rollout = rolled(learner.ppo.response_tokens, 1, "left")
+    scores = jax.jit(learner.score)(own["reward"], rollout)
+    parts, _ = jax.jit(learner.learn)(state, own["reference"], rollout, scores, prompts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, parts.params)
+    assert int(whole.step) == int(state.step) + 1
+    assert abs(float(metrics["first_update_kl"])) < 1e-5 < float(metrics["update_kl"].mean())
+    jax.tree.map(
+        lambda average, old, new: np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6),
+        *(whole.opt_state["average"], own["policy"], whole.params["policy"]),
+    )
+    assert float(metrics["kl_coefficient"]) == pytest.approx(0.1)  # the one that was used
+    assert float(whole.opt_state["kl_coefficient"]) == pytest.approx(0.1 * (1 + 0.2 * 4 / 40))
+
+
+def test_the_policy_learns_what_the_reward_asks_for():
+    learner = make_learner(optax.adam(3e-2), minibatches=1, kl=KLSettings(coefficient=0.0), response_tokens=3)
+    wanted = 7
+    state, batch = first_state(learner), ragged_prompts(repeat=8)
+    roll, learn = jax.jit(learner.roll), jax.jit(learner.learn)
+    rewards = []
+    for _ in range(25):
+        rollout = roll(state, batch)
+        scores = ((rollout.responses == wanted) * rollout.mask).sum(axis=1)
+        rewards.append(float(scores.mean()))
+        state, _ = learn(state, parameters()["reference"], rollout, scores, batch)
+    assert rewards[0] < 0.6 and np.mean(rewards[-3:]) > 2.4  # of 3
+
+
+def test_mixed_in_pretraining_adds_its_gradient_per_token():
+    rng = np.random.default_rng(4)
+    rows = {"tokens": rng.integers(4, 13, (4, 10)), "targets": rng.integers(4, 13, (4, 10))}
+    rows |= {"positions": np.tile(np.arange(10), (4, 1)), "segments": np.ones((4, 10))}
+    rows = {name: jnp.asarray(array, jnp.int32) for name, array in rows.items()}
+    rows["weights"] = jnp.asarray(rng.random((4, 10)) < 0.5, jnp.float32)
+    plain, mixed = make_learner(), make_learner(mix_coefficient=5.0)
+    state, _, data, _ = experienced(plain)
+    fields = {f"mix_{name}": array for name, array in rows.items()}
+    fields["mix_weights"] = mix_weights(rows["weights"], data["mask"], 5.0)
+
+    def entropy(policy):
+        model, _ = models()
+        log_p = jax.nn.log_softmax(model.logits(policy, rows)[..., : VOCABULARY.size])
+        chosen = jnp.take_along_axis(log_p, rows["targets"][..., None], axis=-1)[..., 0]
+        return -(chosen * rows["weights"]).sum() / rows["weights"].sum()
+
+    def mean_loss(learner, data):
+        def mean(params):
+            loss, _ = learner.loss(params, data, None)
+            return loss.sum / loss.weight
+
+        return jax.jit(jax.grad(mean))(state.params)["policy"]
+
+    added = jax.tree.map(jnp.subtract, mean_loss(mixed, data | fields), mean_loss(plain, data))
+    expected = jax.jit(jax.grad(entropy))(state.params["policy"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 5.0 * b, rtol=1e-3, atol=1e-5), added, expected)
+
+
+def test_microbatches_give_the_same_updates(prompts):
+    rollout, states = rolled(6, 1, "left"), []
+    for microbatches in (1, 2):
+        learner = make_learner(microbatches=microbatches)
+        learn = jax.jit(learner.learn)
+        states.append(learn(first_state(learner), parameters()["reference"], rollout, SCORES, prompts)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), states[0].params, states[1].params)
+
+
+def test_scores_are_normalised_clipped_and_charged_for_a_missing_end():
+    learner = make_learner(shaping=RewardSettings(missing_end_penalty=2.0, clip=1.0, normalise=True))
+    scores = jnp.asarray([1.0, 2.0, 3.0, 10.0])
+    got = learner._shaped(scores, jnp.asarray([True, False, True, True]))
+    white = (np.array([1, 2, 3, 10]) - 4) / np.std([1, 2, 3, 10])
+    np.testing.assert_allclose(got, np.clip(white, -1, 1) - [0, 2, 0, 0], atol=1e-5)
+
+
+def test_a_part_of_the_parameters_is_updated_by_its_own_optimizer():
+    params = {"policy": jnp.ones(2), "value": jnp.ones(3)}
+    optimizer = by_part({"policy": optax.sgd(0.1), "value": optax.sgd(1.0)})
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["policy"], -0.1)
+    np.testing.assert_allclose(updates["value"], -1.0)
