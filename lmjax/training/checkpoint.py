@@ -182,9 +182,11 @@ def _tree(state: TrainState) -> dict[str, Any]:
 
 
 def _not_told_otherwise(record: logging.LogRecord) -> bool:
-    """Drops what Orbax's threads log of a full disk, with a traceback each: the error itself comes out of `save`."""
+    """Drops what Orbax logs of a full disk, a traceback per thread, for the error itself comes out of `save`; and of a
+    checkpoint whose process was killed before the time of its commit was noted, which nobody asks for."""
     error = record.exc_info[1] if record.exc_info else None
-    return not means_full_disk(error or record.getMessage())
+    text = record.getMessage()
+    return not means_full_disk(error or text) and not text.startswith("Metadata file does not exist")
 
 
 def _worth(metrics: Any) -> float:
