@@ -72,7 +72,10 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> M
             outer = (len(slices), 1, 1, 1, 1)
             grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
         elif len(slices) > 1:
-            raise UserError(f"mesh.replica = {shape['replica']}: expected a multiple of the {len(slices)} slices")
+            fix = f"use mesh.replica = {len(slices)}"
+            raise UserError(
+                f"mesh.replica = {shape['replica']}: expected a multiple of the {len(slices)} slices; {fix}"
+            )
         else:
             grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     except (ValueError, NotImplementedError) as error:
