@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = _overridden(options, ["--help"] if options.fields else overrides)
-    result = lmjax.run(recipe, workdir=options.workdir, force=options.force)
+    chosen = {"only": options.only, "start_from": options.start_from}
+    result = lmjax.run(recipe, workdir=options.workdir, force=options.force, **chosen)
     return result.exit_code
 
 
@@ -64,7 +65,7 @@ def _count(options: argparse.Namespace, overrides: list[str]) -> int:
             raise UserError(f"{shlex.join(overrides)}: a preset is as published; count a recipe to change its fields")
         settings = preset(name)
     elif name.partition(":")[0].endswith(".py") or name.partition(":")[0] in recipe_names():
-        settings = planned_model(_overridden(options, overrides))
+        settings = planned_model(_pretraining(options, overrides))
     else:
         raise UserError(f"no preset or recipe {name!r}; {nearest(name, [*PRESETS, *recipe_names()])}")
     counted = dataclasses.asdict(count(settings))
@@ -81,7 +82,7 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.plan.planner import plan, planned_recipe
     from lmjax.plan.report import explanation, lines
 
-    recipe = planned_recipe(_overridden(options, overrides), options.topology, options.mesh)
+    recipe = planned_recipe(_pretraining(options, overrides), options.topology, options.mesh)
     if options.explain:
         print(*explanation(recipe), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
 
@@ -110,6 +111,17 @@ def _generate(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _score(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.stages.score import score_file
+
+    for prompt, answer, score in score_file(options.checkpoint, options.file):
+        if options.json:
+            print(json.dumps({"prompt": prompt, "answer": answer, "score": score}, ensure_ascii=False))
+        else:
+            print(f"{score:+9.4f}  {json.dumps(answer[:100], ensure_ascii=False)}")
+    return 0
+
+
 def _chat(options: argparse.Namespace, _: list[str]) -> int:
     lmjax.load(options.checkpoint).chat(**_sampling(options))
     return 0
@@ -118,7 +130,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
 def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.stages.prepare import train_tokenizer
 
-    recipe = _overridden(options, overrides)
+    recipe = _pretraining(options, overrides)
     tokenizer = train_tokenizer(recipe, options.out)
     print(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} entries written to {options.out}")
     return 0
@@ -128,7 +140,7 @@ def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.stages.prepare import prepare_data
     from lmjax.training.progress import ProgressDisplay
 
-    recipe = _overridden(options, overrides)
+    recipe = _pretraining(options, overrides)
     training = prepare_data(recipe, options.out, ProgressDisplay(), workers=options.workers)
     print("to train from them:\n ", shlex.join(["lmjax", "run", options.recipe, *overrides, *training]))
     return 0
@@ -156,7 +168,7 @@ def _export_hf(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
-    from lmjax.recipe import load_recipe
+    from lmjax.recipe import Pipeline, load_recipe
 
     recipe = load_recipe(options.recipe)
     if not overrides:
@@ -165,7 +177,24 @@ def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
 
     prog = f"{options.parser.prog} {options.recipe}"
     text = f"The fields of {options.recipe}."
-    return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
+    if not isinstance(recipe, Pipeline):
+        return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
+    names = [re.sub(r"\W", "_", stage.name) for stage in recipe.stages]
+    kind = dataclasses.make_dataclass("Stages", list(zip(names, map(type, recipe.stages), strict=True)), frozen=True)
+    changed = tyro.cli(kind, default=kind(*recipe.stages), args=overrides, prog=prog, description=text)
+    return dataclasses.replace(recipe, stages=tuple(getattr(changed, name) for name in names))
+
+
+def _pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:
+    """The recipe, or the first stage of its pipeline, which must be a pretraining."""
+    from lmjax.recipe import Pipeline, Pretrain
+
+    recipe = _overridden(options, overrides)
+    first = recipe.stages[0] if isinstance(recipe, Pipeline) else recipe
+    if not isinstance(first, Pretrain):
+        what = f"{options.recipe}: expected a recipe that pretrains, or a pipeline that begins so"
+        raise UserError(f"{what}; it is of the stage {type(first).__name__}")
+    return first
 
 
 def _nearest_option(parser: argparse.ArgumentParser, wrong: str) -> str:
@@ -190,8 +219,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workdir", type=Path, help="where everything is written (default: runs/NAME)")
     run.add_argument("--force", action="store_true", help="go on although the recipe differs from the workdir's")
+    run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
+    run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
-    run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100"
+    run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100\n  lmjax run instructgpt --from reward"
 
     count = _add(commands, "count", _count, "parameters and FLOPs from shapes alone", "lmjax count gpt3_175b --json")
     count.set_defaults(takes_overrides=True)
@@ -209,6 +240,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="one object per prompt")
 
     _add_sampling(_add(commands, "chat", _chat, "talk to a checkpoint", "lmjax chat runs/quickstart"))
+
+    text = "a reward model's score of each answer in a file"
+    score = _add(commands, "score", _score, text, "lmjax score runs/instructgpt/reward answers.jsonl")
+    score.add_argument("checkpoint", type=Path, help="a reward model's workdir or checkpoint")
+    score.add_argument("file", type=Path, help="prompts and answers, in any of the shapes that training takes")
+    score.add_argument("--json", action="store_true", help="one object per answer")
 
     _add_prepare(commands)
     report = _add(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")

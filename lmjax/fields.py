@@ -28,6 +28,12 @@ def check_types(owner: str, settings: Any) -> None:
             raise UserError(f"{field} = {value!r}: expected {described(kind)}; {_fix(kind, value, settings, name)}")
 
 
+def check_name(name: str) -> None:
+    """Raises UserError unless the name can be that of a folder."""
+    plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[:1] != "."
+    require(plain, "name", name, "letters, digits, '-', '_' and '.'", "it names a folder")
+
+
 def check_positive(owner: str, settings: Any, *names: str) -> None:
     """Raises UserError at the first of the named fields that is 0 or below; None passes."""
     for name in names:

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lmjax.rlhf_settings
 import lmjax.settings
 from lmjax.errors import UserError, nearest, require
-from lmjax.fields import check_types, described, field_types
+from lmjax.fields import check_name, check_types, described, field_types
+from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -54,12 +56,7 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         check_types("", self)
-        plain = (
-            bool(self.name)
-            and self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-            and self.name[0] != "."
-        )
-        require(plain, "name", self.name, "letters, digits, '-', '_' and '.'", "it names a folder")
+        check_name(self.name)
         length, context = self.data.sequence_length, self.model.context
         fits = length <= context or self.model.positions.kind != "learned"
         require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
@@ -79,16 +76,44 @@ class Pretrain:
 
 
 Recipe = Pretrain
-STAGES: dict[str, type[Pretrain]] = {"pretrain": Pretrain}
+Stage = Pretrain | SFT | RewardModel | DPO | PPO
+STAGES: dict[str, type[Any]] = {"pretrain": Pretrain, "sft": SFT, "reward": RewardModel, "dpo": DPO, "ppo": PPO}
 
 
-def to_json(recipe: Recipe) -> str:
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages that run one after the other, each in a folder of its own name in the pipeline's workdir."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        names = [stage.name for stage in self.stages]
+        require(bool(names), "stages", (), "at least one stage", "add a Pretrain")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "stages", twice, "stages of different names", "set the name of each")
+        for place, stage in enumerate(self.stages):
+            for field, source in sources_of(stage).items():
+                later = source in names[place:]
+                fix = f"move it behind {source!r}"
+                require(not later, f"{stage.name}.{field}", source, f"a stage before {stage.name!r}", fix)
+
+
+def sources_of(stage: Stage) -> dict[str, str]:
+    """What a stage goes on from: its fields that name a checkpoint, or a stage."""
+    if isinstance(stage, Pretrain):
+        return {}
+    return {"start": stage.start} | ({"reward.source": stage.reward.source} if isinstance(stage, PPO) else {})
+
+
+def to_json(recipe: Stage) -> str:
     """The recipe with every field written out; `from_json` gives back an equal recipe."""
     stage = next(name for name, cls in STAGES.items() if cls is type(recipe))
     return json.dumps({"stage": stage, **dataclasses.asdict(recipe)}, indent=2) + "\n"
 
 
-def from_json(text: str, where: str = "recipe.json") -> Recipe:
+def from_json(text: str, where: str = "recipe.json") -> Any:
     """The recipe that `to_json` wrote. Raises UserError naming the first field that does not fit."""
     try:
         value = json.loads(text)
@@ -99,8 +124,10 @@ def from_json(text: str, where: str = "recipe.json") -> Recipe:
     return _decode(STAGES[value.pop("stage")], value, where)
 
 
-def difference(old: Recipe, new: Recipe) -> list[str]:
+def difference(old: Stage, new: Stage) -> list[str]:
     """One line per field that differs: `train.steps: 100 -> 200`."""
+    if type(old) is not type(new):
+        return [f"stage: {type(old).__name__} -> {type(new).__name__}"]
     before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     names = [*before, *(name for name in after if name not in before)]
     absent = "(absent)"
@@ -108,7 +135,7 @@ def difference(old: Recipe, new: Recipe) -> list[str]:
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
 
 
-def load_recipe(spec: str) -> Recipe:
+def load_recipe(spec: str) -> Any:
     """Reads `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where the recipe offers sizes."""
     name, _, size = spec.partition(":")
     path = _find(name)
@@ -119,7 +146,7 @@ def load_recipe(spec: str) -> Recipe:
     if size and size not in sizes:
         raise UserError(f"{spec}: {path} has no size {size!r}; {nearest(size, sizes)} (sizes: {', '.join(sizes)})")
     recipe = _run_user_code(path, lambda: make(size) if size else make())
-    if type(recipe) not in STAGES.values():
+    if type(recipe) not in (Pipeline, *STAGES.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.recipe's stages")
     return recipe
 
@@ -169,7 +196,11 @@ def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
 def _hint(error: Exception) -> str:
     """For a keyword that a dataclass does not have: the nearest that it has."""
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    parts: dict[str, Any] = {**vars(lmjax.settings), **{stage.__name__: stage for stage in STAGES.values()}}
+    parts: dict[str, Any] = {
+        **vars(lmjax.settings),
+        **vars(lmjax.rlhf_settings),
+        **{stage.__name__: stage for stage in STAGES.values()},
+    }
     part = found and parts.get(found[1])
     return f"; {nearest(found[2], field_types(part))}" if found and part else ""
 

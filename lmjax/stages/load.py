@@ -20,8 +20,8 @@ from lmjax.generate.chat import chat
 from lmjax.generate.decode import Completion, generate, token_text
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
-from lmjax.recipe import Recipe, from_json
-from lmjax.training.checkpoint import DamagedCheckpointError, find_checkpoint
+from lmjax.recipe import Stage, from_json
+from lmjax.stages.start import found_checkpoint, language_model_params
 
 
 class NoTokenizer:
@@ -46,7 +46,7 @@ class Trained:
     model: LanguageModel
     params: Any
     tokenizer: Tokenizer
-    recipe: Recipe
+    recipe: Stage
     step: int
 
     def apply(self, tokens_BT: Any) -> jax.Array:
@@ -76,8 +76,11 @@ def _logits(model: LanguageModel, params: Any, batch: Batch) -> jax.Array:
 
 
 def load(checkpoint: Path | str) -> Trained:
-    """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none."""
-    found = find_checkpoint(Path(checkpoint))
+    """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none.
+
+    Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
+    """
+    found = found_checkpoint(Path(checkpoint))
     extras = found.extras()
     recipe = from_json(extras["recipe"], f"{found.path}: recipe")
     tokenizer = cast(Tokenizer, NoTokenizer(found.path))
@@ -93,8 +96,5 @@ def load(checkpoint: Path | str) -> Trained:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    try:
-        params = found.restore({"params": abstract})["params"]
-    except DamagedCheckpointError as error:
-        raise UserError(f"{error}; name an older step's folder") from error
+    params = language_model_params(found, recipe, abstract)
     return Trained(model, params, tokenizer, recipe, found.step)

@@ -22,7 +22,7 @@ from lmjax.rlhf_recipes import DPO, SFT, RewardModel
 from lmjax.stages import workdir as place
 from lmjax.stages.dpo import dpo
 from lmjax.stages.going_on import Outcome
-from lmjax.stages.pipeline import PIPELINE_FILE, plan_stages, run_stages, sources_digest
+from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
 from lmjax.stages.ppo import ppo
 from lmjax.stages.pretrain import pretrain
 from lmjax.stages.reward import reward
@@ -89,7 +89,7 @@ def _pipeline(
         return results[stage.name].signal is None
 
     plans = plan_stages(pipeline, folder, only, first)
-    place.write_whole(folder / PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
+    place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
     summaries = {name: result.summary for name, result in results.items()}
     return Result(folder, stop.signal, summaries)

@@ -17,9 +17,10 @@ import jax
 import lmjax
 from lmjax.errors import UserError
 from lmjax.parallel.multihost import is_first
-from lmjax.recipe import Recipe, difference, from_json, to_json
+from lmjax.recipe import Stage, difference, from_json, to_json
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
+PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, recipe: Recipe, force: bool) -> None:
+def claim(workdir: Path, recipe: Stage, force: bool) -> None:
     """Writes the recipe into the folder. Raises UserError, with the fields that differ, where it has another one."""
     path = workdir / RECIPE_FILE
     if path.exists() and not force:
@@ -66,8 +67,8 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file that `write_whole` wrote; None where there is none."""
+def read_json(path: Path) -> Any:
+    """The value in a file that `write_whole` wrote; None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

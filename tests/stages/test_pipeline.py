@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lmjax import cli
 from lmjax.errors import UserError
 from lmjax.recipe import PPO, SFT, Pipeline, Pretrain, RewardModel, from_json, to_json
 from lmjax.rlhf_settings import DialogueSettings, RewardSettings
@@ -123,3 +124,28 @@ def test_every_stage_comes_back_from_its_json(stage):
 def test_a_stage_that_makes_no_sense_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+RECIPE = """
+from lmjax.recipe import SFT, Pipeline, Pretrain
+
+def recipe():
+    return Pipeline("two", (Pretrain(name="base"), SFT(name="sft-1", start="base")))
+"""
+
+
+def parsed(path, overrides):
+    options = cli._parser().parse_args(["run", str(path)])
+    return cli._overridden(options, overrides)
+
+
+def test_a_field_of_a_stage_is_set_under_the_stages_name(tmp_path, capsys):
+    path = tmp_path / "two.py"
+    path.write_text(RECIPE)
+    changed = parsed(path, ["--base.train.steps", "7", "--sft-1.epochs", "3.0"])
+    assert isinstance(changed, Pipeline) and [stage.name for stage in changed.stages] == ["base", "sft-1"]
+    assert (changed.stages[0].train.steps, changed.stages[1].epochs) == (7, 3.0)
+    assert cli.main(["count", str(path), "--json"]) == 0  # of its pretraining
+    assert json.loads(capsys.readouterr().out)["parameters"] > 0
+    assert cli.main(["run", str(path), "--workdir", str(tmp_path / "w"), "--only", "sft"]) == 2
+    assert "--only sft: no such stage in 'two'; did you mean 'sft-1'?" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lmjax
+from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.recipe import DPO, PPO, SFT, Pipeline, Pretrain, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
@@ -121,41 +122,24 @@ def last(folder, name):
 
 
 def test_every_stage_goes_on_from_the_one_before_and_is_done_once(ran, stages):
-    assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 1, 20, 4, 4]
+    assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 4, 20, 4, 4]
     again = lmjax.run(Pipeline("all", tuple(stages.values())), ran, quiet=True)
     assert again.summary == {}  # nothing ran
     recipe = open_start("sft", ran / "new").recipe
     assert (recipe.model.dropout, recipe.model.attention.dropout) == (0.1, 0.1)
 
 
-def test_the_reward_model_learns_the_rankings_and_demonstrations_score_zero(ran):
+def test_the_reward_model_learns_the_rankings(ran):
     assert last(ran / "reward", "validation_accuracy") > 0.95
     assert last(ran / "reward", "accuracy_of_3") == last(ran / "reward", "validation_accuracy")
     assert last(ran / "reward", "validation_loss") < 0.45
     assert "calibration_error" in read_metrics(ran / "reward")[-1]
 
 
-def test_demonstrations_score_zero_on_average(ran, dialogue):
-    from lmjax.data.dialogue_rows import open_rows
-    from lmjax.model.heads import ScalarModel
-    from lmjax.model.language_model import LanguageModel
-    from lmjax.objective.preference import answer_scores
-    from lmjax.stages.start import abstract_params
-
-    start = open_start("reward", ran / "new")
-    model = ScalarModel(LanguageModel(start.settings))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = start.reward_model(abstract_params(model, device))
-    rows, _, _ = open_rows(dialogue["rank"].train[0], dialogue["rank"], start.tokenizer, "ranking")
-    batch = rows.batch(np.arange(len(rows)))
-    scores = np.asarray(jax.jit(lambda params, batch: answer_scores(model, params, batch))(params, batch))
-    assert scores[batch["ranks"] == 0].mean() == pytest.approx(0.0, abs=1e-4)
-    assert scores[batch["ranks"] == 1].mean() < -0.5
-
-
 def test_dpo_starts_at_the_reference_and_raises_the_better_answers(ran):
     lines = [line for line in read_metrics(ran / "dpo") if "loss" in line]
-    assert lines[0]["accuracy"] == 0.0  # no answer is above another before the first update
+    assert abs(lines[0]["margin"]) < 1e-5  # no answer is above another before the first update
+    assert np.log(2) * 2 / 3 < lines[0]["loss"] < np.log(2)  # of three pairs, all or two are ordered
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert last(ran / "dpo", "validation_accuracy") > 0.8
 
@@ -219,6 +203,18 @@ def test_a_policy_is_loaded_by_its_average_and_a_pipeline_by_its_last_policy(ran
     average = saved_state(ran / "ppo" / "checkpoints" / "ppo" / "4")["opt_state"]["average"]
     np.testing.assert_array_equal(loaded.params["tokens"], average["tokens"])
     assert len(loaded.generate("User: a\nAssistant:", max_tokens=4)) == 1
+
+
+def test_the_score_of_each_answer_in_a_file_is_printed(ran, folder, capsys):
+    assert main(["score", str(ran / "reward"), str(folder / "ranks.jsonl"), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 48 and [row["answer"] for row in rows[:3]] == ["aa", "a", "zzz"]
+    assert rows[0]["prompt"] == "User: a\nAssistant:"
+    scores = np.array([row["score"] for row in rows]).reshape(16, 3)
+    assert scores[:, 0].mean() == pytest.approx(0.0, abs=1e-4)  # as training left it
+    assert (scores[:, 0] > scores[:, 1]).mean() > 0.9
+    assert main(["score", str(ran / "sft"), str(folder / "ranks.jsonl")]) == 2
+    assert "expected a reward model" in capsys.readouterr().err
 
 
 def test_a_python_function_may_give_the_reward(ran, folder, stages):

@@ -1,0 +1,175 @@
+"""The stages that go on from a trained model: supervised fine-tuning, reward models, DPO and PPO, each one dataclass.
+
+Each names what it `start`s from: an earlier stage of its pipeline, or a workdir or checkpoint. Model and tokenizer are
+those of the start; `model` is filled in when the stage runs, so that its checkpoints say all that is needed to read
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmjax.errors import require
+from lmjax.fields import check_types
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
+from lmjax.settings import (
+    CheckpointSettings,
+    ComputeSettings,
+    EvaluationSettings,
+    LogSettings,
+    MeshSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SourceSettings,
+    TrainSettings,
+)
+
+
+def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
+    """What all of them need."""
+    check_types("", stage)
+    plain = (
+        bool(stage.name)
+        and stage.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        and stage.name[0] != "."
+    )
+    require(plain, "name", stage.name, "letters, digits, '-', '_' and '.'", "it names a folder")
+    require(stage.start != stage.name, "start", stage.start, "another stage or a checkpoint", "name the one before")
+    require(stage.epochs is None or stage.epochs > 0, "epochs", stage.epochs, "a number above 0", "use 1.0")
+    rows, parts = stage.dialogue.batch_size, stage.train.microbatches
+    require(rows % parts == 0, "train.microbatches", parts, f"a divisor of dialogue.batch_size {rows}", "change either")
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Supervised fine-tuning on demonstrations, with pretraining text mixed in where `mix` names some."""
+
+    name: str = "sft"
+    start: str = ""
+    dialogue: DialogueSettings = DialogueSettings()
+    mix: tuple[SourceSettings, ...] = ()  # pretraining text, in rows beside the demonstrations
+    mix_share: float = 0.1  # of all rows, where there is a mix
+    epochs: float | None = 1.0  # over the demonstrations; None trains for train.steps
+    dropout: float | None = None  # of the model in this stage; None keeps what it has
+    model: ModelSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(0 < self.mix_share < 1, "mix_share", self.mix_share, "a share in (0, 1)", "use 0.1, or leave mix out")
+        low = self.dropout is None or 0 <= self.dropout < 1
+        require(low, "dropout", self.dropout, "a fraction in [0, 1)", "use 0.2, or leave it out")
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model from rankings: a scalar head on the start, whose demonstrations score 0 on average."""
+
+    name: str = "reward"
+    start: str = ""
+    dialogue: DialogueSettings = DialogueSettings()
+    demonstrations: tuple[DialogueSourceSettings, ...] = ()  # that score 0; none: the best-ranked training answers
+    epochs: float | None = 1.0
+    label_smoothing: float = 0.0  # the probability that two answers are the wrong way round
+    margin: float = 0.0  # by how much a score is to be above that of the next rank
+    centring: float = 0.0  # coefficient of the squared sum of a pair's scores
+    model: ModelSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        smooth = 0 <= self.label_smoothing < 0.5
+        require(smooth, "label_smoothing", self.label_smoothing, "a probability below 0.5", "use 0 for none")
+        for name in ("margin", "centring"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more", "use 0 for none")
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation on rankings, against the start as the reference."""
+
+    name: str = "dpo"
+    start: str = ""
+    dialogue: DialogueSettings = DialogueSettings()
+    epochs: float | None = 1.0
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    model: ModelSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-7, weight_decay=0.0)
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(self.beta > 0, "beta", self.beta, "a number above 0", "use 0.1")
+        smooth = 0 <= self.label_smoothing < 0.5
+        require(smooth, "label_smoothing", self.label_smoothing, "a probability below 0.5", "use 0 for none")
+
+
+@dataclass(frozen=True)
+class PPO:
+    """PPO from a reward model or a Python function; PPO-ptx with `mix`, GRPO with ppo.baseline = "group".
+
+    A step is an iteration: dialogue.batch_size prompts, each answered ppo.group times. A learning-rate schedule counts
+    the optimizer's updates.
+    """
+
+    name: str = "ppo"
+    start: str = ""  # the policy, and the reference
+    reward: RewardSettings = RewardSettings()
+    dialogue: DialogueSettings = DialogueSettings()  # its prompts
+    ppo: PPOSettings = PPOSettings()
+    kl: KLSettings = KLSettings()
+    mix: tuple[SourceSettings, ...] = ()  # the pretraining text of PPO-ptx
+    mix_length: int = 128  # tokens of its rows
+    epochs: float | None = None  # over the prompts; None trains for train.steps
+    model: ModelSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)  # the policy's
+    value_optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
+        responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.microbatches
+        what = f"a divisor of the {responses} responses of an iteration"
+        require(responses % parts == 0, "ppo.minibatches x train.microbatches", parts, what, "change either")
+        mixes = self.ppo.mix_coefficient > 0
+        require(
+            mixes == bool(self.mix),
+            "ppo.mix_coefficient",
+            self.ppo.mix_coefficient,
+            "above 0 with a mix, 0 without",
+            "set both, or neither",
+        )
+        grouped = self.ppo.baseline == "group"
+        require(
+            not (mixes and grouped),
+            "ppo.mix_coefficient",
+            self.ppo.mix_coefficient,
+            "0 for a group baseline",
+            "use a value baseline",
+        )
+        fixed = self.kl.target is None or not grouped
+        require(fixed, "kl.target", self.kl.target, "none for a group baseline", "leave it out")

@@ -1,0 +1,104 @@
+"""Direct preference optimisation: a policy from rankings, without a reward model or sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.data.batch import Batch
+from lmjax.data.dialogue_rows import RANKS
+from lmjax.model.count import count
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.preference import preference_loss
+from lmjax.objective.weighted import LossFunction
+from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
+from lmjax.parallel.shardings import parameter_shardings
+from lmjax.rlhf_recipes import DPO
+from lmjax.stages.going_on import (
+    Outcome,
+    Training,
+    abstract_of,
+    check_sources,
+    loader_of,
+    mean_of,
+    mesh_for,
+    open_dialogue,
+    optimizer_of,
+    placed,
+    planned_steps,
+    sums_over,
+    train,
+    validation_of,
+)
+from lmjax.stages.start import abstract_params, open_start
+from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.training.loop import Metrics, Values
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import Recorder
+from lmjax.training.state import TrainState
+from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.stop import StopRequest
+
+
+def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+    """Trains to the stage's last step, or until `stop` asks; the same call resumes. What is returned is saved."""
+    check_sources(recipe)
+    start = open_start(recipe.start, workdir)
+    recipe = dataclasses.replace(recipe, model=start.settings)
+    dialogue, settings, size = recipe.dialogue, start.settings, start.tokenizer.vocab_size
+    mesh = mesh_for(recipe, settings)
+    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", display)
+    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", display)
+    steps = planned_steps(recipe, rows, dialogue.batch_size)
+
+    model = LanguageModel(settings, recipe.compute, jax.default_backend())
+    axes = model.logical_axes()
+    optimizer, schedule = optimizer_of(recipe.optimizer, steps, axes)
+    parts, seed = recipe.train.microbatches, recipe.train.seed
+    reference = start.language_model(abstract_params(model, parameter_shardings(axes, mesh)))
+
+    def loss_of(reference: Any) -> LossFunction:
+        smoothing = recipe.label_smoothing
+        return preference_loss(model, reference, beta=recipe.beta, label_smoothing=smoothing, valid_vocab=size)
+
+    def step(state: TrainState, reference: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        own = make_train_step(loss_of(reference), optimizer, microbatches=parts, seed=seed, schedule=schedule)
+        return own(state, batch)
+
+    def read(params: Any, reference: Any, batch: Batch) -> Metrics:
+        return make_eval_step(loss_of(reference))(params, batch)
+
+    abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
+    compiled = compile_step(step, mesh, abstract, reference)
+    reading = compile_reading(read, mesh, abstract.params, reference)
+
+    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
+        if not held_out:
+            return {}
+        validation, most = validation_of(held_out, dialogue), recipe.evaluation.batches
+        sums = sums_over(lambda params, batch: reading(params, reference, batch), state.params, validation, mesh, most)
+        return {VALIDATION_LOSS: mean_of(sums["loss"]), "validation_accuracy": mean_of(sums["accuracy"])}
+
+    def fresh() -> TrainState:
+        return jax.jit(lambda params: TrainState.create(params, optimizer), out_shardings=shardings_of(abstract))(
+            jax.tree.map(lambda x: x.copy(), reference)  # the step uses the state's memory again
+        )
+
+    loader = loader_of(rows, dialogue)
+    training = Training(
+        recipe=recipe,
+        steps=steps,
+        mesh=mesh,
+        abstract=abstract,
+        fresh=fresh,
+        step=lambda state, batch: compiled(state, reference, batch),
+        batch_at=placed(loader.batch_at, mesh),
+        tokens_per_step=dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1],
+        flops_per_token=count(settings, dialogue.sequence_length).flops_per_token,
+        evaluate=evaluate,
+    )
+    state = train(training, workdir, start.tokenizer_folder, stop, display)
+    return Outcome(state, steps, settings, dialogue.sequence_length)

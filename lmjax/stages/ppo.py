@@ -1,0 +1,302 @@
+"""PPO, PPO-ptx and GRPO: a policy from a reward model or a Python function. A step of the loop is an iteration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lmjax.data.batch import Batch
+from lmjax.data.dialogue import Prompt, render
+from lmjax.data.dialogue_rows import RECORD
+from lmjax.data.loader import Loader
+from lmjax.errors import require
+from lmjax.model.count import count
+from lmjax.model.heads import ScalarModel, init_scalar, scalar_axes
+from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
+from lmjax.parallel.shardings import on_mesh, parameter_shardings, state_shardings
+from lmjax.rlhf.ppo import AVERAGE, MIX, POLICY, VALUE, Learner
+from lmjax.rlhf.reward_function import called, is_function, load_function
+from lmjax.rlhf.rollout import Rollout, Vocabulary
+from lmjax.rlhf_recipes import PPO
+from lmjax.settings import DataSettings
+from lmjax.stages.going_on import (
+    Outcome,
+    Training,
+    check_sources,
+    loader_of,
+    mesh_for,
+    open_dialogue,
+    open_mix,
+    optimizer_of,
+    planned_steps,
+    train,
+)
+from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
+from lmjax.training.loop import Metrics, Values
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import Recorder
+from lmjax.training.state import TrainState
+from lmjax.training.stop import StopRequest
+
+SHOWN = 4  # samples of an evaluation that are recorded
+Scorer = Callable[[Rollout, np.ndarray], Any]
+
+
+def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+    """Trains to the stage's last iteration, or until `stop` asks; the same call resumes. What is returned is saved."""
+    check_sources(recipe)
+    start = open_start(recipe.start, workdir)
+    recipe = dataclasses.replace(recipe, model=start.settings)
+    by_function = is_function(recipe.reward.source)
+    judge = None if by_function else open_reward_model(recipe.reward.source, workdir, start)
+    _check_lengths(recipe, start, judge)
+    mesh = mesh_for(recipe, start.settings)
+    rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", display)
+    held_out, asked = open_dialogue(recipe.dialogue.validation, recipe.dialogue, start.tokenizer, "prompt", display)
+    steps = planned_steps(recipe, rows, recipe.dialogue.batch_size)
+    learner, axes = _learner(recipe, start, judge, steps)
+    abstract = abstract_state(learner, axes, mesh)
+    reference = start.language_model(abstract.params[POLICY])
+    frozen = {"reference": reference}
+    if judge is not None and learner.reward is not None:
+        shardings = parameter_shardings(learner.reward.logical_axes(), mesh)
+        frozen["reward"] = judge.reward_model(abstract_params(learner.reward, shardings))
+    phases = _phases(learner, mesh, abstract, frozen)
+    write = _Writer(recipe, start)
+    function = load_function(recipe.reward.source) if by_function else None
+
+    def score(rollout: Rollout, prompts: Sequence[str]) -> Any:
+        if function is None:
+            return phases.score(frozen["reward"], rollout)
+        scores = called(function, recipe.reward.source, prompts, write.responses(rollout))
+        return place_rows({"scores": scores}, mesh)["scores"]
+
+    whole = compile_step(learner.iterate, mesh, abstract, frozen) if function is None else None
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if whole is not None:
+            return whole(state, frozen, batch)
+        rollout = phases.roll(state, batch)
+        prompts = write.prompts(_flat(records), batch, learner.ppo.group)
+        return phases.learn(state, reference, rollout, score(rollout, prompts), batch)
+
+    fixed_step = jax.device_put(np.int32(-1), abstract.step.sharding)
+
+    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
+        if not held_out:
+            return {}
+        numbers = np.arange(recipe.dialogue.batch_size) % len(held_out[0])
+        batch = place_rows(held_out[0].batch(numbers), mesh)
+        fixed = dataclasses.replace(state, step=fixed_step)  # the same draws at every evaluation
+        rollout = phases.roll(fixed, batch)
+        prompts = write.prompts(asked[0], batch, learner.ppo.group)
+        scores = np.asarray(jax.device_get(score(rollout, prompts)))
+        for row, response in enumerate(write.responses(rollout)[: SHOWN * learner.ppo.group]):
+            if row % learner.ppo.group == 0:
+                recorder.write(done, {"prompt": prompts[row], "sample": response, "sample_reward": float(scores[row])})
+        finished, mask = jax.device_get((rollout.finished, rollout.mask))
+        lengths = mask.sum(axis=1)
+        return {
+            "validation_reward": float(scores.mean()),
+            "validation_length": float(lengths.mean()),
+            "validation_finished": float(finished.mean()),
+        }
+
+    batch_at = _batches(recipe, rows, learner, start, workdir, mesh, display)
+    responses = recipe.dialogue.batch_size * learner.ppo.group
+    row = recipe.dialogue.sequence_length + learner.ppo.response_tokens
+    training = Training(
+        recipe=recipe,
+        steps=steps,
+        mesh=mesh,
+        abstract=abstract,
+        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed),
+        step=step,
+        batch_at=batch_at,
+        tokens_per_step=responses * row,
+        flops_per_token=count(start.settings, row).flops_per_token * learner.ppo.epochs,
+        evaluate=evaluate,
+    )
+    state = train(training, workdir, start.tokenizer_folder, stop, display)
+    return Outcome(state, steps, start.settings, row)
+
+
+def _check_lengths(recipe: PPO, start: Start, judge: Start | None) -> None:
+    longest = recipe.dialogue.sequence_length + recipe.ppo.response_tokens
+    for name, of in (("policy", start), ("reward model", judge)):
+        if of is not None:
+            expected = f"at most the {name}'s context of {of.settings.context}"
+            fix = "shorten prompts or responses"
+            require(
+                longest <= of.settings.context,
+                "dialogue.sequence_length + ppo.response_tokens",
+                longest,
+                expected,
+                fix,
+            )
+
+
+def _learner(recipe: PPO, start: Start, judge: Start | None, steps: int) -> tuple[Learner, dict[str, Any]]:
+    """The models and optimizers, and the logical axes of what is trained."""
+    platform = jax.default_backend()
+    policy = LanguageModel(start.settings, recipe.compute, platform)
+    reward = None if judge is None else ScalarModel(LanguageModel(judge.settings, recipe.compute, platform))
+    value = reward or ScalarModel(policy)
+    axes: dict[str, Any] = {POLICY: policy.logical_axes()}
+    if recipe.ppo.baseline != "group":
+        axes[VALUE] = value.logical_axes() if recipe.ppo.baseline == "value" else scalar_axes()
+    updates = steps * recipe.ppo.epochs * recipe.ppo.minibatches
+    optimizer, schedule = optimizer_of(recipe.optimizer, updates, axes[POLICY])
+    optimizers = {POLICY: optimizer}
+    if VALUE in axes:
+        optimizers[VALUE] = optimizer_of(recipe.value_optimizer, updates, axes[VALUE])[0]
+    vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
+    learner = Learner(
+        *(policy, value, reward, vocabulary, recipe.ppo, recipe.kl, recipe.reward, optimizers),
+        schedule=schedule,
+        microbatches=recipe.train.microbatches,
+        seed=recipe.train.seed,
+    )
+    return learner, axes
+
+
+def abstract_state(learner: Learner, axes: dict[str, Any], mesh: Mesh) -> TrainState:
+    """The shapes and shardings of the state, each part's optimizer state cut as the part is."""
+
+    def create(rng: jax.Array) -> TrainState:
+        value = None
+        if learner.ppo.baseline != "group":
+            width = learner.policy.settings.width
+            value = learner.value.init(rng) if learner.ppo.baseline == "value" else init_scalar(rng, width)
+        return learner.create(learner.policy.init(rng), value)
+
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda _: whole, shapes)
+    for name, own in axes.items():
+        part = TrainState(shapes.step, shapes.params[name], shapes.opt_state[name])
+        cut = state_shardings(part, parameter_shardings(own, mesh), mesh)
+        shardings.params[name], shardings.opt_state[name] = cut.params, cut.opt_state
+        if name == POLICY and AVERAGE in shapes.opt_state:
+            shardings.opt_state[AVERAGE] = cut.params
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _fresh(
+    learner: Learner, abstract: TrainState, start: Start, judge: Start | None, frozen: dict[str, Any], seed: int
+) -> TrainState:
+    """The policy from the start; the value model from the reward model, or else from the policy with a head of 0."""
+    key = jax.random.key(seed)
+    if learner.ppo.baseline == "group":
+        make: Callable[[Any], Any] = lambda frozen: None  # noqa: E731
+    elif learner.ppo.baseline == "value_head":
+        make = lambda frozen: init_scalar(key, start.settings.width, zero=True)  # noqa: E731
+    elif judge is not None:
+        make = lambda frozen: frozen["reward"]  # noqa: E731
+    else:
+        make = lambda frozen: learner.value.on_trunk(frozen["reference"], key, zero=True)  # noqa: E731
+    create = jax.jit(
+        lambda frozen: learner.create(frozen["reference"], make(frozen)), out_shardings=shardings_of(abstract)
+    )
+    return create(frozen)
+
+
+@dataclass(frozen=True)
+class _Phases:
+    roll: Callable[[TrainState, Batch], Rollout]
+    score: Callable[[Any, Rollout], Any]
+    learn: Callable[..., tuple[TrainState, Metrics]]
+
+
+def _phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str, Any]) -> _Phases:
+    """The phases, compiled apart; each is compiled when it is first called."""
+    own, rows, whole = shardings_of(abstract), row_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    reference = shardings_of(frozen["reference"])
+    return _Phases(
+        roll=jax.jit(on_mesh(learner.roll, mesh), in_shardings=(own, rows), out_shardings=rows),
+        score=jax.jit(on_mesh(learner.score, mesh), out_shardings=rows),
+        learn=jax.jit(
+            on_mesh(learner.learn, mesh),
+            in_shardings=(own, reference, rows, rows, rows),
+            out_shardings=(own, whole),
+            donate_argnums=0,
+        ),
+    )
+
+
+class _Writer:
+    """Prompts and responses as text."""
+
+    def __init__(self, recipe: PPO, start: Start) -> None:
+        self._template, self._tokenizer = recipe.dialogue.template, start.tokenizer
+
+    def prompts(self, records: Sequence[Any], batch: Batch, group: int) -> list[str]:
+        """The text of each response's prompt, as the policy reads it."""
+        numbers = np.asarray(jax.device_get(batch[RECORD]))[:, 0]
+        chosen = [records[number] for number in numbers for _ in range(group)]
+        return ["".join(piece.text for piece in render(record.turns, self._template)) for record in chosen]
+
+    def responses(self, rollout: Rollout) -> list[str]:
+        """The text of each response, without its end."""
+        tokens, mask = jax.device_get((rollout.responses, rollout.mask))
+        return [self._tokenizer.decode(ids[live > 0].tolist()) for ids, live in zip(tokens, mask, strict=True)]
+
+
+def _flat(records: Sequence[Sequence[Any]]) -> list[Prompt]:
+    """The prompts of all sources, in the order of the numbers that `_numbered` gives them."""
+    return [record for source in records for record in source]
+
+
+def _batches(
+    recipe: PPO,
+    rows: Sequence[Any],
+    learner: Learner,
+    start: Start,
+    workdir: Path,
+    mesh: Mesh,
+    display: ProgressDisplay,
+) -> Callable[[int], Batch]:
+    """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
+    firsts = np.cumsum([0, *map(len, rows)])
+    prompts = loader_of(
+        [_Numbered(each, first) for each, first in zip(rows, firsts[:-1], strict=True)], recipe.dialogue
+    )
+    mix: Loader | None = None
+    if recipe.mix:
+        texts = open_mix(recipe.mix, start, workdir, display)
+        episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
+        size = episodes * learner.ppo.mix_rows
+        data = DataSettings(sequence_length=recipe.mix_length, batch_size=size, seed=recipe.train.seed)
+        mix = Loader(texts, [source.weight for source in recipe.mix], data)
+
+    def batch_at(step: int) -> Batch:
+        batch = prompts.batch_at(step)
+        if mix is not None:
+            batch = batch | {MIX + name: array for name, array in mix.batch_at(step).items()}
+        return place_rows(batch, mesh)
+
+    return batch_at
+
+
+class _Numbered:
+    """Prompt rows whose records are numbered on from those of the sources before."""
+
+    dropped_tokens = 0
+
+    def __init__(self, rows: Any, first: int) -> None:
+        self._rows, self._first = rows, np.int32(first)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        batch = self._rows.batch(indices)
+        return batch | {RECORD: batch[RECORD] + self._first}

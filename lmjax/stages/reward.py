@@ -1,0 +1,152 @@
+"""The reward model: a scalar head on a language model, trained on rankings, whose demonstrations score 0 on average."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.batch import Batch
+from lmjax.data.dialogue_rows import RANKS
+from lmjax.data.loader import ValidationBatches
+from lmjax.model.count import count
+from lmjax.model.heads import SCALAR, ScalarModel
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.preference import answer_scores, present_answers, reward_loss
+from lmjax.objective.ranking import accuracy_by_size, calibration
+from lmjax.objective.weighted import Weighted
+from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
+from lmjax.parallel.shardings import parameter_shardings
+from lmjax.rlhf_recipes import RewardModel
+from lmjax.stages.going_on import (
+    Outcome,
+    Training,
+    abstract_of,
+    check_sources,
+    loader_of,
+    mean_of,
+    mesh_for,
+    open_dialogue,
+    optimizer_of,
+    placed,
+    planned_steps,
+    sums_over,
+    train,
+    validation_of,
+)
+from lmjax.stages.start import abstract_params, open_start
+from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.training.loop import Values
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import Recorder
+from lmjax.training.state import TrainState
+from lmjax.training.step import make_train_step
+from lmjax.training.stop import StopRequest
+
+
+def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+    """Trains to the stage's last step, or until `stop` asks; the same call resumes. What is returned is saved.
+
+    The bias is shifted in the state that the last step saves.
+    """
+    check_sources(recipe)
+    start = open_start(recipe.start, workdir)
+    recipe = dataclasses.replace(recipe, model=start.settings)
+    dialogue, settings = recipe.dialogue, start.settings
+    mesh = mesh_for(recipe, settings)
+    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", display)
+    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", display)
+    zero, _ = open_dialogue(recipe.demonstrations, dialogue, start.tokenizer, "answer", display)
+    steps = planned_steps(recipe, rows, dialogue.batch_size)
+
+    model = ScalarModel(LanguageModel(settings, recipe.compute, jax.default_backend()))
+    axes = model.logical_axes()
+    optimizer, schedule = optimizer_of(recipe.optimizer, steps, axes)
+    loss_fn = reward_loss(model, label_smoothing=recipe.label_smoothing, margin=recipe.margin, centring=recipe.centring)
+    parts, seed = recipe.train.microbatches, recipe.train.seed
+    step = make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)
+    abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
+    most = max((each.batch(np.array([0]))[RANKS].shape[1] for each in held_out), default=0)
+    reading = compile_reading(
+        lambda params, batch: comparison(model, loss_fn, params, batch, most), mesh, abstract.params
+    )
+    scoring = compile_reading(lambda params, batch: _best_scores(model, params, batch), mesh, abstract.params)
+
+    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
+        if not held_out:
+            return {}
+        validation = validation_of(held_out, dialogue)
+        sums = sums_over(reading, state.params, validation, mesh, recipe.evaluation.batches)
+        return summary_of(sums, most)
+
+    def fresh() -> TrainState:
+        trunk_axes = model.language_model.logical_axes()
+        trunk = start.language_model(abstract_params(model.language_model, parameter_shardings(trunk_axes, mesh)))
+
+        def create(trunk: Any) -> TrainState:
+            return TrainState.create(model.on_trunk(trunk, jax.random.key(seed)), optimizer)
+
+        return jax.jit(create, out_shardings=shardings_of(abstract))(trunk)
+
+    def finish(state: TrainState) -> TrainState:
+        batches = ValidationBatches(zero or rows, dialogue.sequence_length, dialogue.batch_size)
+        mean = mean_of(sums_over(scoring, state.params, batches, mesh, None)["score"])
+        scalar = state.params[SCALAR]
+        shifted = scalar | {"bias": scalar["bias"] - jnp.float32(mean)}
+        display.say(f"the demonstrations scored {mean:.4f} on average; the bias is shifted by that much")
+        return dataclasses.replace(state, params=state.params | {SCALAR: shifted})
+
+    loader = loader_of(rows, dialogue)
+    training = Training(
+        recipe=recipe,
+        steps=steps,
+        mesh=mesh,
+        abstract=abstract,
+        fresh=fresh,
+        step=compile_step(step, mesh, abstract),
+        batch_at=placed(loader.batch_at, mesh),
+        tokens_per_step=dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1],
+        flops_per_token=count(settings, dialogue.sequence_length).flops_per_token,
+        evaluate=evaluate,
+        finish=finish,
+    )
+    state = train(training, workdir, start.tokenizer_folder, stop, display)
+    return Outcome(state, steps, settings, dialogue.sequence_length)
+
+
+def comparison(model: ScalarModel, loss_fn: Any, params: Any, batch: Batch, most: int) -> dict[str, Weighted]:
+    """The loss, the accuracy by K up to `most`, and the calibration of a batch of rankings."""
+    loss, metrics = loss_fn(params, batch, None)
+    scores_BK = answer_scores(model, params, batch)
+    ranks_BK, present_BK = batch[RANKS], present_answers(batch)
+    sizes = accuracy_by_size(scores_BK, ranks_BK, present_BK, most)
+    confidence, right = calibration(scores_BK, ranks_BK, present_BK)
+    by_size = {f"accuracy_of_{size}": pair for size, pair in sizes.items()}
+    return {"loss": loss, "confidence": confidence, "right": right} | metrics | by_size
+
+
+def summary_of(sums: dict[str, Weighted], most: int) -> Values:
+    """The numbers of a validation set: loss, accuracy over all pairs and by K, and the calibration error.
+
+    The calibration error is |confidence - share in the right order|, averaged over pairs in ten bins of confidence.
+    """
+    pairs = float(sums["accuracy"].weight)
+    gap = np.abs(np.asarray(sums["confidence"].sum) - np.asarray(sums["right"].sum)).sum()
+    values = {
+        VALIDATION_LOSS: mean_of(sums["loss"]),
+        "validation_accuracy": mean_of(sums["accuracy"]),
+        "calibration_error": float(gap) / pairs if pairs else 0.0,
+    }
+    by_size = {f"accuracy_of_{size}": sums[f"accuracy_of_{size}"] for size in range(2, most + 1)}
+    return values | {name: mean_of(pair) for name, pair in by_size.items() if pair.weight}
+
+
+def _best_scores(model: ScalarModel, params: Any, batch: Batch) -> dict[str, Weighted]:
+    """The scores of the best-ranked answers, which stand for demonstrations."""
+    best_BK = present_answers(batch) & (batch[RANKS] == 0)
+    scores_BK = jnp.where(best_BK, answer_scores(model, params, batch), 0.0)
+    return {"score": Weighted(scores_BK.sum(), best_BK.sum().astype(jnp.float32))}

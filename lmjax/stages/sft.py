@@ -1,0 +1,118 @@
+"""Supervised fine-tuning: loss on the assistant's tokens, with pretraining text mixed in where the recipe has some."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from lmjax.data.dialogue import Turn, render
+from lmjax.data.loader import RowLoader
+from lmjax.data.packing import pack
+from lmjax.generate.decode import generate
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.model.count import count
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.language import language_loss
+from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
+from lmjax.parallel.shardings import parameter_shardings
+from lmjax.rlhf_recipes import SFT
+from lmjax.settings import ModelSettings
+from lmjax.stages.going_on import (
+    Outcome,
+    Training,
+    abstract_of,
+    check_sources,
+    mean_of,
+    mesh_for,
+    open_dialogue,
+    open_mix,
+    optimizer_of,
+    placed,
+    planned_steps,
+    sums_over,
+    train,
+    validation_of,
+)
+from lmjax.stages.start import abstract_params, open_start
+from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.training.loop import Values
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import Recorder
+from lmjax.training.state import TrainState
+from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.stop import StopRequest
+
+
+def with_dropout(settings: ModelSettings, dropout: float | None) -> ModelSettings:
+    """The same model with this dropout everywhere; None keeps what it has."""
+    if dropout is None:
+        return settings
+    attention = dataclasses.replace(settings.attention, dropout=dropout)
+    return dataclasses.replace(settings, dropout=dropout, attention=attention)
+
+
+def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+    """Fine-tunes to the stage's last step, or until `stop` asks; the same call resumes. What is returned is saved."""
+    check_sources(recipe)
+    start = open_start(recipe.start, workdir)
+    recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, recipe.dropout))
+    assert recipe.model is not None
+    dialogue, settings, size = recipe.dialogue, recipe.model, start.tokenizer.vocab_size
+    mesh = mesh_for(recipe, settings)
+    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", display)
+    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", display)
+    steps = planned_steps(recipe, rows, dialogue.batch_size)
+    sources, weights = rows, [source.weight for source in dialogue.train]
+    if recipe.mix:
+        texts = open_mix(recipe.mix, start, workdir, display)
+        share = recipe.mix_share / (1.0 - recipe.mix_share) * sum(weights) / sum(s.weight for s in recipe.mix)
+        packed = [pack(shards, dialogue.loading, keep_rest=False) for shards in texts]
+        sources, weights = [*rows, *packed], [*weights, *(source.weight * share for source in recipe.mix)]
+
+    model = LanguageModel(settings, recipe.compute, jax.default_backend())
+    axes = model.logical_axes()
+    optimizer, schedule = optimizer_of(recipe.optimizer, steps, axes)
+    options = {"z_loss": recipe.train.z_loss, "label_smoothing": recipe.train.label_smoothing}
+    loss_fn = language_loss(model, valid_vocab=size, **options)
+    parts, seed = recipe.train.microbatches, recipe.train.seed
+    step = make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)
+    abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
+    reading = compile_reading(make_eval_step(loss_fn), mesh, abstract.params)
+    prompts = [
+        "".join(p.text for p in render((Turn("user", t),), dialogue.template)) for t in recipe.evaluation.prompts
+    ]
+    sampling = SamplingSettings(max_tokens=recipe.evaluation.sample_tokens, temperature=recipe.evaluation.temperature)
+
+    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
+        if prompts:
+            for prompt, completion in zip(
+                prompts, generate(model, state.params, start.tokenizer, prompts, sampling), strict=True
+            ):
+                recorder.write(done, {"prompt": prompt, "sample": completion.text})
+        if not held_out:
+            return {}
+        sums = sums_over(reading, state.params, validation_of(held_out, dialogue), mesh, recipe.evaluation.batches)
+        return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+
+    def fresh() -> TrainState:
+        params = start.language_model(abstract_params(model, parameter_shardings(axes, mesh)))
+        return jax.jit(lambda params: TrainState.create(params, optimizer), out_shardings=shardings_of(abstract))(
+            params
+        )
+
+    training = Training(
+        recipe=recipe,
+        steps=steps,
+        mesh=mesh,
+        abstract=abstract,
+        fresh=fresh,
+        step=compile_step(step, mesh, abstract),
+        batch_at=placed(RowLoader(sources, weights, dialogue.loading).batch_at, mesh),
+        tokens_per_step=dialogue.batch_size * dialogue.sequence_length,
+        flops_per_token=count(settings, dialogue.sequence_length).flops_per_token,
+        evaluate=evaluate,
+    )
+    state = train(training, workdir, start.tokenizer_folder, stop, display)
+    return Outcome(state, steps, settings, dialogue.sequence_length)

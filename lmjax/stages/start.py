@@ -1,0 +1,120 @@
+"""What a stage starts from: another stage's checkpoint, with its model, tokenizer and the recipe that made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
+from lmjax.errors import UserError, require
+from lmjax.model.heads import TRUNK
+from lmjax.recipe import Stage, from_json
+from lmjax.rlhf.ppo import AVERAGE, POLICY
+from lmjax.rlhf_recipes import PPO, RewardModel
+from lmjax.settings import ModelSettings
+from lmjax.stages.workdir import PIPELINE_FILE, read_json
+from lmjax.training.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to go on from; `tokenizer_folder` is the copy of its tokenizer in the stage's workdir."""
+
+    checkpoint: Checkpoint
+    recipe: Stage
+    settings: ModelSettings
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+
+    def language_model(self, abstract: Any) -> Any:
+        """The language model's parameters; `abstract` gives shapes, dtypes and shardings."""
+        return language_model_params(self.checkpoint, self.recipe, abstract)
+
+    def reward_model(self, abstract: Any) -> Any:
+        """A reward model's trunk and scalar head."""
+        return _restored(self.checkpoint, {"params": abstract})["params"]
+
+
+def language_model_params(checkpoint: Checkpoint, recipe: Stage, abstract: Any) -> Any:
+    """The language model in a checkpoint: a reward model's trunk, a policy, or the average of one where it is kept."""
+    keys = ["params"]
+    if isinstance(recipe, RewardModel):
+        keys = ["params", TRUNK]
+    elif isinstance(recipe, PPO):
+        keys = ["params", POLICY] if recipe.ppo.average is None else ["opt_state", AVERAGE]
+    tree = abstract
+    for key in reversed(keys):
+        tree = {key: tree}
+    restored = _restored(checkpoint, tree)
+    for key in keys:
+        restored = restored[key]
+    return restored
+
+
+def _restored(checkpoint: Checkpoint, tree: Any) -> Any:
+    try:
+        return checkpoint.restore(tree)
+    except DamagedCheckpointError as error:
+        raise UserError(f"{error}; name an older step's folder") from error
+
+
+def found_checkpoint(path: Path) -> Checkpoint:
+    """The newest checkpoint of a workdir, a stage or a step; of a pipeline's workdir, that of its last policy.
+
+    Raises UserError where there is none.
+    """
+    stages = read_json(path / PIPELINE_FILE) or []
+    for name in reversed(stages):
+        if (path / name / "checkpoints").is_dir():
+            found = find_checkpoint(path / name)
+            if not isinstance(from_json(found.extras()["recipe"], f"{found.path}: recipe"), RewardModel):
+                return found
+    return find_checkpoint(path)
+
+
+def place_of(source: str, workdir: Path) -> Path:
+    """Where a stage's source is: the folder of that name beside the stage's own, or else a path."""
+    beside = workdir.parent / source
+    return beside if "/" not in source and beside.is_dir() else Path(source)
+
+
+def open_start(path: str, workdir: Path, field: str = "start") -> Start:
+    """Opens the newest checkpoint of `path`: a stage's name, a workdir or a checkpoint.
+
+    Raises UserError where there is none, or where it has no tokenizer.
+    """
+    require(bool(path), field, path, "a stage's name or a checkpoint", "name what to start from")
+    checkpoint = found_checkpoint(place_of(path, workdir))
+    extras = checkpoint.extras()
+    recipe = from_json(extras["recipe"], f"{checkpoint.path}: recipe")
+    require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
+    folder = workdir / f"tokenizer-{field.replace('.', '-')}"
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint.unpack_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    assert recipe.model is not None
+    settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
+    return Start(checkpoint, recipe, settings, tokenizer, folder)
+
+
+def open_reward_model(path: str, workdir: Path, policy: Start) -> Start:
+    """Opens a reward model that reads what `policy` writes. Raises UserError where its tokenizer is another one."""
+    start = open_start(path, workdir, "reward.source")
+    is_reward = isinstance(start.recipe, RewardModel)
+    require(is_reward, "reward.source", path, "a reward model", "name the stage that trained one")
+    same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
+    require(same, "reward.source", path, "a reward model with the policy's tokenizer", "train one on the same start")
+    return start
+
+
+def abstract_params(model: Any, sharding: Any) -> Any:
+    """The shapes and dtypes of a model's parameters, with `sharding`, a tree like them or one for all."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
