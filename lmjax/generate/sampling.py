@@ -34,6 +34,7 @@ class SamplingSettings:
         p = self.top_p
         require(p is None or 0 < p <= 1, "top_p", p, "a probability in (0, 1]", "leave it out for no limit")
         require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0", "use 1 for none")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "a number from 0 to 2^32 - 1", "use a smaller one")
         require(self.top >= 0, "top", self.top, "0 or more", "use 0 for no alternatives")
         require(all(self.stop), "stop", self.stop, "strings that are not empty", "leave the empty one out")
 

@@ -97,6 +97,8 @@ def test_greedy_takes_the_most_likely_token_whatever_else_is_set():
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
         ("top", -1),
+        ("seed", -1),
+        ("seed", 2**32),
         ("stop", ("a", "")),
     ],
 )
