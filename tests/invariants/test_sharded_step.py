@@ -9,7 +9,6 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -99,7 +98,7 @@ def on_one_device(microbatches=2, dropout=True):
     """Losses, gradient norms and the states before and after, with plain jit and no mesh."""
     model = make_model(dropout=dropout)
     optimizer, step = make_parts(model, microbatches)
-    start = state = first_state(model, optimizer)
+    start = state = jax.device_get(first_state(model, optimizer))
     compiled, record = jax.jit(step), []
     for number in range(STEPS):
         state, metrics = compiled(state, ragged_batch(number))
