@@ -56,8 +56,8 @@ class Dense(nn.Module):
         inner = x.shape[x.ndim - contracted :]
         init = normal_init(self.std, self.axes)
         kernel: Any = self.param("kernel", init, (*inner, *self.features), jnp.float32)
-        # The constraint is also one on the gradient, which is then scattered over the devices, not kept whole by each.
-        kernel = constrain(kernel.astype(self.dtype), *self.axes)
+        # Gathered before use: otherwise the compiler may sum over cut widths and exchange activations instead.
+        kernel = constrain(kernel.astype(self.dtype), *("act_embed" if name == "embed" else name for name in self.axes))
         bias: Any = None
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[contracted:])

@@ -51,7 +51,7 @@ def cross_entropy(
     B, T = weights_BT.shape
     chunks = chunk_count(B, T, chunk or LOGITS_AT_ONCE // head_VD.shape[0])
     terms = Terms(vocab, z_loss, label_smoothing, chunks)
-    head = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "embed")
+    head = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "act_embed")  # gathered once for all chunks
     weights_BT = weights_BT.astype(jnp.float32)
     loss, entropy, correct = _sums(terms, hidden_BTD, head, targets_BT, weights_BT)
     weight = weights_BT.sum()

@@ -14,6 +14,7 @@ from lmjax.data.batch import Batch
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.sharding_context import logical_sharding
 from lmjax.parallel.axis_rules import flax_rules, partition_spec
+from lmjax.parallel.compiler_options import compiler_options
 from lmjax.training.state import TrainState
 
 
@@ -93,6 +94,7 @@ def jit_step(step: Callable[..., Any], state: TrainState, mesh: Mesh) -> Callabl
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 

@@ -1,0 +1,81 @@
+"""What is arranged for the TPU's compiler, run here on the CPU, changes neither parameters, loss nor gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.normalize import normalize
+from lmjax.objective.language import language_loss
+from lmjax.settings import AttentionSettings, ComputeSettings, ModelSettings, NormSettings
+
+B, T = 3, 16
+
+
+def batch(vocab):
+    tokens = jax.random.randint(jax.random.key(1), (B, T + 1), 0, vocab)
+    positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    segments = jnp.where(positions < jnp.array([[5], [16], [9]]), 1, 2)
+    return {
+        TOKENS: tokens[:, :-1],
+        TARGETS: tokens[:, 1:],
+        WEIGHTS: (positions != 3).astype(jnp.float32),
+        POSITIONS: positions,
+        SEGMENTS: segments,
+    }
+
+
+@pytest.mark.parametrize(("kind", "remat"), [("layernorm", "projections"), ("rmsnorm", "none")])
+def test_a_model_for_the_tpu_has_the_loss_and_gradients_of_one_for_the_cpu(kind, remat):
+    heads = AttentionSettings(heads=4, kv_heads=2, implementation="einsum")
+    settings = ModelSettings(2, 32, T, 61, attention=heads, norm=NormSettings(kind=kind))
+    compute = ComputeSettings(dtype="float32", remat=remat)
+    cpu, tpu = (LanguageModel(settings, compute, platform) for platform in ("cpu", "tpu"))
+    params = cpu.init(jax.random.key(0))
+    # every bias and scale away from its first value, so that nothing is hidden by a zero or a one
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    rows = batch(61)
+
+    def gradients(model):
+        loss_fn = language_loss(model)
+        return jax.jit(jax.value_and_grad(lambda p: loss_fn(p, rows, None)[0].sum))(params)
+
+    (loss, grads), (expected_loss, expected) = gradients(tpu), gradients(cpu)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        other = dict(jax.tree_util.tree_leaves_with_path(grads))[path]
+        scale = np.abs(leaf).max()
+        np.testing.assert_allclose(other, leaf, atol=2e-5 * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("materialize", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_gradient_of_a_norm_is_that_of_its_formula(centered, materialize):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, g = jax.random.normal(keys[0], (2, 5, 24)) * 3 + 1, jax.random.normal(keys[1], (2, 5, 24))
+    scale = jax.random.normal(keys[2], (24,))
+    bias = jax.random.normal(keys[3], (24,)) if centered else None
+
+    def formula(x, scale, bias):
+        mean = x.mean(-1, keepdims=True) if centered else 0.0
+        y = (x - mean) / jnp.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-3) * scale[None, None]
+        return y if bias is None else y + bias[None, None]
+
+    def gradients(function):
+        wrt = (0, 1, 2) if centered else (0, 1)
+        return jax.grad(lambda *arguments: (function(*arguments) * g).sum(), wrt)(x, scale, bias)
+
+    ours = gradients(lambda x, scale, bias: normalize(x, scale, bias, 1e-3, centered, materialize))
+    for got, expected in zip(ours, gradients(formula), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_statistics_are_float32_under_bfloat16():
+    # a mean of 64 beside a spread of 1: squares of 4,096 lose the spread in bfloat16
+    x = (64 + jax.random.normal(jax.random.key(0), (4, 512))).astype(jnp.bfloat16)
+    y = normalize(x, jnp.ones(512), jnp.zeros(512), 1e-5, True, False).astype(jnp.float32)
+    wide = np.asarray(x, np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    np.testing.assert_allclose(y, expected, atol=0.03)
