@@ -68,11 +68,6 @@ class Pretrain:
         fits = table is None or entries is None or entries <= table
         fix = "raise it, or leave it out to take the tokenizer's size"
         require(fits, "model.vocab_size", table, f"at least the tokenizer's {entries} entries", fix)
-        schedule = self.optimizer.schedule
-        end = schedule.decay or (self.train.steps if schedule.unit == "steps" else None)
-        fits = end is None or schedule.warmup < end
-        fix = "shorten it, or train longer"
-        require(fits, "optimizer.schedule.warmup", schedule.warmup, f"less than the schedule's {end}", fix)
 
 
 Recipe = Pretrain

@@ -265,6 +265,9 @@ class ScheduleSettings:
         check_types("optimizer.schedule", self)
         require(self.warmup >= 0, "optimizer.schedule.warmup", self.warmup, "0 or more", "use 0 for no warmup")
         check_positive("optimizer.schedule", self, "decay")
+        fits = self.decay is None or self.warmup < self.decay
+        less = f"less than decay = {self.decay}, where the schedule ends"
+        require(fits, "optimizer.schedule.warmup", self.warmup, less, "shorten it")
         start = self.warmup_from
         require(0 <= start <= 1, "optimizer.schedule.warmup_from", start, "a multiple in [0, 1]", "use 0")
         require(0 <= self.final <= 1, "optimizer.schedule.final", self.final, "a multiple in [0, 1]", "use 0.1")

@@ -78,6 +78,7 @@ WRONG = [
     (MeshSettings, {"tensor": 0}, "mesh.tensor", "0", "use 1"),
     (MeshSettings, {"fsdp": -1}, "mesh", "{'replica': 1, 'data': -1", "fsdp"),
     (ScheduleSettings, {"warmup": -1}, "optimizer.schedule.warmup", "-1", "0 for no warmup"),
+    (ScheduleSettings, {"warmup": 9, "decay": 9}, "optimizer.schedule.warmup", "9", "shorten it"),
     (ScheduleSettings, {"final": 1.5}, "optimizer.schedule.final", "1.5", "0.1"),
     (ScheduleSettings, {"stable": 1.0}, "optimizer.schedule.stable", "1.0", "0.8"),
     (OptimizerSettings, {"learning_rate": 0.0}, "optimizer.learning_rate", "0.0", "0.0003"),

@@ -18,19 +18,19 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
 
     `steps` is the run's length, in steps; `tokens_at(step)` the tokens read before a step, needed where the schedule
     counts tokens. The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and
-    "inverse_sqrt" (Raffel et al. 2020, section 3.1.2) know no end. Raises UserError where the pieces do not fit.
+    "inverse_sqrt" (Raffel et al. 2020, section 3.1.2) know no end. A run that is shorter than its warmup ends in it.
+    Raises UserError where the pieces do not fit.
     """
     in_tokens = settings.unit == "tokens"
     require(
         not in_tokens or tokens_at is not None, "optimizer.schedule.unit", "tokens", "a count of tokens", "use steps"
     )
     clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
-    end = settings.decay if settings.decay is not None else float(clock(steps))
-    warmup = settings.warmup
-    fits = warmup < end
-    require(fits, "optimizer.schedule.warmup", warmup, f"less than the schedule's length, {end:g}", "shorten it")
+    length, warmup = float(clock(steps)), settings.warmup
+    rises_only = settings.decay is None and length <= warmup
+    end = settings.decay if settings.decay is not None else max(length, warmup + 1.0)
     falls = settings.stable * end
-    risen = settings.kind != "wsd" or warmup <= falls
+    risen = settings.kind != "wsd" or warmup <= falls or rises_only
     require(risen, "optimizer.schedule.warmup", warmup, f"at most stable x decay = {falls:g}", "shorten it")
 
     def rate(step: jax.Array | int) -> jax.Array:

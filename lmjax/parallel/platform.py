@@ -1,4 +1,4 @@
-"""Which backends JAX tries: leaves out a TPU that is not there.
+"""How JAX starts in a process of lmjax: which backends it tries, and where compiled programs are kept.
 
 Where libtpu is installed, JAX loads it and asks it for devices even on a machine without a TPU. libtpu then searches
 for the machine's name, prints errors and takes its time before JAX falls back on the CPU or GPU.
@@ -11,13 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.backend import register_backend_factory
 
 DEVICES = Path("/dev")
 
 
+def prepare_jax() -> None:
+    """Call it before JAX is first used. A choice that the user has made, by a variable or in Python, stays."""
+    skip_absent_tpu()
+    keep_compiled_programs()
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache, unless the user has placed it elsewhere or turned it off."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "lmjax" / "compiled"))
+        compilation_cache.reset_cache()  # JAX decides at its first program, which a notebook may have run already
+
+
 def skip_absent_tpu() -> None:
-    """Keeps JAX from asking libtpu for devices on a machine that has none; call it before JAX is first used.
+    """Keeps JAX from asking libtpu for devices on a machine that has none.
 
     Nothing is changed where the platform is chosen, by JAX_PLATFORMS or, once it has seen a TPU on the PCI bus, by JAX
     itself; nor where there is any other sign of a TPU. Compiling for a slice that is not attached needs no device and

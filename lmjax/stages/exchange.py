@@ -20,6 +20,7 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import UserError
 from lmjax.interop.hf import HuggingFaceModel, read_model, write_model
 from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
+from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pretrain, to_json
 from lmjax.settings import CheckpointSettings, DataSettings, TokenizerSettings
 from lmjax.stages.load import NoTokenizer, load
@@ -36,6 +37,7 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     A folder without a tokenizer that lmjax has gives a checkpoint without one: it can be applied to token ids. Raises
     UserError for what cannot be followed, for a vocabulary larger than the model's table, and where `out` is not empty.
     """
+    prepare_jax()
     folder, out = Path(folder), Path(out)
     model = read_model(folder)
     tokenizer, reason = read_tokenizer(folder)

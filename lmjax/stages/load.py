@@ -20,6 +20,7 @@ from lmjax.generate.chat import chat
 from lmjax.generate.decode import Completion, generate, token_text
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Stage, from_json
 from lmjax.stages.start import found_checkpoint, language_model_params
 
@@ -80,6 +81,7 @@ def load(checkpoint: Path | str) -> Trained:
 
     Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
     """
+    prepare_jax()
     found = found_checkpoint(Path(checkpoint))
     extras = found.extras()
     recipe = from_json(extras["recipe"], f"{found.path}: recipe")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from lmjax.errors import clear_disk_errors, require
 from lmjax.model.count import count
 from lmjax.parallel import multihost
-from lmjax.parallel.platform import skip_absent_tpu
+from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
 from lmjax.rlhf_recipes import DPO, SFT, RewardModel
@@ -63,9 +61,8 @@ def run(
     alone = not isinstance(recipe, Pipeline)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
     folder = Path(workdir) if workdir is not None else Path("runs") / recipe.name
-    skip_absent_tpu()
+    prepare_jax()
     multihost.join()
-    keep_compiled_programs()
     display = ProgressDisplay(silent=quiet or not multihost.is_first())
     agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
     with multihost.naming_lost_peers(), StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
@@ -175,11 +172,3 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
     if "sample" in summary:
         display.say(f"sample: {summary['prompt']}{summary['sample']}")
     display.say(f"report: {written}")
-
-
-def keep_compiled_programs() -> None:
-    """Turns on JAX's persistent compilation cache, unless the user has placed it elsewhere or turned it off."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "lmjax" / "compiled"))
-        compilation_cache.reset_cache()  # JAX decides at its first program, which a notebook may have run already

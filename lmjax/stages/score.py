@@ -17,6 +17,7 @@ from lmjax.errors import require
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preference import answer_scores
+from lmjax.parallel.platform import prepare_jax
 from lmjax.rlhf_recipes import RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings
 from lmjax.stages.start import abstract_params, open_start
@@ -30,6 +31,7 @@ def score_file(checkpoint: Path, file: Path) -> Iterator[tuple[str, str, float]]
     The prompt is as the model reads it. Raises UserError for a checkpoint that is no reward model's, and for records
     without answers; answers that are too long are cut as in training.
     """
+    prepare_jax()
     with tempfile.TemporaryDirectory() as folder:
         start = open_start(str(checkpoint), Path(folder))
     recipe = start.recipe

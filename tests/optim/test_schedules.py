@@ -82,6 +82,12 @@ def test_a_warmup_may_start_at_a_fraction_of_the_peak():
     np.testing.assert_allclose(found, [0.1, 0.55, 1.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "inverse_sqrt", "wsd"])
+def test_a_run_shorter_than_its_warmup_ends_in_it(kind):
+    short = make_schedule(ScheduleSettings(kind=kind, warmup=100), PEAK, 100)
+    np.testing.assert_allclose([short(step) for step in (0, 50, 99)], [0.0, 0.5 * PEAK, 0.99 * PEAK], rtol=1e-6)
+
+
 def test_the_rate_is_the_same_traced_and_not():
     schedule = make_schedule(ScheduleSettings(warmup=10), PEAK, 100)
     assert [float(jax.jit(schedule)(step)) for step in (3, 50)] == [float(schedule(step)) for step in (3, 50)]
@@ -90,8 +96,7 @@ def test_the_rate_is_the_same_traced_and_not():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup": 100}, r"optimizer\.schedule\.warmup = 100: expected less than the schedule's length, 100"),
-        ({"warmup": 50, "decay": 40}, r"optimizer\.schedule\.warmup = 50: expected less than .* 40"),
+        ({"warmup": 40, "decay": 40}, r"optimizer\.schedule\.warmup = 40: expected less than decay = 40"),
         ({"kind": "wsd", "warmup": 70, "stable": 0.5}, r"warmup = 70: expected at most stable x decay = 50"),
         ({"unit": "tokens"}, r"optimizer\.schedule\.unit = 'tokens'"),
     ],

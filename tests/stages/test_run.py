@@ -20,7 +20,7 @@ from lmjax.report.report import write_report
 from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
 from lmjax.stages import pretrain as stage
 from lmjax.stages import run as module
-from lmjax.stages.run import keep_compiled_programs, run
+from lmjax.stages.run import run
 from lmjax.training.checkpoint import find_checkpoint
 from lmjax.training.record import Recorder, read_metrics
 
@@ -206,14 +206,14 @@ def no_cache(monkeypatch, tmp_path):
 
 
 def test_compiled_programs_are_kept_by_default(no_cache, tmp_path):
-    keep_compiled_programs()
+    platform.keep_compiled_programs()
     jax.jit(lambda x: x * 3 - 1)(jnp.zeros(5))
     assert len(list((tmp_path / "cache" / "lmjax" / "compiled").glob("jit__lambda*"))) == 1
 
 
 def test_a_folder_that_the_user_chose_for_compiled_programs_stays(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    keep_compiled_programs()
+    platform.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
     assert not (tmp_path / "cache").exists()
 

@@ -1,0 +1,319 @@
+"""The command line: every command has help and an example, and a user's mistake is one clear line and exit code 2."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lmjax
+from lmjax.cli import main
+from lmjax.model.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+RECIPE = """
+from lmjax.recipe import Pretrain
+from lmjax.settings import (
+    AttentionSettings, CheckpointSettings, DataSettings, EvaluationSettings, ModelSettings,
+    SourceSettings, TrainSettings,
+)
+
+def recipe():
+    text = SourceSettings(kind="text", path={text!r}, documents="line")
+    return Pretrain(
+        name="small",
+        data=DataSettings(train=(text,), validation=(text,), sequence_length=16, batch_size=8),
+        model=ModelSettings(layers=1, width=16, context=64, attention=AttentionSettings(heads=2)),
+        train=TrainSettings(steps=1000),
+        evaluation=EvaluationSettings(every=1000),
+        checkpoint=CheckpointSettings(every=1000),
+    )
+"""
+
+COMMANDS = [
+    *(["run"], ["count"], ["plan"], ["generate"], ["chat"], ["score"], ["report"], ["import-hf"], ["export-hf"]),
+    *(["tokenizer", "train"], ["data", "prepare"]),
+]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory) -> str:
+    """A recipe file of a small run."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "text.txt").write_text("the cat sat on the mat\nand ran to the sea\n" * 40)
+    (folder / "small.py").write_text(RECIPE.format(text=str(folder / "text.txt")))
+    return str(folder / "small.py")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, spec) -> Path:
+    """Where `lmjax run` has trained three steps."""
+    folder = tmp_path_factory.mktemp("workdir")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        overrides = ["--train.steps", "3", "--evaluation.every", "3", "--log.no-tensorboard", "--log.every", "1"]
+        assert main(["run", spec, "--workdir", str(folder), *overrides]) == 0
+    assert said.getvalue().endswith(f"report: {folder / 'report.html'}\n")
+    return folder
+
+
+def _fails(capsys, *arguments: str) -> str:
+    """The error that a command prints, which is one and has no traceback."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as leaving:
+        code = leaving.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert "Traceback" not in captured.err and captured.out == ""
+    return captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(capsys, command):
+    with pytest.raises(SystemExit) as leaving:
+        main([*command, "--help"])
+    assert leaving.value.code == 0
+    assert f"example:\n  lmjax {' '.join(command)} " in capsys.readouterr().out
+
+
+def test_help_lists_every_command_and_no_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.M)
+    assert set(listed) == {command[0] for command in COMMANDS}
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0 and capsys.readouterr().out == f"lmjax {lmjax.__version__}\n"
+
+
+def test_the_fields_of_a_recipe_are_listed_with_their_values(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", "shakespeare_char", "--fields"])
+    said = capsys.readouterr().out
+    assert leaving.value.code == 0
+    for text in ("--train.steps INT", "(default: 2000)", "--data.train.0.path STR", "--model.attention.heads INT"):
+        assert text in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "quickstart"], "invalid choice: 'trian'"),
+        (["run"], "required: RECIPE"),
+        (["run", "quickstrat"], "no recipe 'quickstrat'"),
+        (["run", "quickstart", "--train.stesp", "5"], "Perhaps you meant"),
+        (["run", "quickstart", "--train.stesp", "5"], "--train.steps"),
+        (["run", "quickstart", "--train.steps", "five"], "--train.steps"),
+        (
+            ["run", "quickstart", "--train.steps", "0"],
+            "lmjax: train.steps = 0: expected a number above 0; the default is",
+        ),
+        (["run", "quickstart", "--compute.dtype", "bf16"], "bfloat16"),
+        (["run", "quickstart", "--data.train.1.path", "x"], "--data.train.0.path"),
+        (["run", "quickstart", "--model.width", "100", "--model.attention.heads", "3"], "model.width = 100"),
+        (["run", "gpt2:124M"], "did you mean '124m'?"),
+        (["generate", "nowhere", "--promt", "x"], "unknown arguments: --promt x; did you mean '--prompt'?"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere: no checkpoint; expected a workdir"),
+        (["chat", "nowhere"], "nowhere: no checkpoint"),
+        (["report", "nowhere"], "nowhere"),
+        (["count", "gpt3_175"], "no preset or recipe 'gpt3_175'; did you mean 'gpt3_175b'?"),
+        (["count", "gpt3_175b", "--model.layers", "2"], "a preset is as published"),
+        (["count", "gpt3_175b", "--jsn"], "a preset is as published"),
+        (["tokenizer"], "required: ACTION"),
+        (["tokenizer", "train", "quickstart"], "required: --out"),
+    ],
+)
+def test_a_mistake_is_an_error_of_its_own_and_exit_code_2(capsys, arguments, message):
+    assert message in _fails(capsys, *arguments)
+
+
+def test_a_broken_recipe_file_is_named_with_its_line(capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def recipe():\n    return\n  x\n")
+    assert _fails(capsys, "run", str(path)).startswith(f"lmjax: {path}:3: IndentationError: ")
+    path.write_text("def recipe():\n    return 3\n")
+    assert _fails(capsys, "run", str(path)).startswith(f"lmjax: {path}: recipe() returned int; return one of")
+
+
+def test_overrides_reach_nested_and_tuple_fields_with_their_types(monkeypatch, capsys):
+    seen = {}
+    run = lambda recipe, **given: seen.update(recipe=recipe, **given) or _Done()  # noqa: E731
+    monkeypatch.setattr(lmjax, "run", run, raising=False)
+    arguments = [
+        *("--train.steps", "100", "--data.train.0.path", "F", "--data.validation.0.begin", "0.5"),
+        *("--optimizer.schedule.kind=wsd", "--optimizer.clip_norm", "None", "--mesh.data", "-1", "--mesh.fsdp", "2"),
+        *("--evaluation.prompts", "The cat", "A", "--log.profile", "1", "2", "--tokenizer.user-symbols"),
+        *("--model.attention.pattern", "dense", "banded", "--model.attention.band", "8", "--data.no-shuffle"),
+    ]
+    assert main(["run", "shakespeare_char", "--workdir", "w", *arguments, "--force"]) == 7
+    recipe = seen["recipe"]
+    assert recipe.train.steps == 100 and recipe.data.train[0].path == "F" and recipe.data.train[0].end == 0.9
+    assert recipe.data.validation[0].begin == 0.5 and recipe.data.shuffle is False
+    assert recipe.optimizer.schedule.kind == "wsd" and recipe.optimizer.clip_norm is None
+    assert (recipe.mesh.data, recipe.mesh.fsdp) == (-1, 2)
+    assert recipe.evaluation.prompts == ("The cat", "A") and recipe.log.profile == (1, 2)
+    assert recipe.tokenizer.user_symbols == () and recipe.model.attention.pattern == ("dense", "banded")
+    assert seen["workdir"] == Path("w") and seen["force"] is True
+
+
+class _Done:
+    exit_code = 7
+
+
+def test_counts_are_printed_for_people_and_for_scripts(capsys):
+    assert main(["count", "gpt3_175b", "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["model"] == "gpt3_175b" and counted["parameters"] == 174_604_259_328
+    assert counted["embedding_parameters"] == (50_257 + 2048) * 12_288
+    assert counted["non_embedding_parameters"] == counted["parameters"] - counted["embedding_parameters"]
+    assert counted["flops_per_token"] > 6 * counted["non_embedding_parameters"]
+    assert main(["count", "gpt3_175b"]) == 0
+    assert re.search(r"^parameters +174,604,259,328$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("gpt")])
+def test_every_preset_can_be_counted(capsys, name):
+    assert main(["count", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 100_000_000
+
+
+def test_a_recipe_can_be_counted_with_overrides(capsys, spec):
+    assert main(["count", spec, "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)["parameters"]
+    assert main(["count", spec, "--json", "--model.layers", "3"]) == 0
+    layer = 4 * (16 * 16 + 16) + 2 * 16 * 64 + 64 + 16 + 2 * 2 * 16
+    assert json.loads(capsys.readouterr().out)["parameters"] - one == 2 * layer
+    assert main(["count", "gpt2:355m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 354_823_168
+
+
+def test_a_finished_run_says_so_and_a_changed_one_is_refused(capsys, spec, workdir):
+    given = ["--evaluation.every", "3", "--log.no-tensorboard", "--log.every", "1"]
+    assert main(["run", spec, "--workdir", str(workdir), "--train.steps", "3", *given]) == 0
+    assert capsys.readouterr().out.startswith(f"{workdir} is done.\nfinal: loss ")
+    error = _fails(capsys, "run", spec, "--workdir", str(workdir), "--train.steps", "4", *given)
+    assert f"lmjax: {workdir}: its recipe differs from this one in\n  train.steps: 3 -> 4\n" in error
+
+
+def test_several_prompts_are_continued(capsys, workdir):
+    greedy = ["--temperature", "0", "--max-tokens", "4"]
+    assert main(["generate", str(workdir), "--prompt", "the cat", "--prompt", "a", *greedy]) == 0
+    said = capsys.readouterr().out
+    expected = lmjax.load(workdir).generate(["the cat", "a"], temperature=0.0, max_tokens=4)
+    assert said == f"the cat{expected[0].text}\na{expected[1].text}\n"
+
+
+def test_a_prompt_is_read_from_standard_input_without_its_last_line_end(capsys, workdir, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the\ncat\n"))
+    assert main(["generate", str(workdir), "--temperature", "0", "--max-tokens", "4", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    (expected,) = lmjax.load(workdir).generate("the\ncat", temperature=0.0, max_tokens=4)
+    assert written["prompt"] == "the\ncat" and written["text"] == expected.text
+    assert written["tokens"] == expected.tokens and len(written["log_probs"]) == len(expected.tokens)
+    assert written["finish_reason"] in ("length", "eos")
+
+
+def test_seeds_decide_what_is_drawn(capsys, workdir):
+    def drawn(seed: str) -> str:
+        assert main(["generate", str(workdir), "--prompt", "the", "--max-tokens", "12", "--seed", seed]) == 0
+        return capsys.readouterr().out
+
+    assert drawn("1") == drawn("1") != drawn("2")
+
+
+def test_the_most_likely_tokens_are_shown_in_a_table_of_percentages(capsys, workdir):
+    arguments = ["--prompt", "the", "--max-tokens", "3", "--temperature", "0", "--top", "5"]
+    assert main(["generate", str(workdir), *arguments]) == 0
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.count("%") == 6]
+    assert len(rows) == 3 and all(f"#{rank}" in said for rank in range(1, 6))
+    assert main(["generate", str(workdir), *arguments, "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)["alternatives"]
+    assert [len(step) for step in steps] == [5, 5, 5]
+    for row, step in zip(rows, steps, strict=True):
+        shares = [float(share) for share in re.findall(r"([\d.]+)%", row)]
+        assert shares[1:] == pytest.approx([100 * share for _, share in step], abs=0.051)
+        assert shares[1:] == sorted(shares[1:], reverse=True)
+        assert shares[0] == shares[1], "greedy: the chosen one is the most likely"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--top-k", "0"], "top_k = 0: expected a number above 0"),
+        (["--top-p", "1.5"], "top_p = 1.5: expected a probability"),
+        (["--temperature", "-1"], "temperature = -1.0: expected 0 or more"),
+        (["--max-tokens", "0"], "max_tokens = 0: expected a number above 0"),
+        (["--stop", ""], "stop = ('',): expected strings that are not empty"),
+        (["--top-k", "x"], "invalid int value: 'x'"),
+    ],
+)
+def test_a_sampling_setting_that_cannot_be_is_refused(capsys, workdir, option, message):
+    assert message in _fails(capsys, "generate", str(workdir), "--prompt", "a", *option)
+
+
+def test_a_conversation_can_be_piped_in(capsys, workdir, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n"))
+    assert main(["chat", str(workdir), "--max-tokens", "3", "--temperature", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("> ") == 3 and said.endswith("> \n")
+    (first,) = lmjax.load(workdir).generate("User: hello\nAssistant:", max_tokens=3, temperature=0.0)
+    assert said.startswith(f"> {first.text}")
+
+
+def test_the_report_is_written_again(capsys, workdir):
+    (workdir / "report.html").unlink()
+    assert main(["report", str(workdir)]) == 0
+    assert capsys.readouterr().out == f"{workdir / 'report.html'}\n"
+    assert (workdir / "report.html").stat().st_size > 1000
+
+
+def _process(*arguments: str, folder: Path, **variables: str) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmjax.cli", *arguments],
+        env=environment | variables,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_process_that_is_told_to_stop_saves_and_says_so_without_any_noise(tmp_path, spec):
+    """A whole process as users start it: no variable for JAX is set, and libtpu may be installed without a TPU."""
+    cache = tmp_path / "compiled"
+    given = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    child = _process("run", spec, "--train.steps", "1000000", "--log.every", "1", folder=tmp_path, **given)
+    record = tmp_path / "runs" / "small" / "metrics.jsonl"
+    patience = time.monotonic() + 120
+    while not (record.exists() and record.read_bytes().count(b"\n") >= 3):
+        assert child.poll() is None and time.monotonic() < patience, child.communicate()
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 143
+    assert err == "", "no noise from libtpu, Orbax or XLA"
+    assert re.search(r"stopped and saved at step \d+ of 1000000; the same command goes on\n$", out)
+    assert "1 x cpu" in out
+    assert any(cache.glob("jit_step*")), "compiled programs are kept where the user says"
+    steps = [path.name for path in (tmp_path / "runs/small/checkpoints/pretrain").iterdir()]
+    assert steps == re.findall(r"saved at step (\d+)", out)
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path):
+    child = _process("count", "gpt1", folder=tmp_path)
+    child.stdout.close()
+    assert child.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert child.stderr.read() == ""
