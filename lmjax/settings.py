@@ -296,6 +296,9 @@ class OptimizerSettings:
         check_positive("optimizer", self, "learning_rate", "eps", "clip_norm")
         check_fraction("optimizer", self, "b1", "b2")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more", "use 0 for none")
+        kept = self.name == "adamw" or self.state_dtype == "float32"
+        fix = "use 'float32', or name = 'adamw'"
+        require(kept, "optimizer.state_dtype", self.state_dtype, "'float32': Adafactor has no first moment", fix)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,28 @@ def test_a_fresh_state_is_made_in_its_shards_and_no_device_ever_holds_the_whole_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state.params, alone)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_updates_of_a_sharded_state_are_those_of_a_whole_one(name, unoptimized):
+    """Clipping by the global norm, Adafactor's means over rows and columns and its scales all reach over devices."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
+    params, grads = (
+        jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes) for _ in range(2)
+    )
+    optimizer, mesh = optimizer_of(name=name), mesh_of(fsdp=2, data=2, tensor=2)
+    wanted = abstract_state(MODEL, optimizer, mesh)
+
+    def updated(params, grads):
+        state = optimizer.init(params)
+        updates, state = optimizer.update(grads, state, params, step=0)
+        return optimizer.update(grads, state, optax.apply_updates(params, updates), step=1)
+
+    cut = jax.tree.map(lambda leaf: leaf.sharding, (wanted.params, wanted.opt_state))
+    sharded = jax.jit(updated, in_shardings=(cut[0], cut[0]), out_shardings=cut)(params, grads)
+    whole = jax.jit(updated)(params, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), sharded, whole)
+
+
 class Toy:
     """A step and a state small enough to compile in a moment."""
 
