@@ -85,7 +85,7 @@ WRONG = [
     (OptimizerSettings, {"learning_rate": float("nan")}, "optimizer.learning_rate", "nan", "0.0003"),
     (OptimizerSettings, {"clip_norm": float("inf")}, "optimizer.clip_norm", "inf", "1.0"),
     (OptimizerSettings, {"b2": 1.0}, "optimizer.b2", "1.0", "0.95"),
-    (OptimizerSettings, {"name": "adafactor", "state_dtype": "bfloat16"}, "optimizer.state_dtype", "'bfloat16'", "adamw"),
+    (OptimizerSettings, {"name": "adafactor", "state_dtype": "bfloat16"}, "optimizer.state_dtype", "'b", "adamw"),
     (OptimizerSettings, {"weight_decay": -0.1}, "optimizer.weight_decay", "-0.1", "0 for none"),
     (TrainSettings, {"steps": "100"}, "train.steps", "'100'", "1000"),
     (TrainSettings, {"steps": 1e4}, "train.steps", "10000.0", "use 10000"),
