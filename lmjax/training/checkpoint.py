@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
@@ -90,20 +91,33 @@ class Checkpointer:
     def restore(self, abstract: TrainState) -> TrainState | None:
         """The newest whole state, laid out as `abstract` says (shapes, dtypes, shardings); None where there is none.
 
-        Raises UserError when all are damaged, or when shapes differ from the model's.
+        Newer ones that are damaged are set aside under another name, because their steps will be saved again. Raises
+        UserError when all are damaged, or when shapes differ from the model's.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for number, step in enumerate(steps):
             checkpoint = Checkpoint(self._folder / str(step))
             try:
-                return TrainState(**checkpoint.restore(_tree(abstract)))
+                state = TrainState(**checkpoint.restore(_tree(abstract)))
             except DamagedCheckpointError as error:
                 self._report(f"{error}; trying the one before it")
+            else:
+                self._set_aside(steps[:number])
+                return state
         if steps:
             raise UserError(
                 f"{self._folder}: none of the checkpoints {sorted(steps)} is whole; delete the folder to start anew"
             )
         return None
+
+    def _set_aside(self, damaged: Sequence[int]) -> None:
+        for step in damaged if jax.process_index() == 0 else ():
+            taken = len(list(self._folder.glob(f"{step}.damaged*")))
+            (self._folder / str(step)).rename(self._folder / f"{step}.damaged{taken or ''}")
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            self._manager.reload()
 
 
 class DamagedCheckpointError(Exception):
@@ -137,8 +151,8 @@ class Checkpoint:
         except UserError:
             raise
         except Exception as error:  # whatever the storage layers raise, the checkpoint cannot be read
-            reason = str(error).strip().split("\n")[0][:200]
-            raise DamagedCheckpointError(f"{self.path} is damaged: {type(error).__name__}: {reason}") from error
+            reason = str(_root(error)).strip().split("\n")[0][:200]
+            raise DamagedCheckpointError(f"{self.path} is damaged: {reason}") from error
 
     def extras(self) -> dict[str, Any]:
         """The recipe's JSON, the tokenizer's files in base64 and the version. Raises UserError when unreadable."""
@@ -175,6 +189,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
             f"{path}: no checkpoint; expected a workdir, a stage's folder or a step's folder that lmjax wrote"
         )
     return Checkpoint(max(steps, key=lambda folder: int(folder.name)))
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error began with: the layers above the storage add little to it."""
+    cause = error.__cause__ or error.__context__
+    return error if cause is None else _root(cause)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

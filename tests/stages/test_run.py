@@ -138,6 +138,24 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, tiny, capsys, mo
     assert list((tmp_path / "checkpoints" / "pretrain").iterdir()) == []
 
 
+def test_a_damaged_newest_checkpoint_is_reported_and_the_run_goes_on_from_the_one_before_it(
+    tmp_path, tiny, capsys, whole, assert_same_bits
+):
+    recipe = tiny(checkpoint=CheckpointSettings(every=1))
+    with _signal_after(6, signal.SIGTERM):
+        run(recipe, tmp_path)
+    checkpoints = tmp_path / "checkpoints" / "pretrain"
+    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [5, 6]
+    victim = max((checkpoints / "6" / "state").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:100])
+    capsys.readouterr()
+    assert run(recipe, tmp_path).exit_code == 0
+    assert f"{checkpoints / '6'} is damaged: " in (said := capsys.readouterr().out)
+    assert "; trying the one before it\n" in said
+    assert_same_bits(_final(tmp_path), whole)
+    assert [line["step"] for line in read_metrics(tmp_path) if "loss" in line] == list(range(1, STEPS + 1))
+
+
 def test_a_changed_recipe_is_refused_unless_forced(tmp_path, tiny, capsys):
     run(tiny(), tmp_path, quiet=True)
     longer = tiny(train=TrainSettings(steps=12), optimizer=OptimizerSettings(learning_rate=1e-2, b1=0.8))

@@ -134,6 +134,11 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(tmp_
         restored = checkpointer.restore(_abstract(_state()))
     _assert_same_bits(restored, _state(step=1))
     assert len(reports) == 1 and str(tmp_path / "2") in reports[0] and "damaged" in reports[0]
+    with _open(tmp_path) as checkpointer:  # its step can be saved again, and it is kept for whoever wants to look
+        checkpointer.save(_state(scale=2.0, step=2), 2, {})
+        checkpointer.wait()
+        _assert_same_bits(checkpointer.restore(_abstract(_state())), _state(scale=2.0, step=2))
+    assert (tmp_path / "2.damaged").is_dir() and find_checkpoint(tmp_path).step == 2
 
 
 def test_damage_to_every_checkpoint_is_an_error_that_lists_them(tmp_path):
