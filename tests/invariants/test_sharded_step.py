@@ -4,6 +4,7 @@ Compiled without XLA's optimisations, which is faster and computes the same. Ada
 which is zero but for rounding is not blown up to a full step.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -41,12 +42,11 @@ SETTINGS = ModelSettings(
 )
 
 
+UNDROPPED = dataclasses.replace(SETTINGS, dropout=0.0, attention=AttentionSettings(heads=8, implementation="einsum"))
+
+
 def make_model(platform="cpu", dropout=True):
-    settings = (
-        SETTINGS
-        if dropout
-        else ModelSettings(layers=2, width=16, context=LENGTH, vocab_size=48, attention=AttentionSettings(heads=8))
-    )
+    settings = SETTINGS if dropout else UNDROPPED
     return LanguageModel(settings, ComputeSettings(dtype="float32", loss_chunk=32), platform)
 
 
@@ -132,9 +132,9 @@ def largest_difference(a, b):
 
 
 def assert_same(state, record, wanted_state, wanted_record):
-    np.testing.assert_allclose(record, wanted_record, rtol=2e-5)
-    assert largest_difference(state.params, wanted_state.params) < 1e-5
-    assert largest_difference(state.opt_state, wanted_state.opt_state) < 1e-4
+    np.testing.assert_allclose(record, wanted_record, rtol=5e-6)
+    assert largest_difference(state.params, wanted_state.params) < 2e-6
+    assert largest_difference(state.opt_state, wanted_state.opt_state) < 1e-6
 
 
 MESHES = [
@@ -159,24 +159,27 @@ def name(sizes):
 @pytest.mark.parametrize("sizes", MESHES, ids=name)
 def test_three_steps_on_a_mesh_are_three_steps_on_one_device(sizes):
     start, state, record = on_one_device()
-    assert_same(*on_a_mesh(sizes, "tpu" if "tensor" in sizes else "cpu"), state, record)
-    assert largest_difference(start.params, state.params) > 1e-2  # against which 1e-5 is small
+    platform = "tpu" if "tensor" in sizes else "cpu"  # they lay matrix products out differently
+    assert_same(*on_a_mesh(sizes, platform), state, record)
+    assert largest_difference(start.params, state.params) > 1e-2  # against which 2e-6 is small
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # they lay matrix products out differently
 @pytest.mark.parametrize("sizes", ALL_MESHES, ids=name)
-def test_three_steps_on_any_mesh_of_up_to_eight_devices_are_three_steps_on_one(sizes, platform):
-    assert len(ALL_MESHES) == 56
+def test_three_steps_on_any_mesh_of_up_to_eight_devices_are_three_steps_on_one(sizes):
     _, state, record = on_one_device()
-    assert_same(*on_a_mesh(sizes, platform), state, record)
+    assert_same(*on_a_mesh(sizes, "tpu"), state, record)
+
+
+def test_all_meshes_are_all_the_ways_to_multiply_up_to_one_two_four_or_eight():
+    assert len(ALL_MESHES) == 1 + 5 + 15 + 35
 
 
 def test_dropout_moves_the_result_by_more_than_a_mesh_may():
     """Without this, a mesh that drew other masks might pass."""
     _, _, dropped = on_one_device()
     _, _, whole = on_one_device(dropout=False)
-    assert np.abs(dropped[:, 0] / whole[:, 0] - 1).min() > 1e-3
+    assert np.abs(dropped[:, 0] / whole[:, 0] - 1).min() > 5e-4
 
 
 def test_accumulation_over_ragged_rows_is_the_large_batch():
