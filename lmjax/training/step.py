@@ -29,7 +29,7 @@ def make_train_step(
     microbatches: int = 1,
     seed: int = 0,
     schedule: Schedule | None = None,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Step:
     """A pure training step.
 
@@ -38,8 +38,8 @@ def make_train_step(
     fold per microbatch. A step whose loss or gradient is not finite leaves parameters and optimizer state as they
     were and counts 1 in `skipped`. The optimizer's `update` is told the `step`.
 
-    Under shard_map or pmap, `axis_name` is the axis over which to sum; the state is the same on every device, and each
-    device draws dropout of its own.
+    Under shard_map or pmap, `axis_name` is the axis, or axes, over which to sum; the state is the same on every
+    device, and each device draws dropout of its own.
 
     Metrics: the loss function's, as (sum, weight), `loss`, and the scalars `grad_norm`, `skipped`, `learning_rate`.
     """

@@ -160,6 +160,16 @@ def test_the_loss_is_normalised_once_over_all_devices_and_microbatches(kind, mic
     assert distance(mean_of_means(state.params, shares), wanted) > 0.05
 
 
+def test_a_shard_map_over_two_axes_sums_over_both():
+    optimizer, state = sgd_state()
+    batch, axes = make_batch(), ("slices", "devices")
+    mesh = Mesh(MESH.devices.reshape(2, 2), axes)
+    step = make_train_step(undropped, optimizer, axis_name=axes)
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(axes)), "out_specs": (PartitionSpec(), PartitionSpec())}
+    found, _ = gradient_of(jax.jit(jax.shard_map(step, mesh=mesh, **specs)), state, batch)
+    assert_close(found, global_loss(state.params, batch)[2])
+
+
 @functools.cache
 def after_three_adam_steps(kind):
     optimizer = optax.adamw(0.05, eps=1e-3)
