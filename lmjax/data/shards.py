@@ -10,7 +10,9 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -236,8 +238,18 @@ _worker: tuple[Documents, Encoder]
 
 def _start_worker(source: Documents, tokenizer: Encoder) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the process that waits decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker = (source, tokenizer)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that started it has been killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_in_worker(first: int, last: int) -> Encoded:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -126,6 +127,20 @@ if __name__ == "__main__":
         raise AssertionError("the death of a worker went unnoticed")
     assert "jax" not in sys.modules
 """
+KILLED_SCRIPT = """
+import sys, time
+import encoder
+from lmjax.data import shards
+from lmjax.data.sources import MemoryDocuments
+if __name__ == "__main__":
+    shards._RUN_BYTES = 300
+    source = MemoryDocuments([str(i) * 50 for i in range(2000)])
+    def stay(done, total):
+        import multiprocessing
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        time.sleep(60)
+    shards.prepare_shards(source, encoder.Bytes(), sys.argv[1], fingerprint="bytes", workers=2, report=stay)
+"""
 RACE_SCRIPT = """
 import sys
 import encoder
@@ -149,6 +164,29 @@ def test_shards_do_not_depend_on_the_number_of_worker_processes(tmp_path, ragged
     assert contents[0] == contents[1] == contents[2]
     assert [TokenShards(tmp_path / "2").document(i).tolist() for i in range(60)] == [tokens_of(t) for t in ragged_texts]
     assert TokenShards(tmp_path / "3").manifest.skipped == 1
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    (tmp_path / "encoder.py").write_text(WORKER_MODULE)
+    (tmp_path / "prepare.py").write_text(KILLED_SCRIPT)
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""}
+    command = [sys.executable, str(tmp_path / "prepare.py"), str(tmp_path / "shards")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        workers = [int(number) for number in child.stdout.readline().split()]
+        child.kill()
+    assert len(workers) == 2
+    patience = time.monotonic() + 60
+    while any(_runs(worker) for worker in workers):
+        assert time.monotonic() < patience, "workers are left behind"
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether the process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_progress_reaches_the_end(tmp_path, byte_encoder, monkeypatch):
