@@ -56,8 +56,7 @@ class Dense(nn.Module):
         inner = x.shape[x.ndim - contracted :]
         init = normal_init(self.std, self.axes)
         kernel: Any = self.param("kernel", init, (*inner, *self.features), jnp.float32)
-        # Gathered before use: otherwise the compiler may sum over cut widths and exchange activations instead.
-        kernel = constrain(kernel.astype(self.dtype), *("act_embed" if name == "embed" else name for name in self.axes))
+        kernel = kernel.astype(self.dtype)
         bias: Any = None
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[contracted:])
@@ -65,10 +64,12 @@ class Dense(nn.Module):
             bias = bias.astype(self.dtype)
         x = x.astype(self.dtype)
         if not self.apart:
-            return self._product(x, kernel, bias, contracted)
+            return self._product(x, _gathered(kernel, self.axes, contracted), bias, contracted)
+        axes = self.axes[:contracted] + self.axes[contracted + 1 :]
         kernels = (jax.lax.index_in_dim(kernel, i, contracted, keepdims=False) for i in range(self.features[0]))
         return tuple(
-            self._product(x, part, None if bias is None else bias[i], contracted) for i, part in enumerate(kernels)
+            self._product(x, _gathered(part, axes, contracted), None if bias is None else bias[i], contracted)
+            for i, part in enumerate(kernels)
         )
 
     def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, contracted: int) -> jax.Array:
@@ -81,6 +82,18 @@ class Dense(nn.Module):
         if bias is None:
             return y
         return _add_bias(y, bias) if self.bias_product else y + jnp.broadcast_to(bias, y.shape)
+
+
+def _gathered(kernel: jax.Array, axes: tuple[str, ...], contracted: int) -> jax.Array:
+    """The kernel, cut over a mesh as it is stored, made whole along "embed" for its use, in which it has two axes.
+
+    Left to itself the compiler may sum over the cut width and exchange activations instead. The first constraint is
+    for the gradient, which is handed on cut.
+    """
+    kernel = constrain(kernel, *axes)
+    flat = kernel.reshape(math.prod(kernel.shape[:contracted]), *kernel.shape[contracted:])
+    names = (axes[0], *axes[contracted:])
+    return constrain(flat, *("act_embed" if name == "embed" else name for name in names)).reshape(kernel.shape)
 
 
 @jax.custom_vjp
