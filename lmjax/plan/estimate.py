@@ -63,7 +63,7 @@ class Estimate:
     gcycles: float | None = None  # the compiler's, without kernels and collectives
     model_tflop: float | None = None  # what the model needs, forward and backward
     executed_tflop: float | None = None  # what the program does, kernels included
-    remat_overhead: float | None = None  # executed / model - 1
+    remat_overhead: float | None = None  # matrix products that are made again, as a share of the model's
     compute_seconds: float | None = None  # gcycles at the chip's clock
     kernel_seconds: float | None = None  # Pallas kernels at the chip's peak, or at its HBM's
     collective_gib: float | None = None
@@ -128,7 +128,7 @@ def _speed(recipe: Recipe, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, 
         "gcycles": spent.cycles / 1e9,
         "model_tflop": needed / TERA,
         "executed_tflop": executed / TERA,
-        "remat_overhead": executed / needed - 1,
+        "remat_overhead": spent.flops / (needed - scores * tokens if kernels else needed) - 1,
         "compute_seconds": compute_seconds,
         "kernel_seconds": kernel_seconds,
         "collective_gib": sum(each.gib for each in traffic),

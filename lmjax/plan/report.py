@@ -38,8 +38,8 @@ def _figures(e: Estimate) -> Iterator[str]:
     yield f"  HBM          {e.peak_hbm_gib:.2f} GiB at the peak of {e.hbm_gib:.2f}"
     yield f"               {e.arguments_gib:.2f} GiB arguments, {e.temporaries_gib:.2f} GiB temporaries"
     assert e.remat_overhead is not None
-    more = f"{e.remat_overhead:+.1%}"
-    yield f"  FLOPs        {e.model_tflop:.2f} T of the model, {e.executed_tflop:.2f} T executed ({more})"
+    again = f"{e.remat_overhead:.1%} of the products again"
+    yield f"  FLOPs        {e.model_tflop:.2f} T of the model, {e.executed_tflop:.2f} T executed; {again}"
     yield f"  compute      {e.gcycles:.4f} Gcycles, {e.compute_seconds:.4f} s; Pallas kernels {e.kernel_seconds:.4f} s"
     yield f"  collectives  {e.collective_gib:.2f} GiB, {e.collective_seconds:.4f} s on the links"
     for each in e.collectives:

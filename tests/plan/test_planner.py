@@ -147,8 +147,8 @@ def test_a_real_compilation_gives_every_figure(planned):
     assert found["arguments_gib"] < found["peak_hbm_gib"] < found["hbm_gib"]
     for name in ("gcycles", "mfu", "step_seconds", "collective_gib", "tokens_per_second"):
         assert found[name] > 0, name
-    # forward and backward once each: what is executed is what the model needs and the blocks above the diagonal
-    assert 0 <= found["remat_overhead"] < 0.2
+    # forward and backward once each; the biases' gradients are products with eight rows of ones (8 / 128 of some)
+    assert 0 <= found["remat_overhead"] < 0.05
     assert {"fsdp", "tensor"} <= {each["axis"] for each in found["collectives"]}
     assert found["unknown_loops"] == 0
 
