@@ -21,7 +21,7 @@ import lmjax.rlhf_settings
 import lmjax.settings
 from lmjax.errors import UserError, nearest, require
 from lmjax.fields import check_name, check_types, described, field_types
-from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
+from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -71,8 +71,15 @@ class Pretrain:
 
 
 Recipe = Pretrain
-Stage = Pretrain | SFT | RewardModel | DPO | PPO
-STAGES: dict[str, type[Any]] = {"pretrain": Pretrain, "sft": SFT, "reward": RewardModel, "dpo": DPO, "ppo": PPO}
+Stage = Pretrain | SFT | RewardModel | DPO | PPO | Compare
+STAGES: dict[str, type[Any]] = {
+    "pretrain": Pretrain,
+    "sft": SFT,
+    "compare": Compare,
+    "reward": RewardModel,
+    "dpo": DPO,
+    "ppo": PPO,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,18 @@ def sources_of(stage: Stage) -> dict[str, str]:
     """What a stage goes on from: its fields that name a checkpoint, or a stage."""
     if isinstance(stage, Pretrain):
         return {}
-    return {"start": stage.start} | ({"reward.source": stage.reward.source} if isinstance(stage, PPO) else {})
+    named = {"start": stage.start}
+    if isinstance(stage, PPO):
+        named["reward.source"] = stage.reward.source
+    if isinstance(stage, Compare) and stage.proxy:
+        named["proxy"] = stage.proxy
+    files = {"train": stage.dialogue.train, "validation": stage.dialogue.validation}
+    for role, sources in files.items():
+        for number, source in enumerate(sources):
+            folder, *inside = Path(source.path).parts
+            if inside:  # the first part of a path may be a stage's folder
+                named[f"dialogue.{role}.{number}.path"] = folder
+    return named
 
 
 def to_json(recipe: Stage) -> str:

@@ -2,7 +2,7 @@
 
 Each names what it `start`s from: an earlier stage of its pipeline, or a workdir or checkpoint. Model and tokenizer are
 those of the start; `model` is filled in when the stage runs, so that its checkpoints say all that is needed to read
-them.
+them. Only SFT has dropout: reward models, DPO and PPO train without, whatever the start had.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmjax.errors import require
-from lmjax.fields import check_types
+from lmjax.fields import check_name, check_types
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     CheckpointSettings,
@@ -25,16 +25,15 @@ from lmjax.settings import (
 )
 
 
-def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
-    """What all of them need."""
+def _check_start(stage: SFT | RewardModel | DPO | PPO | Compare) -> None:
     check_types("", stage)
-    plain = (
-        bool(stage.name)
-        and stage.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        and stage.name[0] != "."
-    )
-    require(plain, "name", stage.name, "letters, digits, '-', '_' and '.'", "it names a folder")
+    check_name(stage.name)
     require(stage.start != stage.name, "start", stage.start, "another stage or a checkpoint", "name the one before")
+
+
+def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
+    """What all that train need."""
+    _check_start(stage)
     require(stage.epochs is None or stage.epochs > 0, "epochs", stage.epochs, "a number above 0", "use 1.0")
     rows, parts = stage.dialogue.batch_size, stage.train.microbatches
     require(rows % parts == 0, "train.microbatches", parts, f"a divisor of dialogue.batch_size {rows}", "change either")
@@ -173,3 +172,35 @@ class PPO:
         )
         fixed = self.kl.target is None or not grouped
         require(fixed, "kl.target", self.kl.target, "none for a group baseline", "leave it out")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Comparisons without people: answers sampled from the start, ranked by a known reward with a chosen noise.
+
+    They are written to `comparisons.jsonl` in the stage's folder, which a reward model behind it reads by the path
+    "compare/comparisons.jsonl". With a `proxy` it also tells how good the best of n answers is, for each n up to
+    `answers`: the baseline of PPO (Gao et al. 2022, "Scaling laws for reward model overoptimization").
+    """
+
+    name: str = "compare"
+    start: str = ""
+    dialogue: DialogueSettings = DialogueSettings()  # its prompts
+    gold: str = ""  # the known reward: a Python function, as in RewardSettings
+    noise: float = 0.0  # deviation of what the labeler adds to the known reward of an answer
+    proxy: str = ""  # a reward model's stage or checkpoint
+    answers: int = 4  # per prompt
+    response_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    model: ModelSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+
+    def __post_init__(self) -> None:
+        _check_start(self)
+        require(self.answers > 1, "answers", self.answers, "2 or more", "use 4")
+        require(self.response_tokens > 0, "response_tokens", self.response_tokens, "a number above 0", "use 64")
+        require(self.temperature > 0, "temperature", self.temperature, "a number above 0", "use 1.0")
+        require(self.noise >= 0, "noise", self.noise, "0 or more", "use 0 for a labeler without mistakes")
+        require(bool(self.gold), "gold", self.gold, "a Python function", 'name it "file.py:function"')

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.data.batch import LANGUAGE_FIELDS, POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
+from lmjax.data.batch import LANGUAGE_FIELDS, TARGETS, WEIGHTS, Batch
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.advantage import (
@@ -41,7 +41,7 @@ from lmjax.objective.policy import (
 )
 from lmjax.objective.weighted import Weighted
 from lmjax.optim.schedules import Schedule
-from lmjax.rlhf.rollout import Rollout, Vocabulary, read_responses, sample, values_before
+from lmjax.rlhf.rollout import Rollout, Vocabulary, read_responses, repeated, sample, values_before
 from lmjax.rlhf_settings import KLSettings, PPOSettings, RewardSettings
 from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
@@ -102,7 +102,7 @@ class Learner:
     def roll(self, state: TrainState, batch: Batch) -> Rollout:
         """Samples `group` responses to each prompt; those to one prompt are neighbours."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        prompts = {name: jnp.repeat(batch[name], self.ppo.group, axis=0) for name in (TOKENS, POSITIONS, SEGMENTS)}
+        prompts = repeated(batch, self.ppo.group)
         tokens, temperature = self.ppo.response_tokens, self.ppo.temperature
         policy = state.params[POLICY]
         return sample(self.policy, policy, prompts, key, self.vocabulary, tokens=tokens, temperature=temperature)

@@ -74,6 +74,11 @@ def sample(
     return Rollout(join(prompts, decoding.tokens, mask_BN), mask_BN, sampled_BN, finished_B)
 
 
+def repeated(prompts: Batch, times: int) -> Batch:
+    """Each prompt so many times; its copies are neighbours."""
+    return {name: jnp.repeat(prompts[name], times, axis=0) for name in (TOKENS, POSITIONS, SEGMENTS)}
+
+
 def moved_right(prompts: Batch) -> Batch:
     """The same prompts with all their padding on the left."""
     segments_BP = prompts[SEGMENTS]

@@ -32,6 +32,7 @@ from lmjax.stages.going_on import (
     sums_over,
     train,
     validation_of,
+    with_dropout,
 )
 from lmjax.stages.start import abstract_params, open_start
 from lmjax.training.checkpoint import VALIDATION_LOSS
@@ -47,11 +48,12 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     """Trains to the stage's last step, or until `stop` asks; the same call resumes. What is returned is saved."""
     check_sources(recipe)
     start = open_start(recipe.start, workdir)
-    recipe = dataclasses.replace(recipe, model=start.settings)
-    dialogue, settings, size = recipe.dialogue, start.settings, start.tokenizer.vocab_size
+    recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
+    assert recipe.model is not None
+    dialogue, settings, size = recipe.dialogue, recipe.model, start.tokenizer.vocab_size
     mesh = mesh_for(recipe, settings)
-    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", display)
-    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", display)
+    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", workdir, display)
+    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
 
     model = LanguageModel(settings, recipe.compute, jax.default_backend())

@@ -34,7 +34,7 @@ from lmjax.recipe import to_json
 from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import ModelSettings, OptimizerSettings, SourceSettings
-from lmjax.stages.start import Start
+from lmjax.stages.start import Start, place_of_file
 from lmjax.training.checkpoint import Checkpointer
 from lmjax.training.loop import Job, Metrics, Values, fit
 from lmjax.training.progress import ProgressDisplay
@@ -126,6 +126,14 @@ def train(
         return fit(job, state, stop)
 
 
+def with_dropout(settings: ModelSettings, dropout: float | None) -> ModelSettings:
+    """The same model with this dropout everywhere; None keeps what it has."""
+    if dropout is None:
+        return settings
+    attention = dataclasses.replace(settings.attention, dropout=dropout)
+    return dataclasses.replace(settings, dropout=dropout, attention=attention)
+
+
 def mesh_for(recipe: Stage, settings: ModelSettings) -> Mesh:
     """The recipe's mesh. Raises UserError where it does not divide what it cuts."""
     mesh = make_mesh(recipe.mesh)
@@ -138,10 +146,15 @@ def open_dialogue(
     settings: DialogueSettings,
     tokenizer: Tokenizer,
     kind: Kind,
+    workdir: Path,
     display: ProgressDisplay,
 ) -> tuple[list[Rows], list[list[Record]]]:
-    """The rows of each source and the records that they came from; says what was read, cut and left out."""
-    rows, counts, records = open_sources(sources, settings, tokenizer, kind)
+    """The rows of each source and the records that they came from; says what was read, cut and left out.
+
+    A path may begin with the name of another stage: its folder is beside this one's.
+    """
+    beside = [dataclasses.replace(source, path=str(place_of_file(source.path, workdir))) for source in sources]
+    rows, counts, records = open_sources(beside, settings, tokenizer, kind)
     for source, count in zip(sources, counts, strict=True):
         display.say(f"{source.path}: {count} ({kind}s)")
     return rows, records

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.data.batch import Batch
-from lmjax.data.dialogue import Prompt, render
+from lmjax.data.dialogue import Prompt
 from lmjax.data.dialogue_rows import RECORD
 from lmjax.data.loader import Loader
 from lmjax.errors import require
@@ -38,8 +39,10 @@ from lmjax.stages.going_on import (
     optimizer_of,
     planned_steps,
     train,
+    with_dropout,
 )
 from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
+from lmjax.stages.texts import prompt_text, response_texts
 from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
@@ -54,13 +57,16 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     """Trains to the stage's last iteration, or until `stop` asks; the same call resumes. What is returned is saved."""
     check_sources(recipe)
     start = open_start(recipe.start, workdir)
-    recipe = dataclasses.replace(recipe, model=start.settings)
+    recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
+    assert recipe.model is not None
     by_function = is_function(recipe.reward.source)
     judge = None if by_function else open_reward_model(recipe.reward.source, workdir, start)
     _check_lengths(recipe, start, judge)
     mesh = mesh_for(recipe, start.settings)
-    rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", display)
-    held_out, asked = open_dialogue(recipe.dialogue.validation, recipe.dialogue, start.tokenizer, "prompt", display)
+    rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
+    held_out, asked = open_dialogue(
+        recipe.dialogue.validation, recipe.dialogue, start.tokenizer, "prompt", workdir, display
+    )
     steps = planned_steps(recipe, rows, recipe.dialogue.batch_size)
     learner, axes = _learner(recipe, start, judge, steps)
     abstract = abstract_state(learner, axes, mesh)
@@ -70,14 +76,14 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         shardings = parameter_shardings(learner.reward.logical_axes(), mesh)
         frozen["reward"] = judge.reward_model(abstract_params(learner.reward, shardings))
     phases = _phases(learner, mesh, abstract, frozen)
-    write = _Writer(recipe, start)
     function = load_function(recipe.reward.source) if by_function else None
 
     def score(rollout: Rollout, prompts: Sequence[str]) -> Any:
         if function is None:
             return phases.score(frozen["reward"], rollout)
-        scores = called(function, recipe.reward.source, prompts, write.responses(rollout))
-        return place_rows({"scores": scores}, mesh)["scores"]
+        scores = called(function, recipe.reward.source, prompts, response_texts(rollout, start.tokenizer))
+        with jax.transfer_guard("allow"):  # what a Python function says comes from the host
+            return place_rows({"scores": scores}, mesh)["scores"]
 
     whole = compile_step(learner.iterate, mesh, abstract, frozen) if function is None else None
 
@@ -85,7 +91,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         if whole is not None:
             return whole(state, frozen, batch)
         rollout = phases.roll(state, batch)
-        prompts = write.prompts(_flat(records), batch, learner.ppo.group)
+        prompts = _prompts_of(recipe, _flat(records), batch)
         return phases.learn(state, reference, rollout, score(rollout, prompts), batch)
 
     fixed_step = jax.device_put(np.int32(-1), abstract.step.sharding)
@@ -97,9 +103,9 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         batch = place_rows(held_out[0].batch(numbers), mesh)
         fixed = dataclasses.replace(state, step=fixed_step)  # the same draws at every evaluation
         rollout = phases.roll(fixed, batch)
-        prompts = write.prompts(asked[0], batch, learner.ppo.group)
+        prompts = _prompts_of(recipe, asked[0], batch)
         scores = np.asarray(jax.device_get(score(rollout, prompts)))
-        for row, response in enumerate(write.responses(rollout)[: SHOWN * learner.ppo.group]):
+        for row, response in enumerate(response_texts(rollout, start.tokenizer)[: SHOWN * learner.ppo.group]):
             if row % learner.ppo.group == 0:
                 recorder.write(done, {"prompt": prompts[row], "sample": response, "sample_reward": float(scores[row])})
         finished, mask = jax.device_get((rollout.finished, rollout.mask))
@@ -195,18 +201,21 @@ def _fresh(
 ) -> TrainState:
     """The policy from the start; the value model from the reward model, or else from the policy with a head of 0."""
     key = jax.random.key(seed)
-    if learner.ppo.baseline == "group":
-        make: Callable[[Any], Any] = lambda frozen: None  # noqa: E731
-    elif learner.ppo.baseline == "value_head":
-        make = lambda frozen: init_scalar(key, start.settings.width, zero=True)  # noqa: E731
-    elif judge is not None:
-        make = lambda frozen: frozen["reward"]  # noqa: E731
-    else:
-        make = lambda frozen: learner.value.on_trunk(frozen["reference"], key, zero=True)  # noqa: E731
-    create = jax.jit(
-        lambda frozen: learner.create(frozen["reference"], make(frozen)), out_shardings=shardings_of(abstract)
-    )
-    return create(frozen)
+
+    def value_of(frozen: dict[str, Any]) -> Any:
+        if learner.ppo.baseline == "group":
+            return None
+        if learner.ppo.baseline == "value_head":
+            return init_scalar(key, start.settings.width, zero=True)
+        if judge is not None:
+            return frozen["reward"]
+        return learner.value.on_trunk(frozen["reference"], key, zero=True)
+
+    def create(frozen: dict[str, Any]) -> TrainState:
+        own = jax.tree.map(jnp.copy, frozen)  # the iterations use the state's memory again
+        return learner.create(own["reference"], value_of(own))
+
+    return jax.jit(create, out_shardings=shardings_of(abstract))(frozen)
 
 
 @dataclass(frozen=True)
@@ -232,22 +241,11 @@ def _phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str
     )
 
 
-class _Writer:
-    """Prompts and responses as text."""
-
-    def __init__(self, recipe: PPO, start: Start) -> None:
-        self._template, self._tokenizer = recipe.dialogue.template, start.tokenizer
-
-    def prompts(self, records: Sequence[Any], batch: Batch, group: int) -> list[str]:
-        """The text of each response's prompt, as the policy reads it."""
-        numbers = np.asarray(jax.device_get(batch[RECORD]))[:, 0]
-        chosen = [records[number] for number in numbers for _ in range(group)]
-        return ["".join(piece.text for piece in render(record.turns, self._template)) for record in chosen]
-
-    def responses(self, rollout: Rollout) -> list[str]:
-        """The text of each response, without its end."""
-        tokens, mask = jax.device_get((rollout.responses, rollout.mask))
-        return [self._tokenizer.decode(ids[live > 0].tolist()) for ids, live in zip(tokens, mask, strict=True)]
+def _prompts_of(recipe: PPO, records: Sequence[Any], batch: Batch) -> list[str]:
+    """The text of each response's prompt."""
+    numbers = np.asarray(jax.device_get(batch[RECORD]))[:, 0]
+    texts = [prompt_text(records[number], recipe.dialogue.template) for number in numbers]
+    return [text for text in texts for _ in range(recipe.ppo.group)]
 
 
 def _flat(records: Sequence[Sequence[Any]]) -> list[Prompt]:

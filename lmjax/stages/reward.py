@@ -37,6 +37,7 @@ from lmjax.stages.going_on import (
     sums_over,
     train,
     validation_of,
+    with_dropout,
 )
 from lmjax.stages.start import abstract_params, open_start
 from lmjax.training.checkpoint import VALIDATION_LOSS
@@ -55,12 +56,13 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
     """
     check_sources(recipe)
     start = open_start(recipe.start, workdir)
-    recipe = dataclasses.replace(recipe, model=start.settings)
-    dialogue, settings = recipe.dialogue, start.settings
+    recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
+    assert recipe.model is not None
+    dialogue, settings = recipe.dialogue, recipe.model
     mesh = mesh_for(recipe, settings)
-    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", display)
-    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", display)
-    zero, _ = open_dialogue(recipe.demonstrations, dialogue, start.tokenizer, "answer", display)
+    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", workdir, display)
+    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", workdir, display)
+    zero, _ = open_dialogue(recipe.demonstrations, dialogue, start.tokenizer, "answer", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
 
     model = ScalarModel(LanguageModel(settings, recipe.compute, jax.default_backend()))

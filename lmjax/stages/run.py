@@ -16,8 +16,9 @@ from lmjax.parallel import multihost
 from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
-from lmjax.rlhf_recipes import DPO, SFT, RewardModel
+from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.stages import workdir as place
+from lmjax.stages.compare import compare
 from lmjax.stages.dpo import dpo
 from lmjax.stages.going_on import Outcome
 from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
@@ -28,6 +29,8 @@ from lmjax.stages.sft import sft
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import METRICS_FILE, read_metrics
 from lmjax.training.stop import Stopped, StopRequest
+
+Trained = Pretrain | SFT | RewardModel | DPO | PPO
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,12 @@ def _pipeline(
 def _stage(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay, force: bool) -> Result:
     place.claim(folder, recipe, force)
     multihost.barrier("claimed")
+    if isinstance(recipe, Compare):
+        return _compared(recipe, folder, display)
     return _finish(recipe, folder, stop, display)
 
 
-def _trained(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+def _trained(recipe: Trained, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
     """Runs the stage from wherever it stands."""
     if isinstance(recipe, Pretrain):
         state, model = pretrain(recipe, folder, stop, display)
@@ -112,7 +117,20 @@ def _trained(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDi
     return ppo(recipe, folder, stop, display)
 
 
-def _finish(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
+def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result:
+    """Comparisons are made in one go, or not at all."""
+    summary = place.read_json(folder / place.SUMMARY_FILE)
+    if summary:
+        display.say(f"{folder} is done.")
+    else:
+        summary = compare(recipe, folder, display) | {"sources": sources_digest(recipe, folder)}
+        if multihost.is_first():
+            place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+    multihost.barrier("compared")
+    return Result(folder, None, summary)
+
+
+def _finish(recipe: Trained, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
     summary = place.read_json(folder / place.SUMMARY_FILE)
     counts_epochs = not isinstance(recipe, Pretrain) and recipe.epochs is not None
     if summary and (counts_epochs or summary["steps"] == recipe.train.steps):

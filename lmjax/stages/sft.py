@@ -18,7 +18,6 @@ from lmjax.objective.language import language_loss
 from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
 from lmjax.parallel.shardings import parameter_shardings
 from lmjax.rlhf_recipes import SFT
-from lmjax.settings import ModelSettings
 from lmjax.stages.going_on import (
     Outcome,
     Training,
@@ -34,6 +33,7 @@ from lmjax.stages.going_on import (
     sums_over,
     train,
     validation_of,
+    with_dropout,
 )
 from lmjax.stages.start import abstract_params, open_start
 from lmjax.training.checkpoint import VALIDATION_LOSS
@@ -45,14 +45,6 @@ from lmjax.training.step import make_eval_step, make_train_step
 from lmjax.training.stop import StopRequest
 
 
-def with_dropout(settings: ModelSettings, dropout: float | None) -> ModelSettings:
-    """The same model with this dropout everywhere; None keeps what it has."""
-    if dropout is None:
-        return settings
-    attention = dataclasses.replace(settings.attention, dropout=dropout)
-    return dataclasses.replace(settings, dropout=dropout, attention=attention)
-
-
 def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
     """Fine-tunes to the stage's last step, or until `stop` asks; the same call resumes. What is returned is saved."""
     check_sources(recipe)
@@ -61,8 +53,8 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     assert recipe.model is not None
     dialogue, settings, size = recipe.dialogue, recipe.model, start.tokenizer.vocab_size
     mesh = mesh_for(recipe, settings)
-    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", display)
-    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", display)
+    rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", workdir, display)
+    held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
     sources, weights = rows, [source.weight for source in dialogue.train]
     if recipe.mix:

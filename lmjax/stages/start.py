@@ -83,6 +83,12 @@ def place_of(source: str, workdir: Path) -> Path:
     return beside if "/" not in source and beside.is_dir() else Path(source)
 
 
+def place_of_file(path: str, workdir: Path) -> Path:
+    """Where a stage's file is: in the folder of another stage beside its own, or else a path."""
+    beside = workdir.parent / path
+    return beside if not Path(path).is_absolute() and beside.is_file() else Path(path)
+
+
 def open_start(path: str, workdir: Path, field: str = "start") -> Start:
     """Opens the newest checkpoint of `path`: a stage's name, a workdir or a checkpoint.
 

@@ -6,10 +6,12 @@ import pytest
 
 from lmjax import cli
 from lmjax.errors import UserError
-from lmjax.recipe import PPO, SFT, Pipeline, Pretrain, RewardModel, from_json, to_json
-from lmjax.rlhf_settings import DialogueSettings, RewardSettings
+from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, from_json, to_json
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, RewardSettings
 from lmjax.settings import TrainSettings
 from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
+
+SECOND = RewardSettings(source="reward-2")
 
 
 def stages(**changes):
@@ -58,6 +60,28 @@ def test_a_changed_stage_runs_anew_with_all_that_goes_on_from_it_and_says_why(fi
     assert plans[3].reason == "runs anew, because it goes on from reward"
     everything = stages(pretrain=Pretrain(train=TrainSettings(steps=7)))
     assert set(actions(finished, everything).values()) == {"anew"}
+
+
+def test_a_stage_goes_on_from_the_files_that_it_reads_too(finished):
+    read = DialogueSettings(train=(DialogueSourceSettings(path="compare/comparisons.jsonl"),))
+    made = stages().stages
+
+    def iterated(noise):
+        comparisons = Compare(start="ppo", gold="gold.py:score", noise=noise)
+        again = (
+            RewardModel(name="reward-2", start="sft", dialogue=read),
+            PPO(name="ppo-2", start="ppo", reward=SECOND),
+        )
+        return Pipeline("p", (*made, comparisons, *again))
+
+    for stage in iterated(0.1).stages:
+        finish(finished, stage)
+    assert set(actions(finished, iterated(0.1)).values()) == {"skip"}
+    plans = plan_stages(iterated(0.2), finished)
+    assert [plan.action for plan in plans] == ["skip"] * 4 + ["anew"] * 3
+    assert plans[5].reason == "runs anew, because it goes on from compare"
+    with pytest.raises(UserError, match=r"dialogue\.train\.0\.path = 'compare': expected a stage before"):
+        Pipeline("p", (*made[:2], RewardModel(start="sft", dialogue=read), Compare(start="sft", gold="gold.py:score")))
 
 
 def test_one_stage_alone_needs_what_it_goes_on_from(tmp_path, finished):

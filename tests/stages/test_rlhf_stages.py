@@ -10,7 +10,7 @@ import pytest
 import lmjax
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.recipe import DPO, PPO, SFT, Pipeline, Pretrain, RewardModel
+from lmjax.recipe import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     AttentionSettings,
@@ -77,6 +77,27 @@ def rate(**changes):
     return OptimizerSettings(**({"learning_rate": 1e-2, "weight_decay": 0.0} | changes))
 
 
+LETTERS = """
+def letters(prompts, responses):
+    assert prompts[0].startswith('User: ')
+    return [r.count('a') for r in responses]
+
+def broken(prompts, responses):
+    return [float('nan')] * len(responses)
+
+def short(prompts, responses):
+    return [0.0]
+"""
+
+
+@pytest.fixture(scope="module")
+def scores(folder):
+    """A file of reward functions."""
+    path = folder / "scores.py"
+    path.write_text(LETTERS)
+    return path
+
+
 @pytest.fixture(scope="module")
 def stages(dialogue, text):
     reward = RewardSettings(source="reward", missing_end_penalty=0.5)
@@ -125,8 +146,9 @@ def test_every_stage_goes_on_from_the_one_before_and_is_done_once(ran, stages):
     assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 4, 20, 4, 4]
     again = lmjax.run(Pipeline("all", tuple(stages.values())), ran, quiet=True)
     assert again.summary == {}  # nothing ran
-    recipe = open_start("sft", ran / "new").recipe
-    assert (recipe.model.dropout, recipe.model.attention.dropout) == (0.1, 0.1)
+    models = {name: open_start(name, ran / "new").recipe.model for name in ("sft", "reward", "dpo", "ppo")}
+    dropout = {name: (model.dropout, model.attention.dropout) for name, model in models.items()}
+    assert dropout == {"sft": (0.1, 0.1)} | dict.fromkeys(("reward", "dpo", "ppo"), (0.0, 0.0))
 
 
 def test_the_reward_model_learns_the_rankings(ran):
@@ -217,17 +239,10 @@ def test_the_score_of_each_answer_in_a_file_is_printed(ran, folder, capsys):
     assert "expected a reward model" in capsys.readouterr().err
 
 
-def test_a_python_function_may_give_the_reward(ran, folder, stages):
-    (folder / "scores.py").write_text(
-        "def letters(prompts, responses):\n    assert prompts[0].startswith('User: ')\n"
-        "    return [r.count('a') for r in responses]\n"
-        "def broken(prompts, responses):\n    return [float('nan')] * len(responses)\n"
-        "def short(prompts, responses):\n    return [0.0]\n"
-    )
-
+def test_a_python_function_may_give_the_reward(ran, folder, scores, stages):
     def made(function, **changes):
         ppo = PPOSettings(response_tokens=6, **changes)
-        reward = RewardSettings(source=f"{folder / 'scores.py'}:{function}")
+        reward = RewardSettings(source=f"{scores}:{function}")
         return dataclasses.replace(
             stages["ppo"],
             reward=reward,
@@ -235,6 +250,7 @@ def test_a_python_function_may_give_the_reward(ran, folder, stages):
             kl=KLSettings(),
             mix=(),
             train=TrainSettings(steps=2),
+            optimizer=rate(),
             start=str(ran / "sft"),
         )
 
@@ -257,3 +273,27 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, 
         lmjax.run(wrong, ran / "wrong", quiet=True)
     with pytest.raises(UserError, match="no checkpoint"):
         lmjax.run(dataclasses.replace(stages["sft"], start="nowhere"), folder / "none", quiet=True)
+
+
+def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_model(ran, scores, stages, dialogue):
+    prompts = dataclasses.replace(dialogue["prompt"], batch_size=24)  # more than the 16 prompts
+    recipe = Compare(start="sft", dialogue=prompts, gold=f"{scores}:letters", proxy="reward", response_tokens=8)
+    recipe = dataclasses.replace(recipe, answers=8)
+    summary = lmjax.run(recipe, ran / "compare", quiet=True).summary
+    rows = [json.loads(line) for line in (ran / "compare" / "comparisons.jsonl").read_text().splitlines()]
+    assert len(rows) == summary["comparisons"] == 16 - summary["left_out"] > 2
+    for row in rows:
+        assert row["gold"] == [answer.count("a") for answer in row["answers"]]
+        better = np.subtract.outer(row["gold"], row["gold"]) > 0
+        np.testing.assert_array_equal(np.subtract.outer(row["ranks"], row["ranks"]) < 0, better)
+    assert [row["n"] for row in summary["best_of"]] == [1, 2, 4, 8]
+    assert summary["best_of"][0]["gold"] == pytest.approx(summary["gold"])
+    proxies = [row["proxy"] for row in summary["best_of"]]
+    assert proxies == sorted(proxies) and proxies[-1] > proxies[0]
+    source = DialogueSourceSettings(path="compare/comparisons.jsonl")
+    again = dataclasses.replace(dialogue["rank"], train=(source,), validation=(), most_answers=8)
+    changes = {"name": "again", "dialogue": again, "epochs": None}
+    result = lmjax.run(
+        dataclasses.replace(stages["reward"], train=TrainSettings(steps=2), **changes), ran / "again", quiet=True
+    )
+    assert result.summary["steps"] == 2 and set(result.summary["sources"]) == {"sft", "compare"}
