@@ -187,6 +187,27 @@ def test_a_request_during_an_evaluation_is_not_lost():
     assert run.of("save") == [5]
 
 
+def test_a_request_at_any_moment_loses_no_line_of_the_record():
+    for moment in range(1, 40):
+        run = Run(steps=20, log=1, evaluation=5, checkpoint=7)
+
+        class Asking(StopRequest):
+            """Asks from the n-th look at it on."""
+
+            looks = 0
+            asks_from = moment
+
+            def asked(self, done):
+                self.looks += 1
+                self.signal = 15 if self.looks >= self.asks_from else None
+                return super().asked(done)
+
+        run.stop = Asking()
+        reached = int(run.fit().step)
+        assert sorted(run.lines) == list(range(1, reached + 1))
+        assert run.of("save")[-1] == reached
+
+
 def test_a_request_at_the_last_step_leaves_a_whole_run():
     run = Run(steps=6, value=float)
     run.job = dataclasses.replace(run.job, tokens_in=lambda i: setattr(run.stop, "signal", 15 if i == 5 else None) or 1)
