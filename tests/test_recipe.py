@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from lmjax.errors import UserError
@@ -29,9 +29,14 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 def _specs() -> list[str]:
     specs = []
-    for file in sorted(EXPERIMENTS.glob("*.py")):
-        sizes = re.search(r"size: Literal\[([^\]]*)\]", file.read_text())
-        specs += [f"{file.stem}:{size}" for size in re.findall(r'"([^"]+)"', sizes[1])] if sizes else [file.stem]
+    for file in sorted(EXPERIMENTS.rglob("*.py")):
+        text = file.read_text()
+        name = file.stem if file.parent == EXPERIMENTS else str(file)
+        sizes = re.search(r"size: Literal\[([^\]]*)\]", text)
+        if sizes:
+            specs += [f"{name}:{size}" for size in re.findall(r'"([^"]+)"', sizes[1])]
+        elif "def recipe(" in text:
+            specs.append(name)
     return specs
 
 
@@ -44,7 +49,7 @@ def test_the_experiments_hold_every_published_size():
     assert {"quickstart", "shakespeare_char", "gpt1"} <= set(_specs())
 
 
-@pytest.mark.parametrize("spec", _specs())
+@pytest.mark.parametrize("spec", _specs(), ids=lambda spec: Path(spec).name)
 def test_every_experiment_survives_its_json(spec):
     recipe = load_recipe(spec)
     for stage in recipe.stages if isinstance(recipe, Pipeline) else [recipe]:
@@ -78,8 +83,8 @@ def _values(kind: typing.Any) -> st.SearchStrategy:
     }[kind]
 
 
-def _parts(part: type) -> st.SearchStrategy:
-    """The part with up to three of its fields at any value, as far as the part accepts them."""
+def _parts(part: type, base: typing.Any = None) -> st.SearchStrategy:
+    """The part, or `base`, with up to three of its fields at any value, as far as the part accepts them."""
     kinds = field_types(part)
 
     def make(names: list[str]) -> st.SearchStrategy:
@@ -87,15 +92,28 @@ def _parts(part: type) -> st.SearchStrategy:
 
     def attempt(values: dict[str, typing.Any]) -> typing.Any:
         try:
-            return part(**values)
+            return part(**values) if base is None else dataclasses.replace(base, **values)
         except UserError:
+            return base or default()
+
+    def default() -> typing.Any:
+        try:
             return part()
+        except UserError:  # a part that has no default, such as a source without its path
+            reject()
 
     return st.lists(st.sampled_from(sorted(kinds)), max_size=3, unique=True).flatmap(make)
 
 
-@given(_parts(Pretrain))
-@settings(max_examples=300, deadline=None)
+def _stages() -> list[typing.Any]:
+    """A recipe of every stage that the experiments hold."""
+    recipes = [load_recipe(spec) for spec in _specs()]
+    stages = [stage for recipe in recipes for stage in getattr(recipe, "stages", [recipe])]
+    return list({type(stage): stage for stage in stages}.values())
+
+
+@given(st.one_of([_parts(type(stage), stage) for stage in _stages()]))
+@settings(max_examples=200, deadline=None)
 def test_any_recipe_survives_its_json_exactly(recipe):
     again = from_json(to_json(recipe))
     assert again == recipe and hash(again) == hash(recipe)
