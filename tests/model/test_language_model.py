@@ -146,6 +146,15 @@ def test_an_attention_that_cannot_serve_is_an_error_when_the_model_is_made(setti
         LanguageModel(settings, platform=platform)
 
 
+def test_a_cache_is_read_whatever_kernel_is_named_for_training():
+    """Prompts have any length: a model that was trained with splash answers the ones of five tokens, too."""
+    models = [LanguageModel(named(name)) for name in ("einsum", "splash")]
+    params, batch = parameters(models[0]), rows(5)
+    arrays = (batch["tokens"], batch["positions"], batch["segments"], 0)
+    found = [model.extend(params, model.empty_cache(2, 8), *arrays)[0] for model in models]
+    assert (found[0] == found[1]).all()
+
+
 def test_a_length_that_a_named_kernel_cannot_serve_is_an_error_before_anything_runs():
     model = LanguageModel(named("splash"), platform="tpu")
     with pytest.raises(UserError, match="sequence length 100 is not a multiple of 128"):
