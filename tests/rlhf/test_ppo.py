@@ -38,9 +38,10 @@ def as_numpy(data, *names):
     return [np.asarray(data[name], np.float64) for name in names]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("baseline", ["value", "value_head", "group"])
-def test_an_iteration_starts_at_ratio_one_and_no_divergence(side, baseline):
+@pytest.mark.parametrize(
+    ("baseline", "side"), [("value", "left"), ("value", "right"), ("value_head", "left"), ("group", "right")]
+)
+def test_an_iteration_starts_at_ratio_one_and_no_divergence(baseline, side):
     learner = make_learner(baseline=baseline, group=2 if baseline == "group" else 1)
     scores = jnp.concatenate([SCORES, SCORES + 1]) if baseline == "group" else SCORES
     state, _, data, _ = experienced(learner, side, scores)

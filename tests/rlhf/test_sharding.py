@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from lmjax.model.heads import scalar_axes
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.rows import compile_step, place_rows
 from lmjax.parallel.shardings import on_mesh, parameter_shardings
@@ -19,12 +17,10 @@ def placed(array, like):
     return jax.device_put(jnp.copy(array), like.sharding)  # a step uses the state's memory again
 
 
-@pytest.mark.parametrize("baseline", ["value", "value_head"])
-def test_an_iteration_does_not_depend_on_the_mesh(prompts, baseline):
-    learner = make_learner(baseline=baseline, average=0.9)
+def test_an_iteration_does_not_depend_on_the_mesh(prompts):
+    learner = make_learner(average=0.9)
     policy, scalar = models()
-    axes = {"policy": policy.logical_axes()}
-    axes["value"] = scalar.logical_axes() if baseline == "value" else scalar_axes()
+    axes = {"policy": policy.logical_axes(), "value": scalar.logical_axes()}
     own = parameters()
     results = []
     for settings, devices in ((MeshSettings(), 1), (MeshSettings(data=2, fsdp=2, tensor=2), 8)):
@@ -39,8 +35,8 @@ def test_an_iteration_does_not_depend_on_the_mesh(prompts, baseline):
         rollout = jax.jit(on_mesh(learner.roll, mesh))(state, batch)
         after, metrics = compile_step(learner.iterate, mesh, abstract, frozen)(state, frozen, batch)
         if devices == 8:
-            for tree in (after.params["policy"], after.opt_state["average"], after.params["value"].get("trunk")):
-                assert tree is None or not tree["tokens"].sharding.is_fully_replicated
+            for tree in (after.params["policy"], after.opt_state["average"], after.params["value"]["trunk"]):
+                assert not tree["tokens"].sharding.is_fully_replicated
         results.append(jax.device_get((rollout.responses, after.params, after.opt_state["average"], metrics["reward"])))
     (responses, *one), (responses_on_mesh, *eight) = results
     np.testing.assert_array_equal(responses, responses_on_mesh)
