@@ -31,6 +31,8 @@ from lmjax.settings import (
 from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 ROWS, LENGTH, STEPS = 16, 16, 3
 SETTINGS = ModelSettings(
     layers=2,
@@ -84,13 +86,6 @@ def ragged_batch(step):
         "positions": (index - starts).astype(np.int32),
         "segments": segments.astype(np.int32),
     }
-
-
-@pytest.fixture(autouse=True)
-def unoptimized():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import batch_sharding, on_mesh
 from lmjax.settings import MeshSettings
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 B, T, D, V = 3, 12, 8, 40
 UNEQUAL = np.array([[1000.0] + [0.0] * (T - 1), [1e-3] * T, [0.0] * (T // 2) + [1.0] * (T // 2)], np.float32)
 TERMS = {

@@ -40,14 +40,6 @@ def optimizer_of(**settings):
     return make_optimizer(OptimizerSettings(**settings), lambda step: jnp.float32(0.01), MODEL.logical_axes())
 
 
-@pytest.fixture
-def unoptimized():
-    """Compiles faster; what lies where is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def specs(tree):
     return jax.tree.map(lambda leaf: leaf.sharding.spec, tree)
 

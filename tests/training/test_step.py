@@ -17,6 +17,8 @@ from lmjax.objective.weighted import Weighted
 from lmjax.training.state import TrainState
 from lmjax.training.step import make_eval_step, make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 T, D, V = 6, 5, 11
 
 
