@@ -23,4 +23,5 @@ def test_a_run_killed_ten_times_ends_bit_for_bit_where_an_uninterrupted_one_does
     moments = [(int(count), moment) for count, moment in re.findall(r"^ *(\d+) killed (.+)$", done.stdout, re.M)]
     assert sum(count for count, _ in moments) == KILLS
     assert sum(count for count, moment in moments if "while saving" in moment) >= 2, "some of them while saving"
-    assert "WARNING" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    noise = [line for line in done.stderr.splitlines() if "Waiting for previous save" not in line]  # of a slow disk
+    assert noise == []
