@@ -85,15 +85,17 @@ class Dense(nn.Module):
 
 
 def _gathered(kernel: jax.Array, axes: tuple[str, ...], contracted: int) -> jax.Array:
-    """The kernel, cut over a mesh as it is stored, made whole along "embed" for its use, in which it has two axes.
+    """The kernel, cut over a mesh as it is stored, made whole along "embed" for its use.
 
     Left to itself the compiler may sum over the cut width and exchange activations instead. The first constraint is
-    for the gradient, which is handed on cut.
+    for the gradient, which is handed on cut. Where several axes are contracted, the one that is gathered is put first:
+    the TPU then needs no copy of the whole.
     """
     kernel = constrain(kernel, *axes)
-    flat = kernel.reshape(math.prod(kernel.shape[:contracted]), *kernel.shape[contracted:])
-    names = (axes[0], *axes[contracted:])
-    return constrain(flat, *("act_embed" if name == "embed" else name for name in names)).reshape(kernel.shape)
+    whole = ["act_embed" if name == "embed" else name for name in axes]
+    if contracted == 1:
+        return constrain(kernel, *whole)
+    return jnp.moveaxis(constrain(jnp.moveaxis(kernel, -1, 0), whole[-1], *whole[:-1]), 0, -1)
 
 
 @jax.custom_vjp
