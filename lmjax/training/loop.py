@@ -98,18 +98,19 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
             job.meter.step(job.tokens_in(step), waited)
             done = step + 1
             last = done == job.steps
+            saves = last or done % job.checkpoint.every == 0
             evaluates = last or (done % job.evaluation.every == 0 and not stop.asked(done))
-            values: Values = {}
-            if evaluates:
+            if evaluates or saves:
                 _settle(job, window, *waiting)
                 waiting = None
+            values: Values = {}
+            if evaluates:
                 with job.meter.paused():
                     values = job.evaluate(state, done)
-            asked = stop.asked(done)  # after the evaluation, so that none is missed between saving and leaving
-            if last or asked or done % job.checkpoint.every == 0:
+            asked = stop.asked(done)  # last of all, so that no request is missed between saving and leaving
+            if saves or asked:
                 if waiting:
                     _settle(job, window, *waiting)
-                waiting = None
                 with job.meter.paused():
                     job.save(state, done, values)
             if asked:
