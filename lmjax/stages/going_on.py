@@ -1,12 +1,10 @@
-"""What the stages that go on from a trained model share: rows and batches, and the parts that they hand to the loop."""
+"""What the stages that go on from a trained model share: rows and batches, steps, optimizers and validation sums."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,103 +25,16 @@ from lmjax.objective.weighted import Weighted
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import Schedule, make_schedule
 from lmjax.parallel.mesh import check_mesh, make_mesh
-from lmjax.parallel.multihost import is_first
 from lmjax.parallel.rows import place_rows
 from lmjax.parallel.shardings import parameter_shardings, state_shardings
-from lmjax.recipe import to_json
 from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import ModelSettings, OptimizerSettings, SourceSettings
 from lmjax.stages.start import Start, place_of_file
-from lmjax.training.checkpoint import Checkpointer
-from lmjax.training.loop import Job, Metrics, Values, fit
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
-from lmjax.training.stop import StopRequest
-from lmjax.training.throughput import Meter
 
 Stage = SFT | RewardModel | DPO | PPO
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage leaves for its summary."""
-
-    state: TrainState
-    steps: int  # of the whole stage
-    settings: ModelSettings
-    sequence_length: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """A stage's own parts."""
-
-    recipe: Stage  # with its model filled in
-    steps: int
-    mesh: Mesh
-    abstract: TrainState
-    fresh: Callable[[], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    batch_at: Callable[[int], Batch]
-    tokens_per_step: int
-    flops_per_token: float
-    evaluate: Callable[[TrainState, int, Recorder], Values]
-    finish: Callable[[TrainState], TrainState] = lambda state: state  # of the state that the last step saves
-
-
-def train(
-    training: Training, workdir: Path, tokenizer_folder: Path, stop: StopRequest, display: ProgressDisplay
-) -> TrainState:
-    """Runs the loop from this workdir's newest checkpoint, or else from a fresh state, and saves what it returns."""
-    recipe = training.recipe
-    with stop.deferred(), ExitStack() as stack:
-        checkpointer = stack.enter_context(
-            Checkpointer(
-                workdir / "checkpoints" / recipe.name,
-                recipe.checkpoint,
-                recipe_json=to_json(recipe),
-                tokenizer_folder=tokenizer_folder,
-                report=display.say,
-            )
-        )
-        state = checkpointer.restore(training.abstract) or training.fresh()
-        first = int(jax.device_get(state.step))
-        silent = not is_first()
-        recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first, silent=silent)
-        stack.callback(recorder.close)
-        display.start(recipe.name, training.steps, first)
-        stack.callback(display.finish)
-
-        def evaluate(state: TrainState, done: int) -> Values:
-            values = training.evaluate(state, done, recorder)
-            if values:
-                recorder.write(done, values)
-                display.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-            return values
-
-        def save(state: TrainState, done: int, values: Values) -> None:
-            checkpointer.save(training.finish(state) if done == training.steps else state, done, values)
-
-        job = Job(
-            steps=training.steps,
-            step=training.step,
-            batch_at=training.batch_at,
-            tokens_in=lambda _: training.tokens_per_step,
-            evaluate=evaluate,
-            save=save,
-            record=recorder.write,
-            show=display.update,
-            meter=Meter(training.flops_per_token, jax.devices()[0].device_kind, training.mesh.devices.size),
-            evaluation=recipe.evaluation,
-            checkpoint=recipe.checkpoint,
-            log=recipe.log,
-            prefetch=recipe.dialogue.prefetch,
-            abort_after_skipped=recipe.train.abort_after_skipped,
-            profile_folder=workdir / "profile",
-        )
-        return fit(job, state, stop)
 
 
 def with_dropout(settings: ModelSettings, dropout: float | None) -> ModelSettings:

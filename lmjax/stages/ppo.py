@@ -29,8 +29,6 @@ from lmjax.rlhf.rollout import Rollout, Vocabulary
 from lmjax.rlhf_recipes import PPO
 from lmjax.settings import DataSettings
 from lmjax.stages.going_on import (
-    Outcome,
-    Training,
     check_sources,
     loader_of,
     mesh_for,
@@ -38,11 +36,11 @@ from lmjax.stages.going_on import (
     open_mix,
     optimizer_of,
     planned_steps,
-    train,
     with_dropout,
 )
 from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
 from lmjax.stages.texts import prompt_text, response_texts
+from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
@@ -119,15 +117,18 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     batch_at = _batches(recipe, rows, learner, start, workdir, mesh, display)
     responses = recipe.dialogue.batch_size * learner.ppo.group
     row = recipe.dialogue.sequence_length + learner.ppo.response_tokens
+    tokens = responses * row
     training = Training(
         recipe=recipe,
+        stage=recipe.name,
         steps=steps,
         mesh=mesh,
         abstract=abstract,
         fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed),
         step=step,
         batch_at=batch_at,
-        tokens_per_step=responses * row,
+        tokens_in=lambda _: tokens,
+        prefetch=recipe.dialogue.prefetch,
         flops_per_token=count(start.settings, row).flops_per_token * learner.ppo.epochs,
         evaluate=evaluate,
     )

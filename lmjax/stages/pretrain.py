@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from lmjax.data.loader import Loader, ValidationBatches, validation_batches
+from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.ramp import BatchRamp
-from lmjax.errors import require
 from lmjax.generate.decode import SamplingSettings, generate
 from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
@@ -27,17 +25,17 @@ from lmjax.optim.schedules import make_schedule, token_clock
 from lmjax.parallel import multihost
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.parallel.shardings import abstract_state, init_state, jit_eval, jit_step, place_batch
-from lmjax.recipe import Pretrain, to_json
+from lmjax.recipe import Pretrain
 from lmjax.settings import DataSettings, ModelSettings
 from lmjax.stages.prepare import Prepared, prepare
-from lmjax.training.checkpoint import VALIDATION_LOSS, Checkpointer
-from lmjax.training.loop import Job, Values, fit
+from lmjax.stages.training import Outcome, Training, train
+from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.step import Step, make_eval_step, make_train_step
 from lmjax.training.stop import StopRequest
-from lmjax.training.throughput import Meter
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_v
     return Parts(model, loss_fn, optimizer, step)
 
 
-def pretrain(
-    recipe: Pretrain, workdir: Path, stop: StopRequest, display: ProgressDisplay
-) -> tuple[TrainState, LanguageModel]:
+def pretrain(recipe: Pretrain, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
     """Trains to the recipe's last step, or until `stop` asks; the same call resumes. What is returned is saved.
 
     Raises Stopped when `stop` asks before there is anything to save.
@@ -87,62 +83,28 @@ def pretrain(
     check_mesh(dict(mesh.shape), settings, recipe.data, recipe.train.microbatches)
     parts = make_parts(recipe, settings, jax.default_backend(), vocab)
     loader = Loader(prepared.train, [source.weight for source in recipe.data.train], recipe.data)
-    validation = validation_batches(prepared.validation, recipe.data, recipe.data.batch_size)
-
-    with stop.deferred(), ExitStack() as stack:
-        checkpointer = stack.enter_context(_checkpointer(recipe, workdir, prepared, display))
-        abstract = abstract_state(parts.model, parts.optimizer, mesh)
-        # The order: this workdir's newest checkpoint, or else a fresh start.
-        state = checkpointer.restore(abstract) or init_state(parts.model, parts.optimizer, recipe.train.seed, mesh)
-        first = int(jax.device_get(state.step))
-        fix = f"raise it, or choose another --workdir than {workdir}"
-        require(first <= recipe.train.steps, "train.steps", recipe.train.steps, f"{first}, the step reached", fix)
-        counted = count(settings, recipe.data.sequence_length)
-        display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
-        silent = not multihost.is_first()
-        if jax.process_count() > 1 and recipe.evaluation.prompts:
-            display.say("evaluation.prompts: not continued in a run of several processes; use lmjax generate")
-        recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first, silent=silent)
-        stack.callback(recorder.close)
-        display.start(recipe.name, recipe.train.steps, first)
-        stack.callback(display.finish)
-        job = Job(
-            steps=recipe.train.steps,
-            step=jit_step(parts.step, state, mesh),
-            batch_at=_placed(loader.batch_at, loader.batch_size_at, recipe.data, mesh),
-            tokens_in=lambda step: loader.batch_size_at(step) * recipe.data.sequence_length,
-            evaluate=_evaluation(recipe, parts, state, mesh, prepared, validation, recorder, display),
-            save=checkpointer.save,
-            record=lambda done, values: recorder.write(done, values | _epochs(loader, done)),
-            show=display.update,
-            meter=Meter(counted.flops_per_token, jax.devices()[0].device_kind, mesh.devices.size),
-            evaluation=recipe.evaluation,
-            checkpoint=recipe.checkpoint,
-            log=recipe.log,
-            prefetch=recipe.data.prefetch,
-            abort_after_skipped=recipe.train.abort_after_skipped,
-            profile_folder=workdir / "profile",
-        )
-        if stop.signal is None and _owes_evaluation(recipe, recorder, first):
-            job.evaluate(state, first)
-        state = fit(job, state, stop)
-    return state, parts.model
-
-
-def _owes_evaluation(recipe: Pretrain, recorder: Recorder, first: int) -> bool:
-    """Whether the run was stopped, which does not wait for an evaluation, after a step that has one."""
-    due = first > 0 and first % recipe.evaluation.every == 0
-    return due and not any(VALIDATION_LOSS in line for line in recorder.kept if line["step"] == first)
-
-
-def _checkpointer(recipe: Pretrain, workdir: Path, prepared: Prepared, display: ProgressDisplay) -> Checkpointer:
-    return Checkpointer(
-        workdir / "checkpoints" / "pretrain",
-        recipe.checkpoint,
-        recipe_json=to_json(recipe),
-        tokenizer_folder=prepared.tokenizer_folder,
-        report=display.say,
+    counted = count(settings, recipe.data.sequence_length)
+    display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
+    if jax.process_count() > 1 and recipe.evaluation.prompts:
+        display.say("evaluation.prompts: not continued in a run of several processes; use lmjax generate")
+    abstract = abstract_state(parts.model, parts.optimizer, mesh)
+    training = Training(
+        recipe=recipe,
+        stage="pretrain",
+        steps=recipe.train.steps,
+        mesh=mesh,
+        abstract=abstract,
+        fresh=lambda: init_state(parts.model, parts.optimizer, recipe.train.seed, mesh),
+        step=jit_step(parts.step, abstract, mesh),
+        batch_at=_placed(loader.batch_at, loader.batch_size_at, recipe.data, mesh),
+        tokens_in=lambda step: loader.batch_size_at(step) * recipe.data.sequence_length,
+        prefetch=recipe.data.prefetch,
+        flops_per_token=counted.flops_per_token,
+        evaluate=_evaluation(recipe, parts, abstract, mesh, prepared),
+        read_so_far=lambda done: _epochs(loader, done),
     )
+    state = train(training, workdir, prepared.tokenizer_folder, stop, display)
+    return Outcome(state, recipe.train.steps, settings, recipe.data.sequence_length)
 
 
 def _placed(
@@ -160,39 +122,28 @@ def _epochs(loader: Loader, done: int) -> Values:
 
 
 def _evaluation(
-    recipe: Pretrain,
-    parts: Parts,
-    state: TrainState,
-    mesh: Mesh,
-    prepared: Prepared,
-    validation: ValidationBatches,
-    recorder: Recorder,
-    display: ProgressDisplay,
-) -> Callable[[TrainState, int], Values]:
+    recipe: Pretrain, parts: Parts, abstract: TrainState, mesh: Mesh, prepared: Prepared
+) -> Callable[[TrainState, int, Recorder], Values]:
     """Loss, perplexity and bits per byte on the validation set, and a continuation of each prompt."""
     settings = recipe.evaluation
-    step = jit_eval(make_eval_step(parts.loss_fn), state, mesh)
+    validation = validation_batches(prepared.validation, recipe.data, recipe.data.batch_size)
+    step = jit_eval(make_eval_step(parts.loss_fn), abstract, mesh)
     batches = min(len(validation), settings.batches or len(validation))
     batch = _placed(validation.batch_at, lambda _: validation.batch_size, recipe.data, mesh)
     tokens_per_byte = sum(s.tokens for s in prepared.validation) / sum(s.text_bytes for s in prepared.validation)
     sampling = SamplingSettings(max_tokens=settings.sample_tokens, temperature=settings.temperature)
+    prompts = list(settings.prompts) if jax.process_count() == 1 else []  # `pretrain` says so
 
-    def evaluate(state: TrainState, done: int) -> Values:
+    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
         sums = [step(state.params, batch(i))["cross_entropy"] for i in range(batches)]
         loss = float(jax.device_get(sum(sums[1:], sums[0]).mean()))
-        values = {
+        completions = generate(parts.model, state.params, prepared.tokenizer, prompts, sampling)
+        for prompt, completion in zip(prompts, completions, strict=True):
+            recorder.write(done, {"prompt": prompt, "sample": completion.text})
+        return {
             VALIDATION_LOSS: loss,
             "validation_perplexity": math.exp(min(loss, 700.0)),
             "bits_per_byte": loss * tokens_per_byte / math.log(2),
         }
-        recorder.write(done, values)
-        display.say(f"step {done}: validation loss {loss:.4f}, {values['bits_per_byte']:.3f} bits per byte")
-        prompts = list(settings.prompts) if jax.process_count() == 1 else []  # `pretrain` says so
-        if prompts:
-            for prompt, completion in zip(
-                prompts, generate(parts.model, state.params, prepared.tokenizer, prompts, sampling), strict=True
-            ):
-                recorder.write(done, {"prompt": prompt, "sample": completion.text})
-        return values
 
     return evaluate

@@ -23,8 +23,6 @@ from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
 from lmjax.parallel.shardings import parameter_shardings
 from lmjax.rlhf_recipes import RewardModel
 from lmjax.stages.going_on import (
-    Outcome,
-    Training,
     abstract_of,
     check_sources,
     loader_of,
@@ -35,11 +33,11 @@ from lmjax.stages.going_on import (
     placed,
     planned_steps,
     sums_over,
-    train,
     validation_of,
     with_dropout,
 )
 from lmjax.stages.start import abstract_params, open_start
+from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
@@ -103,15 +101,18 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
         return dataclasses.replace(state, params=state.params | {SCALAR: shifted})
 
     loader = loader_of(rows, dialogue)
+    tokens = dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1]
     training = Training(
         recipe=recipe,
+        stage=recipe.name,
         steps=steps,
         mesh=mesh,
         abstract=abstract,
         fresh=fresh,
         step=compile_step(step, mesh, abstract),
         batch_at=placed(loader.batch_at, mesh),
-        tokens_per_step=dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1],
+        tokens_in=lambda _: tokens,
+        prefetch=recipe.dialogue.prefetch,
         flops_per_token=count(settings, dialogue.sequence_length).flops_per_token,
         evaluate=evaluate,
         finish=finish,

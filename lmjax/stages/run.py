@@ -16,21 +16,19 @@ from lmjax.parallel import multihost
 from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
-from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
+from lmjax.rlhf_recipes import DPO, SFT, Compare, RewardModel
 from lmjax.stages import workdir as place
 from lmjax.stages.compare import compare
 from lmjax.stages.dpo import dpo
-from lmjax.stages.going_on import Outcome
 from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
 from lmjax.stages.ppo import ppo
 from lmjax.stages.pretrain import pretrain
 from lmjax.stages.reward import reward
 from lmjax.stages.sft import sft
+from lmjax.stages.training import Outcome, TrainingRecipe
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import METRICS_FILE, read_metrics
 from lmjax.training.stop import Stopped, StopRequest
-
-Trained = Pretrain | SFT | RewardModel | DPO | PPO
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,10 @@ def _stage(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisp
     return _finish(recipe, folder, stop, display)
 
 
-def _trained(recipe: Trained, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+def _trained(recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
     """Runs the stage from wherever it stands."""
     if isinstance(recipe, Pretrain):
-        state, model = pretrain(recipe, folder, stop, display)
-        return Outcome(state, recipe.train.steps, model.settings, recipe.data.sequence_length)
+        return pretrain(recipe, folder, stop, display)
     if isinstance(recipe, SFT):
         return sft(recipe, folder, stop, display)
     if isinstance(recipe, RewardModel):
@@ -130,7 +127,7 @@ def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result
     return Result(folder, None, summary)
 
 
-def _finish(recipe: Trained, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
+def _finish(recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
     summary = place.read_json(folder / place.SUMMARY_FILE)
     counts_epochs = not isinstance(recipe, Pretrain) and recipe.epochs is not None
     if summary and (counts_epochs or summary["steps"] == recipe.train.steps):

@@ -87,7 +87,7 @@ def train() -> Callable[..., TrainState]:
         workdir.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stage, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:devices]))
-            return stage.pretrain(recipe, workdir, stop or StopRequest(), ProgressDisplay(silent=True))[0]
+            return stage.pretrain(recipe, workdir, stop or StopRequest(), ProgressDisplay(silent=True)).state
 
     return run
 

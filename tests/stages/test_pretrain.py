@@ -107,7 +107,7 @@ def test_the_best_checkpoints_by_validation_loss_are_kept(tmp_path, tiny, train,
     def scored(*arguments):
         evaluate = made(*arguments)
         losses = dict(enumerate([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 9.5], start=1))
-        return lambda state, done: evaluate(state, done) | {"validation_loss": losses[done]}
+        return lambda state, done, recorder: evaluate(state, done, recorder) | {"validation_loss": losses[done]}
 
     monkeypatch.setattr(module, "_evaluation", scored)
     keep = CheckpointSettings(every=1, keep_last=1, keep_best=2)

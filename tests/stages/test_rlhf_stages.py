@@ -25,7 +25,7 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
-from lmjax.stages import going_on
+from lmjax.stages import training
 from lmjax.stages.start import open_start
 from lmjax.training.checkpoint import find_checkpoint
 from lmjax.training.record import read_metrics
@@ -185,15 +185,15 @@ def test_resuming_in_the_middle_of_ppo_is_bitwise(ran, folder, stages, monkeypat
     part.mkdir()
     for name in ("base", "sft", "reward"):
         (part / name).symlink_to(ran / name)
-    job, fit, stops = going_on.Job, going_on.fit, []
+    job, fit, stops = training.Job, training.fit, []
 
     def noting(job, state, stop):
         stops.append(stop)
         return fit(job, state, stop)
 
     with monkeypatch.context() as patched:
-        patched.setattr(going_on, "fit", noting)
-        patched.setattr(going_on, "Job", lambda **fields: job(**(fields | {"record": _stopping(fields, stops)})))
+        patched.setattr(training, "fit", noting)
+        patched.setattr(training, "Job", lambda **fields: job(**(fields | {"record": _stopping(fields, stops)})))
         stopped = lmjax.run(stages["ppo"], part / "ppo", quiet=True)
     assert stopped.signal == 15
     assert find_checkpoint(part / "ppo").step < 4
