@@ -6,9 +6,9 @@ and the most that can be had is 1. Per method: the mean over seeds of the last i
     python experiments/benchmarks/known_optimum.py [--seeds 5] [--iterations 120]
 
 Measured on 2 CPU cores, from 0.052: PPO 0.998 +- 0.001, GRPO 0.978 +- 0.018, DPO on rankings of its own fresh samples
-0.79 +- 0.24 (two seeds of five reach 1, the others settle on part of the pattern). PPO's rate, KL coefficient, epochs and
-iterations were chosen among three configurations on two of the seeds; GRPO and DPO were given the same and nothing was
-searched for them, so the table says that PPO reaches the optimum, and does not rank the three.
+0.79 +- 0.24 (two seeds of five reach 1, the others settle on part of the pattern). PPO's rate, KL coefficient, epochs
+and iterations were chosen among three configurations on two of the seeds; GRPO and DPO were given the same and nothing
+was searched for them, so the table says that PPO reaches the optimum, and does not rank the three.
 """
 
 from __future__ import annotations

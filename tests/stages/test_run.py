@@ -147,7 +147,8 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_run_goes_on_from_the_on
     checkpoints = tmp_path / "checkpoints" / "pretrain"
     *_, before, newest = sorted(int(path.name) for path in checkpoints.iterdir())
     assert newest == before + 1 < STEPS
-    victim = max((checkpoints / str(newest) / "state").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
+    files = (checkpoints / str(newest) / "state").rglob("*")
+    victim = max(files, key=lambda path: path.is_file() * path.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:100])
     capsys.readouterr()
     assert run(recipe, tmp_path).exit_code == 0
