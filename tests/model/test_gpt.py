@@ -183,7 +183,7 @@ def test_logits_are_those_of_the_numpy_decoder(name, batch):
 @pytest.mark.parametrize(("scan", "scaled"), [(True, True), (False, True), (True, False)])
 def test_the_residual_projections_start_smaller_by_the_root_of_twice_the_depth(scan, scaled):
     settings = ModelSettings(layers=3, width=64, context=8, vocab_size=256, scaled_residual_init=scaled)
-    params = jax.jit(LanguageModel(settings, ComputeSettings(scan_layers=scan)).init)(jax.random.key(0))
+    params = jax.jit(LanguageModel(settings, ComputeSettings(scan_layers=scan)).init)(fast_key(0))
     params = params if scan else stack_layers(params)
     block = params["periods"]["block_0"]
     expected = 0.02 / math.sqrt(2 * 3) if scaled else 0.02
