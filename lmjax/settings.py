@@ -107,7 +107,7 @@ class AttentionSettings:
     bias: bool = True  # on the query, key, value and output projections
     scaled: bool = True  # divide scores by sqrt(head_dim); T5 does not
     dropout: float = 0.0
-    implementation: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
+    implementation: Literal["auto", "einsum", "blocked", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
         check_types("model.attention", self)

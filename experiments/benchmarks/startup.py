@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/startup.py
 
-Every measurement is a fresh process; the median counts. The step is the quickstart's model in `lmjax run` itself, on the
-byte tokenizer, from the start of the process to its first line of metrics.
+Every measurement is a fresh process; the median counts. The step is the quickstart's model in `lmjax run` itself, on
+the byte tokenizer, from the start of the process to its first line of metrics.
 """
 
 import argparse
@@ -45,8 +45,7 @@ def first_step_seconds(folder: Path, number: int) -> float:
             if process.poll() not in (None, 0):
                 raise SystemExit(f"lmjax run ended with exit code {process.returncode}")
             time.sleep(0.01)
-        seconds = time.perf_counter() - started
-    return seconds
+        return time.perf_counter() - started
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.errors import UserError, require
+from lmjax.model.blocked import blocked
 from lmjax.model.layers import dropout
-from lmjax.model.masks import Mask
+from lmjax.model.masks import HIDDEN, Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.settings import ModelSettings
 
-HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a query that sees nothing gives no NaN
 LANES = 128  # a TPU vector register's width, which splash attention's shapes must fill
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Mask, float], jax.Array]
@@ -38,18 +38,19 @@ def choose(
         "einsum": "",
         "splash": _fused_obstacle(settings) or _splash_obstacle(platform, sequence_length),
         "cudnn": _fused_obstacle(settings) or _cudnn_obstacle(settings, dtype, platform, segmented),
+        "blocked": _fused_obstacle(settings),
     }
     if named != "auto":
         obstacle = obstacles[named]
         field = "model.attention.implementation"
         require(not obstacle, field, named, f"another one here: {obstacle}", "use 'auto' or 'einsum'")
         return named
-    fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "einsum")
+    fused = {"tpu": "splash", "gpu": "cudnn", "cpu": "blocked"}.get(platform, "einsum")
     return "einsum" if obstacles[fused] else fused
 
 
 def _fused_obstacle(settings: ModelSettings) -> str:
-    """What keeps a model from every kernel that never holds the scores."""
+    """What keeps a model from every implementation that never holds all scores."""
     if settings.attention.dropout:
         return "model.attention.dropout needs the attention weights, which no fused kernel keeps"
     if settings.positions.kind == "relative":
@@ -102,6 +103,8 @@ def attention(
     q, k, v = checkpoint_name(q_BTHK, QUERY), checkpoint_name(k_BSHK, KEY), checkpoint_name(v_BSHK, VALUE)
     if implementation == "einsum":
         return checkpoint_name(_einsum(q, k, v, mask, scale, bias, dropout_rate, key), ATTENDED)
+    if implementation == "blocked":
+        return checkpoint_name(blocked(q, k, v, mask, scale), ATTENDED)
     return checkpoint_name(_cudnn(q, k, v, mask, scale), ATTENDED)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a query that sees nothing gives no NaN
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,

@@ -90,16 +90,18 @@ def _forward(
     Carry = tuple[jax.Array, jax.Array]
 
     def add(carry: Carry, cut: tuple[jax.Array, ...]) -> tuple[Carry, jax.Array]:
-        total, grad_head = carry
+        total, grad_head_DV = carry
         sums, slope_BTV = _chunk(terms, head, *cut)
         slope_BTV = slope_BTV.astype(head.dtype)
         grad_hidden = jnp.einsum("btv,vd->btd", slope_BTV, head)
-        grad_head += jnp.einsum("btv,btd->vd", slope_BTV, cut[0], preferred_element_type=jnp.float32)
-        return (total + sums, grad_head), grad_hidden
+        grad_head_DV += jnp.einsum("btd,btv->dv", cut[0], slope_BTV, preferred_element_type=jnp.float32)
+        return (total + sums, grad_head_DV), grad_hidden
 
-    start = (jnp.zeros_like(weights, shape=3), jnp.zeros_like(head, dtype=jnp.float32))
-    (total, grad_head), grad_hidden = _over_chunks(terms, add, start, (hidden, targets, weights))
-    return (total[0], total[1], total[2]), (grad_hidden, grad_head.astype(head.dtype))
+    # [D, V] and not [V, D], so that the slopes need no transposed copy where a compiler (the CPU's) would make one.
+    zeros = jnp.zeros_like(head, shape=head.shape[::-1], dtype=jnp.float32)
+    start = (jnp.zeros_like(weights, shape=3), zeros)
+    (total, grad_head_DV), grad_hidden = _over_chunks(terms, add, start, (hidden, targets, weights))
+    return (total[0], total[1], total[2]), (grad_hidden, grad_head_DV.T.astype(head.dtype))
 
 
 def _backward(

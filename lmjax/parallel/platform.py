@@ -1,4 +1,4 @@
-"""How JAX starts in a process of lmjax: which backends it tries, and where compiled programs are kept.
+"""How JAX starts in a process of lmjax: which backends it tries, where compiled programs are kept, and the memory.
 
 Where libtpu is installed, JAX loads it and asks it for devices even on a machine without a TPU. libtpu then searches
 for the machine's name, prints errors and takes its time before JAX falls back on the CPU or GPU.
@@ -14,6 +14,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.backend import register_backend_factory
 
+from lmjax.parallel.host_memory import keep_freed_memory
+
 DEVICES = Path("/dev")
 
 
@@ -21,6 +23,8 @@ def prepare_jax() -> None:
     """Call it before JAX is first used. A choice that the user has made, by a variable or in Python, stays."""
     skip_absent_tpu()
     keep_compiled_programs()
+    if _has_only_cpu():
+        keep_freed_memory()
 
 
 def keep_compiled_programs() -> None:
@@ -44,6 +48,14 @@ def skip_absent_tpu() -> None:
 
 def _chosen_platforms() -> str | None:
     return jax.config.jax_platforms  # type: ignore[attr-defined]
+
+
+def _has_only_cpu() -> bool:
+    chosen = _chosen_platforms()
+    if chosen:
+        return chosen == "cpu"
+    gpus = any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "kfd").exists()
+    return not gpus and not _tpu_may_be_attached()
 
 
 def _tpu_may_be_attached() -> bool:

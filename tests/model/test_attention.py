@@ -116,7 +116,9 @@ def model(implementation="auto", dropout=0.0, head_dim=64, positions="learned"):
 
 CHOICES = [
     # platform, dtype, segmented, length, settings, the choice
-    ("cpu", FLOAT32, True, 256, {}, "einsum"),
+    ("cpu", FLOAT32, True, 256, {}, "blocked"),
+    ("cpu", FLOAT32, True, 256, {"dropout": 0.1}, "einsum"),
+    ("cpu", FLOAT32, True, 256, {"positions": "relative"}, "einsum"),
     ("tpu", BFLOAT16, True, 256, {}, "splash"),
     ("tpu", BFLOAT16, True, 200, {}, "einsum"),
     ("tpu", BFLOAT16, True, 256, {"dropout": 0.1}, "einsum"),
