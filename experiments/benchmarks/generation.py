@@ -1,128 +1,138 @@
-"""lmjax's generation against transformers' `generate()` with its cache, on the CPU, greedy, from the same weights.
+"""Generation by lmjax against transformers' generate() with its cache: a table of medians and ratios.
 
-    python experiments/benchmarks/generation.py --size gpt2 --rows 1
+    python experiments/benchmarks/generation.py --size gpt2_124m --rows 1
 
-Needs the extra: pip install -c constraints.txt -e '.[bench]'. A randomly initialised GPT-2 is written as a Hugging Face
-folder and read by both. Both compute in float32 on two threads and must give the same tokens. Contenders take turns, in
-processes of their own; the median counts.
+The same weights, the same random prompts, greedy decoding and the same number of new tokens, in float32. The share of
+tokens on which the two agree is printed: of weights that were never trained the two best logits are sometimes as good
+as equal. Needs the extra [bench].
 """
 
 import argparse
-import os
-import subprocess
-import sys
+import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from contenders import interleaved, print_table, serve
+from gpt2_reference import SHAPES, VOCABULARY, torch_model
+from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
 
-SIZES = {"small": (6, 384, 6), "gpt2": (12, 768, 12)}  # layers, width, heads
-VOCABULARY, CONTEXT = 50_257, 1024
-CONTENDERS = ("lmjax", "transformers")
-
-
-class Endless(NamedTuple):
-    """All that decoding asks of a tokenizer here: no token ends the text."""
-
-    vocab_size: int = VOCABULARY
-    eos_id: int = -1
+TARGET = 2.0  # the other side's time, in ours
+CASES = (("small", 1), ("small", 8), ("gpt2_124m", 1), ("gpt2_124m", 8))
 
 
-def lmjax_run(folder: Path, ids: np.ndarray, count: int) -> Callable[[], np.ndarray]:
-    import jax.numpy as jnp
+class Numbers:
+    """A tokenizer whose text is the tokens' numbers, and whose rows never end."""
 
-    from lmjax.generate.decode import advance, begin, compiled_settings, ready
+    vocab_size, eos_id = VOCABULARY, -1
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
+
+
+def prompts_of(arguments: argparse.Namespace) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, (arguments.rows, arguments.prompt))
+
+
+def prepare_torch(arguments: argparse.Namespace):
+    import torch
+
+    model = torch_model(SHAPES[arguments.size], arguments.folder, arguments.threads).eval()
+    model.generation_config.eos_token_id = None  # else it would look for the end, and perhaps stop
+    prompts = torch.from_numpy(prompts_of(arguments))
+    everywhere = torch.ones_like(prompts)
+    how = {"max_new_tokens": arguments.tokens, "do_sample": False, "pad_token_id": 0, "use_cache": True}
+
+    def generate() -> list[list[int]]:
+        out = model.generate(prompts, attention_mask=everywhere, **how)
+        return out[:, arguments.prompt :].tolist()
+
+    return generate
+
+
+def prepare_lmjax(arguments: argparse.Namespace):
+    from lmjax.generate.decode import generate
     from lmjax.generate.sampling import SamplingSettings
     from lmjax.interop.hf import read_model
     from lmjax.model.language_model import LanguageModel
     from lmjax.parallel.platform import prepare_jax
 
     prepare_jax()
-    read = read_model(folder)
-    model, params = ready(LanguageModel(read.settings), read.params)
-    settings = SamplingSettings(max_tokens=count, temperature=0)
-    static = compiled_settings(settings)
-
-    def run() -> np.ndarray:
-        decoding = begin(model, params, Endless(), ids.tolist(), settings)
-        decoding = advance(model, params, decoding, jnp.int32(count), settings=static, vocab=VOCABULARY)
-        return np.asarray(decoding.tokens)[:, :count]
-
-    return run
+    imported = read_model(arguments.folder)
+    model = LanguageModel(imported.settings)
+    prompts = [Numbers().decode(row) for row in prompts_of(arguments).tolist()]
+    greedy = SamplingSettings(max_tokens=arguments.tokens, temperature=0)
+    return lambda: [c.tokens for c in generate(model, imported.params, Numbers(), prompts, greedy)]
 
 
-def transformers_run(folder: Path, ids: np.ndarray, count: int) -> Callable[[], np.ndarray]:
-    import torch
-    from transformers import GPT2LMHeadModel
+def work(arguments: argparse.Namespace) -> None:
+    def prepare():
+        call = prepare_lmjax(arguments) if arguments.worker == "lmjax" else prepare_torch(arguments)
+        call()
 
-    torch.set_num_threads(2)
-    model = GPT2LMHeadModel.from_pretrained(folder).eval()
-    prompt = torch.from_numpy(ids)
-    lengths = {"min_new_tokens": count, "max_new_tokens": count}
+        def answer() -> dict:
+            made: list[list[list[int]]] = []
+            return clocked(lambda: made.append(call())) | {"tokens": made[0]}
 
-    def run() -> np.ndarray:
-        mask = torch.ones_like(prompt)
-        out = model.generate(prompt, attention_mask=mask, do_sample=False, use_cache=True, pad_token_id=0, **lengths)
-        return out[:, ids.shape[1] :].numpy()
+        return answer
 
-    return run
+    serve(prepare, arguments.threads)
 
 
-def write_weights(folder: Path, size: str) -> None:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+def measure(size: str, rows: int, arguments: argparse.Namespace) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"size": size, "rows": rows, "prompt": arguments.prompt, "tokens": arguments.tokens}
+        how |= {"threads": arguments.threads, "folder": folder}
+        options = [part for name, value in how.items() for part in (f"--{name}", str(value))]
 
-    torch.manual_seed(0)
-    layers, width, heads = SIZES[size]
-    shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
-    GPT2LMHeadModel(GPT2Config(**shape, eos_token_id=None, bos_token_id=None)).save_pretrained(folder)
+        def contender(name: str) -> Contender:
+            return Contender(name, __file__, ["--worker", name, *options], arguments.threads)
 
-
-def check_same(folder: Path, commands: dict[str, list[str]]) -> None:
-    """Ends the benchmark where the contenders' tokens differ."""
-    tokens = {}
-    for name, command in commands.items():
-        out = folder / f"{name}.npy"
-        subprocess.run([sys.executable, *command, "--write-tokens", str(out)], check=True)
-        tokens[name] = np.load(out)
-    same = np.mean(tokens["lmjax"] == tokens["transformers"])
-    if same < 1:
-        raise SystemExit(f"only {same:.1%} of the tokens are the same: the contenders do not do the same work")
+        with contender("transformers") as theirs, contender("lmjax") as ours:
+            answers = take_turns([theirs, ours], arguments.rounds)
+    result = {"size": size, "rows": rows}
+    for name in ("transformers", "lmjax"):
+        result |= {f"{name}_seconds": median(answers[name]), f"{name}_cpu_seconds": median(answers[name], "cpu")}
+    ratio = result["transformers_seconds"] / result["lmjax_seconds"]
+    theirs, ours = (np.array(answers[name][0]["tokens"]) for name in ("transformers", "lmjax"))
+    return result | {"ratio": ratio, "target": TARGET, "agreement": float((theirs == ours).mean())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="gpt2")
-    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--size", choices=SHAPES, help="only this one; with --rows")
+    parser.add_argument("--rows", type=int, default=1, help="prompts at once, with --size")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens to produce per row")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of each")
+    parser.add_argument("--rounds", type=int, default=5, help="in turns; the medians count")
+    parser.add_argument("--threads", type=int, default=2, help="of every contender")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("lmjax", "transformers"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--write-tokens", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.contender:
-        ids = np.random.default_rng(1).integers(0, VOCABULARY, (arguments.rows, arguments.prompt))
-        make = lmjax_run if arguments.contender == "lmjax" else transformers_run
-        run = make(arguments.folder, ids, arguments.tokens)
-        if arguments.write_tokens:
-            np.save(arguments.write_tokens, run())
-        else:
-            serve(run)
+    if arguments.worker:
+        work(arguments)
         return
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    with tempfile.TemporaryDirectory() as name:
-        write_weights(Path(name), arguments.size)
-        shape = ["--rows", str(arguments.rows), "--prompt", str(arguments.prompt), "--tokens", str(arguments.tokens)]
-        commands = {c: [__file__, *shape, "--folder", name, "--contender", c] for c in CONTENDERS}
-        check_same(Path(name), commands)
-        medians = interleaved(commands, arguments.rounds)
-    title = f"generation, {arguments.size}, {arguments.rows} x ({arguments.prompt} + {arguments.tokens})"
-    print_table(title, "tokens/s", arguments.rows * arguments.tokens, medians, "lmjax", arguments.json)
+    cases = [(arguments.size, arguments.rows)] if arguments.size else CASES
+    results = [measure(size, rows, arguments) for size, rows in cases]
+    if arguments.json:
+        print(json.dumps(results))
+        return
+    print_machine(arguments.threads)
+    print(f"greedy, {arguments.prompt} tokens of prompt and {arguments.tokens} new ones, float32")
+    heads = ("tokens/s", "transformers", "lmjax", "CPU s", "CPU s", "same tokens", "transformers / lmjax", "target")
+    print_table(heads, [_line(result, arguments.tokens) for result in results])
+
+
+def _line(result: dict, tokens: int) -> tuple[str, ...]:
+    made = result["rows"] * tokens
+    rates = [f"{made / result[f'{name}_seconds']:,.0f}" for name in ("transformers", "lmjax")]
+    cpu = [f"{result[f'{name}_cpu_seconds']:.2f}" for name in ("transformers", "lmjax")]
+    name = f"{result['size']}, {result['rows']} rows"
+    same = f"{result['agreement']:.0%}"
+    return name, *rates, *cpu, same, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
 
 
 if __name__ == "__main__":

@@ -1,119 +1,163 @@
-"""lmjax's training step against the same GPT-2 in PyTorch, on the CPU: a table of seconds, tokens/s and the ratio.
+"""A training step of lmjax against the same GPT-2 in PyTorch, eager and compiled: a table of medians and ratios.
 
     python experiments/benchmarks/training_step.py --size small
-    python experiments/benchmarks/training_step.py --size gpt2
 
-Needs the extra: pip install -c constraints.txt -e '.[bench]'. The other side is transformers' GPT2LMHeadModel with AdamW
-and clipping, as one would write it there, eager and under torch.compile. All compute in float32 on two threads; nothing
-is dropped out. Contenders take turns, a step each, in processes of their own; the median counts.
+The other side is what a user would write there: transformers' GPT2LMHeadModel, AdamW and clipping by the global norm;
+ours is the step that `lmjax run` compiles. Both start from the same weights and see the same batch, in float32, so the
+first losses must agree. Needs the extra [bench]; two sizes take about five minutes on two quiet cores.
 """
 
 import argparse
-import os
-from collections.abc import Callable
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
-from contenders import interleaved, print_table, serve
+from gpt2_reference import SHAPES, VOCABULARY, Shape, torch_model
+from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
 
-SIZES = {  # layers, width, heads, context, tokens of a row, rows
-    "small": (6, 384, 6, 256, 256, 12),
-    "gpt2": (12, 768, 12, 1024, 512, 2),
-}
-VOCABULARY = 50_257
-CONTENDERS = ("lmjax", "torch eager", "torch compiled")
+TARGETS = {"eager": 1.1, "compiled": 1.0}  # the other side's time, in ours
+RATE = 3e-4
 
 
-def lmjax_step(size: str) -> Callable[[], object]:
-    import jax
-
-    from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS
-    from lmjax.parallel.mesh import make_mesh
-    from lmjax.parallel.platform import prepare_jax
-    from lmjax.parallel.shardings import init_state, jit_step, place_batch
-    from lmjax.recipe import Pretrain
-    from lmjax.settings import AttentionSettings, DataSettings, ModelSettings
-    from lmjax.stages.pretrain import make_parts
-
-    prepare_jax()
-    layers, width, heads, context, length, rows = SIZES[size]
-    recipe = Pretrain(
-        model=ModelSettings(
-            layers=layers,
-            width=width,
-            context=context,
-            vocab_size=VOCABULARY,
-            attention=AttentionSettings(heads=heads),
-        ),
-        data=DataSettings(sequence_length=length, batch_size=rows),
-    )
-    mesh = make_mesh(recipe.mesh)
-    parts = make_parts(recipe, recipe.model, "cpu", VOCABULARY)
-    state = init_state(parts.model, parts.optimizer, 0, mesh)
-    step = jit_step(parts.step, state, mesh)
-    window = tokens(size)
-    shape = window[:, 1:].shape
-    fields = {
-        TOKENS: window[:, :-1],
-        TARGETS: window[:, 1:],
-        WEIGHTS: np.ones(shape, np.float32),
-        POSITIONS: np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        SEGMENTS: np.ones(shape, np.int32),
-    }
-    batch = place_batch(lambda held: {name: array[held] for name, array in fields.items()}, rows, length, mesh)
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return run
+def batch_of(shape: Shape) -> np.ndarray:
+    """Tokens [B, T + 1]: inputs and, one further, targets."""
+    return np.random.default_rng(0).integers(0, VOCABULARY, (shape.rows, shape.length + 1))
 
 
-def torch_step(size: str, compiled: bool) -> Callable[[], object]:
+def prepare_torch(shape: Shape, folder: Path, threads: int, compiled: bool):
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.set_num_threads(2)
-    layers, width, heads, context, *_ = SIZES[size]
-    shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": context, "vocab_size": VOCABULARY}
-    model = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    model = torch_model(shape, folder, threads).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
     forward = torch.compile(model) if compiled else model
-    ids = torch.from_numpy(tokens(size)[:, :-1].astype(np.int64))
+    # The model itself shifts the labels, so the last token of a row has no target there.
+    tokens = torch.from_numpy(batch_of(shape)[:, :-1])
 
-    def run() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = forward(input_ids=ids, labels=ids).loss
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = forward(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
 
-    return run
+    return step
 
 
-def tokens(size: str) -> np.ndarray:
-    *_, length, rows = SIZES[size]
-    return np.random.default_rng(0).integers(0, VOCABULARY, (rows, length + 1)).astype(np.int32)
+def prepare_lmjax(shape: Shape, folder: Path):
+    import jax
+
+    from lmjax.interop.hf import read_model
+    from lmjax.parallel.mesh import make_mesh
+    from lmjax.parallel.platform import prepare_jax
+    from lmjax.parallel.shardings import jit_step, place_batch
+    from lmjax.recipe import Pretrain
+    from lmjax.settings import DataSettings, OptimizerSettings
+    from lmjax.stages.pretrain import make_parts
+    from lmjax.training.state import TrainState
+
+    prepare_jax()
+    imported = read_model(folder)
+    recipe = Pretrain(
+        model=imported.settings,
+        data=DataSettings(sequence_length=shape.length, batch_size=shape.rows),
+        optimizer=OptimizerSettings(learning_rate=RATE),
+    )
+    mesh = make_mesh(recipe.mesh)
+    parts = make_parts(recipe, recipe.model, jax.default_backend(), VOCABULARY)
+    state = TrainState.create(jax.device_put(imported.params, jax.devices()[0]), parts.optimizer)
+    compiled = jit_step(parts.step, state, mesh)
+    tokens = batch_of(shape).astype(np.int32)
+    weights = np.ones((shape.rows, shape.length), np.float32)
+    weights[:, -1] = 0  # as on the other side
+    places = np.broadcast_to(np.arange(shape.length, dtype=np.int32), weights.shape)
+    ones = np.ones(weights.shape, np.int32)
+    fields = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    fields |= {"weights": weights, "positions": places, "segments": ones}
+    batch = place_batch(lambda rows: {k: v[rows] for k, v in fields.items()}, shape.rows, shape.length, mesh)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"].mean())
+
+    return step
+
+
+def work(arguments: argparse.Namespace) -> None:
+    shape, folder = SHAPES[arguments.size], arguments.folder
+
+    def prepare():
+        if arguments.worker == "lmjax":
+            step = prepare_lmjax(shape, folder)
+        else:
+            step = prepare_torch(shape, folder, arguments.threads, arguments.worker == "compiled")
+        losses = [step() for _ in range(3)]
+        return lambda: {"losses": losses, **clocked(step)}
+
+    serve(prepare, arguments.threads)
+
+
+def measure(size: str, other: str, rounds: int, threads: int) -> list[dict]:
+    """Rows for lmjax and for one way of PyTorch, measured in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def contender(name: str) -> Contender:
+            arguments = ["--worker", name, "--size", size, "--folder", folder, "--threads", str(threads)]
+            return Contender(name, __file__, arguments, threads)
+
+        with contender(other) as theirs, contender("lmjax") as ours:
+            answers = take_turns([theirs, ours], rounds)
+    losses = [answers[name][0]["losses"][0] for name in (other, "lmjax")]
+    if not math.isclose(*losses, rel_tol=1e-4):
+        sys.exit(f"{size}: the first losses {losses} differ: these are not the same model")
+    rows = []
+    for name in (other, "lmjax"):
+        seconds, cpu = median(answers[name]), median(answers[name], "cpu")
+        ratio = {} if name == "lmjax" else {"ratio": seconds / median(answers["lmjax"]), "target": TARGETS[other]}
+        rows.append({"size": size, "step": name, "seconds": seconds, "cpu_seconds": cpu, **ratio})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--size", choices=SHAPES, help="only this one")
+    parser.add_argument("--against", choices=TARGETS, help="only this way of PyTorch")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each, in turns; the medians count")
+    parser.add_argument("--threads", type=int, default=2, help="of every contender")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("lmjax", *TARGETS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.contender:
-        name = arguments.contender
-        serve(lmjax_step(arguments.size) if name == "lmjax" else torch_step(arguments.size, name == "torch compiled"))
+    if arguments.worker:
+        work(arguments)
         return
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    commands = {name: [__file__, "--size", arguments.size, "--contender", name] for name in CONTENDERS}
-    medians = interleaved(commands, arguments.rounds)
-    *_, length, rows = SIZES[arguments.size]
-    title = f"training step, {arguments.size}, {rows} x {length}"
-    print_table(title, "tokens/s", rows * length, medians, "lmjax", arguments.json)
+    sizes = [arguments.size] if arguments.size else list(SHAPES)
+    others = [arguments.against] if arguments.against else list(TARGETS)
+    rows = [row for size in sizes for other in others for row in measure(size, other, *_how(arguments))]
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    print_machine(arguments.threads)
+    heads = ("float32 training step", "ms", "CPU ms", "tokens/s", "PyTorch / lmjax", "target")
+    print_table(heads, [_line(row) for row in rows])
+
+
+def _how(arguments: argparse.Namespace) -> tuple[int, int]:
+    return arguments.rounds, arguments.threads
+
+
+def _line(row: dict) -> tuple[str, ...]:
+    shape = SHAPES[row["size"]]
+    name = "lmjax" if row["step"] == "lmjax" else f"PyTorch, {row['step']}"
+    described = f"{row['size']} ({shape.layers}L, d {shape.width}, T {shape.length}, B {shape.rows}): {name}"
+    rate = shape.rows * shape.length / row["seconds"]
+    ratio = (f"{row['ratio']:.2f}x", f"{row['target']:.1f}x") if "ratio" in row else ("", "")
+    return described, f"{row['seconds'] * 1e3:,.0f}", f"{row['cpu_seconds'] * 1e3:,.0f}", f"{rate:,.0f}", *ratio
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""The same GPT-2 in transformers and in lmjax, for the benchmarks: shapes, equal weights, and a way to load them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 50_257
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A GPT-2 and a batch of `rows` rows of `length` tokens."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
+    rows: int
+    length: int
+
+
+SHAPES = {
+    "small": Shape(layers=6, width=384, heads=6, context=256, rows=12, length=256),
+    "gpt2_124m": Shape(layers=12, width=768, heads=12, context=1024, rows=2, length=512),
+}
+
+
+def torch_model(shape: Shape, folder: Path, threads: int) -> Any:
+    """transformers' model without dropout, freshly initialised by a fixed seed; `folder` gets its weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    sizes = {
+        "n_layer": shape.layers,
+        "n_embd": shape.width,
+        "n_head": shape.heads,
+        "n_positions": shape.context,
+        "vocab_size": VOCABULARY,
+    }
+    model = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+    model.save_pretrained(folder)
+    return model
