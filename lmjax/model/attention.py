@@ -129,6 +129,29 @@ def _einsum(
     return jnp.einsum("bhgts,bshk->bthgk", weights, v_BSHK).reshape(B, T, H, K)
 
 
+def cached_attention(
+    q_BTHK: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, scaled: bool, bias: jax.Array | None
+) -> jax.Array:
+    """`attention` by einsum to the keys and values of a `LayerCache`, which are multiplied as they lie in memory."""
+    B, T, H, K = q_BTHK.shape
+    lead, S = keys.shape[:-2], keys.shape[-2]
+    Hkv = math.prod(lead) // B
+
+    def over_heads(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (B, H, T, S)).reshape(*lead, -1, S)
+
+    q = q_BTHK * jnp.asarray(1 / math.sqrt(K) if scaled else 1.0, q_BTHK.dtype)
+    q_BHGTK = jnp.moveaxis(q.reshape(B, T, Hkv, H // Hkv, K), 1, 3)
+    rows = q_BHGTK.reshape(*lead, -1, K)
+    scores = jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores += over_heads(bias)
+    scores = jnp.where(over_heads(mask.visible(T, S)), scores, HIDDEN)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    y_BHGTK = jnp.einsum("...rs,...sk->...rk", weights, values).reshape(q_BHGTK.shape)
+    return jnp.moveaxis(y_BHGTK, 3, 1).reshape(B, T, H, K)
+
+
 def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask, scale: float) -> jax.Array:
     if mask.query_segments is not None or (mask.band is not None and not mask.causal):
         raise UserError("attention by cudnn: expected no segments and no two-sided band; use 'einsum' for them")

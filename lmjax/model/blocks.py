@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lmjax.model.attention import attention
+from lmjax.model.attention import attention, cached_attention
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
 from lmjax.model.positions import rotate
@@ -55,14 +55,16 @@ class Surroundings:
     memory_mask: Mask | None = None
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "slot"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """All layers' keys and values [L, B, S, Hkv, K]; new ones are written at index `slot`."""
+    """One layer's keys and values, [B, Hkv, S, K] each, as attention multiplies them; of a single row [Hkv, S, K].
+
+    For an axis of size 1, XLA's CPU backend copies the whole cache three times for every token.
+    """
 
     keys: jax.Array
     values: jax.Array
-    slot: jax.Array
 
 
 class Attention(nn.Module):
@@ -79,7 +81,6 @@ class Attention(nn.Module):
         around: Surroundings,
         key: jax.Array | None,
         cache: LayerCache | None,
-        layer: jax.Array | int,
     ) -> tuple[jax.Array, LayerCache | None]:
         settings, context = self.context.settings, self.context
         heads, width = settings.attention, settings.head_dim
@@ -106,20 +107,23 @@ class Attention(nn.Module):
         q = constrain(q, "batch", "time", "act_heads", None)
         k = constrain(k, "batch", "time", "act_kv_heads", None)
         v = constrain(v, "batch", "time", "act_kv_heads", None)
+        bias = around.bias if memory is None else None
         if cache is not None:
-            cache, k, v = _write(cache, layer, k, v)
-        y = attention(
-            q,
-            k,
-            v,
-            mask,
-            implementation=context.attention if cache is None else "einsum",
-            scaled=heads.scaled,
-            bias=around.bias if memory is None else None,
-            dropout_rate=heads.dropout,
-            key=key,
-            interpret=context.interpret,
-        )
+            cache = _write(cache, mask.offset, k, v)
+            y = cached_attention(q, cache.keys, cache.values, mask, scaled=heads.scaled, bias=bias)
+        else:
+            y = attention(
+                q,
+                k,
+                v,
+                mask,
+                implementation=context.attention,
+                scaled=heads.scaled,
+                bias=bias,
+                dropout_rate=heads.dropout,
+                key=key,
+                interpret=context.interpret,
+            )
         out = Dense(
             (settings.width,),
             ("heads", "head_dim", "embed"),
@@ -154,7 +158,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, cross-attention where there is a memory, and the feed-forward layer, each with its norm.
 
-    Pre-norm adds branch(norm(x)) to x; post-norm gives norm(x + branch(x)). `layer` indexes the cache.
+    Pre-norm adds branch(norm(x)) to x; post-norm gives norm(x + branch(x)). New keys and values go into
+    the cache at the mask's offset.
     """
 
     context: BlockContext
@@ -165,7 +170,6 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         cache: LayerCache | None,
-        layer: jax.Array | int,
         key: jax.Array | None,
         around: Surroundings,
     ) -> tuple[jax.Array, LayerCache | None]:
@@ -174,13 +178,13 @@ class Block(nn.Module):
 
         normed = self._before("attention_norm", x)
         attend = Attention(self.context, name="attention")
-        y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache, layer)
+        y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache)
         x = self._after("attention_norm", x + dropout(y, settings.dropout, key, BRANCH))
         x = checkpoint_name(x, BETWEEN)
         if around.memory is not None and around.memory_mask is not None:
             normed = self._before("cross_norm", x)
             cross = Attention(self.context, name="cross_attention")
-            y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None, layer)
+            y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None)
             x = self._after("cross_norm", x + dropout(y, settings.dropout, key, CROSS_BRANCH))
         normed = self._before("feed_forward_norm", x)
         y = FeedForward(self.context, name="feed_forward")(normed)
@@ -200,12 +204,12 @@ def _fold(key: jax.Array | None, site: int) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, site)
 
 
-def _write(
-    cache: LayerCache, layer: jax.Array | int, k_BTHK: jax.Array, v_BTHK: jax.Array
-) -> tuple[LayerCache, jax.Array, jax.Array]:
-    """Writes one layer's new keys and values; also returns all that this layer now holds, [B, S, Hkv, K] each."""
-    start = (layer, 0, cache.slot, 0, 0)
-    keys = jax.lax.dynamic_update_slice(cache.keys, k_BTHK[None].astype(cache.keys.dtype), start)
-    values = jax.lax.dynamic_update_slice(cache.values, v_BTHK[None].astype(cache.values.dtype), start)
-    k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in (keys, values))
-    return LayerCache(keys, values, cache.slot), k, v
+def _write(cache: LayerCache, slot: jax.Array | int, k_BTHK: jax.Array, v_BTHK: jax.Array) -> LayerCache:
+    """The cache with new keys and values from `slot` on."""
+
+    def put(whole: jax.Array, new_BTHK: jax.Array) -> jax.Array:
+        lead, (T, K) = whole.shape[:-2], (new_BTHK.shape[1], new_BTHK.shape[3])
+        new = jnp.swapaxes(new_BTHK, 1, 2).reshape(*lead, T, K).astype(whole.dtype)
+        return jax.lax.dynamic_update_slice(whole, new, (*(0 for _ in lead), slot, 0))
+
+    return LayerCache(put(cache.keys, k_BTHK), put(cache.values, v_BTHK))

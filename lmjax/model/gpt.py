@@ -15,6 +15,9 @@ from lmjax.model.positions import RelativeBias
 from lmjax.model.remat import REMAT_POLICIES
 from lmjax.model.sharding_context import constrain
 
+# One for each layer in turn, or, where layers are scanned, one for each of a period, stacked over the periods.
+LayerCaches = tuple[LayerCache, ...]
+
 EMBEDDING_SITE = 1_000_000  # where the embeddings' dropout is drawn; layers draw at their own number
 
 
@@ -26,17 +29,20 @@ class Period(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[jax.Array, LayerCache | None],
+        x: jax.Array,
         first: jax.Array | int,
+        caches: LayerCaches | None,
         key: jax.Array | None,
         around: Surroundings,
-    ) -> tuple[tuple[jax.Array, LayerCache | None], None]:
-        x, cache = carry
+    ) -> tuple[jax.Array, LayerCaches | None]:
+        filled = []
         for i, kind in enumerate(self.context.settings.attention.pattern):
-            layer = first + i
-            layer_key = None if key is None else jax.random.fold_in(key, layer)
-            x, cache = Block(self.context, kind, name=f"block_{i}")(x, cache, layer, layer_key, around)
-        return (x, cache), None
+            layer_key = None if key is None else jax.random.fold_in(key, first + i)
+            cache = None if caches is None else caches[i]
+            x, cache = Block(self.context, kind, name=f"block_{i}")(x, cache, layer_key, around)
+            if cache is not None:
+                filled.append(cache)
+        return x, tuple(filled) or None
 
 
 class GPT(nn.Module):
@@ -53,8 +59,8 @@ class GPT(nn.Module):
         positions_BT: jax.Array,
         mask: Mask,
         key: jax.Array | None,
-        cache: LayerCache | None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+        caches: LayerCaches | None,
+    ) -> tuple[jax.Array, LayerCaches | None]:
         settings, dtype = self.context.settings, self.context.dtype
         shape = (settings.vocab_size, settings.width)
         token_table = self.param("tokens", normal_init(settings.init_std, ("vocab", "embed")), shape, jnp.float32)
@@ -69,25 +75,25 @@ class GPT(nn.Module):
         x = dropout(x, settings.dropout, key, EMBEDDING_SITE)
         x = constrain(x, "batch", "time", "act_embed")
 
-        around = Surroundings(mask, positions_BT, self._bias(tokens_BT.shape[1], mask, cache))
-        x, cache = self._layers(x, cache, key, around)
+        around = Surroundings(mask, positions_BT, self._bias(tokens_BT.shape[1], mask, caches))
+        x, caches = self._layers(x, caches, key, around)
         if settings.norm.final:
             x = Norm(settings.norm, dtype, self.context.tpu, name="final_norm")(x)
-        return x, cache
+        return x, caches
 
-    def _bias(self, T: int, mask: Mask, cache: LayerCache | None) -> jax.Array | None:
+    def _bias(self, T: int, mask: Mask, caches: LayerCaches | None) -> jax.Array | None:
         settings = self.context.settings
         if settings.positions.kind != "relative":
             return None
-        S = T if cache is None else cache.keys.shape[2]
+        S = T if caches is None else caches[0].keys.shape[-2]
         bias = RelativeBias(
             settings.positions, settings.attention.heads, not mask.causal, settings.init_std, name="relative_bias"
         )
         return bias(jnp.arange(T) + mask.offset, jnp.arange(S))
 
     def _layers(
-        self, x: jax.Array, cache: LayerCache | None, key: jax.Array | None, around: Surroundings
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, caches: LayerCaches | None, key: jax.Array | None, around: Surroundings
+    ) -> tuple[jax.Array, LayerCaches | None]:
         period = len(self.context.settings.attention.pattern)
         repeats = self.context.settings.layers // period
         cell: Any = Period
@@ -95,20 +101,21 @@ class GPT(nn.Module):
             # Under scan the recomputation cannot be merged with the forward pass, so nothing has to be prevented.
             cell = nn.remat(Period, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
         if not self.scan_layers:
-            for i in range(repeats):
-                (x, cache), _ = cell(self.context, name=f"period_{i}")((x, cache), i * period, key, around)
-            return x, cache
+            filled: LayerCaches = ()
+            for first in range(0, repeats * period, period):
+                own = None if caches is None else caches[first : first + period]
+                x, own = cell(self.context, name=f"period_{first // period}")(x, first, own, key, around)
+                filled += own or ()
+            return x, filled or None
         scanned = nn.scan(
             cell,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        first = jnp.arange(repeats) * period
-        (x, cache), _ = scanned(self.context, name="periods")((x, cache), first, key, around)
-        return x, cache
+        return scanned(self.context, name="periods")(x, jnp.arange(repeats) * period, caches, key, around)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:

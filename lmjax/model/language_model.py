@@ -14,20 +14,21 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import require
 from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext, LayerCache
-from lmjax.model.gpt import GPT
+from lmjax.model.gpt import GPT, LayerCaches
 from lmjax.model.masks import Mask
 from lmjax.settings import ComputeSettings, ModelSettings
 
 Params = dict[str, Any]
 
+FEW_ROWS = 16  # up to so many, XLA's CPU backend multiplies faster with the head on the left, which it does not repack
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "segments"], meta_fields=[])
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "segments"], meta_fields=[])
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of S slots, [L, B, S, Hkv, K] each, and the segments [B, S] of what they hold; 0 is empty."""
+    """The layers' keys and values of S slots, and the segments [B, S] of what they hold; 0 is empty."""
 
-    keys: jax.Array
-    values: jax.Array
+    layers: LayerCaches
     segments: jax.Array
 
 
@@ -87,7 +88,12 @@ class LanguageModel:
     def project(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states."""
         head = self.head(params).astype(self.dtype)
-        return jnp.einsum("btd,vd->btv", hidden_BTD, head, preferred_element_type=jnp.float32)
+        B, T, D = hidden_BTD.shape
+        if self.platform != "cpu" or not 1 < B * T <= FEW_ROWS:
+            return jnp.einsum("btd,vd->btv", hidden_BTD, head, preferred_element_type=jnp.float32)
+        rows = hidden_BTD.reshape(B * T, D)
+        logits_VN = jnp.einsum("vd,nd->vn", head, rows, preferred_element_type=jnp.float32)
+        return jax.lax.optimization_barrier(logits_VN).T.reshape(B, T, -1)
 
     def logits(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """Float32 logits [B, T, V]."""
@@ -96,9 +102,14 @@ class LanguageModel:
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache of `length` slots for `rows` rows, in the compute dtype."""
         settings = self.settings
-        shape = (settings.layers, rows, length, settings.kv_heads, settings.head_dim)
-        keys, values = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
-        return Cache(keys, values, jnp.zeros((rows, length), jnp.int32))
+        shape: tuple[int, ...] = (settings.kv_heads, length, settings.head_dim)
+        shape = shape if rows == 1 else (rows, *shape)
+        apart = settings.layers
+        if self.compute.scan_layers:
+            apart = len(settings.attention.pattern)
+            shape = (settings.layers // apart, *shape)
+        layers = (LayerCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in range(apart))
+        return Cache(tuple(layers), jnp.zeros((rows, length), jnp.int32))
 
     def extend(
         self,
@@ -116,11 +127,10 @@ class LanguageModel:
         slot = jnp.asarray(slot, jnp.int32)
         segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, slot))
         mask = Mask(True, None, segments_BT, segments_BS, offset=slot)
-        layers = LayerCache(cache.keys, cache.values, slot)
         module = self._module("einsum")
         filled: Any
-        x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, layers)
-        return x, Cache(filled.keys, filled.values, segments_BS)
+        x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, cache.layers)
+        return x, Cache(filled, segments_BS)
 
     def _module(self, attention: str) -> GPT:
         on_cpu = self.platform == "cpu"

@@ -38,12 +38,12 @@ def make(norm="pre", positions="learned", causal=True):
         around = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(around + 0.5 * rng.normal(size=leaf.shape), jnp.float32)
 
-    shapes = meta.unbox(jax.eval_shape(block.init, jax.random.key(0), x, None, 0, None, around)["params"])
+    shapes = meta.unbox(jax.eval_shape(block.init, jax.random.key(0), x, None, None, around)["params"])
     return block, jax.tree_util.tree_map_with_path(draw, shapes), x, around
 
 
 def run(block, params, x, around):
-    return block.apply({"params": params}, x, None, 0, None, around)[0]
+    return block.apply({"params": params}, x, None, None, around)[0]
 
 
 def normed(params, x):
