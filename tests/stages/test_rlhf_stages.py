@@ -30,6 +30,8 @@ from lmjax.stages.start import open_start
 from lmjax.training.checkpoint import find_checkpoint
 from lmjax.training.record import read_metrics
 
+pytestmark = pytest.mark.xdist_group("rlhf stages")  # one process runs the pipeline that they share
+
 COMMON = {
     "mesh": MeshSettings(data=8),
     "evaluation": EvaluationSettings(every=2),
