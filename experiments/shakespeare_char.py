@@ -1,5 +1,7 @@
 """A character-level GPT on Shakespeare: the CPU configuration of nanoGPT's README, which reports a loss of 1.88.
 
+Its own learning rate, 1e-3, ends at 1.89 here, over the whole validation text; twice that, which is set, at 1.80.
+
 The text is ASCII, so the byte tokenizer is a character tokenizer here. Put the text at data/tinyshakespeare.txt or say
 where it is: --data.train.0.path FILE --data.validation.0.path FILE.
 """
@@ -40,7 +42,7 @@ def recipe() -> Pretrain:
             norm=NormSettings(bias=False),
         ),
         optimizer=OptimizerSettings(  # nanoGPT, config/train_shakespeare_char.py
-            learning_rate=1e-3,
+            learning_rate=2e-3,  # nanoGPT: 1e-3
             schedule=ScheduleSettings(kind="cosine", warmup=100, final=0.1),
             b2=0.99,
             weight_decay=0.1,
