@@ -1,7 +1,8 @@
 """Line charts of a record, drawn by matplotlib: as PNG files, and as SVG that takes its colours from the page.
 
-In: a `Chart`, which is series of steps and values. Out: SVG markup whose colours are CSS variables, so that one drawing
-serves light and dark, and PNG files in the light palette. However long the run, a curve has at most `POINTS` points.
+In: a `Chart`, which is series of values over steps or over another quantity. Out: SVG markup whose colours are CSS
+variables, so that one drawing serves light and dark, and PNG files in the light palette. However long the run, a curve
+has at most `POINTS` points.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lmjax.report.notation import rounded
 POINTS = 300  # of one curve
 MARKED = 40  # points up to which each has a marker
 CROSSES = 100  # at most, for the values that are not finite
+STEP = "step"
 ROUND = (1, 2, 2.5, 5, 10)  # distances between ticks, times a power of ten
 LOGARITHMIC = 30.0  # a series of positive values whose largest is so many times its smallest gets a logarithmic axis
 
@@ -63,13 +65,14 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: what it is called, its steps and values [N], and the role of its colour."""
+    """One curve: what it is called, its steps (or what else it is drawn over) and values [N], and its colour's role."""
 
     label: str
     steps: np.ndarray
     values: np.ndarray
     role: Literal["first", "second"] = "first"
     marked: bool = False  # a marker at every point
+    told: bool = True  # its newest value stands beside its name
 
     @property
     def broken(self) -> np.ndarray:
@@ -79,12 +82,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over the steps of a run; `name` is the PNG file's name without its ending."""
+    """Series over the steps of a run, or over `across`; `name` is the PNG file's name without its ending."""
 
     name: str
     title: str
     series: tuple[Series, ...]
     from_zero: bool = False  # the value axis is linear and begins at 0
+    across: str = STEP  # what the horizontal axis counts
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
@@ -122,7 +126,7 @@ def write_png(chart: Chart, folder: Path, last_step: int) -> Path:
 
 def described(chart: Chart) -> str:
     """The chart in words, for readers who do not see it."""
-    return f"{chart.title}: {'; '.join(map(_ends, chart.series))}"
+    return f"{chart.title}: {'; '.join(_ends(series, chart.across) for series in chart.series)}"
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:
@@ -141,13 +145,16 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
     return f"{value / scale:.{places}f}{suffix}"
 
 
-def _ends(series: Series) -> str:
+def _ends(series: Series, across: str) -> str:
+    def place(x: float) -> str:
+        return f"step {x:,.0f}" if across == STEP else f"{rounded(float(x))} {across}"
+
     finite = np.isfinite(series.values)
     if not finite.any():
         return f"{series.label} was never finite"
     steps, values = series.steps[finite], series.values[finite]
     first, last = rounded(float(values[0])), rounded(float(values[-1]))
-    return f"{series.label} from {first} at step {steps[0]:,.0f} to {last} at step {steps[-1]:,.0f}"
+    return f"{series.label} from {first} at {place(steps[0])} to {last} at {place(steps[-1])}"
 
 
 def _rendered(chart: Chart, size: tuple[int, int], last_step: int, *, titled: bool = False, **save: Any) -> bytes:
@@ -197,9 +204,10 @@ def _draw_series(axes: Any, series: Series) -> None:
 def _draw_axes(axes: Any, chart: Chart, size: tuple[int, int], last_step: int) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axes.set_xlim(0, max(1, last_step))
-    axes.set_xlabel("step", color=LIGHT["muted"])
-    axes.xaxis.set_major_locator(MaxNLocator(max(4, size[0] // 100), steps=ROUND, integer=True))
+    axes.set_xlim(*_span(chart, last_step))
+    axes.set_xlabel(chart.across, color=LIGHT["muted"])
+    places = {"steps": ROUND, "integer": True} if chart.across == STEP else {"steps": ROUND}
+    axes.xaxis.set_major_locator(MaxNLocator(max(4, size[0] // 100), **places))
     axes.yaxis.set_major_locator(MaxNLocator(max(4, size[1] // 50), steps=ROUND))
     low, high = _range(chart)
     if math.isnan(low):
@@ -223,6 +231,16 @@ def _draw_axes(axes: Any, chart: Chart, size: tuple[int, int], last_step: int) -
     axes.set_axisbelow(True)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_color(LIGHT["muted"])
+
+
+def _span(chart: Chart, last_step: int) -> tuple[float, float]:
+    """The ends of the horizontal axis: of the run, or of what the curves are drawn over."""
+    if chart.across == STEP:
+        return 0.0, float(max(1, last_step))
+    places = np.concatenate([series.steps for series in chart.series])
+    low, high = float(places.min()), float(places.max())
+    margin = 0.02 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _range(chart: Chart) -> tuple[float, float]:

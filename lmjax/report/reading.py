@@ -1,4 +1,5 @@
-"""What a workdir says about its run: recipe, record, summary and environment, whatever of them is there yet."""
+"""What a workdir says about its run, or about the stages of its pipeline: recipe, record, summary and environment,
+whatever of them is there yet."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ import numpy as np
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.model.count import Count, count
-from lmjax.recipe import STAGES, Recipe, from_json
+from lmjax.recipe import STAGES, Pretrain, from_json
+from lmjax.rlhf_recipes import PPO, SFT, Compare
+from lmjax.settings import ModelSettings
 from lmjax.training.record import METRICS_FILE, read_metrics
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
+PIPELINE_FILE = "pipeline.json"  # the names of a pipeline's stages, in order
+START_TOKENIZER = "tokenizer-start"  # of a stage that goes on from another
 COUNTS = tuple(field.name for field in dataclasses.fields(Count))
 
 
@@ -27,7 +32,7 @@ class RunRecord:
     """A run as far as it has come. `lines` is empty before the first line of the log."""
 
     folder: Path
-    recipe: Recipe
+    recipe: Any  # of a stage
     lines: list[dict[str, Any]]
     summary: dict[str, Any]  # empty until the run is done
     environment: dict[str, str]
@@ -43,24 +48,77 @@ class RunRecord:
         return max((line["step"] for line in self.lines), default=0)
 
     @property
-    def done(self) -> bool:
-        return self.summary.get("steps") == self.recipe.train.steps
+    def steps(self) -> int | None:
+        """The steps of the whole stage; None where its data say how many and it is not done, or it has none."""
+        if self.stage != "compare" and getattr(self.recipe, "epochs", None) is None:
+            return int(self.recipe.train.steps)
+        return self.summary.get("steps")
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all batches up to the last recorded step, padding included."""
-        return BatchRamp(self.recipe.data).tokens_at(self.reached)
+    def done(self) -> bool:
+        return bool(self.summary) and self.summary.get("steps") == self.steps
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of all batches up to the last recorded step, padding included; None where the log does not tell."""
+        if isinstance(self.recipe, Pretrain):
+            return BatchRamp(self.recipe.data).tokens_at(self.reached)
+        if isinstance(self.recipe, SFT):
+            return self.reached * self.recipe.dialogue.batch_size * self.recipe.dialogue.sequence_length
+        return None
+
+    @property
+    def seen(self) -> tuple[int, str] | None:
+        """How much was trained on, and what it is counted in; None for comparisons, which train nothing."""
+        if self.tokens is not None:
+            return self.tokens, "tokens"
+        if isinstance(self.recipe, PPO):
+            return self.reached * self.recipe.dialogue.batch_size * self.recipe.ppo.group, "responses"
+        if isinstance(self.recipe, Compare):
+            return None
+        return self.reached * self.recipe.dialogue.batch_size, "rankings"
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row of the model's input."""
+        if isinstance(self.recipe, Pretrain):
+            return self.recipe.data.sequence_length
+        sampled = self.recipe.response_tokens if isinstance(self.recipe, Compare) else 0
+        sampled = self.recipe.ppo.response_tokens if isinstance(self.recipe, PPO) else sampled
+        return self.recipe.dialogue.sequence_length + sampled
+
+    @cached_property
+    def model(self) -> ModelSettings | None:
+        """The model's shape: the recipe's, or that of the stage beside this one which it starts from."""
+        recipe, folder = self.recipe, self.folder
+        while recipe.model is None:
+            folder = folder.parent / recipe.start
+            file = folder / RECIPE_FILE
+            if not recipe.start or not file.is_file():
+                return None
+            recipe = from_json(file.read_text(encoding="utf-8"), str(file))
+        return recipe.model
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """The model's counts; empty while its vocabulary is not known."""
+        """The model's counts; empty while its shape or vocabulary is not known."""
         if self.done and all(name in self.summary for name in COUNTS):
             return {name: self.summary[name] for name in COUNTS}
-        rows = self.recipe.model.vocab_size or _tokenizer_entries(self.folder)
+        if self.model is None:
+            return {}
+        rows = self.model.vocab_size or _tokenizer_entries(self.folder)
         if rows is None:
             return {}
-        model = dataclasses.replace(self.recipe.model, vocab_size=rows)
-        return dataclasses.asdict(count(model, self.recipe.data.sequence_length))
+        return dataclasses.asdict(count(dataclasses.replace(self.model, vocab_size=rows), self.row))
+
+    @property
+    def samples(self) -> dict[int, list[dict[str, Any]]]:
+        """The lines that hold samples, by step."""
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for line in self.lines:
+            if "sample" in line:
+                by_step.setdefault(line["step"], []).append(line)
+        return by_step
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values, float64 [N] each, of the lines that hold the number `name`; empty where none does."""
@@ -87,6 +145,40 @@ class RunRecord:
                     steps.append(line["step"])
                     values.append(value)
         return columns
+
+
+@dataclass(frozen=True)
+class PipelineRecord:
+    """The stages of a pipeline in order; None for one that has not begun."""
+
+    folder: Path
+    stages: dict[str, RunRecord | None]
+
+    @property
+    def begun(self) -> list[RunRecord]:
+        return [run for run in self.stages.values() if run is not None]
+
+    def best_of(self, policy: RunRecord) -> list[dict[str, Any]]:
+        """Best-of-n sampling from what this policy started from, by the reward that it learned from; or nothing."""
+        source = (policy.recipe.start, policy.recipe.reward.source)
+        compared = [run for run in self.begun if isinstance(run.recipe, Compare)]
+        found = [run for run in compared if (run.recipe.start, run.recipe.proxy) == source]
+        return found[-1].summary.get("best_of", []) if found else []
+
+
+def is_pipeline(folder: Path) -> bool:
+    return (folder / PIPELINE_FILE).is_file()
+
+
+def read_pipeline(folder: Path) -> PipelineRecord:
+    """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
+    path = folder / PIPELINE_FILE
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: expected a list of stages: {error}; run the pipeline again") from error
+    own = {name: folder / name for name in names}
+    return PipelineRecord(folder, {n: read_run(f) if (f / RECIPE_FILE).is_file() else None for n, f in own.items()})
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -122,6 +214,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _tokenizer_entries(folder: Path) -> int | None:
     """The entries of the tokenizer in the workdir; None where there is none yet, or more than one recipe's."""
     kept = [path for path in folder.glob("tokenizer-*") if path.suffix != ".partial"]
+    kept = [path for path in kept if path.name == START_TOKENIZER] or kept
     if len(kept) != 1:
         return None
     from lmjax.data.tokenizer import load_tokenizer

@@ -1,4 +1,4 @@
-"""The parts of the report's page, each a function of the run's record that gives its markup, or None to be left out."""
+"""The parts of a run's page, each a function of its record that gives its markup, or None to be left out."""
 
 from __future__ import annotations
 
@@ -8,47 +8,88 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.report.charts import COMPACT, NARROW, POINTS, WIDE, Chart, Series, svg
+from lmjax.report.charts import POINTS, Chart
 from lmjax.report.markup import Html, element, joined
 from lmjax.report.notation import decimals, duration, exact, percent, rounded, setting
+from lmjax.report.parts import (
+    Rows,
+    details,
+    groups,
+    large_figure,
+    log_lines,
+    section,
+    small_figures,
+    spread,
+    table,
+    tiles,
+)
+from lmjax.report.quantities import HELD_OUT, last_training, model_counts, sources_seen, tiles_of, told
 from lmjax.report.reading import RunRecord
-from lmjax.settings import SourceSettings
-
-Rows = list[tuple[str, object]]  # names and values; a value may be markup
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest
 EVALUATION_ROWS = 20
+KINDS = {"reward": "A reward model"}  # what a stage trains, where it is no decoder
 
 
 def header(run: RunRecord) -> Html:
     """What was trained, in a sentence, and how far it came."""
-    model, data = run.recipe.model, run.recipe.data
-    size = f"A decoder of {rounded(run.counts['parameters'])} parameters" if run.counts else "A decoder"
-    shape = (
-        f"{model.layers} layers, width {exact(model.width)}, {model.attention.heads} heads, "
-        f"context {exact(model.context)}"
-    )
-    first = data.ramp_from or data.batch_size
-    rows = exact(data.batch_size) if first == data.batch_size else f"{exact(first)} to {exact(data.batch_size)}"
-    batch = f"{rows} rows of {exact(data.sequence_length)} tokens"
-    steps = run.recipe.train.steps
-    if run.done:
-        state = element("p", element("b", "Done: "), f"{exact(steps)} steps, each {batch}.", cls="state done")
-    else:
-        state = element(
-            "div",
-            element("p", element("b", "Not finished: "), f"step {exact(run.reached)} of {exact(steps)}, each {batch}."),
-            element("progress", value=run.reached, max=steps, aria_label="steps done"),
-            cls="state",
-        )
     return joined(
         (
             element("p", f"lmjax {run.stage}", cls="kind"),
             element("h1", run.recipe.name),
-            element("p", f"{size}: {shape}.", cls="lead"),
-            state,
+            element("p", shape(run), cls="lead"),
+            state(run),
         )
     )
+
+
+def shape(run: RunRecord) -> str:
+    """The model in a sentence, and where it came from."""
+    kind, model = KINDS.get(run.stage, "A decoder"), run.model
+    size = f"{kind} of {rounded(run.counts['parameters'])} parameters" if run.counts else kind
+    start = getattr(run.recipe, "start", "")
+    begun = f", from {start}" if start else ""
+    if model is None:
+        return f"{size}{begun}."
+    heads, context = model.attention.heads, exact(model.context)
+    return f"{size}{begun}: {model.layers} layers, width {exact(model.width)}, {heads} heads, context {context}."
+
+
+def state(run: RunRecord) -> Html:
+    """How far the run came."""
+    if run.stage == "compare":
+        return element("p", element("b", "Done: " if run.done else "Not finished: "), _comparisons(run), cls="state")
+    each = f", each {_batch(run)}."
+    if run.done:
+        return element("p", element("b", "Done: "), f"{exact(run.steps or 0)} steps{each}", cls="state done")
+    of = "" if run.steps is None else f" of {exact(run.steps)}"
+    bar = None if run.steps is None else element("progress", value=run.reached, max=run.steps, aria_label="steps done")
+    return element(
+        "div", element("p", element("b", "Not finished: "), f"step {exact(run.reached)}{of}{each}"), bar, cls="state"
+    )
+
+
+def _batch(run: RunRecord) -> str:
+    recipe = run.recipe
+    if run.stage == "ppo":
+        responses = exact(recipe.dialogue.batch_size * recipe.ppo.group)
+        return f"{responses} responses of at most {exact(recipe.ppo.response_tokens)} tokens"
+    if run.stage in ("reward", "dpo"):
+        return f"{exact(recipe.dialogue.batch_size)} rankings"
+    if run.stage == "sft":
+        return f"{exact(recipe.dialogue.batch_size)} rows of {exact(recipe.dialogue.sequence_length)} tokens"
+    data = recipe.data
+    first = data.ramp_from or data.batch_size
+    rows = exact(data.batch_size) if first == data.batch_size else f"{exact(first)} to {exact(data.batch_size)}"
+    return f"{rows} rows of {exact(data.sequence_length)} tokens"
+
+
+def _comparisons(run: RunRecord) -> str:
+    if not run.done:
+        return f"{exact(run.recipe.answers)} answers to each prompt are sampled and ranked in one go."
+    made, left, gold = (run.summary[name] for name in ("comparisons", "left_out", "gold"))
+    ranked = f"{exact(made)} comparisons of {exact(run.recipe.answers)} answers"
+    return f"{ranked}, {exact(left)} prompts left out; mean gold reward {decimals(gold)}."
 
 
 def warnings(run: RunRecord) -> Html | None:
@@ -59,13 +100,13 @@ def warnings(run: RunRecord) -> Html | None:
         broken = steps[~np.isfinite(values)]
         if len(broken):
             found.append(
-                f"The {what} was not finite in {exact(len(broken))} of {_lines(len(steps))}, "
+                f"The {what} was not finite in {exact(len(broken))} of {log_lines(len(steps))}, "
                 f"first at step {exact(broken[0])}."
             )
     steps, skipped = run.series("skipped")
     if (skipped > 0).any():
         found.append(
-            f"{_lines(int((skipped > 0).sum()))} ended on a skipped step, whose loss or gradient was not finite; "
+            f"{log_lines(int((skipped > 0).sum()))} ended on a skipped step, whose loss or gradient was not finite; "
             f"the first is step {exact(steps[skipped > 0][0])}."
         )
     return element("ul", *(element("li", text) for text in found), cls="warnings") if found else None
@@ -73,20 +114,22 @@ def warnings(run: RunRecord) -> Html | None:
 
 def highlights(run: RunRecord) -> Html | None:
     """The handful of numbers that one asks for first."""
+    if run.stage == "compare":
+        return best_of_table(run)
     if not run.lines:
         return element("p", "Nothing has been recorded yet.", cls="empty")
-    loss, validation = run.last(run.training_loss), run.last("validation_loss")
-    perplexity, bits = run.last("validation_perplexity"), run.last("bits_per_byte")
-    _, rates = run.series("tokens_per_second")
-    tiles = [
-        ("validation loss", validation is not None and decimals(validation), "nats per token"),
-        ("training loss", loss is not None and decimals(loss), "nats per token"),
-        ("perplexity", perplexity is not None and rounded(perplexity), "validation"),
-        ("bits per byte", bits is not None and decimals(bits, 3), "validation"),
-        ("tokens", rounded(run.tokens), "trained on"),
-        ("tokens/s", len(rates) and rounded(float(np.median(rates))), "median"),
-    ]
-    return element("dl", *(_tile(name, str(value), unit) for name, value, unit in tiles if value), cls="tiles")
+    return tiles(tiles_of(run))
+
+
+def best_of_table(run: RunRecord) -> Html | None:
+    """How good the answer is that the proxy prefers among n."""
+    rows = run.summary.get("best_of")
+    if not rows:
+        return None
+    titles = ("best of", "gold reward", "proxy reward", "nats of KL")
+    cells = [(exact(r["n"]), decimals(r["gold"]), decimals(r["proxy"]), decimals(r["kl"], 3)) for r in rows]
+    note = element("p", "The answer that the reward model prefers among n samples, on average.", cls="note")
+    return section("Best of n", note, table(titles, cells))
 
 
 def curves(run: RunRecord, charts: Sequence[Chart]) -> Html | None:
@@ -94,206 +137,119 @@ def curves(run: RunRecord, charts: Sequence[Chart]) -> Html | None:
     if not charts:
         return None
     first, *others = charts
-    large = svg(first, WIDE, run.reached, "wide"), svg(first, NARROW, run.reached, "narrow")
-    small = [_figure(chart, svg(chart, COMPACT, run.reached, "small")) for chart in others]
     thick = any(len(series.values) > POINTS for chart in charts for series in chart.series)
     text = f"A line shows means of consecutive values, {POINTS} in all; its band goes from the lowest to the highest."
     note = element("p", text, cls="note") if thick else None
-    return _section("Curves", note, _figure(first, *large), element("div", *small, cls="charts"), _evaluations(run))
-
-
-def charts_of(run: RunRecord) -> list[Chart]:
-    """A chart for each quantity that the log holds; none for an empty log."""
-    wanted = [
-        (
-            "loss",
-            "Loss, nats per token",
-            ((run.training_loss, "training", False), ("validation_loss", "validation", True)),
-            False,
-        ),
-        ("learning_rate", "Learning rate", (("learning_rate", "learning rate", False),), True),
-        ("gradient_norm", "Gradient norm", (("grad_norm", "gradient norm", False),), False),
-        ("throughput", "Throughput, tokens/s", (("tokens_per_second", "tokens per second", False),), True),
-    ]
-    charts = []
-    for name, title, curves, from_zero in wanted:
-        found = tuple(
-            Series(label, *run.series(metric), role="second" if marked else "first", marked=marked)
-            for metric, label, marked in curves
-            if run.last(metric) is not None
-        )
-        if found:
-            charts.append(Chart(name, title, found, from_zero))
-    return charts
+    drawn = large_figure(first, run.reached), small_figures(others, run.reached)
+    return section("Curves", note, *drawn, _evaluations(run))
 
 
 def samples(run: RunRecord) -> Html | None:
     """What the model wrote at the newest evaluation, and below it how that came to be."""
-    by_step: dict[int, list[dict[str, Any]]] = {}
-    for line in run.lines:
-        if "sample" in line:
-            by_step.setdefault(line["step"], []).append(line)
+    by_step = run.samples
     if not by_step:
         return None
     newest, *earlier = sorted(by_step, reverse=True)
-    shown = _spread(earlier, EARLIER_SAMPLES)
+    shown = spread(earlier, EARLIER_SAMPLES)
     some = f" ({len(shown)} of {exact(len(earlier))} evaluations)" if len(shown) < len(earlier) else ""
     before = [joined((element("h3", f"Step {exact(step)}"), _texts(by_step[step]))) for step in shown]
-    return _section(
+    return section(
         "Samples",
         element("p", f"Step {exact(newest)}. The prompt is underlined; the rest is the model\u2019s.", cls="note"),
         _texts(by_step[newest]),
-        _details(f"Earlier samples{some}", *before) if before else None,
+        details(f"Earlier samples{some}", *before) if before else None,
     )
 
 
 def numbers(run: RunRecord) -> Html:
     """Counts of the model, and the last or typical value of everything that was measured."""
-    counts = run.counts
-    if counts:
-        model: Rows = [
-            ("parameters", exact(counts["parameters"])),
-            ("embeddings", exact(counts["embedding_parameters"])),
-            ("non-embedding", exact(counts["non_embedding_parameters"])),
-            ("FLOPs per token", rounded(counts["flops_per_token"])),
-            ("FLOPs per token as 6N", rounded(counts["flops_per_token_6n"])),
-            ("training FLOPs so far", rounded(counts["flops_per_token"] * run.tokens)),
-        ]
-    else:
-        model = [("parameters", "known once there is a tokenizer")]
-    groups: list[tuple[str, Rows]] = [("Model", model)]
+    lists: list[tuple[str, Rows]] = [("Model", model_counts(run))]
     if run.lines:
-        groups += [("Training", _training(run)), ("Validation", _validation(run)), ("Speed", _speed(run))]
-        groups += [("Epochs by source", _epochs(run))]
-    return _section("Numbers", _groups(groups))
+        lists += [("Training", _training(run)), ("Validation", _validation(run)), ("Speed", _speed(run))]
+        lists += [("Epochs by source", sources_seen(run))]
+    return section("Numbers", groups(lists))
 
 
 def recipe(run: RunRecord) -> Html:
     """The settings that differ from their defaults, part by part, and below them every one."""
-    stock = type(run.recipe)()
-    parts = [f.name for f in dataclasses.fields(stock) if dataclasses.is_dataclass(getattr(stock, f.name))]
-    settings = [(name, _settings(getattr(run.recipe, name), getattr(stock, name))) for name in parts]
+    settings = [(name, rows) for name, rows in _parts(run.recipe) if rows]
     changed = [(name, [(row, value) for row, value, is_default in rows if not is_default]) for name, rows in settings]
     every = [(n, [(row, v if is_default else element("b", v)) for row, v, is_default in rows]) for n, rows in settings]
     flag = element("code", "--part.name value")
     what = "The settings that differ from their defaults" if any(rows for _, rows in changed) else "All as by default"
     note = element("p", f"{what}; ", flag, " on the command line.", cls="note")
-    details = _details(f"All {sum(len(rows) for _, rows in every)} settings", _groups(every))
-    return _section("Recipe", note, _groups(changed), details)
+    shown = details(f"All {sum(len(rows) for _, rows in every)} settings", groups(every))
+    return section("Recipe", note, groups(changed), shown)
 
 
 def environment(run: RunRecord) -> Html | None:
     """Versions and devices."""
     if not run.environment:
         return None
-    return _section("Environment", _groups([("", list(run.environment.items()))]))
-
-
-def _section(title: str, *content: object) -> Html:
-    anchor = title.lower()
-    return element("section", element("h2", title, id=anchor), *content, aria_labelledby=anchor)
-
-
-def _details(summary: str, *content: object) -> Html:
-    return element("details", element("summary", summary), *content)
-
-
-def _tile(name: str, value: str, unit: str) -> Html:
-    return element("div", element("dt", name), element("dd", value, " ", element("small", unit)))
-
-
-def _groups(groups: Sequence[tuple[str, Rows]]) -> Html:
-    """Lists of names and values, each under a heading where it has one; an empty list is left out."""
-    lists = []
-    for title, rows in groups:
-        pairs = (element("div", element("dt", name), element("dd", value)) for name, value in rows)
-        heading = element("h3", title) if title else None
-        lists += [element("div", heading, element("dl", *pairs), cls="group")] if rows else []
-    return element("div", *lists, cls="groups")
-
-
-def _figure(chart: Chart, *drawings: Html) -> Html:
-    """Drawings under a title and, for each curve, its key and newest value."""
-    keys = []
-    for series in chart.series:
-        name = joined((element("i", cls=series.role), series.label, " ")) if len(chart.series) > 1 else None
-        keys.append(element("span", name, element("b", _newest(series)), cls="key"))
-    if any(len(series.broken) for series in chart.series):
-        keys.append(element("span", element("b", "\u00d7", cls="alarm"), " not finite", cls="key"))
-    return element("figure", element("figcaption", element("h3", chart.title), *keys), *drawings, cls="plot")
-
-
-def _newest(series: Series) -> str:
-    value = float(series.values[-1])
-    return decimals(value) if series.role == "second" or 0.1 <= abs(value) < 100 else rounded(value)
+    return section("Environment", groups([("", list(run.environment.items()))]))
 
 
 def _evaluations(run: RunRecord) -> Html | None:
     lines = [line for line in run.lines if "validation_loss" in line]
     if not lines:
         return None
-    shown = _spread(lines, EVALUATION_ROWS)
+    shown = spread(lines, EVALUATION_ROWS)
     steps, losses = run.series(run.training_loss)
     rows = []
     for line in shown:
         before = losses[steps <= line["step"]]
-        cells = (
-            exact(line["step"]),
-            decimals(float(before[-1])) if len(before) else "",
-            decimals(line["validation_loss"]),
-            rounded(line["validation_perplexity"]) if "validation_perplexity" in line else "",
-            decimals(line["bits_per_byte"], 3) if "bits_per_byte" in line else "",
+        rows.append(
+            (
+                exact(line["step"]),
+                decimals(float(before[-1])) if len(before) else "",
+                decimals(line["validation_loss"]),
+                rounded(line["validation_perplexity"]) if "validation_perplexity" in line else "",
+                decimals(line["bits_per_byte"], 3) if "bits_per_byte" in line else "",
+                percent(line["validation_accuracy"]) if "validation_accuracy" in line else "",
+            )
         )
-        rows.append(element("tr", element("th", cells[0], scope="row"), *(element("td", cell) for cell in cells[1:])))
-    titles = ("step", "training loss", "validation loss", "perplexity", "bits per byte")
-    head = element("tr", *(element("th", title, scope="col") for title in titles))
-    table = element("table", element("thead", head), element("tbody", *rows))
+    titles = ["step", "training loss", "validation loss", "perplexity", "bits per byte", "accuracy"]
+    kept = [column for column in range(len(titles)) if column < 3 or any(row[column] for row in rows)]
+    made = table([titles[c] for c in kept], [[row[c] for c in kept] for row in rows])
     note = f" ({len(shown)} of {exact(len(lines))})" if len(shown) < len(lines) else ""
-    return _details(f"Evaluations{note}", element("div", table, cls="scroll"))
+    return details(f"Evaluations{note}", made)
 
 
 def _texts(lines: Sequence[dict[str, Any]]) -> Html:
-    """Prompts and what followed, in the direction of their script."""
-    return joined(
-        element("p", element("u", line.get("prompt", "")), line["sample"], cls="sample", dir="auto") for line in lines
-    )
+    """Prompts and what followed, in the direction of their script, and what it was worth where that is known."""
+    return joined(joined((sample(line), _worth(line))) for line in lines)
+
+
+def sample(line: dict[str, Any]) -> Html:
+    """A prompt and what followed."""
+    return element("p", element("u", line.get("prompt", "")), line["sample"], cls="sample", dir="auto")
+
+
+def _worth(line: dict[str, Any]) -> Html | None:
+    names = (("sample_reward", "reward"), ("sample_gold", "gold reward"))
+    known = [f"{label} {decimals(line[name], 3)}" for name, label in names if name in line]
+    return element("p", ", ".join(known), cls="note worth") if known else None
 
 
 def _training(run: RunRecord) -> Rows:
-    rows: Rows = [("recorded up to step", exact(run.reached)), ("tokens", exact(run.tokens))]
-    for name, label in (("loss", "loss"), ("cross_entropy", "cross-entropy"), ("accuracy", "accuracy")):
-        value = run.last(name)
-        if value is not None:
-            rows.append((label, percent(value) if name == "accuracy" else decimals(value)))
-    for name, label in (("grad_norm", "gradient norm"), ("learning_rate", "learning rate")):
-        value = run.last(name)
-        if value is not None:
-            rows.append((label, rounded(value)))
+    rows: Rows = [("recorded up to step", exact(run.reached))]
+    if run.seen is not None:
+        count, what = run.seen
+        rows.append((what, exact(count)))
     whole = run.last("epochs")
-    return rows if whole is None else [*rows, ("epochs", decimals(whole, 3))]
-
-
-def _epochs(run: RunRecord) -> Rows:
-    """How often each source of a mixture has been seen."""
-    seen = [(source, run.last(f"epochs/{i}")) for i, source in enumerate(run.recipe.data.train)]
-    return [(source.path or source.kind, decimals(share, 3)) for source, share in seen if share is not None]
+    return [*rows, *last_training(run), *([] if whole is None else [("epochs", decimals(whole, 3))])]
 
 
 def _validation(run: RunRecord) -> Rows:
     steps, losses = run.series("validation_loss")
-    if not len(losses):
-        return []
-    rows: Rows = [("loss", decimals(float(losses[-1])))]
+    rows: Rows = []
+    if len(losses):
+        rows.append(("loss", decimals(float(losses[-1]))))
     finite = np.isfinite(losses)
     if finite.any():
         best = int(np.argmin(np.where(finite, losses, np.inf)))
         rows.append(("lowest loss", f"{decimals(float(losses[best]))} at step {exact(steps[best])}"))
-    perplexity, bits = run.last("validation_perplexity"), run.last("bits_per_byte")
-    if perplexity is not None:
-        rows.append(("perplexity", rounded(perplexity)))
-    if bits is not None:
-        rows.append(("bits per byte", decimals(bits)))
-    return rows
+    return [*rows, *told(run, HELD_OUT)]
 
 
 def _speed(run: RunRecord) -> Rows:
@@ -317,6 +273,24 @@ def _speed(run: RunRecord) -> Rows:
     return rows
 
 
+def _parts(recipe: Any) -> list[tuple[str, list[tuple[str, object, bool]]]]:
+    """The settings of each part of a recipe, those that are in none under "stage"."""
+    own: list[tuple[str, object, bool]] = []
+    parts = []
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if dataclasses.is_dataclass(value):
+            stock = field.default if dataclasses.is_dataclass(field.default) else _stock(value)
+            parts.append((field.name, _settings(value, stock)))
+        elif field.name != "name":
+            own += _setting(field.name, value, field.default)
+    return [("stage", own), *parts]
+
+
+def _stock(part: Any) -> Any:
+    return type(part)()
+
+
 def _settings(part: Any, stock: Any, prefix: str = "") -> list[tuple[str, object, bool]]:
     """Name, value and whether it is the default, of a part's settings; those of parts inside have dotted names."""
     rows: list[tuple[str, object, bool]] = []
@@ -324,28 +298,22 @@ def _settings(part: Any, stock: Any, prefix: str = "") -> list[tuple[str, object
         name, value, default = f"{prefix}{field.name}", getattr(part, field.name), getattr(stock, field.name)
         if dataclasses.is_dataclass(value):
             rows += _settings(value, default, f"{name}.")
-        elif isinstance(value, tuple) and value and isinstance(value[0], SourceSettings):
-            numbers = [f" {i}" for i in range(1, len(value) + 1)] if len(value) > 1 else [""]
-            rows += [(f"{name}{n}", _source(v), value == default) for n, v in zip(numbers, value, strict=True)]
         else:
-            rows.append((name, setting(value), value == default))
+            rows += _setting(name, value, default)
     return rows
 
 
-def _source(source: SourceSettings) -> str:
+def _setting(name: str, value: Any, default: Any) -> list[tuple[str, object, bool]]:
+    """One row, or one per source."""
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        places = [f" {i}" for i in range(1, len(value) + 1)] if len(value) > 1 else [""]
+        return [(f"{name}{n}", _source(v), value == default) for n, v in zip(places, value, strict=True)]
+    return [(name, setting(value), value == default)]
+
+
+def _source(source: Any) -> str:
     """A source in one line: kind and path, and what else differs from the defaults."""
     others = [f for f in dataclasses.fields(source) if f.name not in ("kind", "path")]
     given = [(f.name, getattr(source, f.name)) for f in others if getattr(source, f.name) != f.default]
-    place = f"{source.kind} {source.path}".strip()
+    place = f"{getattr(source, 'kind', '')} {source.path}".strip()
     return ", ".join((place, *(f"{name} {setting(value)}" for name, value in given)))
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of the items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
-
-
-def _lines(number: int) -> str:
-    return "1 line of the log" if number == 1 else f"{exact(number)} lines of the log"

@@ -81,6 +81,7 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
             return {}
         validation = validation_of(held_out, dialogue)
         sums = sums_over(reading, state.params, validation, mesh, recipe.evaluation.batches)
+        recorder.write(done, {"calibration": calibration_table(sums)})
         return summary_of(sums, most)
 
     def fresh() -> TrainState:
@@ -146,6 +147,12 @@ def summary_of(sums: dict[str, Weighted], most: int) -> Values:
     }
     by_size = {f"accuracy_of_{size}": sums[f"accuracy_of_{size}"] for size in range(2, most + 1)}
     return values | {name: mean_of(pair) for name, pair in by_size.items() if pair.weight}
+
+
+def calibration_table(sums: dict[str, Weighted]) -> list[list[float]]:
+    """Mean confidence, share in the right order, and number of the pairs of each bin that has some."""
+    bins = zip(*(np.asarray(x) for x in (sums["confidence"].sum, sums["right"].sum, sums["right"].weight)), strict=True)
+    return [[float(sure / pairs), float(right / pairs), float(pairs)] for sure, right, pairs in bins if pairs]
 
 
 def _best_scores(model: ScalarModel, params: Any, batch: Batch) -> dict[str, Weighted]:

@@ -27,7 +27,7 @@ from lmjax.stages.reward import reward
 from lmjax.stages.sft import sft
 from lmjax.stages.training import Outcome, TrainingRecipe
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import METRICS_FILE, read_metrics
+from lmjax.training.record import read_metrics
 from lmjax.training.stop import Stopped, StopRequest
 
 
@@ -52,15 +52,19 @@ def run(
     quiet: bool = False,
     only: str | None = None,
     start_from: str | None = None,
+    executable: Path | None = None,
 ) -> Result:
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
     `force` goes on although the workdir's recipe is another one. Of a pipeline, `only` runs one stage, and `start_from`
-    runs that stage and all behind it anew. SIGINT and SIGTERM save and return. Raises UserError for mistakes in the
-    recipe or its data, and when the disk is full.
+    runs that stage and all behind it anew. `executable` is the file of a pretraining step that `lmjax plan` compiled.
+    SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data, and when the disk is
+    full.
     """
     alone = not isinstance(recipe, Pipeline)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
+    serves = executable is None or isinstance(recipe, Pretrain)
+    require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
     folder = Path(workdir) if workdir is not None else Path("runs") / recipe.name
     prepare_jax()
     multihost.join()
@@ -70,7 +74,7 @@ def run(
         try:
             if isinstance(recipe, Pipeline):
                 return _pipeline(recipe, folder, stop, display, only, start_from)
-            return _stage(recipe, folder, stop, display, force)
+            return _stage(recipe, folder, stop, display, force, executable)
         except Stopped:
             display.say("stopped; the same command goes on")
             return Result(folder, stop.signal, {})
@@ -89,22 +93,33 @@ def _pipeline(
     plans = plan_stages(pipeline, folder, only, first)
     place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
+    if multihost.is_first():
+        display.say(f"report: {write_report(folder, stages=False)}")
     summaries = {name: result.summary for name, result in results.items()}
     return Result(folder, stop.signal, summaries)
 
 
-def _stage(recipe: Stage, folder: Path, stop: StopRequest, display: ProgressDisplay, force: bool) -> Result:
+def _stage(
+    recipe: Stage,
+    folder: Path,
+    stop: StopRequest,
+    display: ProgressDisplay,
+    force: bool,
+    executable: Path | None = None,
+) -> Result:
     place.claim(folder, recipe, force)
     multihost.barrier("claimed")
     if isinstance(recipe, Compare):
         return _compared(recipe, folder, display)
-    return _finish(recipe, folder, stop, display)
+    return _finish(recipe, folder, stop, display, executable)
 
 
-def _trained(recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+def _trained(
+    recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
+) -> Outcome:
     """Runs the stage from wherever it stands."""
     if isinstance(recipe, Pretrain):
-        return pretrain(recipe, folder, stop, display)
+        return pretrain(recipe, folder, stop, display, executable)
     if isinstance(recipe, SFT):
         return sft(recipe, folder, stop, display)
     if isinstance(recipe, RewardModel):
@@ -123,11 +138,15 @@ def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result
         summary = compare(recipe, folder, display) | {"sources": sources_digest(recipe, folder)}
         if multihost.is_first():
             place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+    if multihost.is_first():
+        display.say(f"report: {write_report(folder)}")
     multihost.barrier("compared")
     return Result(folder, None, summary)
 
 
-def _finish(recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay) -> Result:
+def _finish(
+    recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
+) -> Result:
     summary = place.read_json(folder / place.SUMMARY_FILE)
     counts_epochs = not isinstance(recipe, Pretrain) and recipe.epochs is not None
     if summary and (counts_epochs or summary["steps"] == recipe.train.steps):
@@ -135,7 +154,7 @@ def _finish(recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: Pr
     else:
         if multihost.is_first():
             place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
-        outcome = _trained(recipe, folder, stop, display)
+        outcome = _trained(recipe, folder, stop, display, executable)
         done = int(jax.device_get(outcome.state.step))
         if done < outcome.steps:
             saved = "stopped and saved at" if done else "stopped at"
@@ -148,7 +167,7 @@ def _finish(recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: Pr
         if multihost.is_first():
             place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
     if multihost.is_first():
-        _say_result(display, summary, write_report(folder) if isinstance(recipe, Pretrain) else folder / METRICS_FILE)
+        _say_result(display, summary, write_report(folder))
     multihost.barrier("finished")
     return Result(folder, None, summary)
 

@@ -1,7 +1,7 @@
 """The record of a run: `metrics.jsonl`, one JSON object per line, and TensorBoard events beside it.
 
-A line holds `step` and numbers; samples hold `prompt` and `sample`. JSON has no NaN or infinity: such a number is
-written as the string "nan", "inf" or "-inf".
+A line holds `step` and numbers, or a table of numbers; samples hold `prompt` and `sample`. JSON has no NaN or infinity:
+such a number is written as the string "nan", "inf" or "-inf".
 """
 
 from __future__ import annotations
