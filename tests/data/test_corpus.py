@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -106,9 +105,7 @@ def test_the_second_call_reads_the_cache(documents, cache_folder):
     first = embedded_corpus("train")
     assert [path.suffix for path in folder.iterdir()] == [".json"]
     corpus._named_documents.cache_clear()
-    start = time.perf_counter()
     assert embedded_corpus("train") == first
-    assert time.perf_counter() - start < 2
     assert len(builds) == 1
 
 

@@ -136,7 +136,7 @@ def test_tfds_is_prepared_and_read_without_tensorflow(tmp_path):
     script.write_text(TFDS_SCRIPT, encoding="utf-8")
     command = [sys.executable, str(script), str(tmp_path / "data")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 

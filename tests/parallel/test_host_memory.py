@@ -34,11 +34,10 @@ def run(call, **variables):
 
 
 def test_a_program_meets_no_page_faults_once_it_has_run():
-    """The program's result of 4,000 x 4,000 takes 15,625 pages of 4 KiB."""
-    assert run("kept = False")["faults"] > 5000
-    found = run(KEEP)
+    """The program's result of 4,000 x 4,000 takes 15,625 pages of 4 KiB, or 31 of 2 MiB."""
+    without, found = run("kept = False"), run(KEEP)
     assert found["kept"]
-    assert found["faults"] < 50
+    assert without["faults"] > 10 * max(1, found["faults"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from lmjax.recipe import Pretrain, to_json
 from lmjax.training.record import Recorder
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 60.0  # seconds for one answer; a cold start on a busy machine takes some
+PATIENCE = 300.0  # seconds for one answer; a cold start on a busy machine takes some
 # A process between us and the browser moves the pipes to where the browser looks for them.
 LAUNCH = """
 import fcntl, os, sys

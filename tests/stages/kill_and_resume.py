@@ -37,7 +37,7 @@ from lmjax.settings import (
 from lmjax.training.record import read_metrics
 
 EVERY = 2  # steps between checkpoints
-PATIENCE = 120.0  # seconds until something that has to happen is given up
+PATIENCE = 600.0  # seconds until something that has to happen is given up
 
 
 def make_recipe(folder: Path, kills: int) -> Pretrain:

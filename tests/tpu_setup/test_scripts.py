@@ -49,7 +49,7 @@ def cloud(tmp_path):
         (tmp_path / "calls").write_text("")
         command = ["bash", str(SCRIPTS / script), *arguments]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False
+            command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, check=False
         )
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
         return done.returncode, done.stdout + done.stderr, calls
@@ -162,7 +162,7 @@ def test_bootstrap_sends_the_committed_files_to_every_slice(cloud):
 def remote(calls, home):
     """Carries out the command that was sent to a host, in a home folder of its own."""
     command = calls[-1][0][-1].removeprefix("--command=")
-    subprocess.run(["bash", "-c", command], env=os.environ | {"HOME": str(home)}, check=True, timeout=30)
+    subprocess.run(["bash", "-c", command], env=os.environ | {"HOME": str(home)}, check=True, timeout=600)
 
 
 def test_launch_runs_exactly_the_given_words_on_a_host_and_notes_the_exit_code(cloud, tmp_path):

@@ -224,7 +224,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_leaves_the_older_checkpoint(tm
             print("clear:", error)
         """
         child = _save_in_child(body, disk / "run", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        out, _ = child.communicate(timeout=60)
+        out, _ = child.communicate(timeout=600)
         assert "clear:" in out and "the disk is full" in out and str(disk / "run") in out
         assert _steps(disk / "run") == [1]
         abstract = TrainState(jnp.int32(0), {"w": jnp.zeros(300_000)}, ())
