@@ -57,15 +57,13 @@ def start(tmp_path):
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
             }
-            environment = (
-                os.environ
-                | {
-                    "JAX_PLATFORMS": "cpu",
-                    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",  # the last counts
-                    "PYTHONPATH": str(Path(__file__).parents[2]),
-                    **(several if processes > 1 else {}),
-                }
-            )
+            environment = os.environ | {
+                "JAX_PLATFORMS": "cpu",
+                # Of two counts the last holds.
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                **(several if processes > 1 else {}),
+            }
             log = (tmp_path / f"{workdir}.{index}.log").open("w")
             command = [sys.executable, "-m", "lmjax.cli", "run", "tiny.py", "--workdir", workdir]
             process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
