@@ -18,9 +18,9 @@ from lmjax.model.blocked import blocked
 from lmjax.model.layers import dropout
 from lmjax.model.masks import HIDDEN, Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
+from lmjax.model.sharding_context import bound_mesh
+from lmjax.model.zigzag import LANES
 from lmjax.settings import ModelSettings
-
-LANES = 128  # a TPU vector register's width, which splash attention's shapes must fill
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Mask, float], jax.Array]
 
@@ -59,8 +59,11 @@ def _fused_obstacle(settings: ModelSettings) -> str:
 
 
 def _splash_obstacle(platform: str, length: int | None) -> str:
-    if length is not None and length % LANES:
-        return f"the sequence length {length} is not a multiple of {LANES}"
+    bound = bound_mesh()
+    parts = 1 if bound is None else bound.size("time")
+    if length is not None and length % (LANES * parts):
+        each = f"{LANES} for each of mesh.sequence = {parts}" if parts > 1 else str(LANES)
+        return f"the sequence length {length} is not a multiple of {each}"
     return "" if platform in ("tpu", "cpu") else f"splash runs on TPU, not on {platform}"
 
 
