@@ -112,6 +112,13 @@ class Learner:
         assert self.reward is not None
         return self.reward.scores(reward_params, rollout.rows)
 
+    def divergence(self, state: TrainState, reference: Any, rollout: Rollout) -> jax.Array:
+        """The policy's divergence from the reference in each response, [B] nats, by the recipe's estimator."""
+        mask_BN, rows = rollout.mask, rollout.rows
+        own_BN, _, _ = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1])
+        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
+        return jnp.where(mask_BN > 0, estimate_kl(own_BN, reference_BN, self.kl.estimator), 0.0).sum(axis=1)
+
     def learn(
         self, state: TrainState, reference: Any, rollout: Rollout, scores_B: jax.Array, batch: Batch
     ) -> tuple[TrainState, Metrics]:

@@ -32,6 +32,7 @@ from lmjax.stages.going_on import (
     with_dropout,
 )
 from lmjax.stages.start import abstract_params, open_start
+from lmjax.stages.texts import write_samples
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
 from lmjax.training.loop import Metrics, Values
@@ -76,6 +77,8 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     reading = compile_reading(read, mesh, abstract.params, reference)
 
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
+        template = dialogue.template
+        write_samples(model, state.params, start.tokenizer, recipe.evaluation, template, recorder, done)
         if not held_out:
             return {}
         validation, most = validation_of(held_out, dialogue), recipe.evaluation.batches

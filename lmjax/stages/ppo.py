@@ -10,12 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.data.batch import Batch
-from lmjax.data.dialogue import Prompt
-from lmjax.data.dialogue_rows import RECORD
 from lmjax.data.loader import Loader
 from lmjax.errors import require
 from lmjax.model.count import count
@@ -38,17 +35,14 @@ from lmjax.stages.going_on import (
     planned_steps,
     with_dropout,
 )
+from lmjax.stages.ppo_evaluation import PolicyEvaluation, PromptSet
 from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
-from lmjax.stages.texts import prompt_text, response_texts
+from lmjax.stages.texts import response_texts
 from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.loop import Metrics, Values
+from lmjax.training.loop import Metrics
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
-
-SHOWN = 4  # samples of an evaluation that are recorded
-Scorer = Callable[[Rollout, np.ndarray], Any]
 
 
 def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
@@ -59,6 +53,8 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     assert recipe.model is not None
     by_function = is_function(recipe.reward.source)
     judge = None if by_function else open_reward_model(recipe.reward.source, workdir, start)
+    if recipe.reward.gold:
+        load_function(recipe.reward.gold)  # a mistake in it is told before anything is computed
     _check_lengths(recipe, start, judge)
     mesh = mesh_for(recipe, start.settings)
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
@@ -66,6 +62,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         recipe.dialogue.validation, recipe.dialogue, start.tokenizer, "prompt", workdir, display
     )
     steps = planned_steps(recipe, rows, recipe.dialogue.batch_size)
+    prompts = PromptSet(rows, records)
     learner, axes = _learner(recipe, start, judge, steps)
     abstract = abstract_state(learner, axes, mesh)
     reference = start.language_model(abstract.params[POLICY])
@@ -89,32 +86,19 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         if whole is not None:
             return whole(state, frozen, batch)
         rollout = phases.roll(state, batch)
-        prompts = _prompts_of(recipe, _flat(records), batch)
-        return phases.learn(state, reference, rollout, score(rollout, prompts), batch)
+        return phases.learn(state, reference, rollout, score(rollout, prompts.texts(recipe, batch)), batch)
 
-    fixed_step = jax.device_put(np.int32(-1), abstract.step.sharding)
-
-    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        if not held_out:
-            return {}
-        numbers = np.arange(recipe.dialogue.batch_size) % len(held_out[0])
-        batch = place_rows(held_out[0].batch(numbers), mesh)
-        fixed = dataclasses.replace(state, step=fixed_step)  # the same draws at every evaluation
-        rollout = phases.roll(fixed, batch)
-        prompts = _prompts_of(recipe, asked[0], batch)
-        scores = np.asarray(jax.device_get(score(rollout, prompts)))
-        for row, response in enumerate(response_texts(rollout, start.tokenizer)[: SHOWN * learner.ppo.group]):
-            if row % learner.ppo.group == 0:
-                recorder.write(done, {"prompt": prompts[row], "sample": response, "sample_reward": float(scores[row])})
-        finished, mask = jax.device_get((rollout.finished, rollout.mask))
-        lengths = mask.sum(axis=1)
-        return {
-            "validation_reward": float(scores.mean()),
-            "validation_length": float(lengths.mean()),
-            "validation_finished": float(finished.mean()),
-        }
-
-    batch_at = _batches(recipe, rows, learner, start, workdir, mesh, display)
+    evaluate = PolicyEvaluation(
+        recipe,
+        start,
+        learner.policy,
+        PromptSet(held_out, asked),
+        mesh,
+        roll=phases.roll,
+        score=score,
+        divergence=lambda state, rollout: phases.divergence(state, reference, rollout),
+    )
+    batch_at = _batches(recipe, prompts, learner, start, workdir, mesh, display)
     responses = recipe.dialogue.batch_size * learner.ppo.group
     row = recipe.dialogue.sequence_length + learner.ppo.response_tokens
     tokens = responses * row
@@ -223,6 +207,7 @@ def _fresh(
 class _Phases:
     roll: Callable[[TrainState, Batch], Rollout]
     score: Callable[[Any, Rollout], Any]
+    divergence: Callable[[TrainState, Any, Rollout], Any]
     learn: Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -233,6 +218,7 @@ def _phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str
     return _Phases(
         roll=jax.jit(on_mesh(learner.roll, mesh), in_shardings=(own, rows), out_shardings=rows),
         score=jax.jit(on_mesh(learner.score, mesh), out_shardings=rows),
+        divergence=jax.jit(on_mesh(learner.divergence, mesh), in_shardings=(own, reference, rows), out_shardings=rows),
         learn=jax.jit(
             on_mesh(learner.learn, mesh),
             in_shardings=(own, reference, rows, rows, rows),
@@ -242,21 +228,9 @@ def _phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str
     )
 
 
-def _prompts_of(recipe: PPO, records: Sequence[Any], batch: Batch) -> list[str]:
-    """The text of each response's prompt."""
-    numbers = np.asarray(jax.device_get(batch[RECORD]))[:, 0]
-    texts = [prompt_text(records[number], recipe.dialogue.template) for number in numbers]
-    return [text for text in texts for _ in range(recipe.ppo.group)]
-
-
-def _flat(records: Sequence[Sequence[Any]]) -> list[Prompt]:
-    """The prompts of all sources, in the order of the numbers that `_numbered` gives them."""
-    return [record for source in records for record in source]
-
-
 def _batches(
     recipe: PPO,
-    rows: Sequence[Any],
+    prompts: PromptSet,
     learner: Learner,
     start: Start,
     workdir: Path,
@@ -264,10 +238,7 @@ def _batches(
     display: ProgressDisplay,
 ) -> Callable[[int], Batch]:
     """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
-    firsts = np.cumsum([0, *map(len, rows)])
-    prompts = loader_of(
-        [_Numbered(each, first) for each, first in zip(rows, firsts[:-1], strict=True)], recipe.dialogue
-    )
+    loader = loader_of([prompts.of_source(number) for number in range(len(recipe.dialogue.train))], recipe.dialogue)
     mix: Loader | None = None
     if recipe.mix:
         texts = open_mix(recipe.mix, start, workdir, display)
@@ -277,25 +248,9 @@ def _batches(
         mix = Loader(texts, [source.weight for source in recipe.mix], data)
 
     def batch_at(step: int) -> Batch:
-        batch = prompts.batch_at(step)
+        batch = loader.batch_at(step)
         if mix is not None:
             batch = batch | {MIX + name: array for name, array in mix.batch_at(step).items()}
         return place_rows(batch, mesh)
 
     return batch_at
-
-
-class _Numbered:
-    """Prompt rows whose records are numbered on from those of the sources before."""
-
-    dropped_tokens = 0
-
-    def __init__(self, rows: Any, first: int) -> None:
-        self._rows, self._first = rows, np.int32(first)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        batch = self._rows.batch(indices)
-        return batch | {RECORD: batch[RECORD] + self._first}

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import jax
 
-from lmjax.data.dialogue import Turn, render
 from lmjax.data.loader import RowLoader
 from lmjax.data.packing import pack
-from lmjax.generate.decode import generate
-from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.language import language_loss
@@ -33,6 +30,7 @@ from lmjax.stages.going_on import (
     with_dropout,
 )
 from lmjax.stages.start import abstract_params, open_start
+from lmjax.stages.texts import write_samples
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
 from lmjax.training.loop import Values
@@ -70,17 +68,10 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     step = make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)
     abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
     reading = compile_reading(make_eval_step(loss_fn), mesh, abstract.params)
-    prompts = [
-        "".join(p.text for p in render((Turn("user", t),), dialogue.template)) for t in recipe.evaluation.prompts
-    ]
-    sampling = SamplingSettings(max_tokens=recipe.evaluation.sample_tokens, temperature=recipe.evaluation.temperature)
 
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        if prompts:
-            for prompt, completion in zip(
-                prompts, generate(model, state.params, start.tokenizer, prompts, sampling), strict=True
-            ):
-                recorder.write(done, {"prompt": prompt, "sample": completion.text})
+        template = dialogue.template
+        write_samples(model, state.params, start.tokenizer, recipe.evaluation, template, recorder, done)
         if not held_out:
             return {}
         sums = sums_over(reading, state.params, validation_of(held_out, dialogue), mesh, recipe.evaluation.batches)

@@ -127,7 +127,10 @@ def _job(
 
 
 def _owes_evaluation(recipe: TrainingRecipe, recorder: Recorder, first: int) -> bool:
-    """Whether the run was stopped, which does not wait for an evaluation, after a step that has one."""
-    due = first > 0 and first % recipe.evaluation.every == 0
+    """Whether the run was stopped, which does not wait for an evaluation, after a step that has one.
+
+    A policy has one before its first iteration, too: of what it starts from.
+    """
+    due = first % recipe.evaluation.every == 0 and (first > 0 or isinstance(recipe, PPO))
     evaluated = any(name.startswith("validation_") for line in recorder.kept if line["step"] == first for name in line)
     return due and not evaluated

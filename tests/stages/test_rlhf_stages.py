@@ -101,8 +101,8 @@ def scores(folder):
 
 
 @pytest.fixture(scope="module")
-def stages(dialogue, text):
-    reward = RewardSettings(source="reward", missing_end_penalty=0.5)
+def stages(dialogue, text, scores):
+    reward = RewardSettings(source="reward", gold=f"{scores}:letters", missing_end_penalty=0.5)
     ppo = PPOSettings(response_tokens=6, epochs=2, minibatches=1, average=0.5, mix_coefficient=2.0)
     return {
         "base": Pretrain(
@@ -120,7 +120,7 @@ def stages(dialogue, text):
         "ppo": PPO(
             start="sft",
             reward=reward,
-            dialogue=dialogue["prompt"],
+            dialogue=dataclasses.replace(dialogue["prompt"], validation=dialogue["prompt"].validation * 2),
             ppo=ppo,
             kl=KLSettings(target=3.0),
             mix=text,
@@ -179,7 +179,24 @@ def test_ppo_starts_each_iteration_at_its_own_policy_and_logs_what_it_must(ran):
     wanted |= {"response_length", "finished", "kl_coefficient", "mix_cross_entropy", "policy_loss", "value_loss"}
     assert wanted <= lines[-1].keys()
     samples = [line for line in read_metrics(ran / "ppo") if "sample" in line]
-    assert len(samples) == 8 and samples[0]["prompt"].startswith("User: ") and "sample_reward" in samples[0]
+    assert len(samples) == 12 and samples[0]["prompt"].startswith("User: ") and "sample_reward" in samples[0]
+
+
+def test_a_policy_is_evaluated_before_it_learns_and_by_the_known_reward(ran):
+    lines = [line for line in read_metrics(ran / "ppo") if "validation_reward" in line]
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert abs(lines[0]["validation_kl"]) < 1e-5 < abs(lines[-1]["validation_kl"])
+    assert all({"validation_gold", "validation_length", "validation_finished"} <= line.keys() for line in lines)
+    for line in (line for line in read_metrics(ran / "ppo") if "sample" in line):
+        assert line["sample_gold"] == line["sample"].count("a")
+
+
+def test_every_stage_and_the_pipeline_have_a_report(ran, stages):
+    page = (ran / "report.html").read_text()
+    assert f"<b>Done: </b>{len(stages)} of {len(stages)} stages." in page
+    assert "Gold reward over KL: ppo from" in page and "Calibration of pairs" in page
+    for name in stages:
+        assert "<b>Done: </b>" in (ran / name / "report.html").read_text()
 
 
 def test_resuming_in_the_middle_of_ppo_is_bitwise(ran, folder, stages, monkeypatch):

@@ -1,0 +1,147 @@
+"""How good a policy is on prompts that it does not learn from: reward, known reward, divergence, lengths, samples.
+
+In: the phases of an iteration, compiled, and the validation prompts of every source. Out: a function of the state that
+gives numbers and records samples. Its draws are the same at every evaluation, so that these can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lmjax.data.batch import Batch
+from lmjax.data.dialogue import Prompt
+from lmjax.data.dialogue_rows import RECORD
+from lmjax.data.packing import Rows
+from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.rows import place_rows
+from lmjax.rlhf.ppo import POLICY
+from lmjax.rlhf.reward_function import called, load_function
+from lmjax.rlhf.rollout import Rollout
+from lmjax.rlhf_recipes import PPO
+from lmjax.stages.start import Start
+from lmjax.stages.texts import prompt_text, response_texts, write_samples
+from lmjax.training.loop import Values
+from lmjax.training.record import Recorder
+from lmjax.training.state import TrainState
+
+SHOWN = 4  # responses of an evaluation that are recorded
+
+Scorer = Callable[[Rollout, Sequence[str]], Any]
+
+
+class PromptSet:
+    """The prompts of several sources under one numbering: those of the second follow those of the first."""
+
+    def __init__(self, rows: Sequence[Rows], records: Sequence[Sequence[Any]]) -> None:
+        self.records: list[Prompt] = [record for source in records for record in source]
+        self._rows = list(rows)
+        self._firsts = np.cumsum([0, *map(len, rows)])
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The prompts with these numbers, int64 [B]; their field RECORD holds the numbers."""
+        sources = np.searchsorted(self._firsts, numbers, side="right") - 1
+        out: Batch = {}
+        for source in np.unique(sources):
+            here = sources == source
+            part = self._rows[source].batch(numbers[here] - self._firsts[source])
+            for name, array in part.items():
+                out.setdefault(name, np.zeros((len(numbers), *array.shape[1:]), array.dtype))[here] = array
+        return out | {RECORD: numbers[:, None].astype(np.int32)}
+
+    def of_source(self, source: int) -> Rows:
+        """The rows of one source, numbered among all."""
+        return _SourceRows(self, int(self._firsts[source]), len(self._rows[source]))
+
+    def texts(self, recipe: PPO, batch: Batch) -> list[str]:
+        """The text of the prompt of each response to a batch."""
+        numbers = np.asarray(jax.device_get(batch[RECORD]))[:, 0]
+        texts = [prompt_text(self.records[number], recipe.dialogue.template) for number in numbers]
+        return [text for text in texts for _ in range(recipe.ppo.group)]
+
+
+class _SourceRows:
+    """A part of a prompt set, as the loader takes it."""
+
+    dropped_tokens = 0
+
+    def __init__(self, prompts: PromptSet, first: int, size: int) -> None:
+        self._prompts, self._first, self._size = prompts, first, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        return self._prompts.batch(indices + self._first)
+
+
+@dataclass(frozen=True)
+class PolicyEvaluation:
+    """Evaluates a policy: `roll` samples, `score` is the reward, `divergence` that from the reference, [B]."""
+
+    recipe: PPO
+    start: Start
+    policy: LanguageModel
+    prompts: PromptSet
+    mesh: Mesh
+    roll: Callable[[TrainState, Batch], Rollout]
+    score: Scorer
+    divergence: Callable[[TrainState, Rollout], Any]
+
+    def __call__(self, state: TrainState, done: int, recorder: Recorder) -> Values:
+        recipe = self.recipe
+        template, own = recipe.dialogue.template, state.params[POLICY]
+        write_samples(self.policy, own, self.start.tokenizer, recipe.evaluation, template, recorder, done)
+        size, total = recipe.dialogue.batch_size, len(self.prompts)
+        if not total:
+            return {}
+        batches = -(-total // size)
+        found: list[dict[str, np.ndarray]] = []
+        for index in range(min(batches, recipe.evaluation.batches or batches)):
+            numbers = np.arange(index * size, (index + 1) * size)
+            used = min(size, total - index * size) * recipe.ppo.group  # the rest of the last batch is repeated prompts
+            values, asked, texts = self._batch(state, numbers % total, index)
+            found.append({name: array[:used] for name, array in values.items()})
+            if index == 0:
+                _write_responses(found[0], asked, texts, recipe.ppo.group, recorder, done)
+        return {f"validation_{name}": float(np.concatenate([f[name] for f in found]).mean()) for name in found[0]}
+
+    def _batch(
+        self, state: TrainState, numbers: np.ndarray, index: int
+    ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+        """The values of each response to a batch of prompts, the prompts' texts and the responses'."""
+        drawn = jax.device_put(np.int32(-1 - index), state.step.sharding)
+        batch = place_rows(self.prompts.batch(numbers), self.mesh)
+        rollout = self.roll(dataclasses.replace(state, step=drawn), batch)
+        asked = self.prompts.texts(self.recipe, batch)
+        texts = response_texts(rollout, self.start.tokenizer)
+        values = {"reward": self.score(rollout, asked), "kl": self.divergence(state, rollout)}
+        fetched = {name: np.asarray(value) for name, value in jax.device_get(values).items()}
+        gold = self.recipe.reward.gold
+        if gold:
+            fetched["gold"] = called(load_function(gold), gold, asked, texts)
+        finished, mask = jax.device_get((rollout.finished, rollout.mask))
+        return fetched | {"length": mask.sum(axis=1), "finished": finished}, asked, texts
+
+
+def _write_responses(
+    values: dict[str, np.ndarray],
+    asked: Sequence[str],
+    texts: Sequence[str],
+    group: int,
+    recorder: Recorder,
+    done: int,
+) -> None:
+    """Records the first response to each of the first prompts, and what it was worth."""
+    for row in range(0, min(SHOWN * group, len(values["reward"])), group):
+        worth = {f"sample_{name}": float(values[name][row]) for name in ("reward", "gold") if name in values}
+        recorder.write(done, {"prompt": asked[row], "sample": texts[row]} | worth)
