@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = _overridden(options, ["--help"] if options.fields else overrides)
-    chosen = {"only": options.only, "start_from": options.start_from}
+    chosen = {"only": options.only, "start_from": options.start_from, "executable": options.executable}
     result = lmjax.run(recipe, workdir=options.workdir, force=options.force, **chosen)
     return result.exit_code
 
@@ -221,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="go on although the recipe differs from the workdir's")
     run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
+    run.add_argument("--executable", type=Path, metavar="FILE", help="the step, as lmjax plan --save wrote it")
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
     run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100\n  lmjax run instructgpt --from reward"
 

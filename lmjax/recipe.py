@@ -114,7 +114,7 @@ def sources_of(stage: Stage) -> dict[str, str]:
     files = {"train": stage.dialogue.train, "validation": stage.dialogue.validation}
     for role, sources in files.items():
         for number, source in enumerate(sources):
-            folder, *inside = Path(source.path).parts
+            folder, *inside = Path(source.path).parts or ("",)
             if inside:  # the first part of a path may be a stage's folder
                 named[f"dialogue.{role}.{number}.path"] = folder
     return named
@@ -141,7 +141,7 @@ def difference(old: Stage, new: Stage) -> list[str]:
     """One line per field that differs: `train.steps: 100 -> 200`."""
     if type(old) is not type(new):
         return [f"stage: {type(old).__name__} -> {type(new).__name__}"]
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
     names = [*before, *(name for name in after if name not in before)]
     absent = "(absent)"
     pairs = ((name, before.get(name, absent), after.get(name, absent)) for name in names)
@@ -218,14 +218,15 @@ def _hint(error: Exception) -> str:
     return f"; {nearest(found[2], field_types(part))}" if found and part else ""
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested objects by their names, as in "model.attention.heads"."""
     if isinstance(value, dict) and value:
         items: typing.Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
         items = enumerate(value)
     else:
         return {prefix: value}
-    return {name: leaf for key, item in items for name, leaf in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    return {name: leaf for key, item in items for name, leaf in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:

@@ -13,12 +13,14 @@ from lmjax.settings import (
     ModelSettings,
     OptimizerSettings,
     PlanSettings,
+    TokenizerSettings,
 )
 
 
 def recipe() -> Pretrain:
     return Pretrain(
         name="plan_gpt2_124m",
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=50_304),
         data=DataSettings(sequence_length=1024, batch_size=16 * 16),
         model=ModelSettings(
             layers=12,

@@ -16,12 +16,14 @@ from lmjax.settings import (
     ModelSettings,
     OptimizerSettings,
     PlanSettings,
+    TokenizerSettings,
 )
 
 
 def recipe() -> Pretrain:
     return Pretrain(
         name="plan_gpt3_175b",
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=50_304),
         data=DataSettings(sequence_length=2048, batch_size=2 * 512),
         model=ModelSettings(
             layers=96,

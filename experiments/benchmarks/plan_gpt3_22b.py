@@ -13,12 +13,14 @@ from lmjax.settings import (
     ModelSettings,
     OptimizerSettings,
     PlanSettings,
+    TokenizerSettings,
 )
 
 
 def recipe() -> Pretrain:
     return Pretrain(
         name="plan_gpt3_22b",
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=32_768),
         data=DataSettings(sequence_length=1024, batch_size=4 * 256),
         model=ModelSettings(
             layers=48,

@@ -13,12 +13,14 @@ from lmjax.settings import (
     ModelSettings,
     OptimizerSettings,
     PlanSettings,
+    TokenizerSettings,
 )
 
 
 def recipe() -> Pretrain:
     return Pretrain(
         name="plan_gpt3_6b",
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=32_768),
         data=DataSettings(sequence_length=2048, batch_size=2 * 64),
         model=ModelSettings(
             layers=48,

@@ -9,27 +9,24 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import pickle
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import serialize_executable, topologies
+from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from lmjax.data.batch import FIELD_DTYPES
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import check_mesh, make_mesh
-from lmjax.parallel.shardings import abstract_state, batch_sharding, jit_step
+from lmjax.parallel.shardings import abstract_state, jit_step
 from lmjax.plan.topology import Slice
 from lmjax.recipe import Recipe
-from lmjax.stages.pretrain import make_parts, planned_model
+from lmjax.stages.pretrain import abstract_batch, make_parts, planned_entries, planned_model
 from lmjax.training.state import TrainState
 
 # libtpu reads these when it is loaded: it must not ask a cloud's metadata server what machine this is, nor take the
@@ -52,10 +49,7 @@ class Program:
     temporaries: int
     peak: int
     seconds: float  # that compiling took
-
-    def save(self, path: Path) -> None:
-        """Writes the serialized executable, which `load_program` reads on the slice that it is for."""
-        path.write_bytes(pickle.dumps(serialize_executable.serialize(self.executable)))
+    lowered: Any = None  # what was compiled
 
 
 @dataclass(frozen=True)
@@ -65,11 +59,6 @@ class OutOfMemory:
     needed: int
     available: int
     message: str
-
-
-def load_program(path: Path) -> Any:
-    """The executable that `Program.save` wrote, for the devices it was compiled for."""
-    return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
 
 
 def slice_devices(where: Slice) -> list[Any]:
@@ -108,6 +97,7 @@ def compile_step(recipe: Recipe, where: Slice) -> Program | OutOfMemory:
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
         time.perf_counter() - begin,
+        lowered,
     )
 
 
@@ -120,12 +110,10 @@ def slice_mesh(recipe: Recipe, where: Slice) -> Mesh:
 
 def lower_step(recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
     """The recipe's train step traced for a TPU mesh; all shapes and shardings are abstract."""
-    parts = make_parts(recipe, planned_model(recipe), "tpu")
+    parts = make_parts(recipe, planned_model(recipe), "tpu", planned_entries(recipe))
     state: TrainState = abstract_state(parts.model, parts.optimizer, mesh)
-    shape, sharding = (recipe.data.batch_size, recipe.data.sequence_length), batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in FIELD_DTYPES.items()}
     step: Any = jit_step(parts.step, state, mesh)
-    return step.lower(state, batch)
+    return step.lower(state, abstract_batch(recipe.data, mesh))
 
 
 def read_refusal(message: str) -> OutOfMemory | None:

@@ -11,12 +11,14 @@ from typing import Any
 
 from lmjax.errors import UserError, nearest, require
 from lmjax.model.remat import REMAT_POLICIES
+from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
 from lmjax.plan.topology import GIB, find_slice
 from lmjax.recipe import Recipe
 from lmjax.settings import MeshSettings
+from lmjax.stages.pretrain import about_step, planned_entries
 
 Say = Callable[[str], None]
 
@@ -65,7 +67,11 @@ def plan(
     outcome = compile_step(recipe, where)
     result = estimate(recipe, where, devices, outcome)
     if isinstance(outcome, Program):
-        _write(outcome, hlo, save)
+        if hlo is not None:
+            hlo.write_text(outcome.text, encoding="utf-8")
+        if save is not None:
+            about = about_step(recipe, planned_entries(recipe))
+            save_executable(save, outcome.lowered, outcome.executable, devices, about)
         return Plan(result)
     return Plan(result, tuple(_until_one_fits(recipe, say)))
 
@@ -90,13 +96,6 @@ def parse_mesh(text: str) -> MeshSettings:
         except ValueError:
             raise UserError(f"--mesh {text}: {part!r}: expected a whole number, as in fsdp=64") from None
     return MeshSettings(**sizes)
-
-
-def _write(program: Program, hlo: Path | None, save: Path | None) -> None:
-    if hlo is not None:
-        hlo.write_text(program.text, encoding="utf-8")
-    if save is not None:
-        program.save(save)
 
 
 def _until_one_fits(recipe: Recipe, say: Say) -> Iterator[Alternative]:

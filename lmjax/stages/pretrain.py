@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from lmjax.data.batch import FIELD_DTYPES, TOKENS, Batch
 from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.ramp import BatchRamp
+from lmjax.data.tokenizer import build_tokenizer
 from lmjax.generate.decode import SamplingSettings, generate
 from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
@@ -23,14 +26,15 @@ from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule, token_clock
 from lmjax.parallel import multihost
+from lmjax.parallel.executable import load_executable
 from lmjax.parallel.mesh import check_mesh, make_mesh
-from lmjax.parallel.shardings import abstract_state, init_state, jit_eval, jit_step, place_batch
-from lmjax.recipe import Pretrain
+from lmjax.parallel.shardings import abstract_state, batch_sharding, init_state, jit_eval, jit_step, place_batch
+from lmjax.recipe import Pretrain, flat, to_json
 from lmjax.settings import DataSettings, ModelSettings
 from lmjax.stages.prepare import Prepared, prepare
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
-from lmjax.training.loop import Values
+from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
@@ -49,9 +53,17 @@ class Parts:
 
 
 def planned_model(recipe: Pretrain) -> ModelSettings:
-    """The model with the vocabulary that the recipe alone tells: the table's rows, or the tokenizer's entries."""
-    rows = recipe.model.vocab_size or recipe.tokenizer.planned_vocab_size
+    """The model with the vocabulary that is known before there are data: the table's rows, or the tokenizer's."""
+    rows = recipe.model.vocab_size or planned_entries(recipe)
     return dataclasses.replace(recipe.model, vocab_size=rows)
+
+
+def planned_entries(recipe: Pretrain) -> int | None:
+    """The tokenizer's entries, as far as the settings or its files tell: later rows of the table are padding."""
+    path = recipe.tokenizer.path
+    if path and Path(path).exists():
+        return build_tokenizer(recipe.tokenizer, ()).vocab_size
+    return recipe.tokenizer.planned_vocab_size
 
 
 def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_vocab: int | None = None) -> Parts:
@@ -69,10 +81,29 @@ def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_v
     return Parts(model, loss_fn, optimizer, step)
 
 
-def pretrain(recipe: Pretrain, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
+def abstract_batch(data: DataSettings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a full batch on a mesh."""
+    shape, sharding = (data.batch_size, data.sequence_length), batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in FIELD_DTYPES.items()}
+
+
+def about_step(recipe: Pretrain, entries: int | None) -> dict[str, Any]:
+    """The fields that decide a recipe's compiled step, beside its mesh: to tell what another one differs in."""
+    fields = flat(json.loads(to_json(recipe)))
+    decides = ("model.", "compute.", "optimizer.", "train.")
+    data = ("data.sequence_length", "data.batch_size", "data.packing", "data.isolate_documents", "data.ramp")
+    kept = {name: value for name, value in fields.items() if name.startswith((*decides, *data))}
+    kept.pop("train.abort_after_skipped")
+    return kept | {"tokenizer's entries": entries}
+
+
+def pretrain(
+    recipe: Pretrain, workdir: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None = None
+) -> Outcome:
     """Trains to the recipe's last step, or until `stop` asks; the same call resumes. What is returned is saved.
 
-    Raises Stopped when `stop` asks before there is anything to save.
+    The step is compiled, or loaded from the file `executable`, which is refused where it holds another one. Raises
+    Stopped when `stop` asks before there is anything to save.
     """
     mesh = make_mesh(recipe.mesh)
     check_mesh(dict(mesh.shape), recipe.model, recipe.data, recipe.train.microbatches)
@@ -88,6 +119,12 @@ def pretrain(recipe: Pretrain, workdir: Path, stop: StopRequest, display: Progre
     if jax.process_count() > 1 and recipe.evaluation.prompts:
         display.say("evaluation.prompts: not continued in a run of several processes; use lmjax generate")
     abstract = abstract_state(parts.model, parts.optimizer, mesh)
+    step: Any = jit_step(parts.step, abstract, mesh)
+    if executable is not None:
+        lowered = step.lower(abstract, abstract_batch(recipe.data, mesh))
+        loaded = load_executable(executable, lowered, mesh, about_step(recipe, vocab))
+        display.say(f"the step was loaded from {executable}")
+        step = _by_rows(recipe.data.batch_size, loaded, step)
     training = Training(
         recipe=recipe,
         stage="pretrain",
@@ -95,7 +132,7 @@ def pretrain(recipe: Pretrain, workdir: Path, stop: StopRequest, display: Progre
         mesh=mesh,
         abstract=abstract,
         fresh=lambda: init_state(parts.model, parts.optimizer, recipe.train.seed, mesh),
-        step=jit_step(parts.step, abstract, mesh),
+        step=step,
         batch_at=_placed(loader.batch_at, loader.batch_size_at, recipe.data, mesh),
         tokens_in=lambda step: loader.batch_size_at(step) * recipe.data.sequence_length,
         prefetch=recipe.data.prefetch,
@@ -105,6 +142,15 @@ def pretrain(recipe: Pretrain, workdir: Path, stop: StopRequest, display: Progre
     )
     state = train(training, workdir, prepared.tokenizer_folder, stop, display)
     return Outcome(state, recipe.train.steps, settings, recipe.data.sequence_length)
+
+
+def _by_rows(rows: int, full: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that is `full` for batches of so many rows, and `others` for those of a ramp."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return (full if batch[TOKENS].shape[0] == rows else others)(state, batch)
+
+    return step
 
 
 def _placed(

@@ -1,0 +1,127 @@
+"""Plans every published GPT-1, GPT-2 and GPT-3 at its paper's batch size on a usual slice: a Markdown table.
+
+    python experiments/benchmarks/plan_presets.py [PRESET ...] [--cache FILE]
+
+Each row is the recipe in experiments/ with the slice, mesh, remat policy and microbatches of `ROWS`, compiled by
+libtpu, which takes a minute or more and needs no TPU. What was compiled is kept in FILE, so that the same command goes
+on where it was interrupted; a row is compiled again when its recipe, jax or libtpu has changed.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmjax.errors import UserError, nearest
+from lmjax.plan.planner import mesh_text, plan
+from lmjax.recipe import Pretrain, load_recipe, to_json
+from lmjax.settings import MeshSettings, PlanSettings
+
+EXPERIMENTS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a preset is planned; `rows` is the batch where the paper's does not divide over the slice."""
+
+    recipe: str  # of experiments/
+    topology: str
+    mesh: MeshSettings
+    remat: str
+    microbatches: int = 1
+    rows: int | None = None
+
+
+# The batch is the one after a ramp. Rows per chip and microbatch are about what its HBM holds.
+ROWS = {
+    "gpt1": Row("gpt1", "v5e-8", MeshSettings(data=8), "minimal"),
+    "gpt2_124m": Row("gpt2:124m", "v5e-16", MeshSettings(data=16), "minimal", 2),
+    "gpt2_355m": Row("gpt2:355m", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal", 4),
+    "gpt2_774m": Row("gpt2:774m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 2),
+    "gpt2_1558m": Row("gpt2:1558m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 4),
+    "gpt3_125m": Row("gpt3:125m", "v5e-16", MeshSettings(data=16), "minimal", 2),
+    "gpt3_350m": Row("gpt3:350m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 2),
+    "gpt3_760m": Row("gpt3:760m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 2),
+    "gpt3_1300m": Row("gpt3:1300m", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal", 2),
+    "gpt3_2700m": Row("gpt3:2700m", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal", 4),
+    "gpt3_6700m": Row("gpt3:6700m", "v5e-128", MeshSettings(data=1, fsdp=128), "minimal", 4),
+    "gpt3_13b": Row("gpt3:13b", "v5e-256", MeshSettings(data=1, fsdp=256), "up", 2),
+    "gpt3_175b": Row("gpt3:175b", "v5p-1024", MeshSettings(data=2, fsdp=256), "key_value_up", 3, rows=1536),
+}
+HEADS = (
+    *("preset", "slice", "mesh", "remat", "batch tokens", "microbatches", "peak GiB of HBM", "Gcycles", "step s"),
+    *("tokens/s", "MFU", "bound by"),
+)
+
+
+def recipe_of(row: Row) -> Pretrain:
+    """The experiment's recipe, as the row plans it."""
+    name, _, size = row.recipe.partition(":")
+    path = EXPERIMENTS / f"{name}.py"
+    recipe = load_recipe(f"{path}:{size}" if size else str(path))
+    rows = row.rows or recipe.data.batch_size
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, batch_size=rows, ramp_from=None, ramp_tokens=0),
+        compute=dataclasses.replace(recipe.compute, remat=row.remat),
+        mesh=row.mesh,
+        plan=PlanSettings(topology=row.topology),
+        train=dataclasses.replace(recipe.train, microbatches=row.microbatches),
+    )
+
+
+def fingerprint(recipe: Pretrain) -> str:
+    """Of what decides a row: the recipe and the compiler."""
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
+    return hashlib.sha256(json.dumps([to_json(recipe), *versions]).encode()).hexdigest()
+
+
+def planned(name: str, cache: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A row's estimate, from the cache or compiled and kept there."""
+    recipe = recipe_of(ROWS[name])
+    key = fingerprint(recipe)
+    if cache.get(name, {}).get("fingerprint") != key:
+        found = plan(recipe, say=lambda line: print(line, file=sys.stderr, flush=True)).estimate
+        cache[name] = {"fingerprint": key, "estimate": found.to_dict()}
+        whole = file.with_suffix(".part")
+        whole.write_text(json.dumps(cache, indent=1), encoding="utf-8")
+        whole.replace(file)
+    return cache[name]["estimate"]
+
+
+def cells(name: str, found: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    tokens = found["rows_per_step"] * found["sequence_length"]
+    peak = f"{found['peak_hbm_gib']:.1f} of {found['hbm_gib']:.2f}"
+    cut = mesh_text(found["mesh"]).replace("=", " ").replace(",", " x ")
+    first = [name, found["topology"], cut, found["remat"], f"{tokens:,}", str(ROWS[name].microbatches), peak]
+    if not found["fits"]:
+        return [*first, "-", "-", "-", "-", "does not fit"]
+    speed = [f"{found['gcycles']:.4g}", f"{found['step_seconds']:.3g}", f"{found['tokens_per_second']:,.0f}"]
+    return [*first, *speed, f"{found['mfu']:.0%}", found["bound_by"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help="default: all")
+    parser.add_argument("--cache", type=Path, default=Path("plan_presets.json"), help="where rows are kept")
+    options = parser.parse_args()
+    for name in options.presets:
+        if name not in ROWS:
+            raise UserError(f"no row for preset {name!r}; {nearest(name, ROWS)}")
+    cache = json.loads(options.cache.read_text(encoding="utf-8")) if options.cache.exists() else {}
+    print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
+    for name in options.presets or ROWS:
+        print(f"| {' | '.join(cells(name, planned(name, cache, options.cache)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"plan_presets: {error}")

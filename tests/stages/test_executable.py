@@ -1,0 +1,98 @@
+"""A run whose step comes from a file: the same end as one that compiles, and what does not fit ends it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import lmjax
+from lmjax.cli import main
+from lmjax.errors import UserError
+from lmjax.parallel.executable import save_executable
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.shardings import abstract_state, jit_step
+from lmjax.recipe import Pipeline, to_json
+from lmjax.settings import CheckpointSettings
+from lmjax.stages import pretrain as stage
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.stop import StopRequest
+
+
+@pytest.fixture(scope="module")
+def mesh(tiny):
+    return make_mesh(tiny().mesh, jax.devices()[:2])
+
+
+def write(path, recipe, mesh):
+    """What `lmjax plan --save` does, for devices that are here."""
+    parts = stage.make_parts(recipe, stage.planned_model(recipe), "cpu", stage.planned_entries(recipe))
+    state = abstract_state(parts.model, parts.optimizer, mesh)
+    lowered = jit_step(parts.step, state, mesh).lower(state, stage.abstract_batch(recipe.data, mesh))
+    about = stage.about_step(recipe, stage.planned_entries(recipe))
+    jax.config.update("jax_enable_compilation_cache", False)  # a CPU program that was loaded cannot be written again
+    compilation_cache.reset_cache()
+    compiled = lowered.compile()
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+    save_executable(path, lowered, compiled, mesh, about)
+
+
+@pytest.fixture(scope="module")
+def file(tiny, mesh, tmp_path_factory):
+    path = tmp_path_factory.mktemp("executable") / "step.bin"
+    write(path, tiny(), mesh)
+    return path
+
+
+@pytest.fixture
+def pretrain(mesh, monkeypatch):
+    """A function (recipe, workdir, executable) -> the state at the end, and what was said."""
+    monkeypatch.setattr(stage, "make_mesh", lambda settings: mesh)
+    said: list[str] = []
+    monkeypatch.setattr(ProgressDisplay, "say", lambda self, line: said.append(line))
+
+    def run(recipe, workdir, executable=None):
+        workdir.mkdir()
+        display = ProgressDisplay(silent=True)
+        return stage.pretrain(recipe, workdir, StopRequest(), display, executable).state, said
+
+    return run
+
+
+def test_a_loaded_step_trains_to_the_bits_of_a_compiled_one(tiny, file, pretrain, tmp_path, assert_same_bits):
+    loaded, said = pretrain(tiny(), tmp_path / "loaded", file)
+    assert f"the step was loaded from {file}" in said
+    compiled, _ = pretrain(tiny(), tmp_path / "compiled")
+    assert_same_bits(loaded, compiled)
+
+
+def test_only_full_batches_are_given_to_the_loaded_step():
+    step = stage._by_rows(8, lambda state, batch: "loaded", lambda state, batch: "compiled")
+    assert [step(None, {"tokens": np.zeros((rows, 2))}) for rows in (4, 8)] == ["compiled", "loaded"]
+
+
+def test_what_does_not_decide_the_step_may_differ_and_what_does_is_named(tiny, file, pretrain, tmp_path):
+    other = dataclasses.replace(tiny(), name="other", checkpoint=CheckpointSettings(every=5))
+    pretrain(other, tmp_path / "other", file)
+    optimizer = dataclasses.replace(tiny().optimizer, weight_decay=0.2)
+    with pytest.raises(UserError, match=r"differs in optimizer\.weight_decay 0\.1, here 0\.2; compile it anew"):
+        pretrain(tiny(optimizer=optimizer), tmp_path / "decay", file)
+    with pytest.raises(UserError, match=r"differs in data\.batch_size 8, here 16"):
+        pretrain(tiny(data={"batch_size": 16}), tmp_path / "rows", file)
+
+
+def test_the_file_is_no_part_of_the_recipe(tiny, file):
+    assert "executable" not in to_json(tiny())
+
+
+def test_a_pipeline_takes_no_executable(tiny, file, tmp_path):
+    with pytest.raises(UserError, match=r"--executable .*: expected a recipe that pretrains"):
+        lmjax.run(Pipeline("both", (tiny(),)), tmp_path / "workdir", executable=file)
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_mistake_ends_the_command_with_2(file, tmp_path, capsys):
+    assert main(["run", "instructgpt", "--workdir", str(tmp_path / "run"), "--executable", str(file)]) == 2
+    assert "--executable" in capsys.readouterr().err
