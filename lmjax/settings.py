@@ -214,10 +214,14 @@ class ComputeSettings:
     # what the backward pass works out again: nothing, or ever more (lmjax/model/remat.py)
     remat: Literal["none", "dots", "projections", "minimal", "key_value_up", "attention", "up", "full"] = "none"
     loss_chunk: int | None = None  # tokens whose float32 logits exist at once on a device; None: by the shapes
+    attention_block: int | None = None  # the most queries, and keys, of a step of splash attention; None: 1,024
 
     def __post_init__(self) -> None:
         check_types("compute", self)
-        check_positive("compute", self, "loss_chunk")
+        check_positive("compute", self, "loss_chunk", "attention_block")
+        block = self.attention_block
+        fits = block is None or block % 128 == 0
+        require(fits, "compute.attention_block", block, "a multiple of 128, a register's width", "use 512 or 1024")
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,13 @@ def attention(
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     interpret: bool = False,
+    block: int | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(K) + bias, over the keys that `mask` shows) v, per head; softmax in float32.
 
     `bias` is [1 or B, H, T, S]; `key` draws the dropout of the weights; only `einsum` takes these two. `interpret`
-    runs the Pallas kernel in its interpreter, where there is no TPU.
+    runs the Pallas kernel in its interpreter, where there is no TPU; `block` is the most queries, and keys, that it
+    holds at once.
     """
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scaled else 1.0
     if implementation != "einsum" and (bias is not None or (key is not None and dropout_rate)):
@@ -102,7 +104,7 @@ def attention(
     if implementation == "splash":
         from lmjax.model.splash import splash
 
-        return splash(q_BTHK, k_BSHK, v_BSHK, mask, scale, interpret)
+        return splash(q_BTHK, k_BSHK, v_BSHK, mask, scale, interpret, block)
     q, k, v = checkpoint_name(q_BTHK, QUERY), checkpoint_name(k_BSHK, KEY), checkpoint_name(v_BSHK, VALUE)
     if implementation == "einsum":
         return checkpoint_name(_einsum(q, k, v, mask, scale, bias, dropout_rate, key), ATTENDED)

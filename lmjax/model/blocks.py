@@ -31,6 +31,7 @@ class BlockContext:
     attention: str  # an implementation's name
     interpret: bool = False
     tpu: bool = False  # arrays are laid out for the TPU's compiler
+    block: int | None = None  # the most queries, and keys, that a fused kernel holds at once
 
     @property
     def residual_std(self) -> float:
@@ -123,6 +124,7 @@ class Attention(nn.Module):
                 dropout_rate=heads.dropout,
                 key=key,
                 interpret=context.interpret,
+                block=context.block,
             )
         out = Dense(
             (settings.width,),

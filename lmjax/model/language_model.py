@@ -134,7 +134,8 @@ class LanguageModel:
 
     def _module(self, attention: str) -> GPT:
         on_cpu = self.platform == "cpu"
-        context = BlockContext(self.settings, self.dtype, on_cpu, attention, on_cpu, self.platform == "tpu")
+        block, tpu = self.compute.attention_block, self.platform == "tpu"
+        context = BlockContext(self.settings, self.dtype, on_cpu, attention, on_cpu, tpu, block)
         return GPT(context, self.compute.scan_layers, self.compute.remat)
 
     def _boxed(self, rng: jax.Array) -> Any:

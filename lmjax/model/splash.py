@@ -25,9 +25,18 @@ COMPUTE_BLOCK = 512  # keys per inner product
 
 
 def splash(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask, scale: float, interpret: bool
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    mask: Mask,
+    scale: float,
+    interpret: bool,
+    block: int | None = None,
 ) -> jax.Array:
-    """Attention as in `attention`; T and S are multiples of 128 and queries stand at the keys' own indices."""
+    """Attention as in `attention`; T and S are multiples of 128 and queries stand at the keys' own indices.
+
+    `block` is the most queries, and keys, of a step of the kernel's grid; None means BLOCK.
+    """
     segments = None
     if mask.query_segments is not None and mask.key_segments is not None:
         segments = kernel.SegmentIds(q=mask.query_segments, kv=mask.key_segments)
@@ -37,10 +46,10 @@ def splash(
     bound = bound_mesh()
     if bound is None:
         q = checkpoint_name(q, QUERY)
-        call = make_kernel(mask, q.shape[2], k.shape[2], q.shape[1], k.shape[1], Parts(1, False), interpret)
+        call = make_kernel(mask, q.shape[2], k.shape[2], q.shape[1], k.shape[1], Parts(1, False), interpret, block)
         out = _rows(call, q, k, v, segments)
     else:
-        out = _on_mesh(bound, q, k, v, mask, segments, interpret)
+        out = _on_mesh(bound, q, k, v, mask, segments, interpret, block)
     return jnp.transpose(out, (0, 2, 1, 3))
 
 
@@ -51,26 +60,34 @@ class Parts(NamedTuple):
     zigzag: bool
 
 
-def parts_of(mask: Mask, T: int, devices: int) -> Parts:
+def parts_of(mask: Mask, T: int, devices: int, block: int | None = None) -> Parts:
     """Zig-zag where devices would have unequal work in order: causal rows, unless a band is shorter than a part.
 
     In order, too, are rows so short that one block holds all their keys, and those whose pieces would not fill
     registers: the kernel could leave nothing out.
     """
     unequal = mask.causal and (mask.band is None or mask.band > T // devices)
-    cut = devices > 1 and T > BLOCK and T % (2 * devices * zigzag.LANES) == 0
+    most = block or BLOCK
+    cut = devices > 1 and T > most and T % (2 * devices * zigzag.LANES) == 0
     return Parts(devices, unequal and cut)
 
 
 def _on_mesh(
-    bound: BoundMesh, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, segments: Any, interpret: bool
+    bound: BoundMesh,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: Mask,
+    segments: Any,
+    interpret: bool,
+    block: int | None,
 ) -> jax.Array:
     """The kernel on every device's own part of [B, H, T, K]."""
     (H, T), (Hkv, S), heads = q.shape[1:3], k.shape[1:3], bound.size("act_heads")
     time, (axes,) = bound.size("time"), bound.spec("time")
     uniform = not mask.causal and mask.band is None  # every part of the queries sees the same: one kernel for all
-    parts = Parts(1, False) if uniform else parts_of(mask, T, time)
-    call = make_kernel(mask, T // time if uniform else T, S, H // heads, Hkv // heads, parts, interpret)
+    parts = Parts(1, False) if uniform else parts_of(mask, T, time, block)
+    call = make_kernel(mask, T // time if uniform else T, S, H // heads, Hkv // heads, parts, interpret, block)
 
     def part(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) -> jax.Array:
         if time > 1:
@@ -99,7 +116,9 @@ def _rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) ->
     return jax.vmap(jax.vmap(call, (0, 0, 0, None)), (0, 0, 0, 0))(grouped, k, v, segments).reshape(q.shape)
 
 
-def make_kernel(mask: Mask, T: int, S: int, heads: int, kv_heads: int, parts: Parts, interpret: bool) -> Any:
+def make_kernel(
+    mask: Mask, T: int, S: int, heads: int, kv_heads: int, parts: Parts, interpret: bool, block: int | None = None
+) -> Any:
     """The kernel for one device's heads and T queries, of which each of `parts.devices` takes its part."""
     make = kernel.make_splash_mha if heads == kv_heads else kernel.make_splash_mqa
     seen: Any = _static_mask(mask, T, S)
@@ -107,7 +126,7 @@ def make_kernel(mask: Mask, T: int, S: int, heads: int, kv_heads: int, parts: Pa
         seen.q_sequence = zigzag.query_order(T, parts.devices)
     return make(
         mask=masks.MultiHeadMask([seen] * (heads if heads == kv_heads else heads // kv_heads)),
-        block_sizes=block_sizes(T // parts.devices // (2 if parts.zigzag else 1), S),
+        block_sizes=block_sizes(T // parts.devices // (2 if parts.zigzag else 1), S, block or BLOCK),
         head_shards=1,
         q_seq_shards=parts.devices,
         residual_checkpoint_name=ATTENDED,
@@ -115,9 +134,9 @@ def make_kernel(mask: Mask, T: int, S: int, heads: int, kv_heads: int, parts: Pa
     )
 
 
-def block_sizes(T: int, S: int) -> kernel.BlockSizes:
-    """The largest blocks up to BLOCK that divide T queries and S keys; separate kernels for dq and for dk and dv."""
-    q, kv = _divisor(T, BLOCK), _divisor(S, BLOCK)
+def block_sizes(T: int, S: int, most: int) -> kernel.BlockSizes:
+    """The largest blocks up to `most` that divide T queries and S keys; separate kernels for dq and for dk and dv."""
+    q, kv = _divisor(T, most), _divisor(S, most)
     compute = _divisor(kv, COMPUTE_BLOCK)
     return kernel.BlockSizes(
         block_q=q,
