@@ -68,7 +68,7 @@ def parts_of(mask: Mask, T: int, devices: int, block: int | None = None) -> Part
     """
     unequal = mask.causal and (mask.band is None or mask.band > T // devices)
     most = block or BLOCK
-    cut = devices > 1 and T > most and T % (2 * devices * zigzag.LANES) == 0
+    cut = devices > 1 and most < T and T % (2 * devices * zigzag.LANES) == 0
     return Parts(devices, unequal and cut)
 
 
