@@ -82,6 +82,10 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.plan.planner import plan, planned_recipe
     from lmjax.plan.report import explanation, lines
 
+    if options.auto:
+        return _search(options, overrides)
+    if options.limit is not None:
+        raise UserError(f"--limit {options.limit}: only a search compiles several; add --auto")
     recipe = planned_recipe(_pretraining(options, overrides), options.topology, options.mesh)
     if options.explain:
         print(*explanation(recipe), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -91,6 +95,26 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
 
     found = plan(recipe, hlo=options.hlo, save=options.save, say=say)
     print(found.to_json() if options.json else "\n".join(lines(found)))
+    return 0
+
+
+def _search(options: argparse.Namespace, overrides: list[str]) -> int:
+    from lmjax.plan.cache import Cache
+    from lmjax.plan.planner import parse_mesh, planned_recipe
+    from lmjax.plan.ranking import lines, run_command, to_json
+    from lmjax.plan.search import DEFAULT_LIMIT, search
+    from lmjax.plan.search_display import watching
+
+    for name in ("explain", "hlo", "save"):
+        if getattr(options, name):
+            raise UserError(f"--auto with --{name}: expected one of them; plan the one you choose, then give --{name}")
+    recipe = planned_recipe(_pretraining(options, overrides), options.topology)
+    mesh = None if options.mesh is None else parse_mesh(options.mesh)
+    limit = DEFAULT_LIMIT if options.limit is None else options.limit
+    cache = Cache(say=lambda line: print(line, file=sys.stderr, flush=True))
+    found = search(recipe, mesh, limit, cache=cache, watch=watching)
+    command = run_command(found, options.recipe, overrides)
+    print(to_json(found, command) if options.json else "\n".join(lines(found, command)))
     return 0
 
 
@@ -290,6 +314,9 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--topology", help="a slice such as v5e-256, v5p-1024 or 2xv6e-64 (default: plan.topology)")
     plan.add_argument("--mesh", help="sizes of its axes, as in fsdp=64,tensor=4 (default: the recipe's)")
     plan.add_argument("--explain", action="store_true", help="show how every parameter and activation is cut")
+    plan.add_argument("--auto", action="store_true", help="search mesh, microbatches, remat policy and kernel block")
+    text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
+    plan.add_argument("--limit", type=int, metavar="N", help=text)
     plan.add_argument("--json", action="store_true")
     plan.add_argument("--hlo", type=Path, help="write the optimized HLO text to this file")
     plan.add_argument("--save", type=Path, help="write the serialized executable to this file")

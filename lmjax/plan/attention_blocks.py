@@ -1,0 +1,63 @@
+"""How long splash attention takes by the size of its blocks: a model, because the compiler says nothing of it.
+
+The compiler's estimate has no cycles for Pallas kernels. What is known of a block size are the blocks that masks and
+bands leave to be computed, at the chip's peak; the keys and values that are read again for every block of queries, at
+the HBM's rate; and that every step of the kernel's grid costs something by itself, for which GRID_STEP is assumed. The
+compiler then says whether a block fits the vector memory. Measure before trusting a choice between close sizes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lmjax.plan.topology import Slice
+from lmjax.settings import ModelSettings
+
+GRID_STEP = 0.35e-6  # seconds: an assumption, not a measurement
+DEFAULT = 1024
+SIZES = (512, 1024, 2048)  # smaller ones spend more on what this model leaves out
+# Products of [q, K] x [K, k] size that each kernel makes (Dao et al. 2022, algorithms 1 and 4).
+FORWARD, BACKWARD = 2, (3, 4)
+
+
+def kernel_seconds(
+    model: ModelSettings, length: int, parts: int, block: int | None, where: Slice, forward: int
+) -> float:
+    """Seconds of one head of one row in all layers, on each of the `parts` devices over which a row's queries are cut.
+
+    The forward kernel runs `forward` times, each backward kernel once. `block` is `compute.attention_block`.
+    """
+    most = block or DEFAULT
+    queries, keys = _divisor(length // parts, most), _divisor(length, most)
+    kinds = model.attention.pattern
+    visited = sum(_visited(length, queries, keys, model.attention.band if k == "banded" else None) for k in kinds)
+    width = math.ceil(model.head_dim / 128) * 128  # of the matrix units that a product fills
+    read = 2 * 2 * keys * model.head_dim / where.device_bandwidth
+    seconds = 0.0
+    for products, times in ((FORWARD, forward), *((each, 1) for each in BACKWARD)):
+        made = 2 * products * queries * keys * width / where.device_flops
+        seconds += times * (max(made, read) + GRID_STEP)
+    return model.layers / len(kinds) * visited / parts * seconds
+
+
+def best_block(model: ModelSettings, length: int, parts: int, where: Slice) -> int | None:
+    """The quickest of `SIZES` for rows of `length` tokens cut in `parts`; None where the default is as quick."""
+
+    def seconds(block: int | None) -> float:
+        return kernel_seconds(model, length, parts, block, where, 1)
+
+    quickest = min(SIZES, key=seconds)
+    return None if seconds(quickest) >= seconds(None) else quickest
+
+
+def _visited(length: int, queries: int, keys: int, band: int | None) -> int:
+    """Blocks of scores that a causal mask, and a band where there is one, leave of a row."""
+    total = 0
+    for start in range(0, length, queries):
+        first = 0 if band is None else max(0, start - band + 1) // keys
+        total += (start + queries - 1) // keys - first + 1
+    return total
+
+
+def _divisor(length: int, most: int) -> int:
+    return max((size for size in range(128, min(length, most) + 1, 128) if length % size == 0), default=length)

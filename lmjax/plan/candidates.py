@@ -1,0 +1,130 @@
+"""What a search chooses from: meshes, microbatches, remat policies and blocks of the attention kernel.
+
+In: a recipe, a slice and, if it is given, the mesh. Out: `Candidate`s that divide the devices, the batch and the model;
+each gives the recipe with its choices in place and the options of the command line that say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lmjax.errors import UserError
+from lmjax.model.remat import REMAT_POLICIES
+from lmjax.parallel.mesh import AXES, ROW_AXES, check_mesh, mesh_shape
+from lmjax.plan.attention_blocks import best_block
+from lmjax.plan.topology import Slice
+from lmjax.recipe import Recipe
+from lmjax.settings import MeshSettings
+from lmjax.stages.pretrain import make_parts, planned_model
+
+MOST_MICROBATCHES = 64
+REMAT = ("none", *REMAT_POLICIES)  # most memory first
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice. `mesh` has the sizes of `AXES`, in their order."""
+
+    mesh: tuple[int, ...]
+    microbatches: int
+    remat: str
+    block: int | None = None  # of the attention kernel; None is its default
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The mesh's axes by name."""
+        return dict(zip(AXES, self.mesh, strict=True))
+
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts the rows of a microbatch are cut."""
+        return math.prod(self.sizes[name] for name in ROW_AXES)
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The recipe with these choices."""
+        remat: Any = self.remat
+        return dataclasses.replace(
+            recipe,
+            mesh=MeshSettings(**self.sizes),
+            compute=dataclasses.replace(recipe.compute, remat=remat, attention_block=self.block),
+            train=dataclasses.replace(recipe.train, microbatches=self.microbatches),
+        )
+
+    def options(self, recipe: Recipe) -> list[str]:
+        """What `lmjax run` must be told beside the recipe, as in ["--mesh.data", "1", ...]: only what differs."""
+        changed = self.applied(recipe)
+        found = []
+        for part in ("mesh", "compute", "train"):
+            before, after = (dataclasses.asdict(getattr(each, part)) for each in (recipe, changed))
+            for name, value in after.items():
+                if value != before[name]:
+                    found += [f"--{part}.{name}", str(value)]
+        return found
+
+
+def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -> list[Candidate]:
+    """All candidates of a recipe on a slice; of the one mesh where it is given.
+
+    The kernel's block is the one that a model of it finds quickest (`lmjax.plan.attention_blocks`), because the
+    compiler says nothing of it. Policies that offload to the host are left out: nor does it say what that takes.
+    Raises UserError where no mesh of the slice's devices divides the batch and the model.
+    """
+    meshes = [mesh_shape(mesh, where.devices)] if mesh is not None else list(_meshes(where))
+    found, obstacle = [], None
+    splash = _uses_splash(recipe)
+    policies = [name for name in REMAT if not (splash and name == "dots")]  # "minimal" is the same program then
+    for sizes in meshes:
+        block = recipe.compute.attention_block
+        if splash:
+            block = best_block(planned_model(recipe), recipe.data.sequence_length, sizes["sequence"], where)
+        for parts in _microbatches(recipe):
+            try:
+                check_mesh(sizes, planned_model(recipe), recipe.data, parts)
+                _check_rows(recipe, sizes)
+            except UserError as error:
+                obstacle = error
+                continue
+            found += [Candidate(tuple(sizes.values()), parts, remat, block) for remat in policies]
+    if not found:
+        which = "the mesh" if mesh is not None else f"any mesh of {where.devices} devices"
+        raise UserError(f"--auto: {which} does not divide the batch and the model: {obstacle}")
+    return found
+
+
+def _meshes(where: Slice) -> Iterator[dict[str, int]]:
+    """All sizes of data, fsdp, sequence and tensor whose product is a slice's devices; `replica` goes across slices."""
+    inside = where.devices // where.count
+    for data, fsdp, sequence in _factors(inside, 3):
+        tensor = inside // (data * fsdp * sequence)
+        yield dict(zip(AXES, (where.count, data, fsdp, sequence, tensor), strict=True))
+
+
+def _factors(whole: int, count: int) -> Iterator[tuple[int, ...]]:
+    """All `count` numbers whose product divides `whole`."""
+    if count == 0:
+        yield ()
+        return
+    for first in (n for n in range(1, whole + 1) if whole % n == 0):
+        for rest in _factors(whole // first, count - 1):
+            yield (first, *rest)
+
+
+def _microbatches(recipe: Recipe) -> list[int]:
+    rows = math.gcd(recipe.data.batch_size, recipe.data.ramp_from or recipe.data.batch_size)
+    return [n for n in range(1, min(rows, MOST_MICROBATCHES) + 1) if rows % n == 0]
+
+
+def _uses_splash(recipe: Recipe) -> bool:
+    model = make_parts(recipe, planned_model(recipe), "tpu").model
+    return model.implementation(recipe.data.sequence_length) == "splash"
+
+
+def _check_rows(recipe: Recipe, sizes: dict[str, int]) -> None:
+    """Raises UserError where a row's part on one device is no multiple of a register's 128 lanes, though rows are."""
+    length, parts = recipe.data.sequence_length, sizes["sequence"]
+    if length % 128 == 0 and length // parts % 128:
+        raise UserError(f"mesh.sequence = {parts}: a row of {length} tokens is cut below a multiple of 128")

@@ -1,0 +1,154 @@
+"""`lmjax plan --auto`: the mesh, microbatches, remat policy and kernel block with which a recipe's step is quickest.
+
+In: a recipe and a slice. Every candidate is first judged by arithmetic (`lmjax.plan.analytic`); the most promising are
+compiled, one after the other, by the TPU's own compiler, and what it said is kept on disk. Out: a `Search`, the ranking
+of those that fit by the compiler's figures. The global batch and everything else that training depends on stay as
+they are in the recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import jax
+
+from lmjax.errors import UserError, require
+from lmjax.plan.analytic import Analyst, Prediction
+from lmjax.plan.cache import Cache, Result
+from lmjax.plan.candidates import Candidate, candidates
+from lmjax.plan.compile import compile_step, slice_devices, slice_mesh
+from lmjax.plan.estimate import Estimate, estimate
+from lmjax.plan.topology import Slice, find_slice
+from lmjax.recipe import Recipe
+from lmjax.settings import MeshSettings
+
+DEFAULT_LIMIT = 8  # candidates that are compiled
+HEADROOM = 1.15  # a candidate that is predicted to need more than this times the HBM is not compiled
+
+Show = Callable[[int, Candidate, bool], None]  # how many are done, the one that begins, and whether it is in the cache
+Watch = Callable[[int], AbstractContextManager[Show]]  # given how many will be compiled at most
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was compiled, now or in an earlier search."""
+
+    candidate: Candidate
+    prediction: Prediction
+    result: Result
+    cached: bool
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What the compiler says of a step that fits; None of one that does not."""
+        found = self.result.estimate
+        return found if found is not None and found.fits else None
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, as estimated; infinite for one that does not fit."""
+        found = self.estimate
+        return math.inf if found is None or found.step_seconds is None else found.step_seconds
+
+
+@dataclass(frozen=True)
+class Search:
+    """The ranking, quickest first, those that the compiler refused, and how many were never compiled."""
+
+    recipe: Recipe
+    where: Slice
+    ranked: tuple[Tried, ...]
+    refused: tuple[Tried, ...]
+    considered: int
+    too_large: int  # predicted not to fit
+    slower: int  # predicted to fit, but to be slower than those that were compiled
+
+
+def search(
+    recipe: Recipe,
+    mesh: MeshSettings | None = None,
+    limit: int = DEFAULT_LIMIT,
+    *,
+    cache: Cache | None = None,
+    watch: Watch = lambda total: nullcontext(lambda done, candidate, cached: None),
+) -> Search:
+    """Compiles the `limit` most promising candidates of a recipe on its plan's slice, on one mesh where it is given.
+
+    Where none of them fits, the one that needs the least memory is compiled too, to say what is missing. Raises
+    UserError for an unknown topology, a missing libtpu, or where nothing divides the batch and the model.
+    """
+    require(limit > 0, "--limit", limit, "how many candidates to compile, 1 or more", "leave it out")
+    where = find_slice(recipe.plan.topology)
+    slice_devices(where)  # says what is missing before anything is worked out, and keeps JAX on the CPU
+    found = candidates(recipe, where, mesh)
+    analyst = Analyst(recipe, where)
+    predicted = {each: analyst.predict(each) for each in found}
+    promising = [each for each in found if predicted[each].memory <= HEADROOM * where.device_hbm]
+    promising.sort(key=lambda each: (predicted[each].step_seconds, predicted[each].memory))
+    compiler = _Compiler(recipe, where, cache or Cache(), predicted)
+    with watch(min(limit, max(len(promising), 1))) as show:
+        for each in _choose(promising, limit, compiler):
+            compiler.compile(each, show)
+        if not any(each.estimate for each in compiler.tried):
+            rest = set(found) - {each.candidate for each in compiler.tried}
+            for least in sorted(rest, key=lambda each: predicted[each].memory)[:1]:
+                compiler.compile(least, show)
+    tried = compiler.tried
+    slower = len(set(promising) - {each.candidate for each in tried})
+    return Search(
+        recipe,
+        where,
+        tuple(sorted((each for each in tried if each.estimate), key=lambda each: each.seconds)),
+        tuple(each for each in tried if not each.estimate),
+        considered=len(found),
+        too_large=len(found) - slower - len(tried),
+        slower=slower,
+    )
+
+
+def _choose(promising: list[Candidate], limit: int, compiler: _Compiler) -> Iterator[Candidate]:
+    """The first `limit`, but at most half of them on one mesh, and none that needs more than one that did not fit."""
+    on_mesh: Counter[tuple[int, ...]] = Counter()
+    meshes = {each.mesh for each in promising}
+    most = limit if len(meshes) == 1 else math.ceil(limit / 2)
+    for each in promising:
+        if sum(on_mesh.values()) == limit:
+            return
+        if on_mesh[each.mesh] < most and not compiler.rules_out(each):
+            on_mesh[each.mesh] += 1
+            yield each
+
+
+class _Compiler:
+    """Compiles candidates, or reads what was kept of them."""
+
+    def __init__(self, recipe: Recipe, where: Slice, cache: Cache, predicted: dict[Candidate, Prediction]) -> None:
+        self.recipe, self.where, self.cache, self.predicted = recipe, where, cache, predicted
+        self.tried: list[Tried] = []
+
+    def compile(self, candidate: Candidate, show: Show) -> None:
+        """Adds what the compiler says of a candidate to `tried`."""
+        recipe = candidate.applied(self.recipe)
+        kept = self.cache.get(recipe, self.where.name)
+        show(len(self.tried), candidate, kept is not None)
+        result = kept or self._compiled(recipe)
+        if kept is None:
+            self.cache.put(recipe, self.where.name, result)
+        self.tried.append(Tried(candidate, self.predicted[candidate], result, kept is not None))
+
+    def _compiled(self, recipe: Recipe) -> Result:
+        try:
+            outcome = compile_step(recipe, self.where)
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # a mesh that cannot be laid out; a kernel too large
+            return Result(refusal=str(error).splitlines()[0])
+        return Result(estimate(recipe, self.where, slice_mesh(recipe, self.where), outcome))
+
+    def rules_out(self, candidate: Candidate) -> bool:
+        """Whether one on the same mesh that is predicted to need no more did not fit."""
+        needs = self.predicted[candidate].memory
+        short = (each for each in self.tried if each.result.estimate is not None and not each.result.estimate.fits)
+        return any(each.candidate.mesh == candidate.mesh and each.prediction.memory <= needs for each in short)

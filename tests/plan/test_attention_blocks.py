@@ -1,0 +1,49 @@
+"""The model of the attention kernel: blocks counted by hand, and the sizes that follow."""
+
+import numpy as np
+import pytest
+
+from lmjax.plan.attention_blocks import GRID_STEP, best_block, kernel_seconds
+from lmjax.plan.attention_blocks import _visited as visited
+from lmjax.plan.topology import find_slice
+from lmjax.settings import AttentionSettings, ModelSettings
+
+V5E = find_slice("v5e-1")
+
+
+def model(pattern=("dense",), band=None, head_dim=128):
+    attention = AttentionSettings(heads=2, head_dim=head_dim, pattern=pattern, band=band)
+    return ModelSettings(layers=4, width=256, context=8192, vocab_size=512, attention=attention)
+
+
+@pytest.mark.parametrize("band", [None, 1, 2, 3, 5, 16])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (2, 4), (4, 2), (4, 4), (16, 16)])
+def test_visited_blocks_are_those_in_which_some_query_sees_some_key(queries, keys, band):
+    place = np.arange(16)
+    seen = place[:, None] >= place[None, :]
+    if band is not None:
+        seen &= place[:, None] - place[None, :] < band
+    blocks = seen.reshape(16 // queries, queries, 16 // keys, keys).any(axis=(1, 3))
+    assert visited(16, queries, keys, band) == blocks.sum()
+
+
+def test_the_time_is_products_at_the_peak_and_the_grids_steps():
+    one_block = 2 * 9 * 1024 * 1024 * 128 / 197e12 + 3 * GRID_STEP
+    assert kernel_seconds(model(), 2048, 1, 1024, V5E, 1) == pytest.approx(4 * 3 * one_block)
+    again = 2 * 2 * 1024 * 1024 * 128 / 197e12 + GRID_STEP
+    assert kernel_seconds(model(), 2048, 1, 1024, V5E, 2) == pytest.approx(4 * 3 * (one_block + again))
+    # half of the matrix units' width is empty where a head has 64
+    assert kernel_seconds(model(head_dim=64), 2048, 1, 1024, V5E, 1) == pytest.approx(4 * 3 * one_block)
+
+
+def test_small_queries_blocks_wait_for_the_keys_that_they_read_again():
+    """v5e makes 240 products in the time in which it reads two bytes: fewer queries leave the matrix units waiting."""
+    reading = 3 * (2 * 2 * 128 * 128 / 819e9 + GRID_STEP)
+    assert kernel_seconds(model(), 128, 1, 128, V5E, 1) == pytest.approx(4 * reading, rel=0.2)
+    assert kernel_seconds(model(), 128, 1, 128, V5E, 1) >= 4 * reading
+
+
+def test_narrow_bands_want_smaller_blocks_and_long_rows_keep_the_default():
+    assert best_block(model(), 8192, 1, V5E) is None
+    assert best_block(model(("banded",), 256), 8192, 1, V5E) == 512
+    assert best_block(model(("banded",), 2048), 8192, 1, V5E) in (None, 512)

@@ -1,0 +1,84 @@
+"""What a search chooses from: everything that divides, nothing that does not, and options that say the same."""
+
+import itertools
+import math
+import shlex
+
+import pytest
+
+from lmjax.cli import _overridden, _parser
+from lmjax.errors import UserError
+from lmjax.plan.candidates import Candidate, candidates
+from lmjax.plan.topology import find_slice
+from lmjax.recipe import Pretrain
+from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, TrainSettings
+
+RECIPE = Pretrain(
+    data=DataSettings(sequence_length=512, batch_size=8),
+    model=ModelSettings(layers=2, width=256, context=512, vocab_size=512, attention=AttentionSettings(heads=2)),
+)
+
+
+def test_candidates_are_all_that_divides_devices_rows_heads_and_sequence():
+    found = candidates(RECIPE, find_slice("v5e-8"))
+    assert len(set(found)) == len(found)
+    meshes = {each.mesh[1:] for each in found}
+    expected = set()
+    for data, fsdp, sequence, tensor in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8), (1, 2)):
+        if data * fsdp * sequence * tensor == 8 and 512 // sequence % 128 == 0:
+            expected.add((data, fsdp, sequence, tensor))
+    assert meshes == expected  # tensor is at most the 2 heads, sequence at most 4 x 128 tokens
+    for each in found:
+        assert math.prod(each.mesh) == 8 and 8 // each.microbatches % each.row_shards == 0
+    microbatches = {each.microbatches for each in found if each.mesh == (1, 2, 1, 2, 2)}
+    assert microbatches == {1, 2, 4}
+
+
+def test_across_slices_only_rows_are_cut():
+    found = candidates(RECIPE, find_slice("2xv5e-4"))
+    assert {each.sizes["replica"] for each in found} == {2}
+
+
+def test_a_given_mesh_is_kept():
+    found = candidates(RECIPE, find_slice("v5e-8"), MeshSettings(fsdp=4))
+    assert {each.mesh for each in found} == {(1, 2, 4, 1, 1)}
+
+
+def test_microbatches_divide_every_batch_of_a_ramp():
+    ramping = Pretrain(
+        data=DataSettings(sequence_length=512, batch_size=8, ramp_from=4, ramp_tokens=10_000), model=RECIPE.model
+    )
+    found = candidates(ramping, find_slice("v5e-1"))
+    assert {each.microbatches for each in found} == {1, 2, 4}
+
+
+def test_a_batch_that_no_mesh_divides_is_an_error_that_says_which():
+    odd = Pretrain(data=DataSettings(sequence_length=128, batch_size=3), model=RECIPE.model)
+    with pytest.raises(UserError, match=r"--auto: any mesh of 64 devices .*data\.batch_size"):
+        candidates(odd, find_slice("v5e-64"))
+    with pytest.raises(UserError, match=r"--auto: the mesh does not divide"):
+        candidates(odd, find_slice("v5e-4"), MeshSettings(data=4))
+
+
+def test_the_options_are_what_run_needs_to_be_told(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from lmjax.recipe import Pretrain\nfrom lmjax.settings import MeshSettings\n"
+        "def recipe():\n    return Pretrain(mesh=MeshSettings(data=1, fsdp=2))\n"
+    )
+    recipe = Pretrain(mesh=MeshSettings(data=1, fsdp=2))
+    chosen = Candidate((1, 1, 4, 1, 2), 4, "full", 512)
+    options = chosen.options(recipe)
+    assert shlex.join(options) == (
+        "--mesh.fsdp 4 --mesh.tensor 2 --compute.remat full --compute.attention_block 512 --train.microbatches 4"
+    )
+    arguments, rest = _parser().parse_known_args(["run", str(path), *options])
+    assert _overridden(arguments, rest) == chosen.applied(recipe)
+
+
+def test_a_block_of_the_recipes_own_can_be_taken_back(tmp_path):
+    recipe = Pretrain(
+        mesh=MeshSettings(data=1), compute=ComputeSettings(attention_block=512), train=TrainSettings(microbatches=2)
+    )
+    options = Candidate((1, 1, 1, 1, 1), 2, "none").options(recipe)
+    assert options == ["--compute.attention_block", "None"]
