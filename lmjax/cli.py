@@ -200,13 +200,31 @@ def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
     import tyro
 
     prog = f"{options.parser.prog} {options.recipe}"
-    text = f"The fields of {options.recipe}."
+    text = f"The fields of {options.recipe}. In a pipeline, a field without a stage's name is the first stage's."
     if not isinstance(recipe, Pipeline):
         return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
     names = [re.sub(r"\W", "_", stage.name) for stage in recipe.stages]
+    overrides, of_first = _by_stage(overrides, {stage.name for stage in recipe.stages})
+    if of_first:
+        first = recipe.stages[0]
+        first = tyro.cli(type(first), default=first, args=of_first, prog=prog, description=text)
+        recipe = dataclasses.replace(recipe, stages=(first, *recipe.stages[1:]))
     kind = dataclasses.make_dataclass("Stages", list(zip(names, map(type, recipe.stages), strict=True)), frozen=True)
     changed = tyro.cli(kind, default=kind(*recipe.stages), args=overrides, prog=prog, description=text)
     return dataclasses.replace(recipe, stages=tuple(getattr(changed, name) for name in names))
+
+
+def _by_stage(overrides: list[str], names: set[str]) -> tuple[list[str], list[str]]:
+    """The overrides that name a stage, or ask for help, and those that do not: they are the first stage's."""
+    named: list[str] = []
+    others: list[str] = []
+    of = named
+    for word in overrides:
+        if word.startswith("-") and not re.fullmatch(r"-[\d.].*", word):
+            stage = re.split(r"[.=]", word.lstrip("-"))[0].replace("_", "-")
+            of = named if word in ("-h", "--help") or stage in {name.replace("_", "-") for name in names} else others
+        of.append(word)
+    return named, others
 
 
 def _pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:

@@ -33,7 +33,10 @@ class TemplateSettings:
 
 @dataclass(frozen=True)
 class DialogueSourceSettings:
-    """One file, folder or glob of JSONL (or JSON lists, or CSV) in any of the public shapes, found by their fields."""
+    """One file, folder or glob of JSONL (or JSON lists, or CSV) in any of the public shapes, found by their fields.
+
+    Or, where `kind` is "embedded", openings of sentences in the embedded corpus and how they go on (data/openings.py).
+    """
 
     path: str = ""
     begin: float = 0.0  # the part of its records that is read, as fractions
@@ -41,13 +44,21 @@ class DialogueSourceSettings:
     weight: float = 1.0  # in a mixture
     answer_end: str = ""  # text that ends every answer in the file and is left out, such as "###eos_token###"
     on_bad_record: Literal["error", "skip"] = "error"
+    kind: Literal["file", "embedded"] = "file"
+    split: Literal["train", "validation"] = "train"  # of the embedded corpus
 
     def __post_init__(self) -> None:
         check_types("dialogue source", self)
-        require(bool(self.path), "dialogue source.path", self.path, "a file, folder or glob", "set path")
+        fits = bool(self.path) == (self.kind == "file")
+        expected = "a file, folder or glob, or none where kind is 'embedded'"
+        require(fits, "dialogue source.path", self.path, expected, "set path" if not self.path else "leave it out")
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "dialogue source.begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         require(self.weight > 0, "dialogue source.weight", self.weight, "a number above 0", "leave the source out")
+
+    @property
+    def name(self) -> str:
+        return self.path or f"{self.kind} {self.split}"
 
 
 @dataclass(frozen=True)

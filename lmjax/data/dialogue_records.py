@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Rated, Record, Role, Turn, Turns
 from lmjax.data.documents import BadRecordError, checked_text
+from lmjax.data.openings import openings
 from lmjax.data.text_files import list_files
 from lmjax.errors import UserError
 from lmjax.rlhf_settings import DialogueSourceSettings
@@ -57,7 +58,10 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
     """
     convert = _CONVERTERS[kind]
     out = Records([], [])
-    rows = [row for path in list_files(source.path, _SUFFIXES) for row in _rows(path)]
+    if source.kind == "embedded":
+        rows = _openings(source)
+    else:
+        rows = [row for path in list_files(source.path, _SUFFIXES) for row in _rows(path)]
     for where, row in rows[round(len(rows) * source.begin) : round(len(rows) * source.end)]:
         try:
             if isinstance(row, BadRecordError):
@@ -70,7 +74,7 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
             out.skipped.append(f"{where}: {error}")
     if not out.records:
         raise UserError(
-            f"source.path = {source.path!r}: expected at least one {kind}, found none in {len(rows)} records, "
+            f"source.path = {source.name!r}: expected at least one {kind}, found none in {len(rows)} records, "
             f"{len(out.skipped)} of them bad; check the file, begin and end"
         )
     return out
@@ -78,10 +82,18 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
 
 def holds_rankings(source: DialogueSourceSettings) -> bool:
     """Whether the first record of a source has several answers to a prompt."""
+    if source.kind == "embedded":
+        return False
     _, row = next(_rows(list_files(source.path, _SUFFIXES)[0]), ("", {}))
     if isinstance(row, BadRecordError):
         return False
     return _is_tree(row) or any(name in row for name in ("chosen", "rejected", *ANSWERS_FIELDS))
+
+
+def _openings(source: DialogueSourceSettings) -> list[tuple[str, Fields | BadRecordError]]:
+    """The embedded corpus's openings of sentences as records."""
+    pairs = enumerate(openings(source.split), start=1)
+    return [(f"{source.name}: record {number}", {"prompt": a, "answer": b}) for number, (a, b) in pairs]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Fields | BadRecordError]]:

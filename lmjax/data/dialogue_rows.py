@@ -61,7 +61,7 @@ def open_rows(
         "rated": _rated_rows,
         "prompt": _prompt_rows,
     }
-    rows, kept = make[kind](records, settings, tokenizer, counts, source.path)
+    rows, kept = make[kind](records, settings, tokenizer, counts, source.name)
     return rows, counts, kept
 
 

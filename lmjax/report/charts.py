@@ -87,7 +87,7 @@ class Chart:
     name: str
     title: str
     series: tuple[Series, ...]
-    from_zero: bool = False  # the value axis is linear and begins at 0
+    from_zero: bool = False  # the value axis is linear and holds 0
     across: str = STEP  # what the horizontal axis counts
 
 
@@ -214,7 +214,7 @@ def _draw_axes(axes: Any, chart: Chart, size: tuple[int, int], last_step: int) -
         axes.yaxis.set_major_locator(NullLocator())
         axes.text(0.5, 0.5, "no finite value", ha="center", color=LIGHT["muted"], transform=axes.transAxes)
     elif chart.from_zero:
-        axes.set_ylim(0, 1.08 * high or 1.0)
+        axes.set_ylim(1.08 * min(0.0, low), 1.08 * max(0.0, high) or 1.0)  # an estimate may be below 0
     elif low > 0 and high / low >= LOGARITHMIC:
         margin = (high / low) ** 0.05
         axes.set_yscale("log")

@@ -315,5 +315,5 @@ def _source(source: Any) -> str:
     """A source in one line: kind and path, and what else differs from the defaults."""
     others = [f for f in dataclasses.fields(source) if f.name not in ("kind", "path")]
     given = [(f.name, getattr(source, f.name)) for f in others if getattr(source, f.name) != f.default]
-    place = f"{getattr(source, 'kind', '')} {source.path}".strip()
+    place = source.path if source.kind == "file" else f"{source.kind} {source.path}".strip()
     return ", ".join((place, *(f"{name} {setting(value)}" for name, value in given)))

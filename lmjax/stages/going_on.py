@@ -64,10 +64,13 @@ def open_dialogue(
 
     A path may begin with the name of another stage: its folder is beside this one's.
     """
-    beside = [dataclasses.replace(source, path=str(place_of_file(source.path, workdir))) for source in sources]
+    beside = [
+        dataclasses.replace(source, path=str(place_of_file(source.path, workdir))) if source.path else source
+        for source in sources
+    ]
     rows, counts, records = open_sources(beside, settings, tokenizer, kind)
     for source, count in zip(sources, counts, strict=True):
-        display.say(f"{source.path}: {count} ({kind}s)")
+        display.say(f"{source.name}: {count} ({kind}s)")
     return rows, records
 
 

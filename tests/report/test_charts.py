@@ -61,6 +61,22 @@ def test_a_value_between_two_gaps_is_drawn():
     assert markers([1.0, np.nan, 3.0]) - markers([1.0, 2.0, 3.0]) == 3  # two dots, one cross
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_axis_that_holds_zero_shows_what_is_below_it_too():
+    """An estimate of a divergence may be negative; a curve outside the axes would squeeze them to nothing."""
+    series = Series("kl", np.array([0.0, 2.0]), np.array([0.0, -0.0273]), marked=True)
+    assert "<svg" in svg(Chart("kl", "KL", (series,), from_zero=True), (300, 185), 2, "small")
+
+
+def test_curves_over_another_quantity_than_steps_span_what_they_hold():
+    """Twice the steps leave a chart over steps half empty, and the others as they are."""
+    series = Series("policy", np.array([0.5, 3.0]), np.array([1.0, 2.0]))
+    over = [svg(Chart("a", "A", (series,), across="nats of KL"), (300, 185), last, "small") for last in (10, 20)]
+    steps = [svg(Chart("a", "A", (series,)), (300, 185), last, "small") for last in (10, 20)]
+    assert over[0] == over[1] and steps[0] != steps[1]
+    assert "policy from 1 at 0.5 nats of KL to 2 at 3 nats of KL" in over[0]
+
+
 def test_text_and_curves_stand_out_in_light_and_in_dark():
     """WCAG 2.1: text at 4.5 to 1 against the page, lines at 3 to 1."""
 

@@ -169,6 +169,12 @@ def test_a_field_of_a_stage_is_set_under_the_stages_name(tmp_path, capsys):
     changed = parsed(path, ["--base.train.steps", "7", "--sft-1.epochs", "3.0"])
     assert isinstance(changed, Pipeline) and [stage.name for stage in changed.stages] == ["base", "sft-1"]
     assert (changed.stages[0].train.steps, changed.stages[1].epochs) == (7, 3.0)
+    mixed = parsed(
+        path, ["--train.steps", "8", "--sft-1.epochs", "4.0", "--optimizer.b1=0.5", "--base.train.seed", "3"]
+    )
+    first, second = mixed.stages
+    assert (first.train.steps, first.optimizer.b1, first.train.seed, second.epochs) == (8, 0.5, 3, 4.0)
+    assert second.train.steps == 1000, "a field without a stage's name is the first stage's alone"
     assert cli.main(["count", str(path), "--json"]) == 0  # of its pretraining
     assert json.loads(capsys.readouterr().out)["parameters"] > 0
     assert cli.main(["run", str(path), "--workdir", str(tmp_path / "w"), "--only", "sft"]) == 2
