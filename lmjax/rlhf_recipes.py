@@ -2,7 +2,8 @@
 
 Each names what it `start`s from: an earlier stage of its pipeline, or a workdir or checkpoint. Model and tokenizer are
 those of the start; `model` is filled in when the stage runs, so that its checkpoints say all that is needed to read
-them. Only SFT has dropout: reward models, DPO and PPO train without, whatever the start had.
+them, and tells `lmjax plan` of a start that does not exist yet. Only SFT has dropout: reward models, DPO and PPO train
+without, whatever the start had.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lmjax.settings import (
     MeshSettings,
     ModelSettings,
     OptimizerSettings,
+    PlanSettings,
     SourceSettings,
     TrainSettings,
 )
@@ -53,6 +55,7 @@ class SFT:
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -81,6 +84,7 @@ class RewardModel:
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -108,6 +112,7 @@ class DPO:
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-7, weight_decay=0.0)
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -141,6 +146,7 @@ class PPO:
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)  # the policy's
     value_optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
     train: TrainSettings = TrainSettings()

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.data.batch import Batch
 from lmjax.parallel.axis_rules import partition_spec
+from lmjax.parallel.compiler_options import compiler_options
 from lmjax.parallel.shardings import on_mesh
 
 
@@ -46,6 +47,7 @@ def compile_step(step: Callable[..., Any], mesh: Mesh, state: Any, *frozen: Any)
         in_shardings=(own, *others, row_sharding(mesh)),
         out_shardings=(own, whole),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 

@@ -11,27 +11,22 @@ import jax
 from lmjax.data.batch import Batch
 from lmjax.data.dialogue_rows import RANKS
 from lmjax.model.count import count
-from lmjax.model.language_model import LanguageModel
-from lmjax.objective.preference import preference_loss
-from lmjax.objective.weighted import LossFunction
-from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
-from lmjax.parallel.shardings import parameter_shardings
+from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import DPO
 from lmjax.stages.going_on import (
-    abstract_of,
     check_sources,
     loader_of,
     mean_of,
     mesh_for,
     open_dialogue,
-    optimizer_of,
     placed,
     planned_steps,
     sums_over,
     validation_of,
     with_dropout,
 )
-from lmjax.stages.start import abstract_params, open_start
+from lmjax.stages.start import open_start
+from lmjax.stages.steps import dpo_step
 from lmjax.stages.texts import write_samples
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
@@ -39,7 +34,7 @@ from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
-from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.step import make_eval_step
 from lmjax.training.stop import StopRequest
 
 
@@ -49,31 +44,19 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     start = open_start(recipe.start, workdir)
     recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
     assert recipe.model is not None
-    dialogue, settings, size = recipe.dialogue, recipe.model, start.tokenizer.vocab_size
+    dialogue, settings = recipe.dialogue, recipe.model
     mesh = mesh_for(recipe, settings)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
 
-    model = LanguageModel(settings, recipe.compute, jax.default_backend())
-    axes = model.logical_axes()
-    optimizer, schedule = optimizer_of(recipe.optimizer, steps, axes)
-    parts, seed = recipe.train.microbatches, recipe.train.seed
-    reference = start.language_model(abstract_params(model, parameter_shardings(axes, mesh)))
-
-    def loss_of(reference: Any) -> LossFunction:
-        smoothing = recipe.label_smoothing
-        return preference_loss(model, reference, beta=recipe.beta, label_smoothing=smoothing, valid_vocab=size)
-
-    def step(state: TrainState, reference: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        own = make_train_step(loss_of(reference), optimizer, microbatches=parts, seed=seed, schedule=schedule)
-        return own(state, batch)
+    step = dpo_step(recipe, settings, mesh, steps=steps, entries=start.tokenizer.vocab_size)
+    model, optimizer, abstract = step.model, step.optimizer, step.abstract
+    reference = start.language_model(step.frozen[0])
 
     def read(params: Any, reference: Any, batch: Batch) -> Metrics:
-        return make_eval_step(loss_of(reference))(params, batch)
+        return make_eval_step(step.loss_of(reference))(params, batch)
 
-    abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
-    compiled = compile_step(step, mesh, abstract, reference)
     reading = compile_reading(read, mesh, abstract.params, reference)
 
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
@@ -99,7 +82,7 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         mesh=mesh,
         abstract=abstract,
         fresh=fresh,
-        step=lambda state, batch: compiled(state, reference, batch),
+        step=lambda state, batch: step.compiled(state, reference, batch),
         batch_at=placed(loader.batch_at, mesh),
         tokens_in=lambda _: tokens,
         prefetch=recipe.dialogue.prefetch,

@@ -16,11 +16,10 @@ from lmjax.data.batch import Batch
 from lmjax.data.loader import Loader
 from lmjax.errors import require
 from lmjax.model.count import count
-from lmjax.model.heads import ScalarModel, init_scalar, scalar_axes
-from lmjax.model.language_model import LanguageModel
-from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
-from lmjax.parallel.shardings import on_mesh, parameter_shardings, state_shardings
-from lmjax.rlhf.ppo import AVERAGE, MIX, POLICY, VALUE, Learner
+from lmjax.model.heads import init_scalar
+from lmjax.parallel.rows import place_rows, row_sharding, shardings_of
+from lmjax.parallel.shardings import on_mesh, parameter_shardings
+from lmjax.rlhf.ppo import MIX, POLICY, Learner
 from lmjax.rlhf.reward_function import called, is_function, load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary
 from lmjax.rlhf_recipes import PPO
@@ -31,12 +30,12 @@ from lmjax.stages.going_on import (
     mesh_for,
     open_dialogue,
     open_mix,
-    optimizer_of,
     planned_steps,
     with_dropout,
 )
 from lmjax.stages.ppo_evaluation import PolicyEvaluation, PromptSet
 from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
+from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
 from lmjax.stages.texts import response_texts
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.loop import Metrics
@@ -63,8 +62,11 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     )
     steps = planned_steps(recipe, rows, recipe.dialogue.batch_size)
     prompts = PromptSet(rows, records)
-    learner, axes = _learner(recipe, start, judge, steps)
-    abstract = abstract_state(learner, axes, mesh)
+    vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
+    reward_settings = None if judge is None else judge.settings
+    platform = jax.default_backend()
+    learner, axes = ppo_learner(recipe, start.settings, reward_settings, vocabulary, platform, steps)
+    abstract = ppo_state(learner, axes, mesh)
     reference = start.language_model(abstract.params[POLICY])
     frozen = {"reference": reference}
     if judge is not None and learner.reward is not None:
@@ -80,7 +82,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         with jax.transfer_guard("allow"):  # what a Python function says comes from the host
             return place_rows({"scores": scores}, mesh)["scores"]
 
-    whole = compile_step(learner.iterate, mesh, abstract, frozen) if function is None else None
+    whole = ppo_step(learner, axes, mesh).compiled if function is None else None
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if whole is not None:
@@ -133,52 +135,6 @@ def _check_lengths(recipe: PPO, start: Start, judge: Start | None) -> None:
                 expected,
                 fix,
             )
-
-
-def _learner(recipe: PPO, start: Start, judge: Start | None, steps: int) -> tuple[Learner, dict[str, Any]]:
-    """The models and optimizers, and the logical axes of what is trained."""
-    platform = jax.default_backend()
-    policy = LanguageModel(start.settings, recipe.compute, platform)
-    reward = None if judge is None else ScalarModel(LanguageModel(judge.settings, recipe.compute, platform))
-    value = reward or ScalarModel(policy)
-    axes: dict[str, Any] = {POLICY: policy.logical_axes()}
-    if recipe.ppo.baseline != "group":
-        axes[VALUE] = value.logical_axes() if recipe.ppo.baseline == "value" else scalar_axes()
-    updates = steps * recipe.ppo.epochs * recipe.ppo.minibatches
-    optimizer, schedule = optimizer_of(recipe.optimizer, updates, axes[POLICY])
-    optimizers = {POLICY: optimizer}
-    if VALUE in axes:
-        optimizers[VALUE] = optimizer_of(recipe.value_optimizer, updates, axes[VALUE])[0]
-    vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
-    learner = Learner(
-        *(policy, value, reward, vocabulary, recipe.ppo, recipe.kl, recipe.reward, optimizers),
-        schedule=schedule,
-        microbatches=recipe.train.microbatches,
-        seed=recipe.train.seed,
-    )
-    return learner, axes
-
-
-def abstract_state(learner: Learner, axes: dict[str, Any], mesh: Mesh) -> TrainState:
-    """The shapes and shardings of the state, each part's optimizer state cut as the part is."""
-
-    def create(rng: jax.Array) -> TrainState:
-        value = None
-        if learner.ppo.baseline != "group":
-            width = learner.policy.settings.width
-            value = learner.value.init(rng) if learner.ppo.baseline == "value" else init_scalar(rng, width)
-        return learner.create(learner.policy.init(rng), value)
-
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    whole = NamedSharding(mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda _: whole, shapes)
-    for name, own in axes.items():
-        part = TrainState(shapes.step, shapes.params[name], shapes.opt_state[name])
-        cut = state_shardings(part, parameter_shardings(own, mesh), mesh)
-        shardings.params[name], shardings.opt_state[name] = cut.params, cut.opt_state
-        if name == POLICY and AVERAGE in shapes.opt_state:
-            shardings.opt_state[AVERAGE] = cut.params
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _fresh(

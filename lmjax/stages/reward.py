@@ -14,36 +14,32 @@ from lmjax.data.batch import Batch
 from lmjax.data.dialogue_rows import RANKS
 from lmjax.data.loader import ValidationBatches
 from lmjax.model.count import count
-from lmjax.model.heads import SCALAR, ScalarModel
-from lmjax.model.language_model import LanguageModel
-from lmjax.objective.preference import answer_scores, present_answers, reward_loss
+from lmjax.model.heads import SCALAR, TRUNK, ScalarModel
+from lmjax.objective.preference import answer_scores, present_answers
 from lmjax.objective.ranking import accuracy_by_size, calibration
 from lmjax.objective.weighted import Weighted
-from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
-from lmjax.parallel.shardings import parameter_shardings
+from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import RewardModel
 from lmjax.stages.going_on import (
-    abstract_of,
     check_sources,
     loader_of,
     mean_of,
     mesh_for,
     open_dialogue,
-    optimizer_of,
     placed,
     planned_steps,
     sums_over,
     validation_of,
     with_dropout,
 )
-from lmjax.stages.start import abstract_params, open_start
+from lmjax.stages.start import open_start
+from lmjax.stages.steps import reward_step
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
-from lmjax.training.step import make_train_step
 from lmjax.training.stop import StopRequest
 
 
@@ -63,13 +59,8 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
     zero, _ = open_dialogue(recipe.demonstrations, dialogue, start.tokenizer, "answer", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
 
-    model = ScalarModel(LanguageModel(settings, recipe.compute, jax.default_backend()))
-    axes = model.logical_axes()
-    optimizer, schedule = optimizer_of(recipe.optimizer, steps, axes)
-    loss_fn = reward_loss(model, label_smoothing=recipe.label_smoothing, margin=recipe.margin, centring=recipe.centring)
-    parts, seed = recipe.train.microbatches, recipe.train.seed
-    step = make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)
-    abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
+    step = reward_step(recipe, settings, mesh, steps=steps)
+    model, optimizer, abstract, loss_fn = step.model, step.optimizer, step.abstract, step.loss_of()
     most = max((each.batch(np.array([0]))[RANKS].shape[1] for each in held_out), default=0)
     reading = compile_reading(
         lambda params, batch: comparison(model, loss_fn, params, batch, most), mesh, abstract.params
@@ -85,11 +76,10 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
         return summary_of(sums, most)
 
     def fresh() -> TrainState:
-        trunk_axes = model.language_model.logical_axes()
-        trunk = start.language_model(abstract_params(model.language_model, parameter_shardings(trunk_axes, mesh)))
+        trunk = start.language_model(abstract.params[TRUNK])
 
         def create(trunk: Any) -> TrainState:
-            return TrainState.create(model.on_trunk(trunk, jax.random.key(seed)), optimizer)
+            return TrainState.create(model.on_trunk(trunk, jax.random.key(recipe.train.seed)), optimizer)
 
         return jax.jit(create, out_shardings=shardings_of(abstract))(trunk)
 
@@ -110,7 +100,7 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
         mesh=mesh,
         abstract=abstract,
         fresh=fresh,
-        step=compile_step(step, mesh, abstract),
+        step=step.compiled,
         batch_at=placed(loader.batch_at, mesh),
         tokens_in=lambda _: tokens,
         prefetch=recipe.dialogue.prefetch,

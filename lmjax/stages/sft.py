@@ -10,26 +10,22 @@ import jax
 from lmjax.data.loader import RowLoader
 from lmjax.data.packing import pack
 from lmjax.model.count import count
-from lmjax.model.language_model import LanguageModel
-from lmjax.objective.language import language_loss
-from lmjax.parallel.rows import compile_reading, compile_step, shardings_of
-from lmjax.parallel.shardings import parameter_shardings
+from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import SFT
 from lmjax.stages.going_on import (
-    abstract_of,
     check_sources,
     mean_of,
     mesh_for,
     open_dialogue,
     open_mix,
-    optimizer_of,
     placed,
     planned_steps,
     sums_over,
     validation_of,
     with_dropout,
 )
-from lmjax.stages.start import abstract_params, open_start
+from lmjax.stages.start import open_start
+from lmjax.stages.steps import sft_step
 from lmjax.stages.texts import write_samples
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.checkpoint import VALIDATION_LOSS
@@ -37,7 +33,7 @@ from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
-from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.step import make_eval_step
 from lmjax.training.stop import StopRequest
 
 
@@ -47,7 +43,7 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     start = open_start(recipe.start, workdir)
     recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, recipe.dropout))
     assert recipe.model is not None
-    dialogue, settings, size = recipe.dialogue, recipe.model, start.tokenizer.vocab_size
+    dialogue, settings = recipe.dialogue, recipe.model
     mesh = mesh_for(recipe, settings)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", workdir, display)
@@ -59,15 +55,9 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         packed = [pack(shards, dialogue.loading, keep_rest=False) for shards in texts]
         sources, weights = [*rows, *packed], [*weights, *(source.weight * share for source in recipe.mix)]
 
-    model = LanguageModel(settings, recipe.compute, jax.default_backend())
-    axes = model.logical_axes()
-    optimizer, schedule = optimizer_of(recipe.optimizer, steps, axes)
-    options = {"z_loss": recipe.train.z_loss, "label_smoothing": recipe.train.label_smoothing}
-    loss_fn = language_loss(model, valid_vocab=size, **options)
-    parts, seed = recipe.train.microbatches, recipe.train.seed
-    step = make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)
-    abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
-    reading = compile_reading(make_eval_step(loss_fn), mesh, abstract.params)
+    step = sft_step(recipe, settings, mesh, steps=steps, entries=start.tokenizer.vocab_size)
+    model, optimizer, abstract = step.model, step.optimizer, step.abstract
+    reading = compile_reading(make_eval_step(step.loss_of()), mesh, abstract.params)
 
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
         template = dialogue.template
@@ -78,7 +68,7 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
 
     def fresh() -> TrainState:
-        params = start.language_model(abstract_params(model, parameter_shardings(axes, mesh)))
+        params = start.language_model(abstract.params)
         return jax.jit(lambda params: TrainState.create(params, optimizer), out_shardings=shardings_of(abstract))(
             params
         )
@@ -91,7 +81,7 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         mesh=mesh,
         abstract=abstract,
         fresh=fresh,
-        step=compile_step(step, mesh, abstract),
+        step=step.compiled,
         batch_at=placed(RowLoader(sources, weights, dialogue.loading).batch_at, mesh),
         tokens_in=lambda _: tokens,
         prefetch=recipe.dialogue.prefetch,

@@ -8,7 +8,7 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.rows import compile_step, place_rows
 from lmjax.parallel.shardings import on_mesh, parameter_shardings
 from lmjax.settings import MeshSettings
-from lmjax.stages.ppo import abstract_state
+from lmjax.stages.steps import ppo_state
 
 from .conftest import first_state, make_learner, models, parameters
 
@@ -25,7 +25,7 @@ def test_an_iteration_does_not_depend_on_the_mesh(prompts):
     results = []
     for settings, devices in ((MeshSettings(), 1), (MeshSettings(data=2, fsdp=2, tensor=2), 8)):
         mesh = make_mesh(settings, jax.devices()[:devices])
-        abstract = abstract_state(learner, axes, mesh)
+        abstract = ppo_state(learner, axes, mesh)
         state = jax.tree.map(placed, first_state(learner), abstract)
         frozen = {
             "reference": jax.device_put(own["reference"], parameter_shardings(axes["policy"], mesh)),
