@@ -7,7 +7,8 @@ PYTEST_ARGS ?= -m "not slow"
 .PHONY: quickstart test check clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/lmjax run quickstart
+	$(BIN)/lmjax run quickstart --only pretrain
+	@echo 'to go on with fine-tuning, a reward model and PPO: $(BIN)/lmjax run quickstart'
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)

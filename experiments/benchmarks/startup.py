@@ -25,7 +25,7 @@ before = time.perf_counter()
 import {modules}
 print(time.perf_counter() - before)
 """
-RUN = ["-m", "lmjax.cli", "run", "quickstart", "--tokenizer.kind", "byte", "--train.steps", "1"]
+RUN = ["-m", "lmjax.cli", "run", "quickstart", "--only", "pretrain", "--tokenizer.kind", "byte", "--train.steps", "1"]
 SMALL = ["--evaluation.batches", "1", "--evaluation.prompts", "--log.every", "1", "--data.sequence-length", "128"]
 
 
@@ -41,7 +41,8 @@ def first_step_seconds(folder: Path, number: int) -> float:
     command = [sys.executable, *RUN, *SMALL, "--workdir", str(workdir)]
     started = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while '"loss"' not in (workdir / "metrics.jsonl").read_text() if (workdir / "metrics.jsonl").exists() else True:
+        record = workdir / "pretrain" / "metrics.jsonl"
+        while '"loss"' not in record.read_text() if record.exists() else True:
             if process.poll() not in (None, 0):
                 raise SystemExit(f"lmjax run ended with exit code {process.returncode}")
             time.sleep(0.01)

@@ -43,7 +43,7 @@ def plan_stages(pipeline: Pipeline, folder: Path, only: str | None = None, start
         behind = behind or stage.name == start_from
         plan = _plan(stage, folder / stage.name, renewed, behind)
         if only is not None and stage.name != only:
-            plan = Plan(stage, "skip", f"--only {only}")
+            plan = Plan(stage, "skip", f"left out, as --only {only} says")
         elif only is not None:
             _require_sources(stage, folder, names)
         if plan.action != "skip":

@@ -16,7 +16,7 @@ from lmjax.parallel import multihost
 from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
-from lmjax.rlhf_recipes import DPO, SFT, Compare, RewardModel
+from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.stages import workdir as place
 from lmjax.stages.compare import compare
 from lmjax.stages.dpo import dpo
@@ -27,7 +27,7 @@ from lmjax.stages.reward import reward
 from lmjax.stages.sft import sft
 from lmjax.stages.training import Outcome, TrainingRecipe
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import read_metrics
+from lmjax.training.record import METRICS_FILE, read_metrics
 from lmjax.training.stop import Stopped, StopRequest
 
 
@@ -94,7 +94,7 @@ def _pipeline(
     place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
     if multihost.is_first():
-        display.say(f"report: {write_report(folder, stages=False)}")
+        _say_pipeline(pipeline, folder, display)
     summaries = {name: result.summary for name, result in results.items()}
     return Result(folder, stop.signal, summaries)
 
@@ -172,6 +172,19 @@ def _finish(
     return Result(folder, None, summary)
 
 
+def _say_pipeline(pipeline: Pipeline, folder: Path, display: ProgressDisplay) -> None:
+    """What each policy made of the known reward, where there is one; what is left to run; where the report is."""
+    for stage in pipeline.stages:
+        if isinstance(stage, PPO) and stage.reward.gold and (folder / stage.name / METRICS_FILE).exists():
+            golds = [line["validation_gold"] for line in read_metrics(folder / stage.name) if "validation_gold" in line]
+            if golds:
+                display.say(f"gold reward of {stage.start}: {golds[0]:.3f}; of {stage.name}: {golds[-1]:.3f}")
+    left = [stage.name for stage in pipeline.stages if not (folder / stage.name / place.SUMMARY_FILE).exists()]
+    if left:
+        display.say(f"still to run: {', '.join(left)}")
+    display.say(f"report: {write_report(folder, stages=False)}")
+
+
 def _last_numbers(folder: Path) -> dict[str, Any]:
     """The last loss, validation numbers and sample of the record."""
     wanted = (
@@ -183,6 +196,8 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "reward",
         "kl",
         "validation_reward",
+        "validation_kl",
+        "validation_gold",
         "tokens_per_second",
         "prompt",
         "sample",
@@ -200,6 +215,7 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
         "validation_accuracy": "accuracy",
         "reward": "reward",
         "kl": "nats of KL",
+        "validation_gold": "gold reward",
     }
     parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
     display.say(f"final: {', '.join(parts)}")
