@@ -79,21 +79,22 @@ def _count(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
-    from lmjax.plan.planner import plan, planned_recipe
+    from lmjax.plan.planner import chosen, plan, planned_recipe
     from lmjax.plan.report import explanation, lines
 
     if options.auto:
         return _search(options, overrides)
     if options.limit is not None:
         raise UserError(f"--limit {options.limit}: only a search compiles several; add --auto")
-    recipe = planned_recipe(_pretraining(options, overrides), options.topology, options.mesh)
+    stage, step = chosen(_overridden(options, overrides), options.stage, options.step)
+    recipe = planned_recipe(stage, options.topology, options.mesh)
     if options.explain:
         print(*explanation(recipe), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    found = plan(recipe, hlo=options.hlo, save=options.save, say=say)
+    found = plan(recipe, hlo=options.hlo, save=options.save, step=step, say=say)
     print(found.to_json() if options.json else "\n".join(lines(found)))
     return 0
 
@@ -105,6 +106,8 @@ def _search(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.plan.search import DEFAULT_LIMIT, search
     from lmjax.plan.search_display import watching
 
+    if options.stage is not None or options.step != "train":
+        raise UserError("--auto: it searches for the training step of a pretraining; leave out --stage and --step")
     for name in ("explain", "hlo", "save"):
         if getattr(options, name):
             raise UserError(f"--auto with --{name}: expected one of them; plan the one you choose, then give --{name}")
@@ -331,8 +334,17 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("recipe", metavar="RECIPE")
     plan.add_argument("--topology", help="a slice such as v5e-256, v5p-1024 or 2xv6e-64 (default: plan.topology)")
     plan.add_argument("--mesh", help="sizes of its axes, as in fsdp=64,tensor=4 (default: the recipe's)")
+    plan.add_argument("--stage", metavar="NAME", help="of a pipeline (default: the first that names a slice, or is)")
+    plan.add_argument(
+        "--step",
+        choices=("train", "eval", "generate"),
+        default="train",
+        help="of a pretraining: its step, its validation, or the continuation of a batch of prompts (default: train)",
+    )
     plan.add_argument("--explain", action="store_true", help="show how every parameter and activation is cut")
-    plan.add_argument("--auto", action="store_true", help="search mesh, microbatches, remat policy and kernel block")
+    plan.epilog = (plan.epilog or "") + "\n  lmjax plan gpt3:6.7b --topology v5p-128 --auto --limit 12"
+    text = "rank mesh, microbatches, remat policy and kernel block by compiling the most promising, under the HBM limit"
+    plan.add_argument("--auto", action="store_true", help=text)
     text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
     plan.add_argument("--limit", type=int, metavar="N", help=text)
     plan.add_argument("--json", action="store_true")

@@ -1,4 +1,4 @@
-"""Compiles a recipe's train step for a TPU slice that is not attached, with libtpu's own compiler, on this machine.
+"""Compiles a recipe's step for a TPU slice that is not attached, with libtpu's own compiler, on this machine.
 
 In: a recipe, a slice. Out: a `Program`, or an `OutOfMemory` that says by how much. Nothing runs and no memory for a
 model is taken; the host needs no TPU.
@@ -22,12 +22,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from lmjax.errors import UserError
-from lmjax.parallel.mesh import check_mesh, make_mesh
-from lmjax.parallel.shardings import abstract_state, jit_step
+from lmjax.parallel.mesh import make_mesh
 from lmjax.plan.topology import Slice
-from lmjax.recipe import Recipe
-from lmjax.stages.pretrain import abstract_batch, make_parts, planned_entries, planned_model
-from lmjax.training.state import TrainState
+from lmjax.plan.work import PlannedStage, Step, work_of
 
 # libtpu reads these when it is loaded: it must not ask a cloud's metadata server what machine this is, nor take the
 # lock by which a training run holds a machine's TPUs.
@@ -73,12 +70,12 @@ def slice_devices(where: Slice) -> list[Any]:
         raise UserError(f"topology {where.name!r}: libtpu does not know {where.library_name!r}: {error}") from error
 
 
-def compile_step(recipe: Recipe, where: Slice) -> Program | OutOfMemory:
-    """Compiles the step that `lmjax run` would run on that slice, on the recipe's mesh.
+def compile_step(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Program | OutOfMemory:
+    """Compiles the step that `lmjax run` would run on that slice, on the recipe's mesh, or another of its programs.
 
     Raises UserError where the mesh does not fit the slice, the model or the batch.
     """
-    lowered = lower_step(recipe, slice_mesh(recipe, where))
+    lowered = work_of(recipe, step).lower(slice_mesh(recipe, where, step))
     begin = time.perf_counter()
     try:
         with _quiet():
@@ -101,19 +98,11 @@ def compile_step(recipe: Recipe, where: Slice) -> Program | OutOfMemory:
     )
 
 
-def slice_mesh(recipe: Recipe, where: Slice) -> Mesh:
+def slice_mesh(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Mesh:
     """The recipe's mesh over the devices of a slice. Raises UserError where it does not fit."""
     mesh = make_mesh(recipe.mesh, slice_devices(where))
-    check_mesh(dict(mesh.shape), planned_model(recipe), recipe.data, recipe.train.microbatches)
+    work_of(recipe, step).check(dict(mesh.shape))
     return mesh
-
-
-def lower_step(recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
-    """The recipe's train step traced for a TPU mesh; all shapes and shardings are abstract."""
-    parts = make_parts(recipe, planned_model(recipe), "tpu", planned_entries(recipe))
-    state: TrainState = abstract_state(parts.model, parts.optimizer, mesh)
-    step: Any = jit_step(parts.step, state, mesh)
-    return step.lower(state, abstract_batch(recipe.data, mesh))
 
 
 def read_refusal(message: str) -> OutOfMemory | None:

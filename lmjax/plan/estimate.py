@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lmjax.model.count import count
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
 from lmjax.plan.topology import GIB, NETWORK_BANDWIDTH, Slice
-from lmjax.recipe import Recipe
+from lmjax.plan.work import PlannedStage, Step, Work, work_of
 from lmjax.settings import AttentionSettings
-from lmjax.stages.pretrain import planned_model
 
 TERA = 1e12
 # Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
@@ -61,7 +59,7 @@ class Estimate:
     over_by_gib: float | None = None
     compile_seconds: float | None = None
     gcycles: float | None = None  # the compiler's, without kernels and collectives
-    model_tflop: float | None = None  # what the model needs, forward and backward
+    model_tflop: float | None = None  # what the model needs: of a training step, forward and backward
     executed_tflop: float | None = None  # what the program does, kernels included
     remat_overhead: float | None = None  # matrix products that are made again, as a share of the model's
     compute_seconds: float | None = None  # gcycles at the chip's clock
@@ -75,24 +73,28 @@ class Estimate:
     mfu_without_attention: float | None = None  # 6 N D over the compiler's cycles alone: as MaxText's tables count
     bound_by: str | None = None
     unknown_loops: int = 0
+    step: str = "train"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def estimate(recipe: Recipe, where: Slice, mesh: Mesh, outcome: Program | OutOfMemory) -> Estimate:
+def estimate(
+    recipe: PlannedStage, where: Slice, mesh: Mesh, outcome: Program | OutOfMemory, step: Step = Step()
+) -> Estimate:
     """All figures of a program, or those of a refusal."""
-    model = planned_model(recipe)
+    work = work_of(recipe, step)
     common: dict[str, Any] = {
         "recipe": recipe.name,
+        "step": step.kind,
         "topology": where.name,
         "chips": where.chips,
         "devices": where.devices,
         "mesh": mesh_shape(recipe.mesh, where.devices),
         "remat": recipe.compute.remat,
-        "rows_per_step": recipe.data.batch_size,
-        "sequence_length": recipe.data.sequence_length,
-        "parameters": count(model).parameters,
+        "rows_per_step": work.rows,
+        "sequence_length": work.length,
+        "parameters": work.parameters,
         "hbm_gib": where.device_hbm / GIB,
     }
     if isinstance(outcome, OutOfMemory):
@@ -107,15 +109,12 @@ def estimate(recipe: Recipe, where: Slice, mesh: Mesh, outcome: Program | OutOfM
         temporaries_gib=outcome.temporaries / GIB,
         compile_seconds=outcome.seconds,
         unknown_loops=spent.unknown_loops,
-        **_speed(recipe, where, mesh, spent),
+        **_speed(work, where, mesh, spent),
     )
 
 
-def _speed(recipe: Recipe, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]:
-    model, length = planned_model(recipe), recipe.data.sequence_length
-    counted = count(model, length)
-    tokens = recipe.data.batch_size * length / where.devices
-    scores = counted.flops_per_token - count_without_scores(recipe)
+def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]:
+    model, length = work.models[0], work.length
     kernels = [call for call in spent.kernels if call.target == "tpu_custom_call"]
     kernel_flops = sum(call.count * kernel_work(call, model.attention, length) for call in kernels)
     kernel_seconds = sum(call.count * _kernel_seconds(call, model.attention, length, where) for call in kernels)
@@ -123,30 +122,25 @@ def _speed(recipe: Recipe, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, 
     traffic = collective_traffic(spent.collectives, mesh, where)
     collective_seconds = sum(each.seconds for each in traffic)
     step_seconds = max(compute_seconds + kernel_seconds, collective_seconds)
-    needed, executed = counted.flops_per_token * tokens, spent.flops + kernel_flops
+    needed, executed = work.flops / where.devices, spent.flops + kernel_flops
+    scores = (work.scores + work.cached) / where.devices
+    in_kernels = work.scores / where.devices if kernels else 0.0
     return {
         "gcycles": spent.cycles / 1e9,
         "model_tflop": needed / TERA,
         "executed_tflop": executed / TERA,
-        "remat_overhead": spent.flops / (needed - scores * tokens if kernels else needed) - 1,
+        "remat_overhead": spent.flops / (needed - in_kernels) - 1,
         "compute_seconds": compute_seconds,
         "kernel_seconds": kernel_seconds,
         "collective_gib": sum(each.gib for each in traffic),
         "collective_seconds": collective_seconds,
         "collectives": tuple(traffic),
         "step_seconds": step_seconds,
-        "tokens_per_second": recipe.data.batch_size * length / step_seconds,
+        "tokens_per_second": work.tokens / step_seconds,
         "mfu": needed / step_seconds / where.device_flops,
-        "mfu_without_attention": (needed - scores * tokens) / compute_seconds / where.device_flops,
+        "mfu_without_attention": (needed - scores) / compute_seconds / where.device_flops,
         "bound_by": _bound(where, spent.flops, compute_seconds, kernel_seconds, traffic),
     }
-
-
-def count_without_scores(recipe: Recipe) -> int:
-    """FLOPs per token of the model's matrices alone."""
-    model = planned_model(recipe)
-    one_key = count(model, 1).flops_per_token
-    return one_key - 12 * model.attention.heads * model.head_dim * model.layers
 
 
 def _bound(

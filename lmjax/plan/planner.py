@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmjax.errors import UserError, nearest, require
 from lmjax.model.remat import REMAT_POLICIES
@@ -16,11 +16,15 @@ from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
 from lmjax.plan.topology import GIB, find_slice
-from lmjax.recipe import Recipe
-from lmjax.settings import MeshSettings
-from lmjax.stages.pretrain import about_step, planned_entries
+from lmjax.plan.work import Kind, PlannedStage, Step
+from lmjax.recipe import Pipeline, Pretrain, Stage, from_json
+from lmjax.rlhf_recipes import PPO, Compare
+from lmjax.settings import MeshSettings, ModelSettings
+from lmjax.stages.pretrain import about_step, planned_entries, planned_model
+from lmjax.stages.start import found_checkpoint
 
 Say = Callable[[str], None]
+Planned = TypeVar("Planned", bound=PlannedStage)
 
 
 @dataclass(frozen=True)
@@ -45,38 +49,81 @@ class Plan:
         return json.dumps(self.estimate.to_dict() | {"tried": tried})
 
 
+def chosen(recipe: Stage | Pipeline, stage: str | None = None, kind: Kind = "train") -> tuple[PlannedStage, Step]:
+    """The stage to plan, with its model filled in, and which of its programs.
+
+    Of a pipeline it is the one named `stage`, or else the first that says for which slice, or else the first. A model
+    is the stage's own, or that of the stage or checkpoint that it starts from. Raises UserError where there is no such
+    stage, or nothing in it to compile.
+    """
+    stages = recipe.stages if isinstance(recipe, Pipeline) else (recipe,)
+    names = [each.name for each in stages]
+    if stage is not None and stage not in names:
+        raise UserError(f"--stage {stage}: no such stage in {recipe.name!r}; {nearest(stage, names)}")
+    placed = [each.name for each in stages if not isinstance(each, Compare) and each.plan.topology]
+    found = stages[names.index(stage or (placed or names)[0])]
+    if isinstance(found, Compare):
+        raise UserError(f"--stage {found.name}: it compares answers and trains nothing; {_others(stages)}")
+    if isinstance(found, Pretrain):
+        return found, Step(kind)
+    judge = _model_of(found.reward.source, stages) if isinstance(found, PPO) else None
+    return dataclasses.replace(found, model=_model_of(found.name, stages)), Step(kind, judge)
+
+
+def _others(stages: Sequence[Stage]) -> str:
+    return "plan one of " + ", ".join(each.name for each in stages if not isinstance(each, Compare))
+
+
+def _model_of(source: str, stages: Sequence[Stage]) -> ModelSettings | None:
+    """The settings of the model that a stage leaves, or that a checkpoint holds; None where they are not known yet."""
+    for place, stage in enumerate(stages):
+        if stage.name == source:
+            if isinstance(stage, Pretrain):
+                return planned_model(stage)
+            return stage.model or _model_of(stage.start, stages[:place])
+    if not source or not Path(source).exists():
+        return None
+    checkpoint = found_checkpoint(Path(source))
+    made_by = from_json(checkpoint.extras()["recipe"], f"{checkpoint.path}: recipe")
+    return planned_model(made_by) if isinstance(made_by, Pretrain) else made_by.model
+
+
 def plan(
-    recipe: Recipe,
+    recipe: PlannedStage,
     topology: str | None = None,
     mesh: str | None = None,
     *,
     hlo: Path | None = None,
     save: Path | None = None,
+    step: Step = Step(),
     say: Say = lambda line: None,
 ) -> Plan:
-    """Compiles a recipe's step for a slice and estimates it; topology and mesh default to the recipe's own.
+    """Compiles a stage's step for a slice and estimates it; topology and mesh default to the recipe's own.
 
     `mesh` is written as in "fsdp=64,tensor=8". `hlo` and `save` are files for the optimized text and the serialized
     executable. A step that does not fit is an answer: the next remat policies and meshes are compiled until one fits.
     Raises UserError for an unknown topology, a mesh that does not fit it, or a missing libtpu.
     """
     recipe = planned_recipe(recipe, topology, mesh)
+    runs = isinstance(recipe, Pretrain) and step.kind == "train"
+    require(save is None or runs, "--save", save, "the training step of a pretraining", "lmjax run loads no other")
     where = find_slice(recipe.plan.topology)
-    devices = slice_mesh(recipe, where)
+    devices = slice_mesh(recipe, where, step)
     say(f"compiling {recipe.name} for {where.chips} chips, {where.name}")
-    outcome = compile_step(recipe, where)
-    result = estimate(recipe, where, devices, outcome)
+    outcome = compile_step(recipe, where, step)
+    result = estimate(recipe, where, devices, outcome, step)
     if isinstance(outcome, Program):
         if hlo is not None:
             hlo.write_text(outcome.text, encoding="utf-8")
         if save is not None:
+            assert isinstance(recipe, Pretrain)
             about = about_step(recipe, planned_entries(recipe))
             save_executable(save, outcome.lowered, outcome.executable, devices, about)
         return Plan(result)
-    return Plan(result, tuple(_until_one_fits(recipe, say)))
+    return Plan(result, tuple(_until_one_fits(recipe, step, say)))
 
 
-def planned_recipe(recipe: Recipe, topology: str | None = None, mesh: str | None = None) -> Recipe:
+def planned_recipe(recipe: Planned, topology: str | None = None, mesh: str | None = None) -> Planned:
     """The recipe with the topology and mesh that it is planned for. Raises UserError where no topology is known."""
     named = topology or recipe.plan.topology
     require(bool(named), "plan.topology", named, "a slice", "give --topology, such as --topology v5e-256")
@@ -98,14 +145,14 @@ def parse_mesh(text: str) -> MeshSettings:
     return MeshSettings(**sizes)
 
 
-def _until_one_fits(recipe: Recipe, say: Say) -> Iterator[Alternative]:
+def _until_one_fits(recipe: PlannedStage, step: Step, say: Say) -> Iterator[Alternative]:
     """Compiles the next remat policies and meshes, each needing less memory, up to the first that fits."""
     where = find_slice(recipe.plan.topology)
     for each in alternatives(recipe, where.devices):
         shape = mesh_shape(each.mesh, where.devices)
         say(f"does not fit; trying remat {each.compute.remat!r} on {mesh_text(shape)}")
         try:
-            outcome = compile_step(each, where)
+            outcome = compile_step(each, where, step)
         except UserError as error:  # a mesh that does not divide the batch or the model
             say(f"  not possible: {error}")
             continue
@@ -116,7 +163,7 @@ def _until_one_fits(recipe: Recipe, say: Say) -> Iterator[Alternative]:
             return
 
 
-def alternatives(recipe: Recipe, devices: int) -> list[Recipe]:
+def alternatives(recipe: Planned, devices: int) -> list[Planned]:
     """The recipe with ever less memory: every further remat policy, then parameters cut further, with full remat."""
     policies = ["none", *REMAT_POLICIES]
     later = policies[policies.index(recipe.compute.remat) + 1 :]
@@ -131,7 +178,7 @@ def alternatives(recipe: Recipe, devices: int) -> list[Recipe]:
     return found
 
 
-def _changed(recipe: Recipe, remat: Any, mesh: MeshSettings) -> Recipe:
+def _changed(recipe: Planned, remat: Any, mesh: MeshSettings) -> Planned:
     return dataclasses.replace(recipe, compute=dataclasses.replace(recipe.compute, remat=remat), mesh=mesh)
 
 

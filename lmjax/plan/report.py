@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from lmjax.errors import UserError
 from lmjax.parallel.axis_rules import RULES
 from lmjax.parallel.shardings import abstract_state
 from lmjax.plan.compile import slice_mesh
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.planner import Plan, mesh_text
 from lmjax.plan.topology import find_slice
-from lmjax.recipe import Recipe
+from lmjax.plan.work import PlannedStage
+from lmjax.recipe import Pretrain
 from lmjax.stages.pretrain import make_parts, planned_model
 
 
@@ -21,7 +23,8 @@ def lines(plan: Plan) -> Iterator[str]:
     """What a person reads: figures of one device, estimated by the compiler and from published rates."""
     e = plan.estimate
     where = f"{e.topology}: {e.chips} chips, {e.devices} devices as {mesh_text(e.mesh)}"
-    yield f"{e.recipe} on {where}; remat {e.remat!r}"
+    program = "" if e.step == "train" else f", {e.step}"
+    yield f"{e.recipe}{program} on {where}; remat {e.remat!r}"
     yield f"{e.rows_per_step} rows x {e.sequence_length} tokens a step, {e.parameters:,} parameters; per device:"
     if e.fits:
         yield from _figures(e)
@@ -52,8 +55,12 @@ def _figures(e: Estimate) -> Iterator[str]:
         yield f"  {e.unknown_loops} loops of unknown length were counted once"
 
 
-def explanation(recipe: Recipe) -> Iterator[str]:
+def explanation(recipe: PlannedStage) -> Iterator[str]:
     """The table of axis rules, then each parameter's shape and sharding, then those of the activations."""
+    if not isinstance(recipe, Pretrain):
+        raise UserError(
+            f"--explain: expected a stage that pretrains; {recipe.name!r} cuts its models by the same rules"
+        )
     mesh = slice_mesh(recipe, find_slice(recipe.plan.topology))
     yield "logical axis     mesh axes            why"
     for name, rule in RULES.items():

@@ -89,14 +89,14 @@ def test_what_does_not_fit_is_answered_with_the_first_that_does(monkeypatch):
     recipe = planned_recipe(Pretrain(compute=ComputeSettings(remat="none")), "v5e-16", "fsdp=1")
     compiled = []
 
-    def compile_step(recipe, where):
+    def compile_step(recipe, where, step):
         compiled.append(recipe.compute.remat)
         if recipe.compute.remat == "full" and recipe.mesh.fsdp > 1:
             return Program(None, "", 0, 0, 9 * GIB, 0.0)
         return OutOfMemory(20 * GIB, 15 * GIB, "too much")
 
     monkeypatch.setattr(planner, "compile_step", compile_step)
-    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where: None)
+    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where, step: None)
     answer = plan(recipe)
     assert compiled[0] == "none" and compiled[-1] == "full"
     assert [each.fits for each in answer.tried] == [False] * (len(answer.tried) - 1) + [True]
