@@ -67,6 +67,12 @@ def small_figures(charts: Sequence[Chart], last_step: int) -> Html:
     return element("div", *(_figure(chart, svg(chart, COMPACT, last_step, "small")) for chart in charts), cls="charts")
 
 
+def half_figures(charts: Sequence[Chart], last_step: int) -> Html:
+    """Charts two to a row, where there is room."""
+    drawn = (_figure(chart, svg(chart, NARROW, last_step, "small")) for chart in charts)
+    return element("div", *drawn, cls="charts halves")
+
+
 def spread(items: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of the items, evenly spread, the first and the last among them."""
     if len(items) <= most:

@@ -12,7 +12,7 @@ from lmjax.report import sections
 from lmjax.report.charts import Chart
 from lmjax.report.markup import Html, element, joined
 from lmjax.report.notation import exact
-from lmjax.report.parts import section, small_figures
+from lmjax.report.parts import half_figures, section, small_figures
 from lmjax.report.quantities import against_divergence, charts_of, tiles_of
 from lmjax.report.reading import PipelineRecord, RunRecord
 
@@ -77,7 +77,7 @@ def divergence(charts: list[Chart]) -> Html | None:
         "The gold reward is the known one that labelers judge by; the proxy is what the policy learned from. "
         "KL is the policy\u2019s divergence from where it started, in nats per response."
     )
-    return section("Reward over divergence", element("p", text, cls="note"), small_figures(charts, 1))
+    return section("Reward over divergence", element("p", text, cls="note"), half_figures(charts, 1))
 
 
 def best_of(pipeline: PipelineRecord) -> Html | None:

@@ -154,6 +154,8 @@ def charts_of(run: RunRecord) -> list[Chart]:
     """A chart for each quantity that the log holds, the stage's own first; none for an empty log."""
     charts = []
     for name, title, curves, from_zero in (*CHARTS[run.stage], *EVERYWHERE):
+        if name == "kl_coefficient" and run.recipe.kl.target is None:
+            continue  # it stays what the recipe says
         found = tuple(
             Series(label, *run.series(_metric(run, metric)), role="second" if marked else "first", marked=marked)
             for metric, label, marked in curves

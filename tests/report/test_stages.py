@@ -198,6 +198,20 @@ def test_text_of_any_stage_never_becomes_markup(make_pipeline):
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_a_pipeline_loads_alone_and_fits(browser, make_pipeline, width, scheme):
+    report = write_report(make_pipeline("base", "sft", "reward", "best", "ppo", missing=("n" * 60,), text="W" * 400))
+    browser.open(report, width=width, scheme=scheme)
+    requests = [event["request"]["url"] for method, event in browser.events if method == "Network.requestWillBeSent"]
+    assert requests == [report.as_uri()]
+    assert browser.value("document.documentElement.scrollWidth") == width == browser.value("innerWidth")
+    tops = "[...document.querySelectorAll('.beside')[0].children].map(e => e.getBoundingClientRect().top)"
+    beside = len(set(browser.value(tops)))
+    assert beside == (3 if width == 390 else 1), "three stages side by side, or one above the other on a phone"
+
+
 def test_a_damaged_list_of_stages_is_named(tmp_path):
     (tmp_path / "pipeline.json").write_text('["a", ')
     with pytest.raises(UserError, match=r"pipeline\.json: expected a list of stages"):
