@@ -202,12 +202,14 @@ def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
         return recipe
     import tyro
 
+    from lmjax.fields import field_types
+
     prog = f"{options.parser.prog} {options.recipe}"
     text = f"The fields of {options.recipe}. In a pipeline, a field without a stage's name is the first stage's."
     if not isinstance(recipe, Pipeline):
         return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
     names = [re.sub(r"\W", "_", stage.name) for stage in recipe.stages]
-    overrides, of_first = _by_stage(overrides, {stage.name for stage in recipe.stages})
+    overrides, of_first = _by_stage(overrides, names, list(field_types(type(recipe.stages[0]))))
     if of_first:
         first = recipe.stages[0]
         first = tyro.cli(type(first), default=first, args=of_first, prog=prog, description=text)
@@ -217,15 +219,21 @@ def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
     return dataclasses.replace(recipe, stages=tuple(getattr(changed, name) for name in names))
 
 
-def _by_stage(overrides: list[str], names: set[str]) -> tuple[list[str], list[str]]:
-    """The overrides that name a stage, or ask for help, and those that do not: they are the first stage's."""
+def _by_stage(overrides: list[str], names: list[str], first: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides that name a stage, or ask for help, and those that name a field of the first stage.
+
+    Raises UserError for one that names neither.
+    """
+    stages, fields = ([name.replace("_", "-") for name in known] for known in (names, first))
     named: list[str] = []
     others: list[str] = []
     of = named
     for word in overrides:
         if word.startswith("-") and not re.fullmatch(r"-[\d.].*", word):
-            stage = re.split(r"[.=]", word.lstrip("-"))[0].replace("_", "-")
-            of = named if word in ("-h", "--help") or stage in {name.replace("_", "-") for name in names} else others
+            part = re.split(r"[.=]", word.lstrip("-"))[0].replace("_", "-")
+            if part not in ("h", "help", *stages, *fields):
+                raise UserError(f"{word}: neither a stage nor a field of the first; {nearest(part, stages + fields)}")
+            of = others if part in fields and part not in stages else named
         of.append(word)
     return named, others
 

@@ -175,6 +175,10 @@ def test_a_field_of_a_stage_is_set_under_the_stages_name(tmp_path, capsys):
     first, second = mixed.stages
     assert (first.train.steps, first.optimizer.b1, first.train.seed, second.epochs) == (8, 0.5, 3, 4.0)
     assert second.train.steps == 1000, "a field without a stage's name is the first stage's alone"
+    with pytest.raises(
+        UserError, match=r"--sft-2\.epochs: neither a stage nor a field of the first; did you mean 'sft-1'"
+    ):
+        parsed(path, ["--sft-2.epochs", "4.0"])
     assert cli.main(["count", str(path), "--json"]) == 0  # of its pretraining
     assert json.loads(capsys.readouterr().out)["parameters"] > 0
     assert cli.main(["run", str(path), "--workdir", str(tmp_path / "w"), "--only", "sft"]) == 2
