@@ -202,14 +202,13 @@ def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
         return recipe
     import tyro
 
-    from lmjax.fields import field_types
-
     prog = f"{options.parser.prog} {options.recipe}"
     text = f"The fields of {options.recipe}. In a pipeline, a field without a stage's name is the first stage's."
     if not isinstance(recipe, Pipeline):
         return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
     names = [re.sub(r"\W", "_", stage.name) for stage in recipe.stages]
-    overrides, of_first = _by_stage(overrides, names, list(field_types(type(recipe.stages[0]))))
+    first_fields = [field.name for field in dataclasses.fields(recipe.stages[0])]
+    overrides, of_first = _by_stage(overrides, names, first_fields)
     if of_first:
         first = recipe.stages[0]
         first = tyro.cli(type(first), default=first, args=of_first, prog=prog, description=text)
