@@ -94,18 +94,18 @@ def search(
         for each in _choose(promising, limit, compiler):
             compiler.compile(each, show)
         if not any(each.estimate for each in compiler.tried):
-            rest = set(found) - {each.candidate for each in compiler.tried}
+            tried = {each.candidate for each in compiler.tried}
+            rest = (each for each in found if each not in tried)
             for least in sorted(rest, key=lambda each: predicted[each].memory)[:1]:
                 compiler.compile(least, show)
-    tried = compiler.tried
-    slower = len(set(promising) - {each.candidate for each in tried})
+    slower = len(set(promising) - {each.candidate for each in compiler.tried})
     return Search(
         recipe,
         where,
-        tuple(sorted((each for each in tried if each.estimate), key=lambda each: each.seconds)),
-        tuple(each for each in tried if not each.estimate),
+        tuple(sorted((each for each in compiler.tried if each.estimate), key=lambda each: each.seconds)),
+        tuple(each for each in compiler.tried if not each.estimate),
         considered=len(found),
-        too_large=len(found) - slower - len(tried),
+        too_large=len(found) - slower - len(compiler.tried),
         slower=slower,
     )
 

@@ -1,0 +1,279 @@
+"""The search: what is compiled and what is not, the ranking, and one real search of a tiny model on four chips."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from rich.console import Console
+
+from lmjax.errors import UserError
+from lmjax.plan import search as module
+from lmjax.plan import search_display
+from lmjax.plan.analytic import Analyst
+from lmjax.plan.cache import Cache
+from lmjax.plan.candidates import Candidate, candidates
+from lmjax.plan.estimate import Estimate
+from lmjax.plan.ranking import lines, run_command, to_json
+from lmjax.plan.search import search
+from lmjax.plan.search_display import watching
+from lmjax.plan.topology import GIB
+from lmjax.recipe import Pretrain
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+
+RECIPE = Pretrain(
+    name="small",
+    data=DataSettings(sequence_length=256, batch_size=8),
+    model=ModelSettings(layers=4, width=256, context=256, vocab_size=2048, attention=AttentionSettings(heads=2)),
+    plan=PlanSettings(topology="v5e-4"),
+)
+
+
+class FakeCompiler:
+    """In place of libtpu: `needs` gives the GiB of a recipe's step; more devices along tensor are slower."""
+
+    def __init__(self, needs):
+        self.needs, self.compiled = needs, []
+
+    def compile_step(self, recipe, where):
+        self.compiled.append(recipe)
+        found = self.needs(recipe)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def estimate(self, recipe, where, mesh, peak):
+        shape = dataclasses.asdict(recipe.mesh)
+        common = (recipe.name, where.name, 4, 4, shape, recipe.compute.remat, 8, 256, 1000)
+        if peak > 15.75:
+            return Estimate(*common, False, 15.75, peak, over_by_gib=peak - 15.75)
+        seconds = 0.001 * recipe.mesh.tensor * recipe.train.microbatches
+        known = {"gcycles": 1.0, "step_seconds": seconds, "tokens_per_second": 2048 / seconds, "mfu": 0.5}
+        return Estimate(*common, True, 15.75, peak, bound_by="matrix units", **known)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    def install(needs):
+        compiler = FakeCompiler(needs)
+        monkeypatch.setattr(module, "compile_step", compiler.compile_step)
+        monkeypatch.setattr(module, "estimate", compiler.estimate)
+        monkeypatch.setattr(module, "slice_mesh", lambda recipe, where: None)
+        monkeypatch.setattr(module, "slice_devices", lambda where: [])
+        return compiler
+
+    return install
+
+
+def candidate_of(recipe):
+    sizes = dataclasses.asdict(recipe.mesh)
+    return Candidate(
+        tuple(sizes.values()), recipe.train.microbatches, recipe.compute.remat, recipe.compute.attention_block
+    )
+
+
+def test_the_most_promising_are_compiled_and_ranked_by_what_the_compiler_says(fake, tmp_path):
+    compiler = fake(lambda recipe: 1.0 + recipe.mesh.data)
+    found = search(RECIPE, limit=6, cache=Cache(tmp_path))
+    assert len(compiler.compiled) == 6 and len(found.ranked) == 6 and not found.refused
+    assert [each.seconds for each in found.ranked] == sorted(each.seconds for each in found.ranked)
+    assert found.considered == found.too_large + found.slower + 6
+    analyst = Analyst(RECIPE, found.where)
+    predicted = [analyst.predict(candidate_of(recipe)).step_seconds for recipe in compiler.compiled]
+    assert predicted == sorted(predicted)
+    meshes = [each.candidate.mesh for each in found.ranked]
+    assert max(map(meshes.count, meshes)) == 3  # half of the limit, so that one mesh does not take it all
+    assert all(recipe.data == RECIPE.data and recipe.model == RECIPE.model for recipe in compiler.compiled)
+
+
+def test_a_second_search_compiles_nothing_and_an_interrupted_one_goes_on(fake, tmp_path):
+    def interrupted(recipe):
+        return KeyboardInterrupt() if len(compiler.compiled) == 4 else 2.0
+
+    compiler = fake(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(RECIPE, limit=6, cache=Cache(tmp_path))
+    again = fake(lambda recipe: 2.0)
+    found = search(RECIPE, limit=6, cache=Cache(tmp_path))
+    assert len(again.compiled) == 3  # the one that was interrupted and those after it
+    assert sum(each.cached for each in found.ranked) == 3
+    third = fake(lambda recipe: 2.0)
+    assert [each.result for each in search(RECIPE, limit=6, cache=Cache(tmp_path)).ranked] == [
+        each.result for each in found.ranked
+    ]
+    assert not third.compiled
+
+
+def test_after_one_that_did_not_fit_none_that_needs_more_on_its_mesh_is_compiled(fake, tmp_path):
+    compiler = fake(lambda recipe: 20.0 if recipe.mesh.fsdp == 4 else 2.0)
+    found = search(RECIPE, limit=8, cache=Cache(tmp_path))
+    refused = {each.candidate: each.prediction.memory for each in found.refused}
+    needs = [refused[candidate] for recipe in compiler.compiled if (candidate := candidate_of(recipe)) in refused]
+    assert len(needs) > 1 and needs == sorted(needs, reverse=True)
+    assert found.ranked and all(each.candidate.mesh[2] != 4 for each in found.ranked)
+
+
+def test_another_refusal_of_the_compiler_is_shown_and_the_search_goes_on(fake, tmp_path):
+    error = jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile\nmore")
+    fake(lambda recipe: error if recipe.mesh.fsdp == 4 else 2.0)
+    found = search(RECIPE, limit=8, cache=Cache(tmp_path))
+    assert found.ranked and found.refused
+    assert {each.result.refusal for each in found.refused} == {"INTERNAL: Mosaic failed to compile"}
+    assert "INTERNAL: Mosaic failed to compile" in "\n".join(lines(found, ""))
+    assert all(each.cached for each in search(RECIPE, limit=8, cache=Cache(tmp_path)).refused)
+
+
+def test_where_nothing_fits_the_least_is_compiled_and_the_answer_says_what_is_missing(fake, tmp_path):
+    compiler = fake(lambda recipe: 17.0 if recipe.compute.remat == "full" and recipe.train.microbatches > 1 else 20.0)
+    found = search(RECIPE, limit=3, cache=Cache(tmp_path))
+    assert not found.ranked
+    analyst = Analyst(RECIPE, found.where)
+    *first, last = map(candidate_of, compiler.compiled)
+    rest = [each for each in candidates(RECIPE, found.where) if each not in first]
+    assert len(first) == 3 and last == min(rest, key=lambda each: analyst.predict(each).memory)
+    text = "\n".join(lines(found, run_command(found, "small")))
+    assert "nothing fits: the nearest" in text and "needs 1.25 GiB more than there are" in text
+    assert "a larger slice, v5e-8 or v5e-16" in text
+    assert "lmjax run" not in text
+    assert json.loads(to_json(found, ""))["results"] == []
+
+
+def test_what_arithmetic_says_cannot_fit_is_not_compiled(fake, tmp_path):
+    wide = ModelSettings(layers=24, width=4096, context=256, vocab_size=2048, attention=AttentionSettings(heads=32))
+    large = dataclasses.replace(RECIPE, model=wide)
+    compiler = fake(lambda recipe: 99.0)
+    found = search(large, limit=5, cache=Cache(tmp_path))
+    assert len(compiler.compiled) == 1  # the one that needs the least, to say by how much
+    assert found.too_large == found.considered - 1
+
+
+def test_the_table_and_the_command_say_what_was_found(fake, tmp_path):
+    fake(lambda recipe: 2.0)
+    found = search(RECIPE, limit=4, cache=Cache(tmp_path))
+    command = run_command(found, "small", ["--train.steps", "7"])
+    table = list(lines(found, command))
+    columns = ["rank", "mesh", "micro", "remat", "block", "HBM", "GiB", "Gcycles", "step", "s", "tokens/s", "MFU"]
+    assert table[1].split()[:12] == columns
+    best = found.ranked[0]
+    assert table[2].split()[0] == "1" and "2,048,000" in table[2] and "50.0%" in table[2]
+    assert len({line.index(word) for line, word in zip(table[2:6], ["matrix units"] * 4, strict=True)}) == 1
+    assert table[-1] == command and command.startswith("lmjax run small --train.steps 7 --mesh.")
+    assert f"--compute.remat {best.candidate.remat}" in command or best.candidate.remat == "none"
+    assert f"{found.considered} candidates" in "\n".join(table)
+    value = json.loads(to_json(found, command))
+    assert [each["rank"] for each in value["results"]] == [1, 2, 3, 4] and value["command"] == command
+    assert value["results"][0]["mesh"] == best.candidate.sizes and value["results"][0]["mfu"] == 0.5
+    assert value["results"][0]["predicted"]["memory"] == best.prediction.memory
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(UserError, match="--limit"):
+        search(RECIPE, limit=limit)
+
+
+def test_a_topology_that_does_not_exist_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="v5e-4"):
+        search(dataclasses.replace(RECIPE, plan=PlanSettings(topology="v5e-5")))
+
+
+def test_without_a_terminal_every_candidate_is_a_line_with_the_time_left(monkeypatch):
+    now = iter([0.0, 30.0, 90.0, 100.0])
+    monkeypatch.setattr(search_display, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    console = Console(file=io.StringIO(), width=60)
+    with watching(4, console) as show:
+        for done, cached in enumerate([False, False, True, False]):
+            show(done, Candidate((1, 1, 4, 1, 1), 2, "full"), cached)
+    written = console.file.getvalue().splitlines()
+    assert written == [
+        "1/4 compiling fsdp=4, 2 microbatches, remat 'full'",
+        "2/4 compiling fsdp=4, 2 microbatches, remat 'full'  1:30 left",  # three at 30 s
+        "3/4 compiled earlier: fsdp=4, 2 microbatches, remat 'full'  1:30 left",  # two at 45 s
+        "4/4 compiling fsdp=4, 2 microbatches, remat 'full'  0:45 left",
+    ]
+
+
+FILE = """
+from lmjax.recipe import Pretrain
+from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, PlanSettings
+
+def recipe():
+    return Pretrain(
+        name="small",
+        data=DataSettings(sequence_length=256, batch_size=64),
+        model=ModelSettings(
+            layers=4, width=256, context=256, vocab_size=2048, attention=AttentionSettings(heads=2)
+        ),
+        plan=PlanSettings(topology="v5e-4"),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """`lmjax plan --auto` as a user runs it."""
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "small.py").write_text(FILE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
+    environment["XDG_CACHE_HOME"] = str(folder)
+
+    def run(*words):
+        command = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--auto", *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+    first = run("--limit", "2", "--json")
+    assert first.returncode == 0, first.stderr
+    return folder, run, json.loads(first.stdout), first.stderr
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_a_real_search_ranks_steps_that_fit(searched):
+    _, _, found, said = searched
+    assert len(found["results"]) == 2 and not found["refused"]
+    for each in found["results"]:
+        assert each["fits"] and 0 < each["peak_hbm_gib"] < 15.75 and each["gcycles"] > 0 and not each["cached"]
+        assert 1 / 1.5 < each["predicted"]["memory"] / GIB / each["peak_hbm_gib"] < 1.5
+    assert found["results"][0]["step_seconds"] <= found["results"][1]["step_seconds"]
+    assert [line[:14] for line in said.splitlines()] == ["1/2 compiling ", "2/2 compiling "]
+    assert "left" in said.splitlines()[1]
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_the_same_search_again_prints_from_the_cache(searched):
+    _, run, found, _ = searched
+    done = run("--limit", "2")
+    assert done.returncode == 0, done.stderr
+    assert all("compiled earlier" in line for line in done.stderr.splitlines()), done.stderr
+    table = done.stdout.splitlines()
+    for rank, (line, each) in enumerate(zip(table[2:4], found["results"], strict=True), 1):
+        assert line.split()[0] == str(rank) and f"{each['step_seconds']:.4f}" in line and each["remat"] in line
+    assert table[-1] == found["command"] and found["command"].startswith("lmjax run small.py --mesh.")
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--hlo", "x.txt"], "--auto with --hlo"),
+        (["--topology", "v5e-5"], "v5e-4"),
+        (["--data.batch-size", "1", "--data.sequence-length", "100", "--topology", "v5e-64"], "--auto: any mesh of 64"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(searched, words, said):
+    _, run, _, _ = searched
+    done = run(*words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_mesh_may_be_given(fake, tmp_path):
+    compiler = fake(lambda recipe: 2.0)
+    found = search(RECIPE, MeshSettings(fsdp=4), limit=3, cache=Cache(tmp_path))
+    assert {candidate_of(recipe).mesh for recipe in compiler.compiled} == {(1, 1, 4, 1, 1)} and len(found.ranked) == 3
