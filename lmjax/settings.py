@@ -346,12 +346,16 @@ class CheckpointSettings:
     every: int = 500  # steps; the last step is always saved
     keep_last: int = 2
     keep_every: int | None = None  # steps whose multiples are kept for good
-    keep_best: int = 0  # by validation loss
+    keep_best: int = 0  # of those that were evaluated
+    best_by: Literal["validation_loss", "validation_reward"] = "validation_loss"  # a low loss, or a high reward
+    select_best: bool = False  # others load and start from the best one that was kept, and not from the last
 
     def __post_init__(self) -> None:
         check_types("checkpoint", self)
         check_positive("checkpoint", self, "every", "keep_last", "keep_every")
         require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more", "use 0 for none")
+        kept = not self.select_best or self.keep_best > 0
+        require(kept, "checkpoint.keep_best", self.keep_best, "1 or more with select_best", "set it to 1")
 
 
 @dataclass(frozen=True)

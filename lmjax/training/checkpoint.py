@@ -7,7 +7,9 @@ tokenizer's files and the version of lmjax. Nothing in it is ever executed.
 from __future__ import annotations
 
 import base64
+import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,8 @@ from lmjax.settings import CheckpointSettings
 from lmjax.training.state import TrainState
 
 STATE, EXTRAS = "state", "extras"
-VALIDATION_LOSS = "validation_loss"
+VALIDATION_LOSS, VALIDATION_REWARD = "validation_loss", "validation_reward"
+WORTH = {VALIDATION_LOSS: -1.0, VALIDATION_REWARD: 1.0}  # whether more of it is better
 
 
 class Checkpointer:
@@ -44,6 +47,7 @@ class Checkpointer:
     ) -> None:
         self._folder = folder
         self._report = report
+        self._best_by = settings.best_by
         self._extras = {
             "lmjax": lmjax.__version__,
             "recipe": recipe_json,
@@ -54,10 +58,12 @@ class Checkpointer:
             keep.append(policies.EveryNSteps(settings.keep_every))
         if settings.keep_best:
             keep.append(
-                policies.BestN(get_metric_fn=_worth, n=settings.keep_best, keep_checkpoints_without_metrics=False)
+                policies.BestN(get_metric_fn=worth, n=settings.keep_best, keep_checkpoints_without_metrics=False)
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=worth if settings.keep_best else None,  # without it the numbers are not written, and a resumed run
+            cleanup_tmp_directories=True,  # would not know which were the best
         )
         logging.getLogger("absl").addFilter(_not_told_otherwise)
         with clear_disk_errors(folder):
@@ -79,7 +85,7 @@ class Checkpointer:
         arguments = ocp.args.Composite(
             **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
         )
-        known = {VALIDATION_LOSS: metrics[VALIDATION_LOSS]} if VALIDATION_LOSS in metrics else None
+        known = {self._best_by: metrics[self._best_by]} if self._best_by in metrics else None
         with clear_disk_errors(self._folder):
             self._manager.save(step, args=arguments, metrics=known, force=True)
 
@@ -162,6 +168,11 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: damaged: its recipe cannot be read: {error}") from error
 
+    def metrics(self) -> dict[str, float]:
+        """The number that it was saved with, by its name; nothing where it was not evaluated."""
+        file = self.path / "metrics" / "metrics"  # where Orbax writes it
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     def unpack_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,10 +184,18 @@ class Checkpoint:
             (folder / name).write_bytes(base64.b64decode(content))
 
 
+def worth(metrics: Any) -> float:
+    """How good a checkpoint is by the number saved with it: more is better, and none is worse than any."""
+    values = metrics or {}
+    known = [sign * float(values[name]) for name, sign in WORTH.items() if name in values]
+    return known[0] if known and not math.isnan(known[0]) else -math.inf
+
+
 def find_checkpoint(path: Path) -> Checkpoint:
     """The newest whole checkpoint below `path`: a step's folder, a stage's folder or a workdir.
 
-    Raises UserError where there is none.
+    Where its recipe says checkpoint.select_best, it is the best one instead, and of equals the newest. Raises UserError
+    where there is none.
     """
     if (path / STATE).is_dir():
         return Checkpoint(path)
@@ -188,7 +207,20 @@ def find_checkpoint(path: Path) -> Checkpoint:
         raise UserError(
             f"{path}: no checkpoint; expected a workdir, a stage's folder or a step's folder that lmjax wrote"
         )
-    return Checkpoint(max(steps, key=lambda folder: int(folder.name)))
+    newest = Checkpoint(max(steps, key=lambda folder: int(folder.name)))
+    if not _selects(newest):
+        return newest
+    beside = [Checkpoint(folder) for folder in steps if folder.parent == newest.path.parent]
+    return max(beside, key=lambda found: (worth(found.metrics()), found.step))
+
+
+def _selects(newest: Checkpoint) -> bool:
+    """Whether its recipe says that the best checkpoint is the one to use."""
+    try:
+        recipe = json.loads(newest.extras()["recipe"])
+    except UserError:  # it is damaged: whoever opens it is told so
+        return False
+    return bool(recipe.get("checkpoint", {}).get("select_best"))
 
 
 def _root(error: BaseException) -> BaseException:
@@ -202,15 +234,13 @@ def _tree(state: TrainState) -> dict[str, Any]:
 
 
 def _not_told_otherwise(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs of a full disk, a traceback per thread, for the error itself comes out of `save`; and of a
-    checkpoint whose process was killed before the time of its commit was noted, which nobody asks for."""
+    """Drops what Orbax logs of a full disk, a traceback per thread, for the error itself comes out of `save`; of a
+    checkpoint whose process was killed before the time of its commit was noted, which nobody asks for, and of one that
+    was not evaluated."""
     error = record.exc_info[1] if record.exc_info else None
     text = record.getMessage()
-    return not means_full_disk(error or text) and not text.startswith("Metadata file does not exist")
-
-
-def _worth(metrics: Any) -> float:
-    return -metrics[VALIDATION_LOSS] if metrics and VALIDATION_LOSS in metrics else -float("inf")
+    expected = ("Metadata file does not exist", "Requested `tracked_metric`; did not provide metrics")
+    return not means_full_disk(error or text) and not text.startswith(expected)
 
 
 def _packed(folder: Path) -> dict[str, str]:

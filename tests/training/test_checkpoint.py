@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, on any mesh; damage and a full disk are reported and cost nothing older."""
 
+import json
 import os
 import signal
 import subprocess
@@ -232,3 +233,28 @@ def test_a_full_disk_stops_with_a_clear_error_and_leaves_the_older_checkpoint(tm
             assert int(checkpointer.restore(_abstract(abstract)).step) == 1
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("best_by", "values", "best"),
+    [
+        ("validation_loss", {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5}, 2),
+        ("validation_reward", {1: -0.5, 2: 0.25, 3: 0.75, 4: 0.5}, 3),
+        ("validation_reward", {1: 0.5, 2: 0.5, 3: float("nan"), 4: None}, 2),  # of equals the newest, never a NaN
+    ],
+)
+def test_the_best_checkpoint_is_used_where_the_recipe_says_so(tmp_path, best_by, values, best):
+    def saved(select):
+        settings = CheckpointSettings(keep_last=1, keep_best=1, best_by=best_by, select_best=True)
+        recipe = json.dumps({"stage": "x", "checkpoint": {"select_best": select}})
+        folder = tmp_path / str(select) / "checkpoints" / "x"
+        for step, value in values.items():  # each time anew, as a run that is resumed
+            with Checkpointer(folder, settings, recipe_json=recipe, tokenizer_folder=None, report=print) as opened:
+                opened.save(_state(step=step), step, {} if value is None else {best_by: value})
+        assert _steps(folder) == sorted({best, 4})
+        return tmp_path / str(select)
+
+    assert find_checkpoint(saved(True)).step == best
+    assert find_checkpoint(saved(False)).step == 4
+    with _open(tmp_path / "True" / "checkpoints" / "x") as again:
+        assert int(again.restore(_abstract(_state())).step) == 4  # a run goes on from the newest all the same
