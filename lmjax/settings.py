@@ -212,7 +212,21 @@ class ComputeSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
     scan_layers: bool = True  # one compiled layer, stacked parameters
     # what the backward pass works out again: nothing, or ever more (lmjax/model/remat.py)
-    remat: Literal["none", "dots", "projections", "minimal", "key_value_up", "attention", "up", "full"] = "none"
+    remat: Literal[
+        "none",
+        "dots",
+        "projections",
+        "minimal",
+        "key_value_up",
+        "attention",
+        "up",
+        "full",
+        # on TPU and GPU: what the policy of that name keeps goes to the host's memory
+        "projections_offloaded",
+        "key_value_up_offloaded",
+        "attention_offloaded",
+        "up_offloaded",
+    ] = "none"
     loss_chunk: int | None = None  # tokens whose float32 logits exist at once on a device; None: by the shapes
     attention_block: int | None = None  # the most queries, and keys, of a step of splash attention; None: 1,024
 

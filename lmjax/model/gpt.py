@@ -12,7 +12,7 @@ from lmjax.model.blocks import Block, BlockContext, LayerCache, Surroundings
 from lmjax.model.layers import Norm, dropout, normal_init
 from lmjax.model.masks import Mask
 from lmjax.model.positions import RelativeBias
-from lmjax.model.remat import REMAT_POLICIES
+from lmjax.model.remat import remat_policy
 from lmjax.model.sharding_context import constrain
 
 # One for each layer in turn, or, where layers are scanned, one for each of a period, stacked over the periods.
@@ -99,7 +99,7 @@ class GPT(nn.Module):
         cell: Any = Period
         if self.remat != "none":
             # Under scan the recomputation cannot be merged with the forward pass, so nothing has to be prevented.
-            cell = nn.remat(Period, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
+            cell = nn.remat(Period, policy=remat_policy(self.remat), prevent_cse=not self.scan_layers)
         if not self.scan_layers:
             filled: LayerCaches = ()
             for first in range(0, repeats * period, period):

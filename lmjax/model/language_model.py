@@ -16,6 +16,7 @@ from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext, LayerCache
 from lmjax.model.gpt import GPT, LayerCaches
 from lmjax.model.masks import Mask
+from lmjax.model.remat import OFFLOADED_POLICIES
 from lmjax.settings import ComputeSettings, ModelSettings
 
 Params = dict[str, Any]
@@ -38,7 +39,8 @@ class LanguageModel:
 
     The platform is given, not asked for: a plan compiles for devices that are not attached. Where the rows that it
     reads are never `segmented`, which is to say that a row is one document with padding at its end, attention is
-    cheaper. Raises UserError when the vocabulary is not known yet or the settings name an attention that cannot serve.
+    cheaper. Raises UserError when the vocabulary is not known yet, the settings name an attention that cannot serve, or
+    a remat policy offloads where there is no other memory.
     """
 
     settings: ModelSettings
@@ -49,6 +51,11 @@ class LanguageModel:
     def __post_init__(self) -> None:
         size = self.settings.vocab_size
         require(size is not None, "model.vocab_size", size, "a number of rows", "set it, or let the tokenizer give it")
+        remat = self.compute.remat
+        offloads = remat in OFFLOADED_POLICIES and self.platform == "cpu"
+        kept = remat.removesuffix("_offloaded")
+        what = "a policy that offloads nothing: on a CPU the model is in the host's memory already"
+        require(not offloads, "compute.remat", remat, what, f"use {kept!r}")
         self.implementation()
 
     @property

@@ -47,6 +47,7 @@ class Program:
     peak: int
     seconds: float  # that compiling took
     lowered: Any = None  # what was compiled
+    host: int = 0  # of the host's memory, for what a remat policy offloads
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,18 @@ def compile_step(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Pro
         executable.as_text() or "",
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        memory.peak_memory_in_bytes,
+        _peak(memory),
         time.perf_counter() - begin,
         lowered,
+        memory.host_temp_size_in_bytes,
     )
+
+
+def _peak(memory: Any) -> int:
+    """Of the device. The compiler's own counts the host's memory, too: where there is any, all that is allocated."""
+    if not memory.host_temp_size_in_bytes:
+        return memory.peak_memory_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def slice_mesh(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Mesh:

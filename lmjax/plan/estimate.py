@@ -56,6 +56,7 @@ class Estimate:
     peak_hbm_gib: float
     arguments_gib: float | None = None
     temporaries_gib: float | None = None
+    host_gib: float | None = None  # offloaded: it goes to the host and back in a step, which no figure of time counts
     over_by_gib: float | None = None
     compile_seconds: float | None = None
     gcycles: float | None = None  # the compiler's, without kernels and collectives
@@ -107,6 +108,7 @@ def estimate(
         peak_hbm_gib=outcome.peak / GIB,
         arguments_gib=outcome.arguments / GIB,
         temporaries_gib=outcome.temporaries / GIB,
+        host_gib=outcome.host / GIB,
         compile_seconds=outcome.seconds,
         unknown_loops=spent.unknown_loops,
         **_speed(work, where, mesh, spent),

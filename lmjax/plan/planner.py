@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmjax.errors import UserError, nearest, require
-from lmjax.model.remat import REMAT_POLICIES
+from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
@@ -166,7 +166,8 @@ def _until_one_fits(recipe: PlannedStage, step: Step, say: Say) -> Iterator[Alte
 def alternatives(recipe: Planned, devices: int) -> list[Planned]:
     """The recipe with ever less memory: every further remat policy, then parameters cut further, with full remat."""
     policies = ["none", *REMAT_POLICIES]
-    later = policies[policies.index(recipe.compute.remat) + 1 :]
+    offloaded = recipe.compute.remat in OFFLOADED_POLICIES  # which leaves the device little more than "full" does
+    later = ["full"] if offloaded else policies[policies.index(recipe.compute.remat) + 1 :]
     found = [_changed(recipe, policy, recipe.mesh) for policy in later]
     shape = mesh_shape(recipe.mesh, devices)
     while shape["data"] % 2 == 0:

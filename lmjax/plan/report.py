@@ -40,6 +40,8 @@ def lines(plan: Plan) -> Iterator[str]:
 def _figures(e: Estimate) -> Iterator[str]:
     yield f"  HBM          {e.peak_hbm_gib:.2f} GiB at the peak of {e.hbm_gib:.2f}"
     yield f"               {e.arguments_gib:.2f} GiB arguments, {e.temporaries_gib:.2f} GiB temporaries"
+    if e.host_gib:
+        yield f"  host         {e.host_gib:.2f} GiB offloaded, to the host and back; the time below leaves this out"
     assert e.remat_overhead is not None
     again = f"{e.remat_overhead:.1%} of the products again"
     yield f"  FLOPs        {e.model_tflop:.2f} T of the model, {e.executed_tflop:.2f} T executed; {again}"

@@ -94,7 +94,8 @@ def load(checkpoint: Path | str) -> Trained:
     # The kernel that was named for training may not run here, nor is it needed: a cache is read by einsum.
     attention = dataclasses.replace(settings.attention, implementation="auto")
     settings = dataclasses.replace(settings, attention=attention)
-    model = LanguageModel(settings, recipe.compute, jax.default_backend())
+    compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
+    model = LanguageModel(settings, compute, jax.default_backend())
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

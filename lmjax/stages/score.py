@@ -41,7 +41,8 @@ def score_file(checkpoint: Path, file: Path) -> Iterator[tuple[str, str, float]]
     dialogue = dataclasses.replace(recipe.dialogue, most_answers=99)
     kind: Kind = "ranking" if holds_rankings(source) else "answer"
     rows, _, records = open_rows(source, dialogue, start.tokenizer, kind)
-    model = ScalarModel(LanguageModel(start.settings, recipe.compute, jax.default_backend()))
+    compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
+    model = ScalarModel(LanguageModel(start.settings, compute, jax.default_backend()))
     params = start.reward_model(abstract_params(model, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
     score = jax.jit(lambda params, batch: answer_scores(model, params, batch))
     for begin in range(0, len(rows), AT_ONCE):

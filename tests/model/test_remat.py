@@ -1,0 +1,118 @@
+"""What remat policies keep, and where: in the device's memory, or offloaded to pinned memory of the host."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from lmjax.errors import UserError
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
+from lmjax.objective.language import language_loss
+from lmjax.plan.compile import compile_step
+from lmjax.plan.topology import find_slice
+from lmjax.recipe import Pretrain
+from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+
+LAYERS, ROWS, LENGTH, WIDTH = 3, 2, 16, 32
+SETTINGS = ModelSettings(LAYERS, WIDTH, LENGTH, 61, AttentionSettings(heads=4, implementation="einsum"), dropout=0.1)
+IN_BLOCK = LAYERS * ROWS * LENGTH * WIDTH  # entries of one [B, T, D] array of every layer
+KEPT = {"projections": 9, "key_value_up": 7, "attention": 4, "up": 4}  # such arrays; einsum's own is one
+
+
+def gradients(remat):
+    """The function (params) -> (loss, gradients) of a model that is laid out for TPU, whichever device runs it."""
+    model = LanguageModel(SETTINGS, ComputeSettings(dtype="float32", remat=remat), "tpu")
+    rows = np.random.default_rng(0).integers(0, 61, (ROWS, LENGTH + 1)).astype(np.int32)
+    places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
+    batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
+    batch |= {"positions": places, "segments": 1 + (places > 9)}
+    loss_fn = language_loss(model)
+    return model, jax.value_and_grad(lambda params: loss_fn(params, batch, jax.random.key(3))[0].sum)
+
+
+def kept_entries(remat):
+    """Entries of floats that the forward pass over the layers leaves for the backward pass: (on the device, the host).
+
+    Of the arrays stacked over the layers that come out of the first scan; parameters go in and do not come out.
+    """
+    model, function = gradients(remat)
+    jaxpr = jax.make_jaxpr(function)(jax.eval_shape(model.init, jax.random.key(0))).jaxpr
+    scan = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == LAYERS)
+    sums = {jax.memory.Space.Device: 0, jax.memory.Space.Host: 0}
+    for var in scan.outvars[scan.params["num_carry"] :]:
+        if jnp.issubdtype(var.aval.dtype, jnp.floating):
+            sums[var.aval.memory_space] += var.aval.size
+    return tuple(sums.values())
+
+
+def test_every_policy_that_names_arrays_has_an_offloaded_one():
+    assert set(OFFLOADED_POLICIES) == {f"{name}_offloaded" for name in KEPT}
+    named = typing.get_type_hints(ComputeSettings)["remat"]
+    assert set(typing.get_args(named)) == {"none", *REMAT_POLICIES, *OFFLOADED_POLICIES}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_an_offloaded_policy_moves_what_the_other_keeps_to_the_host(name):
+    on_device, nothing = kept_entries(name)
+    left, moved = kept_entries(f"{name}_offloaded")
+    assert nothing == 0 and moved == KEPT[name] * IN_BLOCK
+    assert on_device - left == moved
+    least, _ = kept_entries("full")
+    statistics = LAYERS * 2 * 2 * ROWS * LENGTH  # of two norms a layer
+    assert least == IN_BLOCK and left == least + statistics
+
+
+def test_offloading_changes_neither_loss_nor_gradients(unoptimized):
+    def run(remat):
+        model, function = gradients(remat)
+        params = model.init(jax.random.key(0))
+        return jax.jit(function)(jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params))
+
+    (loss, grads), (expected_loss, expected) = run("projections_offloaded"), run("none")
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_offloaded_arrays_lower_to_pinned_host_memory(platform):
+    def text(remat):
+        model, function = gradients(remat)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        return export.export(jax.jit(function), platforms=[platform])(shapes).mlir_module()
+
+    placed = "annotate_device_placement"
+    there = text("attention_offloaded")
+    assert there.count(placed) >= 8 and "pinned_host" in there  # four arrays, there and back
+    assert placed not in text("attention")
+
+
+def test_a_policy_that_offloads_is_refused_where_there_is_no_other_memory():
+    with pytest.raises(UserError, match=r"compute.remat = 'up_offloaded'.*on a CPU.*use 'up'"):
+        LanguageModel(SETTINGS, ComputeSettings(remat="up_offloaded"), "cpu")
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_a_plans_hbm_falls_by_what_is_offloaded():
+    model = ModelSettings(layers=8, width=256, context=512, vocab_size=512, attention=AttentionSettings(heads=2))
+    recipe = Pretrain(
+        data=DataSettings(sequence_length=512, batch_size=64),
+        model=model,
+        mesh=MeshSettings(data=2, fsdp=2),
+        plan=PlanSettings(topology="v5e-4"),
+    )
+    plans = {
+        remat: compile_step(dataclasses.replace(recipe, compute=ComputeSettings(remat=remat)), find_slice("v5e-4"))
+        for remat in ("projections", "projections_offloaded")
+    }
+    kept, offloaded = plans["projections"], plans["projections_offloaded"]
+    arrays = KEPT["projections"] * 8 * 16 * 512 * 256 * 2  # bfloat16, of every layer, on one of four devices
+    assert kept.host == 0 and arrays <= offloaded.host < 1.1 * arrays  # and the sums of the attention weights
+    assert kept.temporaries - offloaded.temporaries > 0.5 * arrays  # the rest is on its way there and back
+    assert kept.peak - offloaded.peak > 0.5 * arrays
