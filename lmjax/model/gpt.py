@@ -45,6 +45,16 @@ class Period(nn.Module):
         return x, tuple(filled) or None
 
 
+def look_up(table_ND: jax.Array, places_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of a table, [B, T, D], cut along their width as the table is.
+
+    The residual stream is cut along its rows instead. Without this step between, the compiler makes the result whole
+    on every device of a mesh that cuts rows over data as well as fsdp; with it, it exchanges the parts.
+    """
+    places_BT = constrain(places_BT, "lookup_batch", "time")
+    return constrain(jnp.take(table_ND, places_BT, axis=0).astype(dtype), "lookup_batch", "time", "embed")
+
+
 class GPT(nn.Module):
     """Tokens [B, T] in, hidden states [B, T, D] after the final norm out; the head is applied by the loss."""
 
@@ -64,16 +74,16 @@ class GPT(nn.Module):
         settings, dtype = self.context.settings, self.context.dtype
         shape = (settings.vocab_size, settings.width)
         token_table = self.param("tokens", normal_init(settings.init_std, ("vocab", "embed")), shape, jnp.float32)
-        x = jnp.take(token_table, tokens_BT, axis=0).astype(dtype)
+        x = look_up(token_table, tokens_BT, dtype)
         if settings.positions.kind == "learned":
             shape = (settings.context, settings.width)
             table = self.param("positions", normal_init(settings.init_std, ("positions", "embed")), shape, jnp.float32)
-            x = x + jnp.take(table, positions_BT, axis=0).astype(dtype)
+            x = x + look_up(table, positions_BT, dtype)
         if not settings.tied_head:
             init = normal_init(settings.init_std, ("head_vocab", "embed"))
             self.param("head", init, (settings.vocab_size, settings.width), jnp.float32)
-        x = dropout(x, settings.dropout, key, EMBEDDING_SITE)
         x = constrain(x, "batch", "time", "act_embed")
+        x = dropout(x, settings.dropout, key, EMBEDDING_SITE)
 
         around = Surroundings(mask, positions_BT, self._bias(tokens_BT.shape[1], mask, caches))
         x, caches = self._layers(x, caches, key, around)

@@ -31,6 +31,7 @@ RULES: dict[str, Rule] = {
     "pair": Rule((), "key and value side by side"),
     # activations
     "batch": Rule(("replica", "data", "fsdp"), "rows are independent of each other"),
+    "lookup_batch": Rule(("replica", "data"), "rows where embeddings are looked up, whose width fsdp cuts"),
     "time": Rule(("sequence",), "long rows are cut; attention gathers keys and values"),
     "act_embed": Rule((), "the residual stream is whole, so that norms need no communication"),
     "act_heads": Rule(("tensor",), "as the kernels that make them"),
