@@ -119,8 +119,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
 def _check(path: Path, header: dict[str, Any], here: Identity, about: dict[str, Any]) -> None:
     """Raises UserError at the first part of the header that is not as it is here."""
     names = {
-        "versions": "versions",
         "device_kind": "devices",
+        "versions": "versions",
         "places": "places of the devices in the slice",
         "mesh": "mesh",
         "options": "compiler options",

@@ -31,7 +31,7 @@ from lmjax.settings import DataSettings, ModelSettings
 from lmjax.stages.going_on import with_dropout
 from lmjax.stages.pretrain import abstract_batch, make_parts, planned_entries, planned_model
 from lmjax.stages.start import abstract_params
-from lmjax.stages.steps import MeshStep, dpo_step, ppo_learner, ppo_step, reward_step, sft_step
+from lmjax.stages.steps import MeshStep, dpo_step, platform_of, ppo_learner, ppo_step, reward_step, sft_step
 from lmjax.training.step import make_eval_step
 
 Kind = Literal["train", "eval", "generate"]
@@ -258,8 +258,3 @@ def _prompts(rows: int, length: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 
 def _array(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
-
-
-def platform_of(mesh: Mesh) -> str:
-    """Of the devices, attached or not."""
-    return mesh.devices.flat[0].platform

@@ -46,7 +46,7 @@ class MeshStep:
 
 def sft_step(recipe: SFT, settings: ModelSettings, mesh: Mesh, *, steps: int, entries: int) -> MeshStep:
     """Of supervised fine-tuning, for so many steps in all; `entries` are the tokenizer's."""
-    model = LanguageModel(settings, recipe.compute, _platform(mesh))
+    model = LanguageModel(settings, recipe.compute, platform_of(mesh))
     options = {"z_loss": recipe.train.z_loss, "label_smoothing": recipe.train.label_smoothing}
     loss_fn = language_loss(model, valid_vocab=entries, **options)
     return _step_of(recipe, model, lambda: loss_fn, mesh, steps)
@@ -54,14 +54,14 @@ def sft_step(recipe: SFT, settings: ModelSettings, mesh: Mesh, *, steps: int, en
 
 def reward_step(recipe: RewardModel, settings: ModelSettings, mesh: Mesh, *, steps: int) -> MeshStep:
     """Of a reward model."""
-    model = ScalarModel(LanguageModel(settings, recipe.compute, _platform(mesh)))
+    model = ScalarModel(LanguageModel(settings, recipe.compute, platform_of(mesh)))
     loss_fn = reward_loss(model, label_smoothing=recipe.label_smoothing, margin=recipe.margin, centring=recipe.centring)
     return _step_of(recipe, model, lambda: loss_fn, mesh, steps)
 
 
 def dpo_step(recipe: DPO, settings: ModelSettings, mesh: Mesh, *, steps: int, entries: int) -> MeshStep:
     """Of DPO; what is frozen is the reference."""
-    model = LanguageModel(settings, recipe.compute, _platform(mesh))
+    model = LanguageModel(settings, recipe.compute, platform_of(mesh))
 
     def loss_of(reference: Any) -> LossFunction:
         smoothing = recipe.label_smoothing
@@ -158,6 +158,6 @@ def _abstract(model: Any, mesh: Mesh) -> Any:
     return abstract_params(model, parameter_shardings(model.logical_axes(), mesh))
 
 
-def _platform(mesh: Mesh) -> str:
+def platform_of(mesh: Mesh) -> str:
     """Of the devices, attached or not."""
     return mesh.devices.flat[0].platform

@@ -1,15 +1,18 @@
 """The plan of a recipe: what is asked for, what is tried when it does not fit, and one real compilation."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import jax
 import pytest
 
+from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.model.count import count
 from lmjax.plan import planner
@@ -17,8 +20,17 @@ from lmjax.plan.compile import OutOfMemory, Program, compile_step, read_refusal
 from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
 from lmjax.plan.topology import GIB, find_slice
+from lmjax.plan.work import Step
 from lmjax.recipe import Pretrain, load_recipe
-from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+from lmjax.settings import (
+    AttentionSettings,
+    ComputeSettings,
+    DataSettings,
+    EvaluationSettings,
+    MeshSettings,
+    ModelSettings,
+    PlanSettings,
+)
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
@@ -155,6 +167,22 @@ def test_a_real_compilation_gives_every_figure(planned):
 
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
+def test_the_saved_step_says_what_it_is_for_and_no_other_devices_take_it(planned, tmp_path, capsys):
+    folder, _, _ = planned
+    first, header, payload = (folder / "step.bin").read_bytes().split(b"\n", 2)
+    told = json.loads(header)
+    assert first == b"lmjax executable" and told["digest"] == hashlib.sha256(payload).hexdigest()
+    assert told["device_kind"] == "TPU v5 lite" and told["versions"]["libtpu"] == metadata.version("libtpu")
+    assert sorted(told["places"]) == [[i, i % 2, i // 2, 0, 0] for i in range(4)]  # a number, and where it stands
+    assert told["mesh"] == {"replica": 1, "data": 1, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert told["about"]["model.layers"] == 3 and told["about"]["tokenizer's entries"] == 257
+    run = ["run", str(folder / "small.py"), "--workdir", str(tmp_path / "run"), "--mesh.data", "2"]
+    assert main([*run, "--executable", str(folder / "step.bin")]) == 2
+    assert "compiled for other devices: 'TPU v5 lite', here 'cpu'" in capsys.readouterr().err
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
 def test_a_plan_says_only_what_it_means_to(planned):
     _, _, stderr = planned
     assert "compiling small for 4 chips, v5e-4" in stderr
@@ -175,6 +203,23 @@ def test_an_independent_reader_of_the_written_text_finds_the_same_cycles(planned
         "splash_mha_dq_no_residuals": 3,
         "splash_mha_dkv_no_residuals": 3,
     }
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_the_loop_of_sampling_counts_as_often_as_it_makes_a_token():
+    recipe = Pretrain(
+        data=DataSettings(sequence_length=128, batch_size=8),
+        model=ModelSettings(layers=2, width=128, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
+        evaluation=EvaluationSettings(sample_tokens=96),
+        plan=PlanSettings(topology="v5e-4"),
+    )
+    found = plan(recipe, step=Step("generate")).estimate
+    assert found.step == "generate" and found.unknown_loops == 0
+    assert found.tokens_per_second == pytest.approx(8 * 96 / found.step_seconds)
+    # Counted once, the loop's 96 tokens would be one, and the program would do a quarter of what the model needs. Some
+    # of the scores against the cache are made without products, whose FLOPs alone are counted.
+    assert found.executed_tflop == pytest.approx(found.model_tflop, rel=0.1)
 
 
 @pytest.mark.tpu
