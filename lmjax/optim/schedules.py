@@ -26,12 +26,12 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
         not in_tokens or tokens_at is not None, "optimizer.schedule.unit", "tokens", "a count of tokens", "use steps"
     )
     clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
-    length, warmup = float(clock(steps)), settings.warmup
+    length, warmup = float(clock(steps)), float(settings.warmup)  # tokens may be more than an int32 holds
     rises_only = settings.decay is None and length <= warmup
-    end = settings.decay if settings.decay is not None else max(length, warmup + 1.0)
+    end = float(settings.decay) if settings.decay is not None else max(length, warmup + 1.0)
     falls = settings.stable * end
     risen = settings.kind != "wsd" or warmup <= falls or rises_only
-    require(risen, "optimizer.schedule.warmup", warmup, f"at most stable x decay = {falls:g}", "shorten it")
+    require(risen, "optimizer.schedule.warmup", settings.warmup, f"at most stable x decay = {falls:g}", "shorten it")
 
     def rate(step: jax.Array | int) -> jax.Array:
         now = jnp.asarray(clock(step), jnp.float32)
@@ -41,7 +41,7 @@ def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at
     return rate
 
 
-def _after_warmup(settings: ScheduleSettings, now: jax.Array, warmup: int, end: float) -> jax.Array:
+def _after_warmup(settings: ScheduleSettings, now: jax.Array, warmup: float, end: float) -> jax.Array:
     fall = 1.0 - settings.final
     if settings.kind == "cosine":
         return settings.final + fall * 0.5 * (1 + jnp.cos(jnp.pi * _progress(now, warmup, end)))

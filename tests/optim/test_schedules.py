@@ -144,3 +144,14 @@ def test_gpt3s_clock_is_exact_to_a_millionth_after_three_hundred_billion_tokens(
     wanted = [float(BatchRamp(data).tokens_at(int(step))) for step in steps]
     assert wanted[-1] > 2.9e11
     np.testing.assert_allclose(clock_of(data)(jnp.asarray(steps)), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "inverse_sqrt"])
+def test_a_schedule_may_count_more_tokens_than_an_int32_holds(kind):
+    row, billion = 2048, 10**9
+    settings = ScheduleSettings(kind=kind, unit="tokens", warmup=3 * billion, decay=260 * billion, final=0.1)
+    rate = make_schedule(settings, 1.0, 150_000, token_clock((0,), (1024,), (0,), row))
+    step = jax.jit(rate)
+    assert step(1000) == pytest.approx(1000 * 1024 * row / (3 * billion), rel=1e-5)  # still rising
+    if kind != "inverse_sqrt":
+        assert step(150_000) == pytest.approx(0.1)
