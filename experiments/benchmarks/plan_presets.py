@@ -3,14 +3,12 @@
     python experiments/benchmarks/plan_presets.py [PRESET ...] [--cache FILE]
 
 Each row is the recipe in experiments/ with the slice, mesh, remat policy and microbatches of `ROWS`, compiled by
-libtpu, which takes a minute or more and needs no TPU. What was compiled is kept in FILE, so that the same command goes
-on where it was interrupted; a row is compiled again when its recipe, jax or libtpu has changed.
+libtpu, which takes minutes and needs no TPU. What was compiled is kept in FILE, so that the same command goes on where
+it was interrupted; a row is compiled again when its recipe, lmjax, jax or libtpu has changed.
 """
 
 import argparse
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import sys
 from dataclasses import dataclass
@@ -18,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest
+from lmjax.plan.cache import key
 from lmjax.plan.planner import mesh_text, plan
-from lmjax.recipe import Pretrain, load_recipe, to_json
+from lmjax.recipe import Pretrain, load_recipe
 from lmjax.settings import MeshSettings, PlanSettings
 
 EXPERIMENTS = Path(__file__).parents[1]
@@ -75,19 +74,13 @@ def recipe_of(row: Row) -> Pretrain:
     )
 
 
-def fingerprint(recipe: Pretrain) -> str:
-    """Of what decides a row: the recipe and the compiler."""
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
-    return hashlib.sha256(json.dumps([to_json(recipe), *versions]).encode()).hexdigest()
-
-
 def planned(name: str, cache: dict[str, Any], file: Path) -> dict[str, Any]:
     """A row's estimate, from the cache or compiled and kept there."""
     recipe = recipe_of(ROWS[name])
-    key = fingerprint(recipe)
-    if cache.get(name, {}).get("fingerprint") != key:
+    decides = key(recipe, recipe.plan.topology)
+    if cache.get(name, {}).get("key") != decides:
         found = plan(recipe, say=lambda line: print(line, file=sys.stderr, flush=True)).estimate
-        cache[name] = {"fingerprint": key, "estimate": found.to_dict()}
+        cache[name] = {"key": decides, "estimate": found.to_dict()}
         whole = file.with_suffix(".part")
         whole.write_text(json.dumps(cache, indent=1), encoding="utf-8")
         whole.replace(file)

@@ -22,7 +22,7 @@ import lmjax
 from lmjax.errors import UserError
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.recipe import Recipe
-from lmjax.stages.pretrain import planned_model
+from lmjax.stages.pretrain import planned_entries, planned_model
 
 # Fields that leave what a step computes, and so its memory and time, as they are; all others belong to the key.
 IRRELEVANT = {
@@ -109,7 +109,7 @@ def key(recipe: Recipe, topology: str) -> str:
     for part, names in IRRELEVANT.items():
         for name in names:
             del (fields[part] if part else fields)[name]
-    decides = {"recipe": fields, "topology": topology, "versions": _versions()}
+    decides = {"recipe": fields, "entries": planned_entries(recipe), "topology": topology, "versions": _versions()}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
