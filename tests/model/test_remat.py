@@ -97,6 +97,7 @@ def test_a_policy_that_offloads_is_refused_where_there_is_no_other_memory():
         LanguageModel(SETTINGS, ComputeSettings(remat="up_offloaded"), "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_a_plans_hbm_falls_by_what_is_offloaded():
