@@ -14,6 +14,7 @@ from lmjax.plan.topology import Slice
 from lmjax.settings import ModelSettings
 
 GRID_STEP = 0.35e-6  # seconds: an assumption, not a measurement
+MARGIN = 0.15  # of the time that another block must save: a smaller gain is less than the model can tell
 DEFAULT = 1024
 SIZES = (512, 1024, 2048)  # smaller ones spend more on what this model leaves out
 # Products of [q, K] x [K, k] size that each kernel makes (Dao et al. 2022, algorithms 1 and 4).
@@ -41,13 +42,13 @@ def kernel_seconds(
 
 
 def best_block(model: ModelSettings, length: int, parts: int, where: Slice) -> int | None:
-    """The quickest of `SIZES` for rows of `length` tokens cut in `parts`; None where the default is as quick."""
+    """The quickest of `SIZES` for rows of `length` tokens cut in `parts`; None, the default, unless it gains MARGIN."""
 
     def seconds(block: int | None) -> float:
         return kernel_seconds(model, length, parts, block, where, 1)
 
     quickest = min(SIZES, key=seconds)
-    return None if seconds(quickest) >= seconds(None) else quickest
+    return quickest if seconds(quickest) < (1 - MARGIN) * seconds(None) else None
 
 
 def _visited(length: int, queries: int, keys: int, band: int | None) -> int:

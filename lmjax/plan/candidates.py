@@ -95,6 +95,19 @@ def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -
     return found
 
 
+def own_candidate(recipe: Recipe, where: Slice) -> Candidate | None:
+    """The recipe's own choices; None where its mesh does not fit the slice, or its remat policy is not searched."""
+    try:
+        sizes = mesh_shape(recipe.mesh, where.devices)
+        check_mesh(sizes, planned_model(recipe), recipe.data, recipe.train.microbatches)
+        _check_rows(recipe, sizes)
+    except UserError:
+        return None
+    compute = recipe.compute
+    own = Candidate(tuple(sizes.values()), recipe.train.microbatches, compute.remat, compute.attention_block)
+    return own if compute.remat in REMAT and sizes["replica"] == where.count else None
+
+
 def _meshes(where: Slice) -> Iterator[dict[str, int]]:
     """All sizes of data, fsdp, sequence and tensor whose product is a slice's devices; `replica` goes across slices."""
     inside = where.devices // where.count

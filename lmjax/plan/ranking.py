@@ -30,7 +30,7 @@ def lines(found: Search, command: str) -> Iterator[str]:
     where, recipe = found.where, found.recipe
     batch = f"{recipe.data.batch_size} rows x {recipe.data.sequence_length} tokens a step"
     yield f"{recipe.name} on {where.name}: {where.chips} chips, {where.devices} devices; {batch}"
-    yield from _table([HEADINGS, *(_row(rank, each) for rank, each in enumerate(found.ranked, 1))])
+    yield from _table([HEADINGS, *(_row(rank, each, found.own) for rank, each in enumerate(found.ranked, 1))])
     for each in found.refused:
         yield f"  {named(each.candidate)}: {_refusal(each)}"
     compiled = len(found.ranked) + len(found.refused)
@@ -73,7 +73,7 @@ def _figures(each: Tried) -> dict[str, Any]:
     return each.result.estimate.to_dict() if each.result.estimate else {}
 
 
-def _row(rank: int, each: Tried) -> tuple[str, ...]:
+def _row(rank: int, each: Tried, own: Candidate | None) -> tuple[str, ...]:
     e, chosen = each.estimate, each.candidate
     assert e is not None and e.gcycles is not None and e.step_seconds is not None
     assert e.tokens_per_second is not None and e.mfu is not None and e.bound_by is not None
@@ -88,7 +88,7 @@ def _row(rank: int, each: Tried) -> tuple[str, ...]:
         f"{e.step_seconds:.4f}",
         f"{e.tokens_per_second:,.0f}",
         f"{e.mfu:.1%}",
-        e.bound_by,
+        e.bound_by + (", the recipe's own" if chosen == own else ""),
     )
 
 

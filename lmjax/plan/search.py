@@ -19,7 +19,7 @@ import jax
 from lmjax.errors import UserError, require
 from lmjax.plan.analytic import Analyst, Prediction
 from lmjax.plan.cache import Cache, Result
-from lmjax.plan.candidates import Candidate, candidates
+from lmjax.plan.candidates import Candidate, candidates, own_candidate
 from lmjax.plan.compile import compile_step, slice_devices, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
 from lmjax.plan.topology import Slice, find_slice
@@ -66,6 +66,7 @@ class Search:
     considered: int
     too_large: int  # predicted not to fit
     slower: int  # predicted to fit, but to be slower than those that were compiled
+    own: Candidate | None = None  # the recipe's own choices
 
 
 def search(
@@ -78,7 +79,8 @@ def search(
 ) -> Search:
     """Compiles the `limit` most promising candidates of a recipe on its plan's slice, on one mesh where it is given.
 
-    Where none of them fits, the one that needs the least memory is compiled too, to say what is missing. Raises
+    The recipe's own choices are compiled first where they are promising and no mesh is given: nothing is recommended
+    that is slower. Where nothing fits, what needs the least memory is compiled too, to say what is missing. Raises
     UserError for an unknown topology, a missing libtpu, or where nothing divides the batch and the model.
     """
     require(limit > 0, "--limit", limit, "how many candidates to compile, 1 or more", "leave it out")
@@ -86,12 +88,17 @@ def search(
     slice_devices(where)  # says what is missing before anything is worked out, and keeps JAX on the CPU
     found = candidates(recipe, where, mesh)
     analyst = Analyst(recipe, where)
+    own = own_candidate(recipe, where) if mesh is None else None
+    found += [own] if own is not None and own not in found else []
     predicted = {each: analyst.predict(each) for each in found}
     promising = [each for each in found if predicted[each].memory <= HEADROOM * where.device_hbm]
     promising.sort(key=lambda each: (predicted[each].step_seconds, predicted[each].memory))
     compiler = _Compiler(recipe, where, cache or Cache(), predicted)
     with watch(min(limit, max(len(promising), 1))) as show:
-        for each in _choose(promising, limit, compiler):
+        if own is not None and own in promising:
+            compiler.compile(own, show)
+        others = [each for each in promising if each != own]
+        for each in _choose(others, limit - len(compiler.tried), compiler):
             compiler.compile(each, show)
         if not any(each.estimate for each in compiler.tried):
             tried = {each.candidate for each in compiler.tried}
@@ -107,6 +114,7 @@ def search(
         considered=len(found),
         too_large=len(found) - slower - len(compiler.tried),
         slower=slower,
+        own=own,
     )
 
 

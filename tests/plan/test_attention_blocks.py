@@ -46,4 +46,4 @@ def test_small_queries_blocks_wait_for_the_keys_that_they_read_again():
 def test_narrow_bands_want_smaller_blocks_and_long_rows_keep_the_default():
     assert best_block(model(), 8192, 1, V5E) is None
     assert best_block(model(("banded",), 256), 8192, 1, V5E) == 512
-    assert best_block(model(("banded",), 2048), 8192, 1, V5E) in (None, 512)
+    assert best_block(model(), 1024, 1, V5E) is None  # 512 would gain 7%, which is less than the model can tell

@@ -84,11 +84,25 @@ def test_the_most_promising_are_compiled_and_ranked_by_what_the_compiler_says(fa
     assert [each.seconds for each in found.ranked] == sorted(each.seconds for each in found.ranked)
     assert found.considered == found.too_large + found.slower + 6
     analyst = Analyst(RECIPE, found.where)
-    predicted = [analyst.predict(candidate_of(recipe)).step_seconds for recipe in compiler.compiled]
+    predicted = [analyst.predict(candidate_of(recipe)).step_seconds for recipe in compiler.compiled[1:]]
     assert predicted == sorted(predicted)
-    meshes = [each.candidate.mesh for each in found.ranked]
+    meshes = [candidate_of(recipe).mesh for recipe in compiler.compiled[1:]]
     assert max(map(meshes.count, meshes)) == 3  # half of the limit, so that one mesh does not take it all
     assert all(recipe.data == RECIPE.data and recipe.model == RECIPE.model for recipe in compiler.compiled)
+
+
+def test_the_recipes_own_choices_are_compiled_first_and_may_turn_out_to_be_the_best(fake, tmp_path):
+    compiler = fake(lambda recipe: 2.0)
+    slow = dataclasses.replace(RECIPE, mesh=MeshSettings(data=1, tensor=2, fsdp=2))
+    found = search(slow, limit=3, cache=Cache(tmp_path))
+    assert candidate_of(compiler.compiled[0]) == found.own == Candidate((1, 1, 2, 1, 2), 1, "none")
+    assert len(compiler.compiled) == 3 and found.considered == found.too_large + found.slower + 3
+    assert sum("the recipe's own" in line for line in lines(found, "")) == 1
+    alone = search(slow, limit=1, cache=Cache(tmp_path))
+    assert [each.candidate for each in alone.ranked] == [found.own]
+    assert run_command(alone, "small") == "lmjax run small"
+    elsewhere = dataclasses.replace(RECIPE, mesh=MeshSettings(data=3))  # which does not fit four chips
+    assert search(elsewhere, limit=3, cache=Cache(tmp_path)).own is None
 
 
 def test_a_second_search_compiles_nothing_and_an_interrupted_one_goes_on(fake, tmp_path):
@@ -129,7 +143,7 @@ def test_another_refusal_of_the_compiler_is_shown_and_the_search_goes_on(fake, t
 
 
 def test_where_nothing_fits_the_least_is_compiled_and_the_answer_says_what_is_missing(fake, tmp_path):
-    compiler = fake(lambda recipe: 17.0 if recipe.compute.remat == "full" and recipe.train.microbatches > 1 else 20.0)
+    compiler = fake(lambda recipe: 17.0 if len(compiler.compiled) == 4 else 20.0)
     found = search(RECIPE, limit=3, cache=Cache(tmp_path))
     assert not found.ranked
     analyst = Analyst(RECIPE, found.where)

@@ -92,6 +92,22 @@ def test_another_version_of_anything_is_another_key(name, monkeypatch):
     assert key(RECIPE, "v5e-4") != before
 
 
+def test_a_change_to_the_packages_own_sources_is_another_version(tmp_path, monkeypatch):
+    for place in ("a", "b"):
+        (tmp_path / place / "model").mkdir(parents=True)
+        for source in module.SOURCES:
+            path = tmp_path / place / source
+            (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+            if path.suffix:
+                path.write_text("")
+        (tmp_path / place / "model" / "gpt.py").write_text(place)
+    found = []
+    for place in ("a", "b", "a"):
+        monkeypatch.setattr(module.lmjax, "__file__", str(tmp_path / place / "__init__.py"))
+        found.append(module._versions.__wrapped__()["sources"])
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"estimate": {"recipe": "x"}}', '{"estimate": {"unknown": 1}}'])
 def test_a_damaged_file_is_named_and_compiled_again(text, tmp_path):
     said = []
