@@ -234,7 +234,7 @@ def searched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     (folder / "small.py").write_text(FILE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
-    environment["XDG_CACHE_HOME"] = str(folder)
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")  # not here, where its lmjax/ would hide the package
 
     def run(*words):
         command = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--auto", *words]
