@@ -64,6 +64,8 @@ class Pretrain:
         for rows in {self.data.batch_size, self.data.ramp_from or self.data.batch_size}:
             divides = rows % parts == 0
             require(divides, "train.microbatches", parts, f"a divisor of the {rows} rows of a batch", "change either")
+        by = self.checkpoint.best_by
+        require(by == "validation_loss", "checkpoint.best_by", by, "'validation_loss' in pretraining", "leave it out")
         table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size
         fits = table is None or entries is None or entries <= table
         fix = "raise it, or leave it out to take the tokenizer's size"
@@ -109,6 +111,8 @@ def sources_of(stage: Stage) -> dict[str, str]:
     named = {"start": stage.start}
     if isinstance(stage, PPO):
         named["reward.source"] = stage.reward.source
+    if isinstance(stage, SFT) and stage.judge:
+        named["judge"] = stage.judge
     if isinstance(stage, Compare) and stage.proxy:
         named["proxy"] = stage.proxy
     files = {"train": stage.dialogue.train, "validation": stage.dialogue.validation}

@@ -37,8 +37,26 @@ def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
     """What all that train need."""
     _check_start(stage)
     require(stage.epochs is None or stage.epochs > 0, "epochs", stage.epochs, "a number above 0", "use 1.0")
+    _check_selection(stage)
     rows, parts = stage.dialogue.batch_size, stage.train.microbatches
     require(rows % parts == 0, "train.microbatches", parts, f"a divisor of dialogue.batch_size {rows}", "change either")
+
+
+def _check_selection(stage: SFT | RewardModel | DPO | PPO) -> None:
+    """Checkpoints are told apart by what the stage's evaluations tell."""
+    settings = stage.checkpoint
+    if not settings.select_best:
+        return
+    last = not isinstance(stage, RewardModel)
+    fix = "leave it out: only the last checkpoint's demonstrations score 0"
+    require(last, "checkpoint.select_best", True, "False for a reward model", fix)
+    given = stage.dialogue.validation
+    require(bool(given), "dialogue.validation", given, "at least one source with select_best", "add one")
+    known = set() if isinstance(stage, PPO) else {"validation_loss"}
+    if isinstance(stage, PPO) or (isinstance(stage, SFT) and stage.judge):
+        known.add("validation_reward")
+    fits = settings.best_by in known
+    require(fits, "checkpoint.best_by", settings.best_by, " or ".join(sorted(known)), "use it, or name a judge")
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,8 @@ class SFT:
     mix_share: float = 0.1  # of all rows, where there is a mix
     epochs: float | None = 1.0  # over the demonstrations; None trains for train.steps
     dropout: float | None = None  # of the model in this stage; None keeps what it has
+    judge: str = ""  # a reward model: evaluations tell how it scores an answer to each validation prompt, so that
+    # checkpoint.best_by = "validation_reward" can select by it (InstructGPT, appendix C.1)
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()

@@ -56,7 +56,7 @@ EVERYWHERE = (
 )
 CHARTS: dict[str, tuple[Drawn, ...]] = {
     "pretrain": (LOSS,),
-    "sft": (LOSS,),
+    "sft": (LOSS, _one("reward", "Reward by the judge, validation", "validation_reward", marked=True)),
     "reward": RANKED,
     "dpo": (*RANKED, _one("margin", "Margin of the better answer", "margin")),
     "ppo": (

@@ -39,7 +39,7 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
     start = open_start(recipe.start, workdir)
     gold_function = load_function(recipe.gold)
-    judge = open_reward_model(recipe.proxy, workdir, start) if recipe.proxy else None
+    judge = open_reward_model(recipe.proxy, workdir, start, "proxy") if recipe.proxy else None
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
     sampler = _Sampler(recipe, start, judge)
     lines, gold, proxy = [], [], []

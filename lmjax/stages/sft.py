@@ -24,11 +24,12 @@ from lmjax.stages.going_on import (
     validation_of,
     with_dropout,
 )
+from lmjax.stages.judge import Judge
 from lmjax.stages.start import open_start
 from lmjax.stages.steps import sft_step
 from lmjax.stages.texts import write_samples
 from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.training.checkpoint import VALIDATION_LOSS, VALIDATION_REWARD
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
@@ -59,13 +60,16 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     model, optimizer, abstract = step.model, step.optimizer, step.abstract
     reading = compile_reading(make_eval_step(step.loss_of()), mesh, abstract.params)
 
+    judge = Judge(recipe, start, model, mesh, workdir, display) if recipe.judge else None
+
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
         template = dialogue.template
         write_samples(model, state.params, start.tokenizer, recipe.evaluation, template, recorder, done)
         if not held_out:
             return {}
         sums = sums_over(reading, state.params, validation_of(held_out, dialogue), mesh, recipe.evaluation.batches)
-        return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+        values = {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+        return values | ({} if judge is None else {VALIDATION_REWARD: judge(state.params)})
 
     def fresh() -> TrainState:
         params = start.language_model(abstract.params)

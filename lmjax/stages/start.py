@@ -108,13 +108,13 @@ def open_start(path: str, workdir: Path, field: str = "start") -> Start:
     return Start(checkpoint, recipe, settings, tokenizer, folder)
 
 
-def open_reward_model(path: str, workdir: Path, policy: Start) -> Start:
+def open_reward_model(path: str, workdir: Path, policy: Start, field: str = "reward.source") -> Start:
     """Opens a reward model that reads what `policy` writes. Raises UserError where its tokenizer is another one."""
-    start = open_start(path, workdir, "reward.source")
+    start = open_start(path, workdir, field)
     is_reward = isinstance(start.recipe, RewardModel)
-    require(is_reward, "reward.source", path, "a reward model", "name the stage that trained one")
+    require(is_reward, field, path, "a reward model", "name the stage that trained one")
     same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
-    require(same, "reward.source", path, "a reward model with the policy's tokenizer", "train one on the same start")
+    require(same, field, path, "a reward model with the policy's tokenizer", "train one on the same start")
     return start
 
 

@@ -8,10 +8,13 @@ from lmjax import cli
 from lmjax.errors import UserError
 from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, from_json, to_json
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, RewardSettings
-from lmjax.settings import TrainSettings
+from lmjax.settings import CheckpointSettings, TrainSettings
 from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
 
 SECOND = RewardSettings(source="reward-2")
+HELD_OUT = DialogueSettings(validation=(DialogueSourceSettings("a.jsonl"),))
+LOSS = CheckpointSettings(keep_best=1, select_best=True)
+REWARD = CheckpointSettings(keep_best=1, select_best=True, best_by="validation_reward")
 
 
 def stages(**changes):
@@ -143,6 +146,12 @@ def test_every_stage_comes_back_from_its_json(stage):
         (lambda: SFT(dialogue=DialogueSettings(batch_size=5), train=TrainSettings(microbatches=2)), "divisor"),
         (lambda: SFT(start="sft"), "start = 'sft': expected another stage"),
         (lambda: RewardModel(label_smoothing=0.5), "label_smoothing = 0.5"),
+        (lambda: SFT(start="base", checkpoint=LOSS), r"dialogue\.validation = \(\): expected at least one source"),
+        (lambda: SFT(start="base", dialogue=HELD_OUT, checkpoint=REWARD), r"expected validation_loss; .* name a judge"),
+        (lambda: RewardModel(start="sft", dialogue=HELD_OUT, checkpoint=LOSS), "False for a reward model"),
+        (lambda: PPO(start="sft", reward=SECOND, dialogue=HELD_OUT, checkpoint=LOSS), "expected validation_reward;"),
+        (lambda: Pretrain(checkpoint=REWARD), "'validation_loss' in pretraining"),
+        (lambda: CheckpointSettings(select_best=True), r"checkpoint\.keep_best = 0: expected 1 or more"),
     ],
 )
 def test_a_stage_that_makes_no_sense_is_refused(make, message):

@@ -10,7 +10,7 @@ import pytest
 import lmjax
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.recipe import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
+from lmjax.recipe import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, sources_of
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     AttentionSettings,
@@ -26,6 +26,7 @@ from lmjax.settings import (
     TrainSettings,
 )
 from lmjax.stages import training
+from lmjax.stages.judge import Judge
 from lmjax.stages.start import open_start
 from lmjax.training.checkpoint import find_checkpoint
 from lmjax.training.record import read_metrics
@@ -292,6 +293,31 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, 
         lmjax.run(wrong, ran / "wrong", quiet=True)
     with pytest.raises(UserError, match="no checkpoint"):
         lmjax.run(dataclasses.replace(stages["sft"], start="nowhere"), folder / "none", quiet=True)
+
+
+def test_sft_is_selected_by_a_reward_models_score_of_its_answers(ran, stages, monkeypatch):
+    scored, plain = [], Judge.__call__
+
+    def favouring_the_second(judge, params):
+        scored.append(plain(judge, params))
+        return scored[-1] + (100.0 if len(scored) == 2 else 0.0)
+
+    monkeypatch.setattr(Judge, "__call__", favouring_the_second)
+    best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_reward", select_best=True)
+    evaluation = EvaluationSettings(every=2, sample_tokens=8)
+    changes = {"name": "judged", "judge": "reward", "checkpoint": best, "evaluation": evaluation, "epochs": 3.0}
+    recipe = dataclasses.replace(stages["sft"], **changes)
+    assert sources_of(recipe)["judge"] == "reward"
+    lmjax.run(recipe, ran / "judged", quiet=True)
+    rewards = {x["step"]: x["validation_reward"] for x in read_metrics(ran / "judged") if "validation_reward" in x}
+    assert list(rewards) == [2, 4, 6] and len(set(scored)) == 3 and max(map(abs, scored)) < 50
+    assert rewards[4] == pytest.approx(scored[1] + 100.0)
+    assert lmjax.load(ran / "judged").step == 4
+    with pytest.raises(UserError, match=r"judge = 'sft': expected a reward model"):
+        lmjax.run(dataclasses.replace(recipe, judge="sft"), ran / "unjudged", quiet=True)
+    with pytest.raises(UserError, match=r"where a judge reads them; shorten either"):
+        longer = dataclasses.replace(recipe, evaluation=EvaluationSettings(sample_tokens=17))
+        lmjax.run(longer, ran / "long", quiet=True)
 
 
 def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_model(ran, scores, stages, dialogue):
