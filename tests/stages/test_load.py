@@ -79,8 +79,8 @@ def test_a_place_without_a_checkpoint_is_named(tmp_path):
 def _damaged(trained, tmp_path: Path, where: str) -> Path:
     copy = tmp_path / "10"
     shutil.copytree(trained[1] / "checkpoints" / "pretrain" / "10", copy)
-    victim = max((copy / where).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
-    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    for path in filter(Path.is_file, (copy / where).rglob("*")):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return copy
 
 
