@@ -1,7 +1,7 @@
 """Reward models on three public sets of human and machine preferences, from a small model pretrained for them.
 
 Link or copy under data/: web_docs (C4, Wikipedia), tinystories and wikitext2 to pretrain on; hh_rlhf, oasst_en and
-pref_demo to rank. A tenth of each set is held out; `experiments/README.md` has what came of it.
+pref_demo to rank. A tenth of each set is held out.
 """
 
 from lmjax.recipe import Pipeline, Pretrain, RewardModel
