@@ -39,9 +39,6 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             f"this run's processes did not find each other: {str(error).splitlines()[0]}; start the same command once "
             f"per host, and look at {', '.join(BY_HAND)} where they are set by hand"
         ) from error
-    if jax.default_backend() == "cpu":
-        # Sums of a program that one process compiled and another read from the cache met in different orders.
-        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
