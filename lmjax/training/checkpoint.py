@@ -86,9 +86,6 @@ class Checkpointer:
             **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
         )
         known = {self._best_by: metrics[self._best_by]} if self._best_by in metrics else None
-        # On every device: processes meet inside `save`, and a meeting that overtakes a step's sums on a slower device
-        # is taken for one of them by the CPU's collectives.
-        jax.block_until_ready(state)
         with clear_disk_errors(self._folder):
             self._manager.save(step, args=arguments, metrics=known, force=True)
 

@@ -127,9 +127,6 @@ def test_two_processes_stopped_and_killed_go_on_as_one_and_as_four_with_the_same
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="Gloo at times takes one sum's message for another's and ends the process first", strict=False
-)
 def test_a_peer_that_dies_ends_the_others_within_a_minute_and_says_so(start, tmp_path):
     run = start("lost", 2, 4, steps=100_000)
     wait_for_step(tmp_path / "lost", 3)
@@ -138,6 +135,8 @@ def test_a_peer_that_dies_ends_the_others_within_a_minute_and_says_so(start, tmp
     assert run[0].wait(timeout=60) != 0
     assert time.monotonic() - killed < 60
     said = run[0].log.read_text()
+    if run[0].returncode == -signal.SIGABRT and "distributed collective mismatch" in said:
+        pytest.xfail("Gloo takes a dead peer's last message for the next sum's and aborts before JAX can raise")
     assert "another process of this run has died" in said or "another task died" in said
 
 
