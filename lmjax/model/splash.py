@@ -136,8 +136,8 @@ def make_kernel(
 
 def block_sizes(T: int, S: int, most: int) -> kernel.BlockSizes:
     """The largest blocks up to `most` that divide T queries and S keys; separate kernels for dq and for dk and dv."""
-    q, kv = _divisor(T, most), _divisor(S, most)
-    compute = _divisor(kv, COMPUTE_BLOCK)
+    q, kv = largest_block(T, most), largest_block(S, most)
+    compute = largest_block(kv, COMPUTE_BLOCK)
     return kernel.BlockSizes(
         block_q=q,
         block_kv=kv,
@@ -150,7 +150,8 @@ def block_sizes(T: int, S: int, most: int) -> kernel.BlockSizes:
     )
 
 
-def _divisor(length: int, most: int) -> int:
+def largest_block(length: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `length`, itself a multiple of 128."""
     return max(size for size in range(128, min(length, most) + 1, 128) if length % size == 0)
 
 

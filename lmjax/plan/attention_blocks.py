@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 
+from lmjax.model.splash import BLOCK, largest_block
+from lmjax.plan.estimate import SPLASH_PRODUCTS
 from lmjax.plan.topology import Slice
 from lmjax.settings import ModelSettings
 
 GRID_STEP = 0.35e-6  # seconds: an assumption, not a measurement
 MARGIN = 0.15  # of the time that another block must save: a smaller gain is less than the model can tell
-DEFAULT = 1024
 SIZES = (512, 1024, 2048)  # smaller ones spend more on what this model leaves out
-# Products of [q, K] x [K, k] size that each kernel makes (Dao et al. 2022, algorithms 1 and 4).
-FORWARD, BACKWARD = 2, (3, 4)
 
 
 def kernel_seconds(
@@ -28,16 +27,16 @@ def kernel_seconds(
 
     The forward kernel runs `forward` times, each backward kernel once. `block` is `compute.attention_block`.
     """
-    most = block or DEFAULT
-    queries, keys = _divisor(length // parts, most), _divisor(length, most)
+    most = block or BLOCK
+    queries, keys = largest_block(length // parts, most), largest_block(length, most)
     kinds = model.attention.pattern
     visited = sum(_visited(length, queries, keys, model.attention.band if k == "banded" else None) for k in kinds)
     width = math.ceil(model.head_dim / 128) * 128  # of the matrix units that a product fills
     read = 2 * 2 * keys * model.head_dim / where.device_bandwidth
     seconds = 0.0
-    for products, times in ((FORWARD, forward), *((each, 1) for each in BACKWARD)):
+    for kernel, products in SPLASH_PRODUCTS.items():
         made = 2 * products * queries * keys * width / where.device_flops
-        seconds += times * (max(made, read) + GRID_STEP)
+        seconds += (forward if kernel == "fwd" else 1) * (max(made, read) + GRID_STEP)
     return model.layers / len(kinds) * visited / parts * seconds
 
 
@@ -58,7 +57,3 @@ def _visited(length: int, queries: int, keys: int, band: int | None) -> int:
         first = 0 if band is None else max(0, start - band + 1) // keys
         total += (start + queries - 1) // keys - first + 1
     return total
-
-
-def _divisor(length: int, most: int) -> int:
-    return max((size for size in range(128, min(length, most) + 1, 128) if length % size == 0), default=length)

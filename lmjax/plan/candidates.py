@@ -77,17 +77,16 @@ def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -
     found, obstacle = [], None
     splash = _uses_splash(recipe)
     policies = [name for name in REMAT if not (splash and name == "dots")]  # "minimal" is the same program then
+    model, length = planned_model(recipe), recipe.data.sequence_length
     for sizes in meshes:
-        block = recipe.compute.attention_block
-        if splash:
-            block = best_block(planned_model(recipe), recipe.data.sequence_length, sizes["sequence"], where)
         for parts in _microbatches(recipe):
             try:
-                check_mesh(sizes, planned_model(recipe), recipe.data, parts)
+                check_mesh(sizes, model, recipe.data, parts)
                 _check_rows(recipe, sizes)
             except UserError as error:
                 obstacle = error
                 continue
+            block = best_block(model, length, sizes["sequence"], where) if splash else recipe.compute.attention_block
             found += [Candidate(tuple(sizes.values()), parts, remat, block) for remat in policies]
     if not found:
         which = "the mesh" if mesh is not None else f"any mesh of {where.devices} devices"

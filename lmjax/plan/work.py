@@ -22,7 +22,7 @@ from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import check_mesh
 from lmjax.parallel.rows import row_sharding
-from lmjax.parallel.shardings import abstract_state, jit_eval, jit_step, on_mesh, parameter_shardings
+from lmjax.parallel.shardings import abstract_state, jit_eval, jit_step, on_mesh
 from lmjax.recipe import Pretrain
 from lmjax.rlhf.ppo import MIX
 from lmjax.rlhf.rollout import Vocabulary, sample
@@ -30,8 +30,17 @@ from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.settings import DataSettings, ModelSettings
 from lmjax.stages.going_on import with_dropout
 from lmjax.stages.pretrain import abstract_batch, make_parts, planned_entries, planned_model
-from lmjax.stages.start import abstract_params
-from lmjax.stages.steps import MeshStep, dpo_step, platform_of, ppo_learner, ppo_step, reward_step, sft_step
+from lmjax.stages.start import abstract_on
+from lmjax.stages.steps import (
+    MeshStep,
+    dpo_step,
+    platform_of,
+    ppo_learner,
+    ppo_state,
+    ppo_step,
+    reward_step,
+    sft_step,
+)
 from lmjax.training.step import make_eval_step
 
 Kind = Literal["train", "eval", "generate"]
@@ -150,7 +159,7 @@ def _sampling(recipe: Pretrain) -> Work:
             key, temperature = jax.random.key(recipe.train.seed), recipe.evaluation.temperature
             return sample(model, params, prompts, key, vocabulary, tokens=new, temperature=temperature)
 
-        params = abstract_params(model, parameter_shardings(model.logical_axes(), mesh))
+        params = abstract_on(model, mesh)
         rows_cut = row_sharding(mesh)
         shardings = (jax.tree.map(lambda x: x.sharding, params), rows_cut)
         jitted = jax.jit(on_mesh(continued, mesh), in_shardings=shardings, out_shardings=rows_cut)
@@ -213,7 +222,7 @@ def _iteration(recipe: PPO, judge: ModelSettings | None) -> Work:
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         vocabulary = _vocabulary(settings)
         learner, axes = ppo_learner(recipe, settings, judge, vocabulary, platform_of(mesh), recipe.train.steps)
-        step = ppo_step(learner, axes, mesh)
+        step = ppo_step(learner, ppo_state(learner, axes, mesh), mesh)
         batch = _prompts(recipe.dialogue.batch_size, prompt, mesh)
         batch[RECORD] = _array((recipe.dialogue.batch_size, 1), "int32", mesh)
         for name, dtype in FIELD_DTYPES.items() if mix_rows else ():

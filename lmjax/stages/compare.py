@@ -17,13 +17,13 @@ from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.rows import place_rows, row_sharding
-from lmjax.parallel.shardings import on_mesh, parameter_shardings
+from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.labeler import best_of, best_of_divergence, noisy_ranks
 from lmjax.rlhf.reward_function import called, load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary, repeated, sample
 from lmjax.rlhf_recipes import Compare
 from lmjax.stages.going_on import open_dialogue
-from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
+from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
 from lmjax.stages.texts import prompt_text, response_texts
 from lmjax.stages.workdir import write_whole
 from lmjax.training.progress import ProgressDisplay
@@ -95,15 +95,13 @@ class _Sampler:
         self._mesh = make_mesh(recipe.mesh)
         platform = jax.default_backend()
         self._policy = LanguageModel(start.settings, recipe.compute, platform)
-        shardings = parameter_shardings(self._policy.logical_axes(), self._mesh)
-        self._params = start.language_model(abstract_params(self._policy, shardings))
+        self._params = start.language_model(abstract_on(self._policy, self._mesh))
         self._rows = row_sharding(self._mesh)
         self._roll = jax.jit(on_mesh(self._rolled, self._mesh), out_shardings=self._rows)
         self._proxy: ScalarModel | None = None
         if judge is not None:
             self._proxy = ScalarModel(LanguageModel(judge.settings, recipe.compute, platform))
-            own = parameter_shardings(self._proxy.logical_axes(), self._mesh)
-            self._proxy_params = judge.reward_model(abstract_params(self._proxy, own))
+            self._proxy_params = judge.reward_model(abstract_on(self._proxy, self._mesh))
             self._score = jax.jit(on_mesh(self._proxy.scores, self._mesh), out_shardings=self._rows)
 
     def answers(self, rows: Rows, records: list[Any]) -> Any:

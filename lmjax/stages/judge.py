@@ -18,12 +18,13 @@ from lmjax.errors import require
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.rows import place_rows, row_sharding
-from lmjax.parallel.shardings import on_mesh, parameter_shardings
+from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.rollout import Rollout, Vocabulary, sample
 from lmjax.rlhf_recipes import SFT
 from lmjax.stages.going_on import open_dialogue
 from lmjax.stages.ppo_evaluation import PromptSet
-from lmjax.stages.start import Start, abstract_params, open_reward_model
+from lmjax.stages.start import Start, abstract_on, open_reward_model
+from lmjax.stages.steps import platform_of
 from lmjax.training.progress import ProgressDisplay
 
 
@@ -42,9 +43,8 @@ class Judge:
         rows, records = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "prompt", workdir, display)
         self._prompts, self._size, self._mesh = PromptSet(rows, records), dialogue.batch_size, mesh
         self._policy, self._vocabulary = policy, Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
-        reward = ScalarModel(LanguageModel(judge.settings, recipe.compute, mesh.devices.flat[0].platform))
-        shardings = parameter_shardings(reward.logical_axes(), mesh)
-        self._params = judge.reward_model(abstract_params(reward, shardings))
+        reward = ScalarModel(LanguageModel(judge.settings, recipe.compute, platform_of(mesh)))
+        self._params = judge.reward_model(abstract_on(reward, mesh))
         self._roll = jax.jit(on_mesh(self._rolled, mesh), out_shardings=row_sharding(mesh))
         self._score = jax.jit(on_mesh(reward.scores, mesh), out_shardings=row_sharding(mesh))
         self._most = recipe.evaluation.batches

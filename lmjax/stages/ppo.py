@@ -18,7 +18,7 @@ from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import init_scalar
 from lmjax.parallel.rows import place_rows, row_sharding, shardings_of
-from lmjax.parallel.shardings import on_mesh, parameter_shardings
+from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.ppo import MIX, POLICY, Learner
 from lmjax.rlhf.reward_function import called, is_function, load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary
@@ -34,7 +34,7 @@ from lmjax.stages.going_on import (
     with_dropout,
 )
 from lmjax.stages.ppo_evaluation import PolicyEvaluation, PromptSet
-from lmjax.stages.start import Start, abstract_params, open_reward_model, open_start
+from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
 from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
 from lmjax.stages.texts import response_texts
 from lmjax.stages.training import Outcome, Training, train
@@ -70,8 +70,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     reference = start.language_model(abstract.params[POLICY])
     frozen = {"reference": reference}
     if judge is not None and learner.reward is not None:
-        shardings = parameter_shardings(learner.reward.logical_axes(), mesh)
-        frozen["reward"] = judge.reward_model(abstract_params(learner.reward, shardings))
+        frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
     phases = _phases(learner, mesh, abstract, frozen)
     function = load_function(recipe.reward.source) if by_function else None
 
@@ -82,7 +81,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         with jax.transfer_guard("allow"):  # what a Python function says comes from the host
             return place_rows({"scores": scores}, mesh)["scores"]
 
-    whole = ppo_step(learner, axes, mesh).compiled if function is None else None
+    whole = ppo_step(learner, abstract, mesh).compiled if function is None else None
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if whole is not None:

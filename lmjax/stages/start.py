@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
 from lmjax.errors import UserError, require
 from lmjax.model.heads import TRUNK
+from lmjax.parallel.shardings import parameter_shardings
 from lmjax.recipe import Stage, from_json
 from lmjax.rlhf.ppo import AVERAGE, POLICY
 from lmjax.rlhf_recipes import PPO, RewardModel
@@ -116,6 +118,11 @@ def open_reward_model(path: str, workdir: Path, policy: Start, field: str = "rew
     same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
     require(same, field, path, "a reward model with the policy's tokenizer", "train one on the same start")
     return start
+
+
+def abstract_on(model: Any, mesh: Mesh) -> Any:
+    """The shapes of a model's parameters, cut over a mesh."""
+    return abstract_params(model, parameter_shardings(model.logical_axes(), mesh))
 
 
 def abstract_params(model: Any, sharding: Any) -> Any:

@@ -26,7 +26,7 @@ from lmjax.rlhf.rollout import Vocabulary
 from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.settings import ModelSettings
 from lmjax.stages.going_on import abstract_of, optimizer_of
-from lmjax.stages.start import abstract_params
+from lmjax.stages.start import abstract_on
 from lmjax.training.loop import Metrics
 from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
@@ -67,14 +67,16 @@ def dpo_step(recipe: DPO, settings: ModelSettings, mesh: Mesh, *, steps: int, en
         smoothing = recipe.label_smoothing
         return preference_loss(model, reference, beta=recipe.beta, label_smoothing=smoothing, valid_vocab=entries)
 
-    return _step_of(recipe, model, loss_of, mesh, steps, _abstract(model, mesh))
+    return _step_of(recipe, model, loss_of, mesh, steps, abstract_on(model, mesh))
 
 
-def ppo_step(learner: Learner, axes: dict[str, Any], mesh: Mesh) -> MeshStep:
-    """A whole iteration of PPO with a reward model; what is frozen are the reference and the reward model."""
+def ppo_step(learner: Learner, abstract: TrainState, mesh: Mesh) -> MeshStep:
+    """A whole iteration of PPO with a reward model, on a state of `ppo_state`.
+
+    What is frozen are the reference and the reward model.
+    """
     assert learner.reward is not None
-    frozen = {"reference": _abstract(learner.policy, mesh), "reward": _abstract(learner.reward, mesh)}
-    abstract = ppo_state(learner, axes, mesh)
+    frozen = {"reference": abstract_on(learner.policy, mesh), "reward": abstract_on(learner.reward, mesh)}
     compiled = compile_step(learner.iterate, mesh, abstract, frozen)
     return MeshStep(learner.policy, lambda: learner.loss, learner.optimizers[POLICY], abstract, (frozen,), compiled)
 
@@ -151,11 +153,6 @@ def _step_of(
 
     abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
     return MeshStep(model, loss_of, optimizer, abstract, frozen, compile_step(step, mesh, abstract, *frozen))
-
-
-def _abstract(model: Any, mesh: Mesh) -> Any:
-    """The shapes and shardings of a model's parameters on a mesh."""
-    return abstract_params(model, parameter_shardings(model.logical_axes(), mesh))
 
 
 def platform_of(mesh: Mesh) -> str:
