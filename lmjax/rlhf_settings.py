@@ -103,7 +103,7 @@ class RewardSettings:
 
     source: str = ""  # a reward model's stage or checkpoint, or a Python function (prompts, responses) -> scores,
     # named "package.module:function" or "file.py:function"
-    gold: str = ""  # a known reward, a Python function: what evaluations tell beside the one that is learned from
+    gold: str = ""  # a known reward, a Python function: told beside the one that is learned from, which it never enters
     missing_end_penalty: float = 0.0  # taken from the score of a response that did not end by itself
     clip: float | None = None  # scores beyond +- this are cut
     normalise: bool = False  # scores of an iteration to mean 0 and deviation 1

@@ -1,5 +1,6 @@
 """Eight CPU devices are forced before jax is imported; rank promotion is an error; real data is optional."""
 
+import gc
 import os
 
 # Where eight devices share a busy core, the last may join a collective minutes after the first; XLA would
@@ -20,10 +21,15 @@ SHARED_DATA = Path(os.environ.get("LMJAX_SHARED_DATA", Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_are_dropped():
-    """A process that runs every module would hold gigabytes of them at the end."""
+def _nothing_is_left_for_later_modules():
+    """A process that runs every module would hold gigabytes of compiled programs at the end.
+
+    What asyncio lost in a module is also told of in it: tracebacks that are written while Python 3.11 builds a syntax
+    tree break the tree (test_architecture.py builds them; "AST constructor recursion depth mismatch").
+    """
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

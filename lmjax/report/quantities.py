@@ -61,7 +61,7 @@ CHARTS: dict[str, tuple[Drawn, ...]] = {
     "dpo": (*RANKED, _one("margin", "Margin of the better answer", "margin")),
     "ppo": (
         Drawn("reward", "Reward", (("reward", "training", False), ("validation_reward", "validation", True))),
-        _one("gold", "Gold reward, validation", "validation_gold", marked=True),
+        Drawn("gold", "Gold reward", (("gold", "training", False), ("validation_gold", "validation", True))),
         Drawn("kl", "KL to the start, nats", (("kl", "training", False), ("validation_kl", "validation", True)), True),
         _one("entropy", "Entropy, nats per token", "entropy"),
         _one("clip_fraction", "Clipped share of the ratios", "clip_fraction", True),
@@ -118,6 +118,7 @@ TRAINED = (
 )
 LEARNED = (
     Told("reward", "reward", decimals),
+    Told("gold", "gold reward", decimals),
     Told("shaped_reward", "reward as it was learned from", decimals),
     Told("kl", "KL to the start, nats", decimals),
     Told("kl_k1", "KL by k1", decimals),

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmjax.errors import UserError
 
-RewardFunction = Callable[[Sequence[str], Sequence[str]], Any]
+RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, responses) -> float32 [B]
 
 
 def is_function(source: str) -> bool:
@@ -22,32 +22,37 @@ def is_function(source: str) -> bool:
     return bool(place) and name.isidentifier()
 
 
-def load_function(source: str) -> RewardFunction:
-    """The function that `source` names. Raises UserError where there is none."""
+def load_function(source: str, field: str) -> RewardFunction:
+    """The function that `source` names, which a recipe's `field` holds.
+
+    Raises UserError where there is none, and when called where it does not give one finite number per response.
+    """
     place, _, name = source.rpartition(":")
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # whatever the file does wrong is the user's to mend
-        raise UserError(f"reward.source = {source!r}: {place}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{field} = {source!r}: {place}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "none"
-        raise UserError(f"reward.source = {source!r}: {place} has no function {name!r}; its functions: {known}")
-    return function
+        raise UserError(f"{field} = {source!r}: {place} has no function {name!r}; its functions: {known}")
+
+    def scores(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        return _checked(function(prompts, responses), responses, f"{field} = {source!r}")
+
+    return scores
 
 
-def called(function: RewardFunction, source: str, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """The scores, float32 [B]. Raises UserError where they are not one finite number per response."""
-    scores = np.asarray(function(prompts, responses), np.float32)
+def _checked(returned: Any, responses: Sequence[str], where: str) -> np.ndarray:
+    scores = np.asarray(returned, np.float32)
     if scores.shape != (len(responses),):
         raise UserError(
-            f"reward.source = {source!r}: expected {len(responses)} scores, one per response, got an array of shape "
-            f"{scores.shape}"
+            f"{where}: expected {len(responses)} scores, one per response, got an array of shape {scores.shape}"
         )
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         raise UserError(
-            f"reward.source = {source!r}: the score of a response is {scores[bad[0]]}: expected a finite number; the "
+            f"{where}: the score of a response is {scores[bad[0]]}: expected a finite number; the "
             f"response is {responses[bad[0]][:80]!r}"
         )
     return scores

@@ -19,7 +19,7 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.rows import place_rows, row_sharding
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.labeler import best_of, best_of_divergence, noisy_ranks
-from lmjax.rlhf.reward_function import called, load_function
+from lmjax.rlhf.reward_function import load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary, repeated, sample
 from lmjax.rlhf_recipes import Compare
 from lmjax.stages.going_on import open_dialogue
@@ -38,7 +38,7 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     """
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
     start = open_start(recipe.start, workdir)
-    gold_function = load_function(recipe.gold)
+    gold_function = load_function(recipe.gold, "gold")
     judge = open_reward_model(recipe.proxy, workdir, start, "proxy") if recipe.proxy else None
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
     sampler = _Sampler(recipe, start, judge)
@@ -46,7 +46,7 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     for source_rows, source_records in zip(rows, records, strict=True):
         for asked, answers, scores in sampler.answers(source_rows, source_records):
             prompts = [prompt_text(record, recipe.dialogue.template) for record in asked for _ in range(recipe.answers)]
-            given = called(gold_function, recipe.gold, prompts, answers)
+            given = gold_function(prompts, answers)
             gold.append(given.reshape(-1, recipe.answers))
             proxy.append(scores)
             texts = [answers[i : i + recipe.answers] for i in range(0, len(answers), recipe.answers)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.data.batch import Batch
@@ -17,10 +18,11 @@ from lmjax.data.loader import Loader
 from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import init_scalar
+from lmjax.objective.weighted import Weighted
 from lmjax.parallel.rows import place_rows, row_sharding, shardings_of
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.ppo import MIX, POLICY, Learner
-from lmjax.rlhf.reward_function import called, is_function, load_function
+from lmjax.rlhf.reward_function import is_function, load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary
 from lmjax.rlhf_recipes import PPO
 from lmjax.settings import DataSettings
@@ -52,8 +54,8 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     assert recipe.model is not None
     by_function = is_function(recipe.reward.source)
     judge = None if by_function else open_reward_model(recipe.reward.source, workdir, start)
-    if recipe.reward.gold:
-        load_function(recipe.reward.gold)  # a mistake in it is told before anything is computed
+    function = load_function(recipe.reward.source, "reward.source") if by_function else None
+    gold = load_function(recipe.reward.gold, "reward.gold") if recipe.reward.gold else None
     _check_lengths(recipe, start, judge)
     mesh = mesh_for(recipe, start.settings)
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
@@ -72,22 +74,25 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     if judge is not None and learner.reward is not None:
         frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
     phases = _phases(learner, mesh, abstract, frozen)
-    function = load_function(recipe.reward.source) if by_function else None
 
     def score(rollout: Rollout, prompts: Sequence[str]) -> Any:
         if function is None:
             return phases.score(frozen["reward"], rollout)
-        scores = called(function, recipe.reward.source, prompts, response_texts(rollout, start.tokenizer))
+        scores = function(prompts, response_texts(rollout, start.tokenizer))
         with jax.transfer_guard("allow"):  # what a Python function says comes from the host
             return place_rows({"scores": scores}, mesh)["scores"]
 
-    whole = ppo_step(learner, abstract, mesh).compiled if function is None else None
+    whole = ppo_step(learner, abstract, mesh).compiled if function is None and gold is None else None
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if whole is not None:
             return whole(state, frozen, batch)
-        rollout = phases.roll(state, batch)
-        return phases.learn(state, reference, rollout, score(rollout, prompts.texts(recipe, batch)), batch)
+        rollout, asked = phases.roll(state, batch), prompts.texts(recipe, batch)
+        state, metrics = phases.learn(state, reference, rollout, score(rollout, asked), batch)
+        if gold is None:
+            return state, metrics
+        golds = gold(asked, response_texts(rollout, start.tokenizer))  # while devices learn
+        return state, metrics | {"gold": Weighted(*jax.device_put((golds.sum(), np.float32(len(golds)))))}
 
     evaluate = PolicyEvaluation(
         recipe,

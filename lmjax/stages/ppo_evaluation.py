@@ -22,7 +22,7 @@ from lmjax.data.packing import Rows
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.rows import place_rows
 from lmjax.rlhf.ppo import POLICY
-from lmjax.rlhf.reward_function import called, load_function
+from lmjax.rlhf.reward_function import load_function
 from lmjax.rlhf.rollout import Rollout
 from lmjax.rlhf_recipes import PPO
 from lmjax.stages.start import Start
@@ -128,7 +128,7 @@ class PolicyEvaluation:
         fetched = {name: np.asarray(value) for name, value in jax.device_get(values).items()}
         gold = self.recipe.reward.gold
         if gold:
-            fetched["gold"] = called(load_function(gold), gold, asked, texts)
+            fetched["gold"] = load_function(gold, "reward.gold")(asked, texts)
         finished, mask = jax.device_get((rollout.finished, rollout.mask))
         return fetched | {"length": mask.sum(axis=1), "finished": finished}, asked, texts
 

@@ -60,7 +60,9 @@ def lines_of(stage: str, text: str = "text") -> list[dict]:
         lines.append({"step": s, "validation_gold": 1.0 + s / 20, "validation_reward": s / 10, "validation_kl": s / 4})
         if s:
             lines.append({"step": s, "reward": s / 11, "kl": s / 5, "entropy": 2.5, "clip_fraction": 0.125})
-            lines.append({"step": s, "value_explained": 0.4, "response_length": 7.5, "finished": 0.8})
+            lines.append(
+                {"step": s, "gold": 0.75 + s / 20, "value_explained": 0.4, "response_length": 7.5, "finished": 0.8}
+            )
     return [*lines, *texts, {"step": 20, "prompt": "own|", "sample": "mine", "sample_reward": 0.5, "sample_gold": 1.25}]
 
 
@@ -130,7 +132,7 @@ def test_ppo_is_shown_by_rewards_divergence_entropy_clipping_value_length_and_en
         "Reward",
         "Gold reward over KL",
         "Proxy reward over KL",
-        "Gold reward, validation",
+        "Gold reward",
         "KL to the start, nats",
         "Entropy, nats per token",
         "Clipped share of the ratios",

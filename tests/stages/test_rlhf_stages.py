@@ -188,6 +188,7 @@ def test_a_policy_is_evaluated_before_it_learns_and_by_the_known_reward(ran):
     assert [line["step"] for line in lines] == [0, 2, 4]
     assert abs(lines[0]["validation_kl"]) < 1e-5 < abs(lines[-1]["validation_kl"])
     assert all({"validation_gold", "validation_length", "validation_finished"} <= line.keys() for line in lines)
+    assert [line["step"] for line in read_metrics(ran / "ppo") if "gold" in line] == [1, 2, 3, 4]
     for line in (line for line in read_metrics(ran / "ppo") if "sample" in line):
         assert line["sample_gold"] == line["sample"].count("a")
 
@@ -260,9 +261,9 @@ def test_the_score_of_each_answer_in_a_file_is_printed(ran, folder, capsys):
 
 
 def test_a_python_function_may_give_the_reward(ran, folder, scores, stages):
-    def made(function, **changes):
+    def made(function, gold="letters", **changes):
         ppo = PPOSettings(response_tokens=6, **changes)
-        reward = RewardSettings(source=f"{scores}:{function}")
+        reward = RewardSettings(source=f"{scores}:{function}", gold=f"{scores}:{gold}")
         return dataclasses.replace(
             stages["ppo"],
             reward=reward,
@@ -275,13 +276,17 @@ def test_a_python_function_may_give_the_reward(ran, folder, scores, stages):
         )
 
     result = lmjax.run(made("letters", baseline="group", group=2), folder / "function", quiet=True)
-    assert result.summary["steps"] == 2 and "reward" in result.summary
+    lines = [line for line in read_metrics(folder / "function") if "reward" in line]
+    assert result.summary["steps"] == len(lines) == 2
+    assert all(line["gold"] == pytest.approx(line["reward"]) for line in lines)  # it is the same function
     with pytest.raises(UserError, match=r"scores\.py:broken': the score of a response is nan: expected a finite"):
         lmjax.run(made("broken", baseline="value_head"), folder / "nan", quiet=True)
     with pytest.raises(UserError, match=r"expected 8 scores, one per response, got an array of shape \(1,\)"):
         lmjax.run(made("short", baseline="value_head"), folder / "short", quiet=True)
     with pytest.raises(UserError, match="has no function 'other'; its functions: letters, broken, short"):
         lmjax.run(made("other", baseline="value_head"), folder / "other", quiet=True)
+    with pytest.raises(UserError, match=r"reward\.gold = '.*:short': expected 8 scores, one per response"):
+        lmjax.run(made("letters", gold="short", baseline="value_head"), folder / "gold", quiet=True)
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, folder, stages):
