@@ -115,12 +115,14 @@ def sources_of(stage: Stage) -> dict[str, str]:
         named["judge"] = stage.judge
     if isinstance(stage, Compare) and stage.proxy:
         named["proxy"] = stage.proxy
-    files = {"train": stage.dialogue.train, "validation": stage.dialogue.validation}
+    files = {"dialogue.train": stage.dialogue.train, "dialogue.validation": stage.dialogue.validation}
+    if isinstance(stage, RewardModel):
+        files |= {"demonstrations": stage.demonstrations, "held_out_labelers": stage.held_out_labelers}
     for role, sources in files.items():
         for number, source in enumerate(sources):
             folder, *inside = Path(source.path).parts or ("",)
             if inside:  # the first part of a path may be a stage's folder
-                named[f"dialogue.{role}.{number}.path"] = folder
+                named[f"{role}.{number}.path"] = folder
     return named
 
 

@@ -229,10 +229,11 @@ class ComputeSettings:
     ] = "none"
     loss_chunk: int | None = None  # tokens whose float32 logits exist at once on a device; None: by the shapes
     attention_block: int | None = None  # the most queries, and keys, of a step of splash attention; None: 1,024
+    vector_memory: int | None = None  # of a TPU, MiB that one fusion may use; None: parallel/compiler_options.py
 
     def __post_init__(self) -> None:
         check_types("compute", self)
-        check_positive("compute", self, "loss_chunk", "attention_block")
+        check_positive("compute", self, "loss_chunk", "attention_block", "vector_memory")
         block = self.attention_block
         fits = block is None or block % 128 == 0
         require(fits, "compute.attention_block", block, "a multiple of 128, a register's width", "use 512 or 1024")

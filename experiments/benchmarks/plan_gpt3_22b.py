@@ -30,7 +30,7 @@ def recipe() -> Pretrain:
             attention=AttentionSettings(heads=24, head_dim=256),
             feed_forward=FeedForwardSettings(width=24576),
         ),
-        compute=ComputeSettings(remat="up", loss_chunk=4 * 1024),
+        compute=ComputeSettings(remat="up", loss_chunk=4 * 1024, vector_memory=48),
         mesh=MeshSettings(data=1, fsdp=256),
         plan=PlanSettings(topology="v5e-256"),
         optimizer=OptimizerSettings(learning_rate=1e-4, clip_norm=1.0),

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
-# By the start of jax's `device_kind`, in this order. Of the vector memory (VMEM, 128 MiB on v5e and 64 on v5p) one
-# fusion gets 16 MiB by default; with more, the products of wide layers are tiled in larger pieces. Gcycles of the plans
-# in experiments/benchmarks/ with 32, 48 and 64 MiB: 22B on v5e 5.100, 5.029, 5.039; 6B on v5e 1.242, 1.253, 1.264; 175B
-# on v5p 18.68, 18.50 and not tried. v6e was not tried beyond 32 MiB.
-_BY_KIND: tuple[tuple[str, dict[str, str]], ...] = (
-    ("TPU v4", {}),
-    ("TPU v5 lite", {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
-    ("TPU v5", {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
-    ("TPU v6", {"xla_tpu_scoped_vmem_limit_kib": "32768"}),
-)
+from lmjax.settings import ComputeSettings
+
+# By the start of jax's `device_kind`: MiB of the vector memory (VMEM, 128 MiB on v5e and 64 on v5p) that one fusion may
+# use; libtpu's own default is 16. With more, the products of wide layers are tiled in larger pieces, and what is kept
+# there between fusions has less room, so that the best is a matter of the model. Gcycles with 32, 48 and 64 MiB of the
+# plans in experiments/benchmarks/: 22B on v5e 5.100, 5.029, 5.039; 6B on v5e 1.242, 1.253, 1.264; 175B on v5p 18.68,
+# 18.50 and not tried; of the preset gpt2_124m in plan_presets.py 0.4745, 0.4975 and not tried. v6e was not tried beyond
+# 32 MiB, v4 not beyond 16.
+_VECTOR_MEMORY = {"TPU v5": 32, "TPU v6": 32}
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Options for `jax.jit`, by the kind of the mesh's devices."""
+def compiler_options(mesh: Mesh, compute: ComputeSettings = ComputeSettings()) -> dict[str, str]:
+    """Options for `jax.jit`, by the kind of the mesh's devices; `compute.vector_memory` matters on TPU only."""
     kind = mesh.devices.flat[0].device_kind
-    return next((options for start, options in _BY_KIND if kind.startswith(start)), {})
+    usual = next((size for start, size in _VECTOR_MEMORY.items() if kind.startswith(start)), None)
+    size = compute.vector_memory or usual
+    return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * size)} if size and kind.startswith("TPU") else {}

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from lmjax.errors import UserError
 from lmjax.parallel.compiler_options import compiler_options
+from lmjax.settings import ComputeSettings
 
 FIRST_LINE = b"lmjax executable\n"
 FORMAT = 1
@@ -44,7 +45,7 @@ class Identity:
     module: str  # digest of the program as it was lowered
 
 
-def identity(lowered: jax.stages.Lowered, mesh: Mesh) -> Identity:
+def identity(lowered: jax.stages.Lowered, mesh: Mesh, compute: ComputeSettings = ComputeSettings()) -> Identity:
     """What decides the program that compiling `lowered` makes for the devices of `mesh`."""
     devices = list(mesh.devices.flat)
     return Identity(
@@ -52,32 +53,43 @@ def identity(lowered: jax.stages.Lowered, mesh: Mesh) -> Identity:
         device_kind=devices[0].device_kind,
         places=[[device.id, *getattr(device, "coords", ()), getattr(device, "core_on_chip", 0)] for device in devices],
         mesh=dict(mesh.shape),
-        options=compiler_options(mesh),
+        options=compiler_options(mesh, compute),
         module=hashlib.sha256(lowered.as_text().encode()).hexdigest(),
     )
 
 
 def save_executable(
-    path: Path, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, mesh: Mesh, about: dict[str, Any]
+    path: Path,
+    lowered: jax.stages.Lowered,
+    compiled: jax.stages.Compiled,
+    mesh: Mesh,
+    about: dict[str, Any],
+    compute: ComputeSettings = ComputeSettings(),
 ) -> None:
     """Writes what compiling `lowered` gave. `about` is told of a file that does not fit: plain values by name."""
     runtime: Any = compiled.runtime_executable()
     payload = runtime.serialize()
     header = {"format": FORMAT, "digest": hashlib.sha256(payload).hexdigest(), "about": about}
-    header |= dataclasses.asdict(identity(lowered, mesh))
+    header |= dataclasses.asdict(identity(lowered, mesh, compute))
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(FIRST_LINE + json.dumps(header).encode() + b"\n" + payload)
     partial.replace(path)
 
 
-def load_executable(path: Path, lowered: jax.stages.Lowered, mesh: Mesh, about: dict[str, Any]) -> jax.stages.Compiled:
+def load_executable(
+    path: Path,
+    lowered: jax.stages.Lowered,
+    mesh: Mesh,
+    about: dict[str, Any],
+    compute: ComputeSettings = ComputeSettings(),
+) -> jax.stages.Compiled:
     """The program that `lowered` is, from a file that `save_executable` wrote; nothing is compiled.
 
     `about` is what it would have been written with. Raises UserError where the file is none, is damaged, or holds
     another program, naming what differs.
     """
     header, payload = _read(path)
-    _check(path, header, identity(lowered, mesh), about)
+    _check(path, header, identity(lowered, mesh, compute), about)
     entry = compilation_cache.compress_executable(compilation_cache.combine_executable_and_time(payload, 0))
     try:
         with _cache_of(entry) as cache:

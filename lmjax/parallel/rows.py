@@ -13,6 +13,7 @@ from lmjax.data.batch import Batch
 from lmjax.parallel.axis_rules import partition_spec
 from lmjax.parallel.compiler_options import compiler_options
 from lmjax.parallel.shardings import on_mesh
+from lmjax.settings import ComputeSettings
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
@@ -35,7 +36,9 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def compile_step(step: Callable[..., Any], mesh: Mesh, state: Any, *frozen: Any) -> Callable[..., Any]:
+def compile_step(
+    step: Callable[..., Any], mesh: Mesh, state: Any, *frozen: Any, compute: ComputeSettings = ComputeSettings()
+) -> Callable[..., Any]:
     """(state, *frozen, batch) -> (state, metrics) compiled for a mesh; the state's memory is used again.
 
     `state` and `frozen` are arrays or their shapes, with shardings.
@@ -47,7 +50,7 @@ def compile_step(step: Callable[..., Any], mesh: Mesh, state: Any, *frozen: Any)
         in_shardings=(own, *others, row_sharding(mesh)),
         out_shardings=(own, whole),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(mesh, compute),
     )
 
 

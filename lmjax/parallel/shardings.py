@@ -15,6 +15,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.sharding_context import logical_sharding
 from lmjax.parallel.axis_rules import flax_rules, partition_spec
 from lmjax.parallel.compiler_options import compiler_options
+from lmjax.settings import ComputeSettings
 from lmjax.training.state import TrainState
 
 
@@ -86,7 +87,9 @@ def init_state(model: LanguageModel, optimizer: optax.GradientTransformation, se
     return jax.jit(on_mesh(create, mesh), out_shardings=shardings)(jax.random.key(seed))
 
 
-def jit_step(step: Callable[..., Any], state: TrainState, mesh: Mesh) -> Callable[..., Any]:
+def jit_step(
+    step: Callable[..., Any], state: TrainState, mesh: Mesh, compute: ComputeSettings = ComputeSettings()
+) -> Callable[..., Any]:
     """A training step compiled for a mesh: shardings of `state` in and out, the state's memory reused."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
@@ -94,7 +97,7 @@ def jit_step(step: Callable[..., Any], state: TrainState, mesh: Mesh) -> Callabl
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(mesh, compute),
     )
 
 

@@ -118,7 +118,7 @@ def plan(
         if save is not None:
             assert isinstance(recipe, Pretrain)
             about = about_step(recipe, planned_entries(recipe))
-            save_executable(save, outcome.lowered, outcome.executable, devices, about)
+            save_executable(save, outcome.lowered, outcome.executable, devices, about, recipe.compute)
         return Plan(result)
     return Plan(result, tuple(_until_one_fits(recipe, step, say)))
 

@@ -117,7 +117,7 @@ def _training(recipe: Pretrain) -> Work:
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         parts = make_parts(recipe, planned_model(recipe), platform_of(mesh), planned_entries(recipe))
         state = abstract_state(parts.model, parts.optimizer, mesh)
-        jitted: Any = jit_step(parts.step, state, mesh)
+        jitted: Any = jit_step(parts.step, state, mesh, recipe.compute)
         return jitted.lower(state, abstract_batch(recipe.data, mesh))
 
     return _pretraining_work(recipe, lower, TRAIN)

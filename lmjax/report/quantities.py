@@ -57,7 +57,14 @@ EVERYWHERE = (
 CHARTS: dict[str, tuple[Drawn, ...]] = {
     "pretrain": (LOSS,),
     "sft": (LOSS, _one("reward", "Reward by the judge, validation", "validation_reward", marked=True)),
-    "reward": RANKED,
+    "reward": (
+        *RANKED,
+        Drawn(
+            "held_out_labelers",
+            "Pairs of held-out labelers in the right order",
+            (("held_out_labelers_accuracy", "validation", True),),
+        ),
+    ),
     "dpo": (*RANKED, _one("margin", "Margin of the better answer", "margin")),
     "ppo": (
         Drawn("reward", "Reward", (("reward", "training", False), ("validation_reward", "validation", True))),
@@ -91,6 +98,7 @@ LANGUAGE_TILES = (
 )
 RANKED_TILES = (
     Told("validation_accuracy", "accuracy", percent, "of held-out pairs"),
+    Told("held_out_labelers_accuracy", "accuracy", percent, "of held-out labelers\u2019 pairs"),
     Told("validation_loss", "validation loss", decimals, "nats per ranking"),
     Told("calibration_error", "calibration error", lambda value: decimals(value, 3), "validation"),
 )
@@ -140,6 +148,7 @@ LEARNED = (
 NUMBERS: dict[str, tuple[Told, ...]] = {"ppo": (*LEARNED, *TRAINED)}
 HELD_OUT = (
     Told("validation_accuracy", "accuracy", percent),
+    Told("held_out_labelers_accuracy", "accuracy on held-out labelers", percent),
     Told("calibration_error", "calibration error"),
     Told("validation_reward", "reward"),
     Told("validation_gold", "gold reward"),

@@ -19,6 +19,7 @@ from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
+from lmjax.parallel.compiler_options import compiler_options
 from lmjax.parallel.rows import place_rows, row_sharding, shardings_of
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.ppo import MIX, POLICY, Learner
@@ -184,6 +185,7 @@ def _phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str
             in_shardings=(own, reference, rows, rows, rows),
             out_shardings=(own, whole),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh, learner.policy.compute),
         ),
     )
 

@@ -119,10 +119,10 @@ def pretrain(
     if jax.process_count() > 1 and recipe.evaluation.prompts:
         display.say("evaluation.prompts: not continued in a run of several processes; use lmjax generate")
     abstract = abstract_state(parts.model, parts.optimizer, mesh)
-    step: Any = jit_step(parts.step, abstract, mesh)
+    step: Any = jit_step(parts.step, abstract, mesh, recipe.compute)
     if executable is not None:
         lowered = step.lower(abstract, abstract_batch(recipe.data, mesh))
-        loaded = load_executable(executable, lowered, mesh, about_step(recipe, vocab))
+        loaded = load_executable(executable, lowered, mesh, about_step(recipe, vocab), recipe.compute)
         display.say(f"the step was loaded from {executable}")
         step = _by_rows(recipe.data.batch_size, loaded, step)
     training = Training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.dialogue_rows import RANKS
 from lmjax.data.loader import ValidationBatches
+from lmjax.data.packing import Rows
 from lmjax.model.count import count
 from lmjax.model.heads import SCALAR, TRUNK, ScalarModel
 from lmjax.objective.preference import answer_scores, present_answers
@@ -56,24 +58,28 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
     mesh = mesh_for(recipe, settings)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", workdir, display)
+    others, _ = open_dialogue(recipe.held_out_labelers, dialogue, start.tokenizer, "ranking", workdir, display)
     zero, _ = open_dialogue(recipe.demonstrations, dialogue, start.tokenizer, "answer", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
 
     step = reward_step(recipe, settings, mesh, steps=steps)
     model, optimizer, abstract, loss_fn = step.model, step.optimizer, step.abstract, step.loss_of()
-    most = max((each.batch(np.array([0]))[RANKS].shape[1] for each in held_out), default=0)
+    most = max((each.batch(np.array([0]))[RANKS].shape[1] for each in (*held_out, *others)), default=0)
     reading = compile_reading(
         lambda params, batch: comparison(model, loss_fn, params, batch, most), mesh, abstract.params
     )
     scoring = compile_reading(lambda params, batch: _best_scores(model, params, batch), mesh, abstract.params)
 
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        if not held_out:
-            return {}
-        validation = validation_of(held_out, dialogue)
-        sums = sums_over(reading, state.params, validation, mesh, recipe.evaluation.batches)
-        recorder.write(done, {"calibration": calibration_table(sums)})
-        return summary_of(sums, most)
+        def over(rows: Sequence[Rows]) -> dict[str, Weighted]:
+            return sums_over(reading, state.params, validation_of(rows, dialogue), mesh, recipe.evaluation.batches)
+
+        values: Values = {}
+        if held_out:
+            sums = over(held_out)
+            recorder.write(done, {"calibration": calibration_table(sums)})
+            values |= summary_of(sums, most)
+        return values | ({"held_out_labelers_accuracy": mean_of(over(others)["accuracy"])} if others else {})
 
     def fresh() -> TrainState:
         trunk = start.language_model(abstract.params[TRUNK])

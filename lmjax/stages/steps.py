@@ -77,7 +77,7 @@ def ppo_step(learner: Learner, abstract: TrainState, mesh: Mesh) -> MeshStep:
     """
     assert learner.reward is not None
     frozen = {"reference": abstract_on(learner.policy, mesh), "reward": abstract_on(learner.reward, mesh)}
-    compiled = compile_step(learner.iterate, mesh, abstract, frozen)
+    compiled = compile_step(learner.iterate, mesh, abstract, frozen, compute=learner.policy.compute)
     return MeshStep(learner.policy, lambda: learner.loss, learner.optimizers[POLICY], abstract, (frozen,), compiled)
 
 
@@ -152,7 +152,8 @@ def _step_of(
         return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
 
     abstract = abstract_of(lambda params: TrainState.create(params, optimizer), model.init, axes, mesh)
-    return MeshStep(model, loss_of, optimizer, abstract, frozen, compile_step(step, mesh, abstract, *frozen))
+    compiled = compile_step(step, mesh, abstract, *frozen, compute=recipe.compute)
+    return MeshStep(model, loss_of, optimizer, abstract, frozen, compiled)
 
 
 def platform_of(mesh: Mesh) -> str:

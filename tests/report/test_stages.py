@@ -51,6 +51,7 @@ def lines_of(stage: str, text: str = "text") -> list[dict]:
     if stage in ("reward", "dpo"):
         table = {"step": 20, "calibration": [[0.6, 0.5, 30.0], [0.9, 0.95, 70.0]]}
         last = {"step": 20, "validation_accuracy": 0.75, "validation_loss": 0.5, "calibration_error": 0.031}
+        last |= {"held_out_labelers_accuracy": 0.625} if stage == "reward" else {}
         training = [{"step": s, "loss": 0.7 - s / 100, "accuracy": 0.5 + s / 100, "margin": s / 10} for s in (10, 20)]
         return [*training, table, last | {"accuracy_of_2": 0.7, "accuracy_of_4": 0.8}]
     if stage == "best":
@@ -116,10 +117,14 @@ def test_a_reward_model_is_shown_by_its_accuracy_and_calibration(make_pipeline):
     page = outline(make_pipeline("base", "sft", "reward") / "reward")
     shown = dict(reversed(page.pairs))
     assert shown["accuracy"] == "75% of held-out pairs"
+    assert shown["accuracy on held-out labelers"] == "62.5%"
     assert shown["calibration error"] == "0.031 validation"
     assert shown["rankings"] == "80 trained on"
     drawn = charts(page)
     assert drawn[0].startswith("Pairs in the right order: training from 0.6 at step 10 to 0.7 at step 20; validation")
+    assert any(
+        label.startswith("Pairs of held-out labelers in the right order: validation from 0.625") for label in drawn
+    )
     assert "Accuracy by number of answers: validation from 0.7 at 2 answers to 0.8 at 4 answers" in drawn
     wanted = "in the right order from 0.5 at 0.6 confidence to 0.95 at 0.9 confidence"
     assert any(label.startswith("Calibration of pairs") and label.endswith(wanted) for label in drawn)

@@ -102,7 +102,13 @@ def scores(folder):
 
 
 @pytest.fixture(scope="module")
-def stages(dialogue, text, scores):
+def contrary(folder):
+    """Rankings by one who likes what the others do not."""
+    return write(folder / "contrary.jsonl", [{"prompt": c, "answers": [c * 2, c], "ranks": [1, 0]} for c in "abcdefgh"])
+
+
+@pytest.fixture(scope="module")
+def stages(dialogue, contrary, text, scores):
     reward = RewardSettings(source="reward", gold=f"{scores}:letters", missing_end_penalty=0.5)
     ppo = PPOSettings(response_tokens=6, epochs=2, minibatches=1, average=0.5, mix_coefficient=2.0)
     return {
@@ -116,7 +122,14 @@ def stages(dialogue, text, scores):
         "sft": SFT(
             start="base", dialogue=dialogue["sft"], mix=text, dropout=0.1, epochs=2.0, optimizer=rate(), **COMMON
         ),
-        "reward": RewardModel(start="sft", dialogue=dialogue["rank"], epochs=10.0, optimizer=rate(), **COMMON),
+        "reward": RewardModel(
+            start="sft",
+            dialogue=dialogue["rank"],
+            held_out_labelers=contrary,
+            epochs=10.0,
+            optimizer=rate(),
+            **COMMON,
+        ),
         "dpo": DPO(start="sft", dialogue=dialogue["rank"], epochs=2.0, beta=0.5, optimizer=rate(), **COMMON),
         "ppo": PPO(
             start="sft",
@@ -158,6 +171,7 @@ def test_the_reward_model_learns_the_rankings(ran):
     assert last(ran / "reward", "validation_accuracy") > 0.95
     assert last(ran / "reward", "accuracy_of_3") == last(ran / "reward", "validation_accuracy")
     assert last(ran / "reward", "validation_loss") < 0.45
+    assert last(ran / "reward", "held_out_labelers_accuracy") < 0.05
     assert "calibration_error" in read_metrics(ran / "reward")[-1]
 
 
