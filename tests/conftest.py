@@ -7,6 +7,9 @@ import os
 # end the whole process after 40 s.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=900"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+# A program of eight devices that waits for the others holds a thread of XLA's for each, and by default there are just
+# eight: launching one more program than the client takes would then wait for ever.
+os.environ["PJRT_NPROC"] = "32"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 

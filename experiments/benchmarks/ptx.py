@@ -25,6 +25,7 @@ from lmjax.data.loader import validation_batches
 from lmjax.data.shards import open_shards
 from lmjax.data.tokenizer import tokenizer_fingerprint
 from lmjax.objective.language import language_loss
+from lmjax.objective.weighted import added_up
 from lmjax.recipe import PPO, Pipeline, load_recipe
 from lmjax.settings import DataSettings, SourceSettings
 from lmjax.training.record import read_metrics
@@ -51,8 +52,8 @@ def perplexity(folder: Path, stage: str) -> float:
     shards = open_shards(source, trained.tokenizer, folder / "validation-tokens", fingerprint=own)
     step = jax.jit(make_eval_step(language_loss(trained.model, valid_vocab=trained.tokenizer.vocab_size)))
     batches = validation_batches([shards], ROWS, ROWS.batch_size)
-    sums = [step(trained.params, batch)["cross_entropy"] for batch in batches]
-    return math.exp(float(sum(sums[1:], sums[0]).mean()))
+    sums = added_up(step(trained.params, batch) for batch in batches)
+    return math.exp(float(sums["cross_entropy"].mean()))
 
 
 def gold(folder: Path, stage: str) -> tuple[float, dict[str, Any]]:

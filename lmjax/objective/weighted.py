@@ -6,7 +6,7 @@ Sums add up over microbatches, devices and batches; the division by the global w
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,26 @@ class Weighted:
         """sum / weight, and 0 where the weight is 0."""
         empty = self.weight == 0
         return jnp.where(empty, 0.0, self.sum / jnp.where(empty, 1.0, self.weight))
+
+
+def added_up(readings: Iterable[dict[str, Weighted]]) -> dict[str, Weighted]:
+    """The sums of many batches' readings, on the host; nothing of no readings.
+
+    Each is fetched when the next was dispatched. Left to themselves, programs queue up: XLA's CPU client takes 32 per
+    device, and then launches the next one on the threads that the collectives of those before it are waiting for.
+    """
+    total: dict[str, Weighted] = {}
+
+    def add(fetched: dict[str, Weighted]) -> None:
+        for name, pair in fetched.items():
+            total[name] = total[name] + pair if name in total else pair
+
+    waiting: dict[str, Weighted] = {}
+    for reading in readings:
+        add(jax.device_get(waiting))
+        waiting = reading
+    add(jax.device_get(waiting))
+    return total
 
 
 # (params, batch, rng) -> (loss, metrics); rng is None where there is no dropout.

@@ -21,7 +21,7 @@ from lmjax.data.packing import Rows
 from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.tokenizer import Tokenizer, tokenizer_fingerprint
 from lmjax.errors import require
-from lmjax.objective.weighted import Weighted
+from lmjax.objective.weighted import Weighted, added_up
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import Schedule, make_schedule
 from lmjax.parallel.mesh import check_mesh, make_mesh
@@ -136,11 +136,8 @@ def sums_over(
     reading: Callable[..., dict[str, Weighted]], params: Any, batches: ValidationBatches, mesh: Mesh, most: int | None
 ) -> dict[str, Weighted]:
     """What `reading` gives of a validation set, added up over its batches (the first `most`, where that is set)."""
-    total: dict[str, Weighted] = {}
-    for index in range(min(len(batches), most or len(batches))):
-        sums = reading(params, place_rows(batches.batch_at(index), mesh))
-        total = {name: total[name] + pair if total else pair for name, pair in sums.items()}
-    return jax.device_get(total)
+    first = range(min(len(batches), most or len(batches)))
+    return added_up(reading(params, place_rows(batches.batch_at(index), mesh)) for index in first)
 
 
 def mean_of(pair: Weighted) -> float:

@@ -22,7 +22,7 @@ from lmjax.generate.decode import SamplingSettings, generate
 from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.language import language_loss
-from lmjax.objective.weighted import LossFunction
+from lmjax.objective.weighted import LossFunction, added_up
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule, token_clock
 from lmjax.parallel import multihost
@@ -181,8 +181,8 @@ def _evaluation(
     prompts = list(settings.prompts) if jax.process_count() == 1 else []  # `pretrain` says so
 
     def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        sums = [step(state.params, batch(i))["cross_entropy"] for i in range(batches)]
-        loss = float(jax.device_get(sum(sums[1:], sums[0]).mean()))
+        sums = added_up(step(state.params, batch(i)) for i in range(batches))
+        loss = float(sums["cross_entropy"].mean())
         completions = generate(parts.model, state.params, prepared.tokenizer, prompts, sampling)
         for prompt, completion in zip(prompts, completions, strict=True):
             recorder.write(done, {"prompt": prompt, "sample": completion.text})
