@@ -3,13 +3,14 @@
 After Gao et al. 2022, "Scaling laws for reward model overoptimization". The quickstart's simulated labeler ranks
 answers by a known (gold) reward with noise. Two reward models learn the same comparisons, and differ in the pretrained
 model that they start from. The same SFT policy is then optimised for each by PPO, with a KL coefficient of 0 unless
-told otherwise, and by taking the best of n answers.
+told otherwise, and by taking the best of n answers. An answer that is cut off in the middle costs either of them
+more than a score can give: labelers were shown it as if it had ended there, so that no reward model knows of such.
 
-A reward model's score has no unit of its own. It is told in the gold reward's: by the straight line that fits gold to
-score best, over the answers of best of n, which neither model was trained on. So both curves begin together, and their
-distance is what the reward model is wrong by.
+A reward model's score has no unit of its own. It is shifted and scaled so that over SFT's answers to the validation
+prompts, on which neither model was trained, it has the mean and the deviation of the gold reward. So both curves begin
+together, and would stay together for a reward model that is right.
 
-    python experiments/benchmarks/overoptimisation.py [--workdir runs/overoptimisation] [--iterations 320]
+    python experiments/benchmarks/overoptimisation.py [--workdir runs/overoptimisation] [--iterations 100]
 
 Finished stages are not run again. Two charts, overoptimisation-ppo.png and overoptimisation-best-of.png, are written
 into the workdir.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,22 +28,20 @@ import numpy as np
 from measuring import print_table
 
 import lmjax
-from lmjax.data.dialogue import Ranking
 from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
 from lmjax.report.charts import Chart, Series, write_png
-from lmjax.rlhf.reward_function import load_function
-from lmjax.rlhf_settings import DialogueSourceSettings, KLSettings, RewardSettings
+from lmjax.rlhf_settings import KLSettings
 from lmjax.settings import AttentionSettings, ModelSettings
 from lmjax.stages.compare import COMPARISONS_FILE
-from lmjax.stages.score import open_scorer, scored_records
 from lmjax.stages.workdir import read_json
 from lmjax.training.record import read_metrics
 
 SIZES = {  # what the reward models start from; the policy has the large one's size
-    "small": ModelSettings(layers=1, width=32, context=256, attention=AttentionSettings(heads=1)),
+    "small": ModelSettings(layers=1, width=64, context=256, attention=AttentionSettings(heads=1)),
     "large": ModelSettings(layers=2, width=128, context=256, attention=AttentionSettings(heads=2)),
 }
-EVERY = 10  # iterations between evaluations
+UNFINISHED = 5.0  # taken from the score of an answer that was cut off: the labeler was shown no such thing
+EVERY = 4  # iterations between evaluations
 ACROSS = "nats of KL to SFT"
 
 
@@ -55,50 +55,47 @@ class Point(NamedTuple):
 
 
 def pipeline(iterations: int, coefficient: float) -> Pipeline:
-    """The quickstart's stages with other sizes, fewer comparisons, and what is behind them once for each size."""
+    """The quickstart's stages with smaller models and noisier comparisons, and what goes on from these once for each size."""
     pretrain, sft, compare, reward, best_of, ppo = load_recipe(str(Path(__file__).parents[1] / "quickstart.py")).stages
     assert isinstance(pretrain, Pretrain) and isinstance(sft, SFT) and isinstance(compare, Compare)
     assert isinstance(reward, RewardModel) and isinstance(best_of, Compare) and isinstance(ppo, PPO)
     replace = dataclasses.replace
-    (validation,) = ppo.dialogue.validation
-    prompts = replace(ppo.dialogue, validation=(replace(validation, end=0.4),))
+    validation = tuple(replace(source, end=0.4) for source in ppo.dialogue.validation)
     ppo = replace(
         ppo,
-        dialogue=prompts,
+        dialogue=replace(ppo.dialogue, validation=validation),
         ppo=replace(ppo.ppo, mix_coefficient=0.0, baseline="value_head"),  # a value model would have the judge's size
         kl=KLSettings(coefficient=coefficient),
         mix=(),
+        reward=replace(ppo.reward, missing_end_penalty=UNFINISHED),
         train=replace(ppo.train, steps=iterations),
         evaluation=replace(ppo.evaluation, every=EVERY),
         checkpoint=replace(ppo.checkpoint, every=iterations),
     )
-    (openings,) = compare.dialogue.train
-    asked = replace(compare.dialogue, train=(replace(openings, end=openings.begin + 0.03),))
+    best_of = replace(
+        best_of, dialogue=replace(best_of.dialogue, train=validation), answers=64, missing_end_penalty=UNFINISHED
+    )
     before = [replace(pretrain, name=f"pretrain-{size}", model=model) for size, model in SIZES.items()]
-    before += [replace(sft, start="pretrain-large"), replace(compare, dialogue=asked, answers=4, noise=0.4)]
+    before += [replace(sft, start="pretrain-large"), replace(compare, answers=4, noise=0.4)]
     behind = []
     for size in SIZES:
         judge = f"reward-{size}"
         behind += [
-            replace(reward, name=judge, start=f"pretrain-{size}", epochs=4.0),
-            replace(best_of, name=f"best-of-{size}", proxy=judge, answers=64),
-            replace(ppo, name=f"ppo-{size}", reward=RewardSettings(source=judge, gold=ppo.reward.gold)),
+            replace(reward, name=judge, start=f"pretrain-{size}", epochs=2.0),
+            replace(best_of, name=f"best-of-{size}", proxy=judge),
+            replace(ppo, name=f"ppo-{size}", reward=replace(ppo.reward, source=judge)),
         ]
     return Pipeline("overoptimisation", (*before, *behind))
 
 
-def fitted(folder: Path, size: str, gold: str) -> tuple[float, float, float]:
-    """Slope and intercept of gold over a reward model's score, and their correlation, over the answers of best of n."""
-    recipe, start = open_scorer(folder / f"reward-{size}")
-    source = DialogueSourceSettings(str(folder / f"best-of-{size}" / COMPARISONS_FILE))
-    dialogue = dataclasses.replace(recipe.dialogue, most_answers=99)
-    scores, golds = [], []
-    for record, scores_K in scored_records(recipe, start, source, dialogue):
-        assert isinstance(record, Ranking)
-        scores += scores_K.tolist()
-        golds += load_function(gold)([""] * len(record.answers), record.answers)
-    slope, intercept = np.polyfit(scores, golds, 1)
-    return float(slope), float(intercept), float(np.corrcoef(scores, golds)[0, 1])
+def scale(folder: Path, size: str) -> tuple[float, float, float]:
+    """What to multiply a reward model's score by and to add, so that it has gold's deviation and mean over SFT's
+    answers; and its correlation with gold."""
+    lines = (folder / f"best-of-{size}" / COMPARISONS_FILE).read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line) for line in lines]
+    proxy, gold = (np.concatenate([prompt[name] for prompt in prompts]) for name in ("proxy", "gold"))
+    factor = float(gold.std() / proxy.std())
+    return factor, float(gold.mean() - factor * proxy.mean()), float(np.corrcoef(proxy, gold)[0, 1])
 
 
 def by_ppo(folder: Path, size: str) -> list[Point]:
@@ -128,7 +125,7 @@ def chart(name: str, title: str, curves: dict[str, list[Point]]) -> Chart:
 
 
 def shown(points: list[Point]) -> list[Point]:
-    """The first, those at 10, 20, 40, ..., where gold is highest, and the last."""
+    """The first, those at 4, 8, 16, ..., where gold is highest, and the last."""
     chosen = {0, points[-1].at, max(points, key=lambda point: point.gold).at}
     chosen |= {EVERY * 2**power for power in range(20)}
     return [point for point in points if point.at in chosen]
@@ -137,17 +134,16 @@ def shown(points: list[Point]) -> list[Point]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/overoptimisation"))
-    parser.add_argument("--iterations", type=int, default=320)
+    parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--kl-coefficient", type=float, default=0.0)
     options = parser.parse_args()
     folder, recipe = options.workdir, pipeline(options.iterations, options.kl_coefficient)
     if lmjax.run(recipe, folder).exit_code:
         raise SystemExit("stopped; the same command goes on")
-    gold = next(stage.gold for stage in recipe.stages if isinstance(stage, Compare))
     rows: list[list[str]] = []
     curves: dict[str, dict[str, list[Point]]] = {"PPO": {}, "best of n": {}}
     for size in SIZES:
-        slope, intercept, correlation = fitted(folder, size, gold)
+        factor, shift, correlation = scale(folder, size)
         judge = read_json(folder / f"reward-{size}" / "summary.json")
         assert judge is not None
         print(
@@ -155,7 +151,7 @@ def main() -> None:
             f"embeddings; accuracy {judge['validation_accuracy']:.3f}, correlation with gold {correlation:.3f}"
         )
         for method, points in (("PPO", by_ppo(folder, size)), ("best of n", by_best_of(folder, size))):
-            scaled = [point._replace(proxy=slope * point.proxy + intercept) for point in points]
+            scaled = [point._replace(proxy=factor * point.proxy + shift) for point in points]
             curves[method][size] = scaled
             for point in shown(scaled) if method == "PPO" else scaled:
                 numbers = (point.kl, point.proxy, point.gold, point.proxy - point.gold)
