@@ -55,7 +55,7 @@ class Point(NamedTuple):
 
 
 def pipeline(iterations: int, coefficient: float) -> Pipeline:
-    """The quickstart's stages with smaller models and noisier comparisons, and what goes on from these once for each size."""
+    """The quickstart's stages with smaller models and noisier comparisons; from these on, once for each size."""
     pretrain, sft, compare, reward, best_of, ppo = load_recipe(str(Path(__file__).parents[1] / "quickstart.py")).stages
     assert isinstance(pretrain, Pretrain) and isinstance(sft, SFT) and isinstance(compare, Compare)
     assert isinstance(reward, RewardModel) and isinstance(best_of, Compare) and isinstance(ppo, PPO)
