@@ -42,7 +42,7 @@ SIZES = {  # what the reward models start from; the policy has the large one's s
 }
 UNFINISHED = 5.0  # taken from the score of an answer that was cut off: the labeler was shown no such thing
 EVERY = 4  # iterations between evaluations
-ACROSS = "nats of KL to SFT"
+ACROSS = "square root of KL to SFT, in nats"
 
 
 class Point(NamedTuple):
@@ -90,12 +90,13 @@ def pipeline(iterations: int, coefficient: float) -> Pipeline:
 
 def scale(folder: Path, size: str) -> tuple[float, float, float]:
     """What to multiply a reward model's score by and to add, so that it has gold's deviation and mean over SFT's
-    answers; and its correlation with gold."""
+    answers; and its correlation with gold over those that ended."""
     lines = (folder / f"best-of-{size}" / COMPARISONS_FILE).read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line) for line in lines]
-    proxy, gold = (np.concatenate([prompt[name] for prompt in prompts]) for name in ("proxy", "gold"))
+    names = ("proxy", "gold", "finished")
+    proxy, gold, finished = (np.concatenate([prompt[name] for prompt in prompts]) for name in names)
     factor = float(gold.std() / proxy.std())
-    return factor, float(gold.mean() - factor * proxy.mean()), float(np.corrcoef(proxy, gold)[0, 1])
+    return factor, float(gold.mean() - factor * proxy.mean()), float(np.corrcoef(proxy[finished], gold[finished])[0, 1])
 
 
 def by_ppo(folder: Path, size: str) -> list[Point]:
@@ -112,11 +113,10 @@ def by_best_of(folder: Path, size: str) -> list[Point]:
 
 
 def chart(name: str, title: str, curves: dict[str, list[Point]]) -> Chart:
-    """Gold solid and proxy dashed, a colour for each size."""
+    """Gold solid and proxy dashed, a colour for each size, in the order of the points."""
     series: list[Series] = []
     for size, points in curves.items():
-        points = sorted(points, key=lambda point: point.kl)
-        across = np.array([point.kl for point in points])
+        across = np.sqrt([max(0.0, point.kl) for point in points])  # an estimate near 0 may be below it
         role: Any = "first" if size == "small" else "second"
         for kind, dashed in (("gold", False), ("proxy", True)):
             values = np.array([getattr(point, kind) for point in points])
@@ -148,7 +148,7 @@ def main() -> None:
         assert judge is not None
         print(
             f"{size} reward model: {judge['parameters']:,} parameters, {judge['non_embedding_parameters']:,} without "
-            f"embeddings; accuracy {judge['validation_accuracy']:.3f}, correlation with gold {correlation:.3f}"
+            f"embeddings; accuracy {judge['validation_accuracy']:.3f}, correlation {correlation:.3f}"
         )
         for method, points in (("PPO", by_ppo(folder, size)), ("best of n", by_best_of(folder, size))):
             scaled = [point._replace(proxy=factor * point.proxy + shift) for point in points]
