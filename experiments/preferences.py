@@ -4,6 +4,8 @@ Link or copy under data/: web_docs (C4, Wikipedia), tinystories and wikitext2 to
 pref_demo to rank. A tenth of each set is held out.
 """
 
+import dataclasses
+
 from lmjax.recipe import Pipeline, Pretrain, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import (
@@ -50,12 +52,13 @@ def pretrain() -> Pretrain:
 
 
 def reward(name: str, path: str, epochs: float) -> RewardModel:
+    source = DialogueSourceSettings(path=path, on_bad_record="skip")  # a few answers of hh_rlhf are empty
     return RewardModel(
         name=name,
         start="pretrain",
         dialogue=DialogueSettings(
-            train=(DialogueSourceSettings(path=path, end=HELD_OUT),),
-            validation=(DialogueSourceSettings(path=path, begin=HELD_OUT),),
+            train=(dataclasses.replace(source, end=HELD_OUT),),
+            validation=(dataclasses.replace(source, begin=HELD_OUT),),
             sequence_length=320,
         ),
         epochs=epochs,

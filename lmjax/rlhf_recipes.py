@@ -219,6 +219,7 @@ class Compare:
     gold: str = ""  # the known reward: a Python function, as in RewardSettings
     noise: float = 0.0  # deviation of what the labeler adds to the known reward of an answer
     proxy: str = ""  # a reward model's stage or checkpoint
+    missing_end_penalty: float = 0.0  # taken from the proxy of an answer that did not end by itself, when one is chosen
     answers: int = 4  # per prompt
     response_tokens: int = 64
     temperature: float = 1.0
@@ -233,4 +234,6 @@ class Compare:
         require(self.response_tokens > 0, "response_tokens", self.response_tokens, "a number above 0", "use 64")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0", "use 1.0")
         require(self.noise >= 0, "noise", self.noise, "0 or more", "use 0 for a labeler without mistakes")
+        penalty, lowest = self.missing_end_penalty, "0 or more; it is subtracted"
+        require(penalty >= 0, "missing_end_penalty", penalty, lowest, "use 0 for none, or what reward's is in PPO")
         require(bool(self.gold), "gold", self.gold, "a Python function", 'name it "file.py:function"')

@@ -73,6 +73,7 @@ class Series:
     role: Literal["first", "second"] = "first"
     marked: bool = False  # a marker at every point
     told: bool = True  # its newest value stands beside its name
+    dashed: bool = False
 
     @property
     def broken(self) -> np.ndarray:
@@ -190,7 +191,9 @@ def _draw_series(axes: Any, series: Series) -> None:
     every = series.marked and len(curve.means) <= MARKED
     dots = np.isfinite(curve.means) if every else _alone(curve.means)
     shown = np.flatnonzero(dots).tolist()
-    style = {"marker": "o", "markevery": shown, "markersize": 5, "markeredgewidth": 0} if shown else {}
+    style: dict[str, Any] = {"linestyle": "--" if series.dashed else "-"}
+    if shown:
+        style |= {"marker": "o", "markevery": shown, "markersize": 5, "markeredgewidth": 0}
     axes.plot(curve.steps, curve.means, color=colour, linewidth=1.7, label=series.label, clip_on=False, **style)
     broken = series.broken
     if len(broken):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,17 +42,18 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     gold_function = load_function(recipe.gold, "gold")
     judge = open_reward_model(recipe.proxy, workdir, start, "proxy") if recipe.proxy else None
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
-    sampler = _Sampler(recipe, start, judge)
-    lines, gold, proxy = [], [], []
+    sampler, K = _Sampler(recipe, start, judge), recipe.answers
+    found, gold = [], []
     for source_rows, source_records in zip(rows, records, strict=True):
-        for asked, answers, scores in sampler.answers(source_rows, source_records):
-            prompts = [prompt_text(record, recipe.dialogue.template) for record in asked for _ in range(recipe.answers)]
-            given = gold_function(prompts, answers)
-            gold.append(given.reshape(-1, recipe.answers))
-            proxy.append(scores)
-            texts = [answers[i : i + recipe.answers] for i in range(0, len(answers), recipe.answers)]
-            lines += list(zip(asked, texts, gold[-1], strict=True))
+        for given in sampler.answers(source_rows, source_records):
+            prompts = [prompt_text(record, recipe.dialogue.template) for record in given.records for _ in range(K)]
+            gold.append(gold_function(prompts, given.texts).reshape(-1, K))
+            found.append(given)
     gold_BK = np.concatenate(gold)
+    values = {"gold": gold_BK, "finished": np.concatenate([given.finished for given in found])}
+    if judge is not None:
+        values["proxy"] = np.concatenate([given.scores for given in found])
+    lines = _lines(found, values)
     written = _written(lines, noisy_ranks(gold_BK, recipe.noise, recipe.seed))
     require(bool(written), "answers", recipe.answers, "answers that differ", "raise temperature or response_tokens")
     write_whole(workdir / COMPARISONS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written))
@@ -61,27 +63,49 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     summary: dict[str, Any] = {"comparisons": len(written), "left_out": len(lines) - len(written)}
     summary["gold"] = float(gold_BK.mean())
     if judge is not None:
-        summary["best_of"] = _best_of_n(gold_BK, np.concatenate(proxy), display)
+        preferred_BK = values["proxy"] - recipe.missing_end_penalty * ~values["finished"]
+        summary["best_of"] = _best_of_n(gold_BK, values["proxy"], preferred_BK, display)
     return summary
 
 
-def _written(lines: list[Any], ranks_BK: np.ndarray) -> list[dict[str, Any]]:
+class _Answers(NamedTuple):
+    """Prompts, K answers to each next to each other, whether they ended by themselves, and a proxy's scores, if any."""
+
+    records: list[Prompt]
+    texts: list[str]
+    finished: np.ndarray  # [B, K]
+    scores: Any  # [B, K], or None
+
+
+def _lines(found: list[_Answers], values: dict[str, np.ndarray]) -> list[tuple[Prompt, list[str], dict[str, Any]]]:
+    """Each prompt with its answers and the values of each of them."""
+    records = [record for given in found for record in given.records]
+    texts = [text for given in found for text in given.texts]
+    K = len(texts) // len(records)
+    own = [{name: array_BK[row].tolist() for name, array_BK in values.items()} for row in range(len(records))]
+    return [(record, texts[row * K : (row + 1) * K], own[row]) for row, record in enumerate(records)]
+
+
+def _written(lines: list[tuple[Prompt, list[str], dict[str, Any]]], ranks_BK: np.ndarray) -> list[dict[str, Any]]:
     """The records of those prompts whose answers are told apart."""
     out = []
-    for (record, answers, gold_K), ranks_K in zip(lines, ranks_BK, strict=True):
+    for (record, answers, values), ranks_K in zip(lines, ranks_BK, strict=True):
         kept = [k for k, answer in enumerate(answers) if answer.strip()]
         if len({int(ranks_K[k]) for k in kept}) > 1:
             prompt = [{"role": turn.role, "content": turn.text} for turn in record.turns]
             chosen = {"answers": [answers[k] for k in kept], "ranks": [int(ranks_K[k]) for k in kept]}
-            out.append({"prompt": prompt} | chosen | {"gold": [float(gold_K[k]) for k in kept]})
+            out.append({"prompt": prompt} | chosen | {name: [each[k] for k in kept] for name, each in values.items()})
     return out
 
 
-def _best_of_n(gold_BK: np.ndarray, proxy_BK: np.ndarray, display: ProgressDisplay) -> list[dict[str, float]]:
+def _best_of_n(
+    gold_BK: np.ndarray, proxy_BK: np.ndarray, preferred_BK: np.ndarray, display: ProgressDisplay
+) -> list[dict[str, float]]:
+    """Gold and proxy of the answer that is the most `preferred` of n."""
     table = []
     for n in (2**i for i in range(gold_BK.shape[1].bit_length())):
         row = {"n": n, "kl": best_of_divergence(n)}
-        row |= {"gold": best_of(n, proxy_BK, gold_BK), "proxy": best_of(n, proxy_BK, proxy_BK)}
+        row |= {"gold": best_of(n, preferred_BK, gold_BK), "proxy": best_of(n, preferred_BK, proxy_BK)}
         display.say(f"best of {n}: gold {row['gold']:.4f}, proxy {row['proxy']:.4f}, {row['kl']:.3f} nats")
         table.append(row)
     return table
@@ -104,8 +128,7 @@ class _Sampler:
             self._proxy_params = judge.reward_model(abstract_on(self._proxy, self._mesh))
             self._score = jax.jit(on_mesh(self._proxy.scores, self._mesh), out_shardings=self._rows)
 
-    def answers(self, rows: Rows, records: list[Any]) -> Any:
-        """Yields (records, their answers, proxy scores [b, K] or None), each record's answers next to each other."""
+    def answers(self, rows: Rows, records: list[Any]) -> Iterator[_Answers]:
         size, K = self._recipe.dialogue.batch_size, self._recipe.answers
         for begin in range(0, len(rows), size):
             numbers = np.arange(begin, begin + size) % len(rows)  # one shape; what is repeated is not used
@@ -118,7 +141,8 @@ class _Sampler:
             if self._proxy is not None:
                 scores = np.asarray(jax.device_get(self._score(self._proxy_params, rollout.rows)))[: used * K]
                 scores = scores.reshape(used, K)
-            yield asked, texts, scores
+            finished_BK = np.asarray(jax.device_get(rollout.finished))[: used * K].reshape(used, K)
+            yield _Answers(asked, texts, finished_BK, scores)
 
     def _rolled(self, params: Any, batch: Any, begin: jax.Array) -> Rollout:
         recipe, tokenizer = self._recipe, self._start.tokenizer

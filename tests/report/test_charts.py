@@ -77,6 +77,16 @@ def test_curves_over_another_quantity_than_steps_span_what_they_hold():
     assert "policy from 1 at 0.5 nats of KL to 2 at 3 nats of KL" in over[0]
 
 
+def test_a_dashed_series_is_the_only_one_with_dashes():
+    """Two quantities of one colour are told apart by nothing else; markers and grid lines have no dashes either."""
+
+    def dashes(*dashed):
+        series = tuple(Series("a", np.arange(3.0), np.arange(3.0), marked=True, dashed=each) for each in dashed)
+        return svg(Chart("a", "A", series), (300, 185), 2, "small").count("stroke-dasharray")
+
+    assert [dashes(False), dashes(True), dashes(False, True, True)] == [0, 1, 2]
+
+
 def test_text_and_curves_stand_out_in_light_and_in_dark():
     """WCAG 2.1: text at 4.5 to 1 against the page, lines at 3 to 1."""
 

@@ -25,6 +25,7 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.stages import compare as comparing
 from lmjax.stages import training
 from lmjax.stages.judge import Judge
 from lmjax.stages.start import open_start
@@ -361,3 +362,25 @@ def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_mo
         dataclasses.replace(stages["reward"], train=TrainSettings(steps=2), **changes), ran / "again", quiet=True
     )
     assert result.summary["steps"] == 2 and set(result.summary["sources"]) == {"sft", "compare"}
+
+
+def test_an_unfinished_answer_pays_the_penalty_when_the_best_of_n_is_chosen(ran, scores, dialogue, monkeypatch):
+    """Without it a reward model that likes answers cut off in the middle is given them. What is told is the score."""
+    shared = {"start": "sft", "dialogue": dialogue["prompt"], "gold": f"{scores}:letters", "proxy": "reward"}
+    recipe = Compare(**shared, answers=8, response_tokens=8, noise=0.1)
+    all_lines, written = [], comparing._written
+    monkeypatch.setattr(comparing, "_written", lambda lines, ranks: all_lines.append(lines) or written(lines, ranks))
+    best = []
+    for penalty in (0.0, 1000.0):
+        own = dataclasses.replace(recipe, name=f"penalty-{penalty:.0f}", missing_end_penalty=penalty)
+        best.append(lmjax.run(own, ran / own.name, quiet=True).summary["best_of"])
+        finished, proxy = (np.array([values[name] for _, _, values in all_lines[-1]]) for name in ("finished", "proxy"))
+        assert 0.02 < finished.mean() < 0.98 and finished.any(axis=1).any()
+        chosen = np.argmax(np.where(finished, proxy, proxy - penalty), axis=1)
+        expected = np.take_along_axis(proxy, chosen[:, None], axis=1).mean()
+        assert best[-1][-1]["proxy"] == pytest.approx(expected, rel=1e-5)
+    assert best[0][0] == pytest.approx(best[1][0]) and best[0][-1]["proxy"] > best[1][-1]["proxy"]
+    kept = [json.loads(line) for line in (ran / "penalty-0" / "comparisons.jsonl").read_text().splitlines()]
+    assert all(len(row["finished"]) == len(row["proxy"]) == len(row["answers"]) for row in kept)
+    with pytest.raises(UserError, match=r"missing_end_penalty = -1.0: expected 0 or more"):
+        dataclasses.replace(recipe, missing_end_penalty=-1.0)
