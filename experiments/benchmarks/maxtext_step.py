@@ -8,7 +8,8 @@ It wants a Python 3.12 of its own, and compiles for minutes a case:
         ml-collections ml-goodput-measurement omegaconf pathwaysutils pillow pydantic sentencepiece sympy tensorboardx \
         tiktoken tokamax transformers qwix blobfile cloud-accelerator-diagnostics google-cloud-mldiagnostics
     maxtext/bin/pip install --no-deps libtpu==0.0.52 maxtext==0.2.5
-    PYTHONPATH=. JAX_PLATFORMS=cpu maxtext/bin/python experiments/benchmarks/maxtext_step.py gpt3_6b [FILE.hlo]
+    export PYTHONPATH=. JAX_PLATFORMS=cpu
+    maxtext/bin/python experiments/benchmarks/maxtext_step.py gpt3_6b [FILE.hlo [SETTING=VALUE ...]]
 
 The compiled text is counted as that of lmjax's steps is, by `lmjax/plan/hlo.py`.
 """
