@@ -30,11 +30,15 @@ SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 @dataclass(frozen=True)
 class AxisTraffic:
-    """Collectives over one mesh axis, or over several at once: GiB of their results and their time on the links."""
+    """Collectives over one mesh axis, or over several at once.
+
+    GiB of their results, GiB that a device sends for them in a ring, and their time on the links.
+    """
 
     axis: str
     kinds: dict[str, int]  # how many of each ran
     gib: float
+    sent_gib: float
     seconds: float
 
 
@@ -66,6 +70,7 @@ class Estimate:
     compute_seconds: float | None = None  # gcycles at the chip's clock
     kernel_seconds: float | None = None  # Pallas kernels at the chip's peak, or at its HBM's
     collective_gib: float | None = None
+    collective_sent_gib: float | None = None
     collective_seconds: float | None = None
     collectives: tuple[AxisTraffic, ...] = ()
     step_seconds: float | None = None  # the longer of computing and communicating
@@ -135,6 +140,7 @@ def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
         "compute_seconds": compute_seconds,
         "kernel_seconds": kernel_seconds,
         "collective_gib": sum(each.gib for each in traffic),
+        "collective_sent_gib": sum(each.sent_gib for each in traffic),
         "collective_seconds": collective_seconds,
         "collectives": tuple(traffic),
         "step_seconds": step_seconds,
@@ -196,16 +202,18 @@ def collective_traffic(collectives: Sequence[Collective], mesh: Mesh, where: Sli
         if len(each.group) < 2:
             continue
         names = "x".join(_axes_of(each.group, mesh)) or "none"
-        sums = found.setdefault(names, {}).setdefault(each.kind, [0.0, 0.0, 0.0])
+        sums = found.setdefault(names, {}).setdefault(each.kind, [0.0, 0.0, 0.0, 0.0])
         sums[0] += each.count
         sums[1] += each.bytes
-        sums[2] += _sent(each) / _bandwidth(each.group, mesh, where)
+        sums[2] += each.sent
+        sums[3] += each.sent / _bandwidth(each.group, mesh, where)
     traffic = [
         AxisTraffic(
             names,
             {kind: int(sums[0]) for kind, sums in kinds.items()},
             sum(sums[1] for sums in kinds.values()) / GIB,
-            sum(sums[2] for sums in kinds.values()),
+            sum(sums[2] for sums in kinds.values()) / GIB,
+            sum(sums[3] for sums in kinds.values()),
         )
         for names, kinds in found.items()
     ]
@@ -216,13 +224,6 @@ def _axes_of(group: tuple[int, ...], mesh: Mesh) -> list[str]:
     """The mesh axes along which a group's devices differ."""
     places = np.array(np.unravel_index(group, mesh.devices.shape))
     return [name for name, row in zip(mesh.axis_names, places, strict=True) if len(set(row.tolist())) > 1]
-
-
-def _sent(each: Collective) -> float:
-    """Bytes that one device sends in a ring, given the bytes of the results."""
-    n = len(each.group)
-    share = {"all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0}
-    return each.bytes * share.get(each.kind, 1.0)
 
 
 def _bandwidth(group: tuple[int, ...], mesh: Mesh, where: Slice) -> float:

@@ -84,6 +84,15 @@ class Collective:
     count: int
     channel: str = ""
 
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends in a ring: a reduce-scatter's result is what one device keeps of the sum."""
+        n = len(self.group)
+        if n < 2:
+            return 0.0
+        share = {"all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0}
+        return self.bytes * share.get(self.kind, 1.0)
+
 
 @dataclass(frozen=True)
 class KernelCall:

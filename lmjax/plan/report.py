@@ -46,7 +46,8 @@ def _figures(e: Estimate) -> Iterator[str]:
     again = f"{e.remat_overhead:.1%} of the products again"
     yield f"  FLOPs        {e.model_tflop:.2f} T of the model, {e.executed_tflop:.2f} T executed; {again}"
     yield f"  compute      {e.gcycles:.4f} Gcycles, {e.compute_seconds:.4f} s; Pallas kernels {e.kernel_seconds:.4f} s"
-    yield f"  collectives  {e.collective_gib:.2f} GiB, {e.collective_seconds:.4f} s on the links"
+    sent = f"{e.collective_sent_gib:.2f} GiB sent by a device"
+    yield f"  collectives  {e.collective_gib:.2f} GiB of results, {sent}, {e.collective_seconds:.4f} s on the links"
     for each in e.collectives:
         kinds = ", ".join(f"{n} {kind}" for kind, n in each.kinds.items())
         yield f"    {each.axis:10} {each.gib:.2f} GiB, {each.seconds:.4f} s ({kinds})"

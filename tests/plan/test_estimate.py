@@ -31,13 +31,17 @@ def test_traffic_goes_to_the_axes_that_a_group_runs_along():
         Collective("all-gather", (0, 1, 2, 3), 3 * GIB, 6),
         Collective("all-reduce", (0, 4, 8, 12), GIB, 1),
         Collective("all-reduce", tuple(range(16)), GIB, 2),
+        Collective("reduce-scatter", (0, 1, 2, 3), GIB, 4),
         Collective("all-reduce", (5,), GIB, 1),  # of a device with itself: nothing is sent
     ]
     traffic = {each.axis: each for each in collective_traffic(collectives, mesh, find_slice("v5e-16"))}
     assert set(traffic) == {"fsdp", "data", "dataxfsdp"}
-    assert traffic["fsdp"].gib == 3 and traffic["fsdp"].kinds == {"all-gather": 6}
-    # each sends 3/4 of the result over two links of 50 GB/s; an all-reduce sends twice as much
-    assert traffic["fsdp"].seconds == pytest.approx(3 * GIB * 3 / 4 / 100e9)
+    assert traffic["fsdp"].gib == 4 and traffic["fsdp"].kinds == {"all-gather": 6, "reduce-scatter": 4}
+    # Of a gather each sends 3/4 of the result, of an all-reduce twice as much; a reduce-scatter's result is one quarter
+    # of the sum, of which each sends the other three. Along an axis go two links of 50 GB/s.
+    assert traffic["fsdp"].sent_gib == 3 * 3 / 4 + 3
+    assert traffic["fsdp"].seconds == pytest.approx((3 * 3 / 4 + 3) * GIB / 100e9)
+    assert traffic["data"].sent_gib == 2 * 3 / 4
     assert traffic["data"].seconds == pytest.approx(2 * GIB * 3 / 4 / 100e9)
     assert traffic["dataxfsdp"].seconds == pytest.approx(2 * GIB * 15 / 16 / 200e9)  # along both physical axes
 

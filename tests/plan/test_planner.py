@@ -157,7 +157,7 @@ def test_a_real_compilation_gives_every_figure(planned):
     state = 12 * count(model).parameters / 4  # float32 parameters and two moments, cut in four
     assert state < found["arguments_gib"] * GIB < 1.5 * state
     assert found["arguments_gib"] < found["peak_hbm_gib"] < found["hbm_gib"]
-    for name in ("gcycles", "mfu", "step_seconds", "collective_gib", "tokens_per_second"):
+    for name in ("gcycles", "mfu", "step_seconds", "collective_gib", "collective_sent_gib", "tokens_per_second"):
         assert found[name] > 0, name
     # forward and backward once each; the biases' gradients are products with eight rows of ones (8 / 128 of some)
     assert 0 <= found["remat_overhead"] < 0.05

@@ -16,7 +16,7 @@ RECIPE = Pretrain(name="one", model=ModelSettings(vocab_size=512))
 ESTIMATE = Estimate(
     *("one", "v5e-4", 4, 4, {"data": 4}, "none", 8, 256, 1000, True, 15.75, 3.5),
     step_seconds=0.1,
-    collectives=(AxisTraffic("data", {"all-reduce": 2}, 0.5, 0.01),),
+    collectives=(AxisTraffic("data", {"all-reduce": 2}, 0.5, 0.75, 0.01),),
 )
 
 
