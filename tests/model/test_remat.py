@@ -44,8 +44,8 @@ def kept_entries(remat):
     jaxpr = jax.make_jaxpr(function)(jax.eval_shape(model.init, jax.random.key(0))).jaxpr
     scan = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == LAYERS)
     sums = {jax.memory.Space.Device: 0, jax.memory.Space.Host: 0}
-    for var in scan.outvars[scan.params["num_carry"] :]:
-        if jnp.issubdtype(var.aval.dtype, jnp.floating):
+    for var in scan.outvars:  # the carries have no axis of layers
+        if var.aval.shape[:1] == (LAYERS,) and jnp.issubdtype(var.aval.dtype, jnp.floating):
             sums[var.aval.memory_space] += var.aval.size
     return tuple(sums.values())
 
