@@ -13,23 +13,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from gpt2_reference import SHAPES, VOCABULARY, torch_model
+from gpt2_reference import SHAPES, VOCABULARY, Numbers, torch_model
 from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
 
 TARGET = 2.0  # the other side's time, in ours
 CASES = (("small", 1), ("small", 8), ("gpt2_124m", 1), ("gpt2_124m", 8))
-
-
-class Numbers:
-    """A tokenizer whose text is the tokens' numbers, and whose rows never end."""
-
-    vocab_size, eos_id = VOCABULARY, -1
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, tokens: list[int]) -> str:
-        return " ".join(map(str, tokens))
 
 
 def prompts_of(arguments: argparse.Namespace) -> np.ndarray:

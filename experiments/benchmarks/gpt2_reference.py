@@ -17,12 +17,27 @@ class Shape:
     context: int
     rows: int
     length: int
+    vocabulary: int = VOCABULARY
 
 
 SHAPES = {
     "small": Shape(layers=6, width=384, heads=6, context=256, rows=12, length=256),
     "gpt2_124m": Shape(layers=12, width=768, heads=12, context=1024, rows=2, length=512),
 }
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A tokenizer whose text is the tokens' numbers, and whose rows never end."""
+
+    vocab_size: int = VOCABULARY
+    eos_id: int = -1
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
 
 
 def torch_model(shape: Shape, folder: Path, threads: int) -> Any:
@@ -37,7 +52,7 @@ def torch_model(shape: Shape, folder: Path, threads: int) -> Any:
         "n_embd": shape.width,
         "n_head": shape.heads,
         "n_positions": shape.context,
-        "vocab_size": VOCABULARY,
+        "vocab_size": shape.vocabulary,
     }
     model = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
     model.save_pretrained(folder)

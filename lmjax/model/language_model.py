@@ -21,6 +21,9 @@ from lmjax.settings import ComputeSettings, ModelSettings
 
 Params = dict[str, Any]
 
+LOGITS_AT_ONCE = 2**26  # entries on one device: 256 MiB in float32
+LOGITS_IN_CACHE = 2**20  # on a CPU: 4 MiB, so that what is made of the logits need not go to memory and back
+
 FEW_ROWS = 16  # up to so many, XLA's CPU backend multiplies faster with the head on the left, which it does not repack
 
 
@@ -63,6 +66,11 @@ class LanguageModel:
         """The compute dtype: bfloat16 where the recipe says so, or by default on TPU and GPU."""
         automatic = "float32" if self.platform == "cpu" else "bfloat16"
         return jnp.dtype(automatic if self.compute.dtype == "auto" else self.compute.dtype)
+
+    @property
+    def logits_at_once(self) -> int:
+        """The logits that a loss had best hold at once on a device, where the recipe sets no `loss_chunk`."""
+        return LOGITS_IN_CACHE if self.platform == "cpu" else LOGITS_AT_ONCE
 
     def implementation(self, sequence_length: int | None = None) -> str:
         """The attention that `hidden` uses for rows of that many tokens; see `lmjax.model.attention.choose`."""

@@ -1,8 +1,7 @@
 """Cross-entropy against a vocabulary, in float32, without ever holding all logits at once.
 
 In: hidden states, the head's matrix, targets and weights. Out: the loss as (sum, weight). The tokens are cut into
-chunks; each chunk's logits are made, used for the loss and for both gradients, and dropped. A chunk takes every n-th
-token of every row, so that on a mesh each device does its share of each chunk, however rows and time are sharded.
+chunks; each chunk's logits are made, used for the loss and for both gradients, and dropped.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.sharding_context import bound_mesh, constrain
+from lmjax.model.language_model import LOGITS_AT_ONCE
+from lmjax.model.sharding_context import constrain
+from lmjax.objective.chunks import chunk_count, over_chunks
 from lmjax.objective.weighted import Weighted
-
-LOGITS_AT_ONCE = 2**26  # entries on one device: 256 MiB in float32; below this a batch is one chunk
 
 
 class Terms(NamedTuple):
@@ -37,19 +36,19 @@ def cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     chunk: int | None = None,
+    at_once: int = LOGITS_AT_ONCE,
     valid_vocab: int | None = None,
 ) -> tuple[Weighted, dict[str, Weighted]]:
     """Weighted cross-entropy, in nats per unit of weight.
 
     `z_loss` adds z_loss x log(Z)^2 (Chowdhery et al. 2022, section 5), `label_smoothing` spreads so much of each
-    target over the vocabulary, `chunk` is the most tokens whose logits exist at once on a device (though never less
-    than one of each row), and rows of the head from `valid_vocab` on are left out of the softmax. The metrics are
-    `cross_entropy`, without the extra terms, and `accuracy`. Only the loss has a gradient, and only with respect to the
-    hidden states and the head.
+    target over the vocabulary, `chunk` and `at_once` say how many logits exist at once (see `chunk_count`), and rows
+    of the head from `valid_vocab` on are left out of the softmax. The metrics are `cross_entropy`, without the extra
+    terms, and `accuracy`. Only the loss has a gradient, and only with respect to the hidden states and the head.
     """
     vocab = valid_vocab or head_VD.shape[0]
     B, T = weights_BT.shape
-    chunks = chunk_count(B, T, chunk or LOGITS_AT_ONCE // head_VD.shape[0])
+    chunks = chunk_count(B, T, head_VD.shape[0], chunk, at_once)
     terms = Terms(vocab, z_loss, label_smoothing, chunks)
     head = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "act_embed")  # gathered once for all chunks
     weights_BT = weights_BT.astype(jnp.float32)
@@ -61,15 +60,6 @@ def cross_entropy(
     }
 
 
-def chunk_count(B: int, T: int, at_once: int) -> int:
-    """The least number of chunks of which each has at most `at_once` tokens on a device."""
-    bound = bound_mesh()
-    rows, times = (bound.size("batch"), bound.size("time")) if bound is not None else (1, 1)
-    times = times if T % times == 0 else 1
-    fitting = (n for n in range(1, T // times) if T % (n * times) == 0)
-    return next((n for n in fitting if B * (T // n) <= at_once * rows * times), T // times)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(
     terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
@@ -79,7 +69,7 @@ def _sums(
     def add(total: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         return total + _chunk(terms, head, *cut)[0], None
 
-    total, _ = _over_chunks(terms, add, jnp.zeros_like(weights, shape=3), (hidden, targets, weights))
+    total, _ = over_chunks(terms.chunks, add, jnp.zeros_like(weights, shape=3), (hidden, targets, weights))
     return total[0], total[1], total[2]
 
 
@@ -100,7 +90,7 @@ def _forward(
     # [D, V] and not [V, D], so that the slopes need no transposed copy where a compiler (the CPU's) would make one.
     zeros = jnp.zeros_like(head, shape=head.shape[::-1], dtype=jnp.float32)
     start = (jnp.zeros_like(weights, shape=3), zeros)
-    (total, grad_head_DV), grad_hidden = _over_chunks(terms, add, start, (hidden, targets, weights))
+    (total, grad_head_DV), grad_hidden = over_chunks(terms.chunks, add, start, (hidden, targets, weights))
     return (total[0], total[1], total[2]), (grad_hidden, grad_head_DV.T.astype(head.dtype))
 
 
@@ -142,17 +132,3 @@ def _chunk(
     slope = (probability - target) * weights[..., None]
     sums = jnp.stack([(loss * weights).sum(), (entropy * weights).sum(), ((chosen >= top) * weights).sum()])
     return sums, slope
-
-
-def _over_chunks(terms: Terms, add, carry, arrays):  # type: ignore[no-untyped-def]
-    """`lax.scan` of `add` over the chunks, or a plain call. Chunk i has the tokens i, i + chunks, ... of each row."""
-    if terms.chunks == 1:
-        return add(carry, arrays)
-
-    def cut(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // terms.chunks, terms.chunks, *x.shape[2:]), 2, 0)
-
-    carry, pieces = jax.lax.scan(add, carry, jax.tree.map(cut, arrays))
-    if pieces is not None:
-        pieces = jnp.moveaxis(pieces, 0, 2).reshape(arrays[0].shape)
-    return carry, pieces

@@ -33,6 +33,7 @@ def language_loss(
             z_loss=z_loss,
             label_smoothing=label_smoothing,
             chunk=model.compute.loss_chunk,
+            at_once=model.logits_at_once,
             valid_vocab=valid_vocab,
         )
 

@@ -6,10 +6,24 @@ tokens are cut into chunks whose logits are made, used and dropped, and made aga
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
-from lmjax.objective.cross_entropy import LOGITS_AT_ONCE, chunk_count
+from lmjax.model.language_model import LOGITS_AT_ONCE
+from lmjax.model.sharding_context import constrain
+from lmjax.objective.chunks import chunk_count, over_chunks
+
+
+class Terms(NamedTuple):
+    """How tokens are read; `vocab` is the number of real rows of the head, the rest being padding."""
+
+    vocab: int
+    temperature: float
+    chunks: int
 
 
 def token_log_probs(
@@ -20,34 +34,89 @@ def token_log_probs(
     temperature: float = 1.0,
     valid_vocab: int | None = None,
     chunk: int | None = None,
+    at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and the entropy of p at each token, float32 [B, T] each, in nats.
 
     p is the softmax of the logits over `temperature`, as the sampler draws from it; rows of the head from
-    `valid_vocab` on are left out. `chunk` is the most tokens whose logits exist at once on a device.
+    `valid_vocab` on are left out. `chunk` and `at_once` say how many logits exist at once; see `chunk_count`.
     """
     B, T, _ = hidden_BTD.shape
     V = head_VD.shape[0]
-    chunks = chunk_count(B, T, chunk or LOGITS_AT_ONCE // V)
-    head_VD = head_VD.astype(hidden_BTD.dtype)
+    terms = Terms(valid_vocab or V, temperature or 1.0, chunk_count(B, T, V, chunk, at_once))
+    head_VD = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "act_embed")  # gathered once for all chunks
+    return _log_probs(terms, hidden_BTD, head_VD, targets_BT)
 
-    def of_chunk(hidden_BtD: jax.Array, targets_Bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
-        logits_BtV = logits_BtV / (temperature or 1.0)
-        column = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
-        real = column < (valid_vocab or V)
-        logits_BtV = jnp.where(real, logits_BtV, -jnp.inf)
-        log_p_BtV = jax.nn.log_softmax(logits_BtV, axis=-1)
-        chosen_Bt = jnp.where(column == targets_Bt[:, :, None], log_p_BtV, 0.0).sum(axis=-1)
-        entropy_Bt = -jnp.where(real, jnp.exp(log_p_BtV) * jnp.where(real, log_p_BtV, 0.0), 0.0).sum(axis=-1)
-        return chosen_Bt, entropy_Bt
 
-    if chunks == 1:
-        return of_chunk(hidden_BTD, targets_BT)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_probs(terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    chosen, entropy, _ = _read(terms, hidden, head, targets)
+    return chosen, entropy
 
-    def cut(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(B, T // chunks, chunks, *x.shape[2:]), 2, 0)
 
-    again = jax.checkpoint(of_chunk)
-    log_probs, entropy = jax.lax.map(lambda parts: again(*parts), (cut(hidden_BTD), cut(targets_BT)))
-    return jnp.moveaxis(log_probs, 0, 2).reshape(B, T), jnp.moveaxis(entropy, 0, 2).reshape(B, T)
+def _read(
+    terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """log p(target), the entropy and the logarithm of the softmax's denominator at each token."""
+
+    def read(_: tuple[()], cut: tuple[jax.Array, ...]) -> tuple[tuple[()], tuple[jax.Array, ...]]:
+        hidden_BtD, targets_Bt = cut
+        logits_BtV, column_BtV = _logits(terms, head, hidden_BtD)
+        log_norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+        chosen_Bt = jnp.where(column_BtV == targets_Bt[..., None], logits_BtV, 0.0).sum(axis=-1) - log_norm_Bt
+        log_p_BtV = logits_BtV - log_norm_Bt[..., None]
+        entropy_Bt = -jnp.where(column_BtV < terms.vocab, jnp.exp(log_p_BtV) * log_p_BtV, 0.0).sum(axis=-1)
+        return (), (chosen_Bt, entropy_Bt, log_norm_Bt)
+
+    return over_chunks(terms.chunks, read, (), (hidden, targets))[1]
+
+
+def _forward(
+    terms: Terms, hidden: Any, head: Any, targets: Any
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    arrays = hidden.value, head.value, targets.value
+    chosen, entropy, log_norm = _read(terms, *arrays)
+    return (chosen, entropy), (*arrays, log_norm, entropy)
+
+
+def _backward(
+    terms: Terms, kept: tuple[jax.Array, ...], cotangents: tuple[Any, Any]
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden, head, targets, log_norm, entropy = kept
+    of_entropy = not isinstance(cotangents[1], SymbolicZero)
+    weights = [jnp.zeros_like(log_norm) if isinstance(g, SymbolicZero) else g for g in cotangents]
+
+    def add(grad_head_DV: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        hidden_BtD, targets_Bt, *of_tokens = cut
+        log_norm_Bt1, entropy_Bt1, weight_Bt1, entropy_weight_Bt1 = (x[..., None] for x in of_tokens)
+        logits_BtV, column_BtV = _logits(terms, head, hidden_BtD)
+        log_p_BtV = logits_BtV - log_norm_Bt1
+        p_BtV = jnp.exp(log_p_BtV)
+        hit_BtV = (column_BtV == targets_Bt[..., None]).astype(jnp.float32)
+        slope_BtV = weight_Bt1 * (hit_BtV - p_BtV)
+        if of_entropy:
+            rise_BtV = jnp.where(column_BtV < terms.vocab, p_BtV * (log_p_BtV + entropy_Bt1), 0.0)
+            slope_BtV -= entropy_weight_Bt1 * rise_BtV
+        slope_BtV = (slope_BtV / terms.temperature).astype(head.dtype)
+        grad_hidden = jnp.einsum("btv,vd->btd", slope_BtV, head)
+        grad_head_DV += jnp.einsum("btd,btv->dv", hidden_BtD, slope_BtV, preferred_element_type=jnp.float32)
+        return grad_head_DV, grad_hidden
+
+    start_DV = jnp.zeros_like(head, shape=head.shape[::-1], dtype=jnp.float32)  # as in `cross_entropy`
+    arrays = (hidden, targets, log_norm, entropy, *weights)
+    grad_head_DV, grad_hidden = over_chunks(terms.chunks, add, start_DV, arrays)
+    return grad_hidden, grad_head_DV.T.astype(head.dtype), None
+
+
+_log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _logits(terms: Terms, head_VD: jax.Array, hidden_BtD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logits over the temperature, [B, t, V], -inf beyond the real rows of the head; and each column's number."""
+    logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
+    column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
+    if terms.temperature != 1.0:
+        logits_BtV = logits_BtV / terms.temperature
+    if terms.vocab < head_VD.shape[0]:
+        logits_BtV = jnp.where(column_BtV < terms.vocab, logits_BtV, -jnp.inf)
+    return logits_BtV, column_BtV

@@ -39,8 +39,14 @@ def answer_log_probs(
     """The log-probability of each whole answer given its prompt, end-of-text included, [B, K]."""
     rows = answers_as_rows(batch)
     hidden = model.hidden(params, rows, rng)
-    chunk = model.compute.loss_chunk
-    log_probs, _ = token_log_probs(hidden, model.head(params), rows[TARGETS], valid_vocab=valid_vocab, chunk=chunk)
+    log_probs, _ = token_log_probs(
+        hidden,
+        model.head(params),
+        rows[TARGETS],
+        valid_vocab=valid_vocab,
+        chunk=model.compute.loss_chunk,
+        at_once=model.logits_at_once,
+    )
     return jnp.where(rows[WEIGHTS] > 0, log_probs, 0.0).sum(axis=1).reshape(batch[TOKENS].shape[:2])
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from lmjax.model.language_model import LanguageModel
-from lmjax.objective.cross_entropy import LOGITS_AT_ONCE
+from lmjax.model.language_model import LOGITS_AT_ONCE, LanguageModel
 from lmjax.parallel.mesh import AXES
 from lmjax.parallel.shardings import parameter_shardings, state_shardings
 from lmjax.plan.attention_blocks import kernel_seconds

@@ -210,10 +210,15 @@ class Learner:
 
     def _mix(self, params: Any, rows: Batch) -> tuple[jax.Array, dict[str, Weighted]]:
         """The cross-entropy of pretraining rows, whose weights `mix_weights` made; logged per token."""
-        head, size = self.policy.head(params[POLICY]), self.vocabulary.size
-        hidden = self.policy.hidden(params[POLICY], rows)
-        chunk = self.policy.compute.loss_chunk
-        loss, _ = cross_entropy(hidden, head, rows[TARGETS], rows[WEIGHTS], chunk=chunk, valid_vocab=size)
+        loss, _ = cross_entropy(
+            self.policy.hidden(params[POLICY], rows),
+            self.policy.head(params[POLICY]),
+            rows[TARGETS],
+            rows[WEIGHTS],
+            chunk=self.policy.compute.loss_chunk,
+            at_once=self.policy.logits_at_once,
+            valid_vocab=self.vocabulary.size,
+        )
         return loss.sum, {"mix_cross_entropy": loss}
 
     def _read(self, params: Any, rows: Batch, tokens: int) -> tuple[jax.Array, jax.Array, Any]:

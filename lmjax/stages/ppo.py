@@ -74,7 +74,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     frozen = {"reference": reference}
     if judge is not None and learner.reward is not None:
         frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
-    phases = _phases(learner, mesh, abstract, frozen)
+    phases = compile_phases(learner, mesh, abstract, frozen)
 
     def score(rollout: Rollout, prompts: Sequence[str]) -> Any:
         if function is None:
@@ -165,18 +165,20 @@ def _fresh(
 
 
 @dataclass(frozen=True)
-class _Phases:
+class Phases:
+    """The parts of an iteration, as functions of the state, the frozen models and what the part before made."""
+
     roll: Callable[[TrainState, Batch], Rollout]
     score: Callable[[Any, Rollout], Any]
     divergence: Callable[[TrainState, Any, Rollout], Any]
     learn: Callable[..., tuple[TrainState, Metrics]]
 
 
-def _phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str, Any]) -> _Phases:
+def compile_phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str, Any]) -> Phases:
     """The phases, compiled apart; each is compiled when it is first called."""
     own, rows, whole = shardings_of(abstract), row_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     reference = shardings_of(frozen["reference"])
-    return _Phases(
+    return Phases(
         roll=jax.jit(on_mesh(learner.roll, mesh), in_shardings=(own, rows), out_shardings=rows),
         score=jax.jit(on_mesh(learner.score, mesh), out_shardings=rows),
         divergence=jax.jit(on_mesh(learner.divergence, mesh), in_shardings=(own, reference, rows), out_shardings=rows),

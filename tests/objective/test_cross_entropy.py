@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.objective.cross_entropy import LOGITS_AT_ONCE, cross_entropy
+from lmjax.model.language_model import LOGITS_AT_ONCE
+from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import batch_sharding, on_mesh
 from lmjax.settings import MeshSettings

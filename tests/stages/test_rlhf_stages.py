@@ -275,7 +275,21 @@ def test_the_score_of_each_answer_in_a_file_is_printed(ran, folder, capsys):
     assert "expected a reward model" in capsys.readouterr().err
 
 
-def test_a_python_function_may_give_the_reward(ran, folder, scores, stages):
+@pytest.fixture
+def lowered():
+    """The names of the functions that JAX has lowered for its compiler, each as often as that happened."""
+    names = []
+
+    def listen(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_python_function_may_give_the_reward(ran, folder, scores, stages, lowered):
     def made(function, gold="letters", **changes):
         ppo = PPOSettings(response_tokens=6, **changes)
         reward = RewardSettings(source=f"{scores}:{function}", gold=f"{scores}:{gold}")
@@ -285,15 +299,16 @@ def test_a_python_function_may_give_the_reward(ran, folder, scores, stages):
             ppo=ppo,
             kl=KLSettings(),
             mix=(),
-            train=TrainSettings(steps=2),
+            train=TrainSettings(steps=3),
             optimizer=rate(),
             start=str(ran / "sft"),
         )
 
     result = lmjax.run(made("letters", baseline="group", group=2), folder / "function", quiet=True)
     lines = [line for line in read_metrics(folder / "function") if "reward" in line]
-    assert result.summary["steps"] == len(lines) == 2
+    assert result.summary["steps"] == len(lines) == 3
     assert all(line["gold"] == pytest.approx(line["reward"]) for line in lines)  # it is the same function
+    assert [lowered.count(f"jit({phase})") for phase in ("roll", "learn", "divergence")] == [1, 1, 1]
     with pytest.raises(UserError, match=r"scores\.py:broken': the score of a response is nan: expected a finite"):
         lmjax.run(made("broken", baseline="value_head"), folder / "nan", quiet=True)
     with pytest.raises(UserError, match=r"expected 8 scores, one per response, got an array of shape \(1,\)"):

@@ -1,0 +1,125 @@
+"""lmjax's side of the comparison: the steps and phases that its stages compile, from the same weights and tokens."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rlhf_work as work
+from gpt2_reference import Numbers
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
+from lmjax.data.dialogue_rows import RANKS
+from lmjax.interop.hf import HuggingFaceModel, read_model
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.platform import prepare_jax
+from lmjax.parallel.rows import place_rows, shardings_of
+from lmjax.rlhf.ppo import POLICY
+from lmjax.rlhf.reward_function import called
+from lmjax.rlhf.rollout import Vocabulary
+from lmjax.rlhf_recipes import DPO, PPO, SFT
+from lmjax.rlhf_settings import DialogueSettings, KLSettings, PPOSettings, RewardSettings
+from lmjax.settings import MeshSettings, OptimizerSettings, ScheduleSettings
+from lmjax.stages.ppo import compile_phases
+from lmjax.stages.steps import dpo_step, ppo_learner, ppo_state, sft_step
+from lmjax.stages.texts import response_texts
+from lmjax.training.state import TrainState
+
+OPTIMIZER = OptimizerSettings(
+    learning_rate=work.RATE,
+    schedule=ScheduleSettings(kind="constant"),
+    b1=work.B1,
+    b2=work.B2,
+    weight_decay=0.0,
+    clip_norm=work.CLIP,
+)
+STEPS = 1_000_000  # of the schedule, which is constant
+
+
+def rows_of(tokens: np.ndarray) -> Batch:
+    """The fields of rows [..., T] whose first half is their prompt."""
+    targets = np.pad(tokens[..., 1:], [(0, 0)] * (tokens.ndim - 1) + [(0, 1)]).astype(np.int32)
+    places = np.broadcast_to(np.arange(tokens.shape[-1], dtype=np.int32), tokens.shape)
+    weights = ((places >= work.ASKED - 1) & (places < tokens.shape[-1] - 1)).astype(np.float32)
+    segments = np.ones(tokens.shape, np.int32)
+    fields = {TOKENS: tokens.astype(np.int32), TARGETS: targets, WEIGHTS: weights}
+    return fields | {POSITIONS: places, SEGMENTS: segments}
+
+
+def prepare_supervised(stage: str, model: HuggingFaceModel, losses: list[float]) -> Callable[[], None]:
+    mesh, settings, entries = make_mesh(MeshSettings()), model.settings, work.SHAPE.vocabulary
+    common = {"start": "the same weights", "optimizer": OPTIMIZER}
+    dialogue = DialogueSettings(sequence_length=work.SHAPE.length, batch_size=work.SHAPE.rows)
+    if stage == "sft":
+        compiled = sft_step(SFT(dialogue=dialogue, **common), settings, mesh, steps=STEPS, entries=entries)
+        batches = [rows_of(tokens) for tokens in work.demonstrations()]
+    else:
+        recipe = DPO(dialogue=dialogue, beta=work.BETA, **common)
+        compiled = dpo_step(recipe, settings, mesh, steps=STEPS, entries=entries)
+        ranks = np.tile(np.arange(2, dtype=np.int32), (work.SHAPE.rows // 2, 1))
+        batches = [rows_of(tokens) | {RANKS: ranks} for tokens in work.rankings()]
+    frozen = [jax.device_put(model.params, shardings_of(kind)) for kind in compiled.frozen]
+    own = jax.tree.map(jnp.array, model.params)
+    state = jax.device_put(TrainState.create(own, compiled.optimizer), shardings_of(compiled.abstract))
+
+    def step() -> None:
+        nonlocal state
+        batch = place_rows(batches[len(losses) % len(batches)], mesh)
+        state, metrics = compiled.compiled(state, *frozen, batch)
+        jax.block_until_ready(state)
+        losses.append(float(metrics["loss"].mean()))
+
+    return step
+
+
+def prepare_grpo(model: HuggingFaceModel) -> Callable[[], None]:
+    mesh, settings = make_mesh(MeshSettings()), model.settings
+    recipe = PPO(
+        start="the same weights",
+        optimizer=OPTIMIZER,
+        dialogue=DialogueSettings(sequence_length=work.PROMPT, batch_size=work.PROMPTS),
+        reward=RewardSettings(source="rlhf_work:reward"),
+        kl=KLSettings(coefficient=work.KL),
+        ppo=PPOSettings(
+            response_tokens=work.RESPONSE,
+            group=work.GROUP,
+            baseline="group",
+            epochs=work.EPOCHS,
+            minibatches=work.MINIBATCHES,
+            clip=work.RATIO_CLIP,
+        ),
+    )
+    numbers = Numbers(work.SHAPE.vocabulary)
+    vocabulary = Vocabulary(numbers.vocab_size, numbers.eos_id)
+    learner, axes = ppo_learner(recipe, settings, None, vocabulary, "cpu", STEPS)
+    abstract = ppo_state(learner, axes, mesh)
+    reference = jax.device_put(model.params, shardings_of(abstract.params[POLICY]))
+    phases = compile_phases(learner, mesh, abstract, {"reference": reference})
+    own = jax.tree.map(jnp.array, model.params)
+    state = jax.device_put(learner.create(own, None), shardings_of(abstract))
+    batches, done = work.prompts().astype(np.int32), 0
+    places = np.broadcast_to(np.arange(work.PROMPT, dtype=np.int32), batches.shape[1:])
+
+    def iteration() -> None:
+        nonlocal state, done
+        tokens = batches[done % len(batches)]
+        batch = place_rows({TOKENS: tokens, POSITIONS: places, SEGMENTS: np.ones_like(tokens)}, mesh)
+        rollout = phases.roll(state, batch)
+        asked = [numbers.decode(row.tolist()) for row in tokens.repeat(work.GROUP, axis=0)]
+        scores = called(work.reward, recipe.reward.source, asked, response_texts(rollout, numbers))
+        placed: Any = place_rows({"scores": scores}, mesh)["scores"]
+        state, _ = phases.learn(state, reference, rollout, placed, batch)
+        jax.block_until_ready(state)
+        done += 1
+
+    return iteration
+
+
+def prepare(stage: str, folder: Path) -> tuple[Callable[[], None], Callable[[], list[float]]]:
+    """A call that does a step, or an iteration; and the losses so far, of a stage that has comparable ones."""
+    prepare_jax()
+    model, losses = read_model(folder), []
+    step = prepare_grpo(model) if stage == "grpo" else prepare_supervised(stage, model, losses)
+    return step, lambda: losses

@@ -1,0 +1,99 @@
+"""Steps of SFT and DPO and iterations of GRPO against TRL's trainers: a table of medians and ratios.
+
+    python experiments/benchmarks/rlhf_speed.py
+
+TRL 1 has no PPO any more; its GRPO samples, scores and updates with the same policy loss, and lmjax's GRPO is its PPO
+with the mean of a prompt's group for the baseline. Both sides start from the same weights and see the same tokens, in
+float32, with the same minibatches, epochs, optimizer and reward; every response has all its tokens. The losses of the
+first steps of SFT and DPO must agree. Needs the extra [bench].
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
+from rlhf_work import EPOCHS, GROUP, MINIBATCHES, PROMPT, RESPONSE, RESPONSES, SHAPE, STAGES
+
+WARM = 4  # steps, or iterations, before the first that counts
+
+
+def work(arguments: argparse.Namespace) -> None:
+    def prepare():
+        if arguments.worker == "lmjax":
+            from rlhf_lmjax import prepare as prepared
+
+            step, losses = prepared(arguments.stage, arguments.folder)
+        else:
+            from rlhf_trl import prepare as prepared_trl
+
+            step, losses = prepared_trl(arguments.stage, arguments.folder, arguments.threads)
+        for _ in range(WARM):
+            step()
+        first = losses()[:WARM]
+        return lambda: {"losses": first, **clocked(step)}
+
+    serve(prepare, arguments.threads)
+
+
+def measure(stage: str, rounds: int, threads: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+
+        def contender(name: str) -> Contender:
+            arguments = ["--worker", name, "--stage", stage, "--folder", folder, "--threads", str(threads)]
+            return Contender(name, __file__, arguments, threads)
+
+        with contender("TRL") as theirs, contender("lmjax") as ours:
+            answers = take_turns([theirs, ours], rounds)
+    first = [answers[name][0]["losses"] for name in ("TRL", "lmjax")]
+    if not all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(*first, strict=True)):
+        sys.exit(f"{stage}: the first losses differ, so these are not the same steps: {first}")
+    samples, target = STAGES[stage]
+    result: dict = {"stage": stage, "samples": samples, "target": target, "losses": first}
+    for name in ("TRL", "lmjax"):
+        result |= {f"{name}_seconds": median(answers[name]), f"{name}_cpu_seconds": median(answers[name], "cpu")}
+    return result | {"ratio": result["TRL_seconds"] / result["lmjax_seconds"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, help="only this one")
+    parser.add_argument("--rounds", type=int, default=9, help="steps or iterations of each; the medians count")
+    parser.add_argument("--threads", type=int, default=2, help="of every contender")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", choices=("TRL", "lmjax"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments)
+        return
+    stages = [arguments.stage] if arguments.stage else STAGES
+    results = [measure(stage, arguments.rounds, arguments.threads) for stage in stages]
+    if arguments.json:
+        print(json.dumps(results))
+        return
+    print_machine(arguments.threads)
+    print(f"{SHAPE.layers} layers, d {SHAPE.width}, vocabulary {SHAPE.vocabulary}, float32")
+    heads = ("", "TRL ms", "CPU ms", "samples/s", "lmjax ms", "CPU ms", "samples/s", "TRL / lmjax", "target")
+    print_table(heads, [_line(result) for result in results])
+
+
+def _line(result: dict) -> tuple[str, ...]:
+    what = {
+        "sft": f"SFT step, {SHAPE.rows} x {SHAPE.length}",
+        "dpo": f"DPO step, {SHAPE.rows // 2} x 2 x {SHAPE.length}",
+        "grpo": f"GRPO, {RESPONSES // GROUP} x {GROUP} of {PROMPT} + {RESPONSE}, {EPOCHS} x {MINIBATCHES} updates",
+    }[result["stage"]]
+    cells = []
+    for name in ("TRL", "lmjax"):
+        seconds = result[f"{name}_seconds"]
+        cells += [f"{seconds * 1e3:,.0f}", f"{result[f'{name}_cpu_seconds'] * 1e3:,.0f}"]
+        cells += [f"{result['samples'] / seconds:.2f}"]
+    return what, *cells, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the two sides of the comparison with TRL are given: one policy, and the tokens of each stage's batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gpt2_reference import Shape
+
+SHAPE = Shape(layers=4, width=256, heads=4, context=256, rows=8, length=256, vocabulary=4096)
+END = SHAPE.vocabulary - 1  # of an answer to be learned from
+ASKED = SHAPE.length // 2  # tokens of a row that are its prompt
+BATCHES = 8  # that differ; then the first comes again
+RATE, CLIP, B1, B2 = 1e-4, 1.0, 0.9, 0.95
+BETA = 0.1  # of DPO
+PROMPTS, GROUP, PROMPT, RESPONSE = 4, 4, 64, 128  # of an iteration of GRPO: prompts, responses to each, their tokens
+EPOCHS, MINIBATCHES, KL, RATIO_CLIP = 2, 2, 0.04, 0.2
+RESPONSES = PROMPTS * GROUP
+UPDATES = EPOCHS * MINIBATCHES
+STAGES = {"sft": (SHAPE.rows, 1.1), "dpo": (SHAPE.rows // 2, 1.1), "grpo": (RESPONSES, 2.0)}  # samples, target
+
+
+def demonstrations() -> np.ndarray:
+    """[batches, rows, length]: what follows the prompt is learned."""
+    return np.random.default_rng(0).integers(0, END, (BATCHES, SHAPE.rows, SHAPE.length))
+
+
+def rankings() -> np.ndarray:
+    """[batches, rows / 2, 2, length]: the better and the worse answer to a prompt, each with its end."""
+    tokens = np.random.default_rng(1).integers(0, END, (BATCHES, SHAPE.rows // 2, 2, SHAPE.length))
+    tokens[:, :, 1, :ASKED] = tokens[:, :, 0, :ASKED]
+    tokens[..., -1] = END
+    return tokens
+
+
+def prompts() -> np.ndarray:
+    """[batches, prompts, tokens]."""
+    return np.random.default_rng(2).integers(0, SHAPE.vocabulary, (BATCHES, PROMPTS, PROMPT))
+
+
+def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    """The share of even numbers, of responses that must all be of the same length."""
+    words = [completion.split() for completion in completions]
+    lengths = {len(each) for each in words}
+    if lengths != {RESPONSE}:
+        raise ValueError(f"responses of {lengths} tokens: expected {RESPONSE} in each")
+    return [sum(int(word) % 2 == 0 for word in each) / RESPONSE for each in words]

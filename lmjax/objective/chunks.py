@@ -1,0 +1,61 @@
+"""Tokens in chunks: how many there are, and a loop over them, so that a loss never holds all logits at once.
+
+A chunk takes every n-th token of every row, so that on a mesh each device does its share of each chunk, however rows
+and time are sharded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.sharding_context import bound_mesh
+
+FEWEST_TOKENS = 256  # of a chunk that is cut by the number of its logits: with fewer, the products lose more
+
+
+def chunk_count(B: int, T: int, V: int, chunk: int | None, at_once: int) -> int:
+    """The least number of chunks of which each has at most `chunk` tokens on a device, or one of each row.
+
+    Without a `chunk` they are as many as have `at_once` logits, though not fewer than 256, and at most half of all: a
+    loss and its gradient hold two arrays of a chunk's logits, which is then no more than one of all. The count divides
+    T, unless that takes more than twice as many chunks as are needed and time is not sharded.
+    """
+    bound = bound_mesh()
+    rows, times = (bound.size("batch"), bound.size("time")) if bound is not None else (1, 1)
+    times = times if T % times == 0 else 1
+    shards = rows * times
+    most = chunk or min(max(at_once // V, FEWEST_TOKENS), max(B * T // (2 * shards), 1))
+    dividing = (n for n in range(1, T // times) if T % (n * times) == 0)
+    even = next((n for n in dividing if B * (T // n) <= most * shards), T // times)
+    needed = -(-T // max(most * rows // B, 1))
+    return needed if times == 1 and even > 2 * needed else even
+
+
+def over_chunks(
+    count: int, add: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, arrays: tuple[jax.Array, ...]
+) -> tuple[Any, Any]:
+    """`lax.scan` of `add` over chunks of arrays [B, T, ...], or a plain call; chunk i has every row's tokens i + n x k.
+
+    What `add` returns beside the carry is put together again. Where the count does not divide T, the last chunks have
+    zeros behind a row's last token: `add` must make nothing of tokens of weight 0.
+    """
+    if count == 1:
+        return add(carry, arrays)
+    T = arrays[0].shape[1]
+    each = -(-T // count)
+
+    def cut(x: jax.Array) -> jax.Array:
+        if each * count > T:
+            x = jnp.pad(x, ((0, 0), (0, each * count - T), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], each, count, *x.shape[2:]), 2, 0)
+
+    def whole(pieces: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(pieces, 0, 2)
+        return x.reshape(x.shape[0], each * count, *x.shape[3:])[:, :T]
+
+    carry, pieces = jax.lax.scan(add, carry, jax.tree.map(cut, arrays))
+    return carry, jax.tree.map(whole, pieces)

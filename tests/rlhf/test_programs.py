@@ -1,0 +1,113 @@
+"""The programs of PPO, GRPO, SFT, DPO and reward models: how often they are compiled, and how many logits they hold.
+
+What a program holds is read off the compiler's plan of its temporary memory for two vocabularies: only arrays with a
+place for each entry of the vocabulary grow with it. Those are logits, and gradients and updates of the embedding, which
+are smaller than all logits by the width over the number of tokens; there is room for some of them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.rows import compile_step, place_rows
+from lmjax.parallel.shardings import on_mesh
+from lmjax.plan.work import Step, work_of
+from lmjax.rlhf.rollout import Vocabulary
+from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
+from lmjax.rlhf_settings import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings
+from lmjax.stages.start import abstract_on
+from lmjax.stages.steps import ppo_learner, ppo_state
+
+from .conftest import first_state, make_learner, models, parameters, ragged_prompts
+
+ROWS, LENGTH, PROMPT, WIDTH = 4, 64, 8, 8
+VOCABULARIES = (16_384, 32_768)
+TABLES = 6  # arrays like the embedding that a program may hold beside the logits
+
+
+def one_device():
+    return make_mesh(MeshSettings(), jax.devices()[:1])
+
+
+def model_of(vocabulary):
+    return ModelSettings(layers=1, width=WIDTH, context=80, vocab_size=vocabulary, attention=AttentionSettings(heads=2))
+
+
+def recipe_of(stage, vocabulary, chunk=None):
+    """A stage that reads ROWS rows of LENGTH tokens, or makes as many responses of as many tokens."""
+    common = {"start": "a", "model": model_of(vocabulary), "compute": ComputeSettings(loss_chunk=chunk)}
+    if stage in ("ppo", "grpo"):
+        group = 1 if stage == "ppo" else 2
+        prompts = DialogueSettings(sequence_length=PROMPT, batch_size=ROWS // group)
+        baseline = "value" if stage == "ppo" else "group"
+        ppo = PPOSettings(response_tokens=LENGTH, baseline=baseline, group=group)
+        return PPO(dialogue=prompts, reward=RewardSettings(source="b"), ppo=ppo, **common)
+    answers = 1 if stage == "sft" else 2
+    dialogue = DialogueSettings(sequence_length=LENGTH, batch_size=ROWS // answers, most_answers=2)
+    return {"sft": SFT, "reward": RewardModel, "dpo": DPO}[stage](dialogue=dialogue, **common)
+
+
+def lowered(program, vocabulary, chunk=None):
+    """The step of a stage, or one phase of PPO or GRPO."""
+    mesh, of = one_device(), model_of(vocabulary)
+    if program in ("sft", "reward", "dpo", "ppo"):
+        return work_of(recipe_of(program, vocabulary, chunk), Step(judge=of)).lower(mesh)
+    recipe = recipe_of("grpo" if program == "learn" else "ppo", vocabulary, chunk)
+    learner, axes = ppo_learner(recipe, of, of, Vocabulary(vocabulary, 0), "cpu", steps=1)
+    state = ppo_state(learner, axes, mesh)
+    reference, judge = abstract_on(learner.policy, mesh), abstract_on(learner.reward, mesh)
+    prompts = {
+        name: jax.ShapeDtypeStruct((recipe.dialogue.batch_size, PROMPT), "int32")
+        for name in ("tokens", "positions", "segments")
+    }
+    rollout = jax.eval_shape(learner.roll, state, prompts)
+    scores = jax.ShapeDtypeStruct((ROWS,), "float32")
+    arguments = {
+        "roll": (state, prompts),
+        "score": (judge, rollout),
+        "divergence": (state, reference, rollout),
+        "learn": (state, reference, rollout, scores, prompts),
+    }[program]
+    return jax.jit(on_mesh(getattr(learner, program), mesh)).lower(*arguments)
+
+
+def logits_held(program, chunk=None):
+    """How many float32 arrays [ROWS, LENGTH, vocabulary] a program holds at its peak, smaller arrays included."""
+
+    def temporary(vocabulary):
+        return lowered(program, vocabulary, chunk).compile().memory_analysis().temp_size_in_bytes
+
+    small, large = VOCABULARIES
+    return (temporary(large) - temporary(small)) / (4 * ROWS * LENGTH * (large - small))
+
+
+@pytest.mark.parametrize("program", ["sft", "reward", "dpo", "ppo", "roll", "score", "divergence", "learn"])
+def test_no_program_holds_more_than_all_logits_once(program):
+    assert logits_held(program) <= 1 + TABLES * WIDTH / (ROWS * LENGTH)
+
+
+@pytest.mark.parametrize("program", ["sft", "dpo"])
+def test_programs_whose_chunk_is_the_whole_batch_are_seen_to_hold_more(program):
+    assert logits_held(program, chunk=10**6) > 1.9
+
+
+def test_an_iteration_is_compiled_once_whatever_its_prompts():
+    learner = make_learner()
+    mesh, own = one_device(), parameters()
+    policy, scalar = models()
+    axes = {"policy": policy.logical_axes(), "value": scalar.logical_axes()}
+    abstract = ppo_state(learner, axes, mesh)
+    state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), first_state(learner), abstract)
+    frozen = jax.device_put({name: own[name] for name in ("reference", "reward")}, mesh.devices.flat[0])
+    iterate = compile_step(learner.iterate, mesh, abstract, jax.tree.map(jnp.copy, frozen))
+    lengths = set()
+    for iteration in range(4):
+        prompts = {name: np.roll(array, iteration, axis=0) for name, array in ragged_prompts().items()}
+        prompts["tokens"] = np.where(prompts["segments"] > 0, prompts["tokens"] % (5 + iteration), 0)
+        state, metrics = iterate(state, frozen, place_rows(prompts, mesh))
+        lengths.add(float(metrics["response_length"].sum))
+    assert len(lengths) > 1  # the loop over tokens ended in other places
+    assert iterate._cache_size() == 1
