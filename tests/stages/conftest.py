@@ -108,3 +108,17 @@ def assert_same_bits() -> Callable[..., None]:
             assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
 
     return compare
+
+
+@pytest.fixture
+def lowered():
+    """The names of the functions that JAX has lowered for its compiler, each as often as that happened."""
+    names = []
+
+    def listen(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)

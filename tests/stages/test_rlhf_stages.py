@@ -275,20 +275,6 @@ def test_the_score_of_each_answer_in_a_file_is_printed(ran, folder, capsys):
     assert "expected a reward model" in capsys.readouterr().err
 
 
-@pytest.fixture
-def lowered():
-    """The names of the functions that JAX has lowered for its compiler, each as often as that happened."""
-    names = []
-
-    def listen(event, _, fun_name="", **__):
-        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            names.append(fun_name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_a_python_function_may_give_the_reward(ran, folder, scores, stages, lowered):
     def made(function, gold="letters", **changes):
         ppo = PPOSettings(response_tokens=6, **changes)
