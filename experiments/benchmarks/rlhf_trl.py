@@ -61,7 +61,7 @@ def tokenizer(end: int) -> PreTrainedTokenizerFast:
     words = {str(number): number for number in range(work.SHAPE.vocabulary) if number != end} | {"<end>": end}
     tokens = Tokenizer(WordLevel(words, unk_token="0"))
     tokens.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>", pad_token="0")
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>", pad_token="<end>")
 
 
 def common(folder: Path, rows: int, **changes: Any) -> dict[str, Any]:

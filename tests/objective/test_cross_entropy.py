@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.language_model import LOGITS_AT_ONCE
+from lmjax.objective.chunks import chunk_count
 from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import batch_sharding, on_mesh
@@ -155,6 +156,21 @@ def test_no_more_logits_are_made_at_once_than_the_chunk_allows(chunk):
     tokens = max(int(rows) * int(times) for rows, times in shapes)
     allowed = [B * t for t in range(1, T + 1) if T % t == 0 and B * t <= max(chunk, B)]
     assert tokens == max(allowed)
+
+
+@pytest.mark.parametrize(("length", "chunk", "count"), [(12, 6, 6), (251, 96, 8), (251, None, 3), (256, 400, 2)])
+def test_a_length_that_few_chunks_divide_is_filled_up(length, chunk, count):
+    assert chunk_count(3, length, 40, chunk, LOGITS_AT_ONCE) == count
+
+
+def test_chunks_that_are_filled_up_give_the_same_loss_and_gradients():
+    arrays = [x if x.ndim == 2 and len(x) == V else x[:, :11] for x in inputs()]
+    (whole, _), wanted = value_and_gradients(arrays, chunk=1000, **TERMS["all"])
+    (value, _), found = value_and_gradients(arrays, chunk=9, **TERMS["all"])
+    assert chunk_count(B, 11, V, 9, LOGITS_AT_ONCE) == 4
+    np.testing.assert_allclose(value, whole, rtol=1e-6)
+    for gradient, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6 * float(jnp.abs(expected).max()))
 
 
 def temporary_bytes(tokens_per_row, vocab, chunk):

@@ -30,17 +30,28 @@ def test_they_are_those_of_the_softmax_over_real_rows_under_the_temperature(arra
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [12, 3])
-def test_the_gradient_does_not_depend_on_the_chunks(arrays, chunk):
-    hidden, head, targets = arrays
+@pytest.mark.parametrize("chunk", [None, 24, 12, 3])
+@pytest.mark.parametrize("length", [8, 7])  # 7 tokens of a row are cut into chunks with zeros behind them
+@pytest.mark.parametrize(("of_log_probs", "of_entropy"), [(1.0, 0.0), (0.0, 1.0), (1.0, 0.1)])
+def test_gradients_are_those_of_autodiff_of_the_plain_form(arrays, chunk, length, of_log_probs, of_entropy):
+    hidden, head, targets = arrays[0][:, :length], arrays[1], arrays[2][:, :length]
+    weights = jnp.arange(3.0 * length).reshape(3, length) - 5.0
 
-    def total(hidden, head, chunk):
-        log_probs, entropy = token_log_probs(hidden, head, targets, valid_vocab=9, chunk=chunk)
-        return (log_probs * jnp.arange(24.0).reshape(3, 8)).sum() + 0.1 * entropy.sum()
+    def total(read):
+        def sums(hidden, head):
+            log_probs, entropy = read(hidden, head)
+            first = (log_probs * weights).sum() if of_log_probs else 0.0
+            return of_log_probs * first + of_entropy * (entropy * jnp.cos(weights)).sum()
 
-    whole = jax.grad(total, argnums=(0, 1))(hidden, head, None)
-    parts = jax.grad(total, argnums=(0, 1))(hidden, head, chunk)
-    for a, b in zip(parts, whole, strict=True):
-        assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    assert not parts[1][9:].any()
+        return jax.jit(jax.grad(sums, argnums=(0, 1)))(hidden, head)
+
+    def by_autodiff(hidden, head):
+        log_p = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, head[:9]) / 0.7)
+        chosen = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+        return chosen, -(jnp.exp(log_p) * log_p).sum(-1)
+
+    found = total(lambda *a: token_log_probs(*a, targets, temperature=0.7, valid_vocab=9, chunk=chunk))
+    for gradient, expected in zip(found, total(by_autodiff), strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+    assert not found[1][9:].any()
