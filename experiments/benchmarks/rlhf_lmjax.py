@@ -17,7 +17,7 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.platform import prepare_jax
 from lmjax.parallel.rows import place_rows, shardings_of
 from lmjax.rlhf.ppo import POLICY
-from lmjax.rlhf.reward_function import called
+from lmjax.rlhf.reward_function import load_function
 from lmjax.rlhf.rollout import Vocabulary
 from lmjax.rlhf_recipes import DPO, PPO, SFT
 from lmjax.rlhf_settings import DialogueSettings, KLSettings, PPOSettings, RewardSettings
@@ -74,7 +74,7 @@ def prepare_supervised(stage: str, model: HuggingFaceModel, losses: list[float])
     return step
 
 
-def prepare_grpo(model: HuggingFaceModel) -> Callable[[], None]:
+def prepare_grpo(model: HuggingFaceModel, epochs: int, minibatches: int) -> Callable[[], None]:
     mesh, settings = make_mesh(MeshSettings()), model.settings
     recipe = PPO(
         start="the same weights",
@@ -86,11 +86,12 @@ def prepare_grpo(model: HuggingFaceModel) -> Callable[[], None]:
             response_tokens=work.RESPONSE,
             group=work.GROUP,
             baseline="group",
-            epochs=work.EPOCHS,
-            minibatches=work.MINIBATCHES,
+            epochs=epochs,
+            minibatches=minibatches,
             clip=work.RATIO_CLIP,
         ),
     )
+    reward = load_function(recipe.reward.source, "reward.source")
     numbers = Numbers(work.SHAPE.vocabulary)
     vocabulary = Vocabulary(numbers.vocab_size, numbers.eos_id)
     learner, axes = ppo_learner(recipe, settings, None, vocabulary, "cpu", STEPS)
@@ -108,7 +109,7 @@ def prepare_grpo(model: HuggingFaceModel) -> Callable[[], None]:
         batch = place_rows({TOKENS: tokens, POSITIONS: places, SEGMENTS: np.ones_like(tokens)}, mesh)
         rollout = phases.roll(state, batch)
         asked = [numbers.decode(row.tolist()) for row in tokens.repeat(work.GROUP, axis=0)]
-        scores = called(work.reward, recipe.reward.source, asked, response_texts(rollout, numbers))
+        scores = reward(asked, response_texts(rollout, numbers))
         placed: Any = place_rows({"scores": scores}, mesh)["scores"]
         state, _ = phases.learn(state, reference, rollout, placed, batch)
         jax.block_until_ready(state)
@@ -121,5 +122,8 @@ def prepare(stage: str, folder: Path) -> tuple[Callable[[], None], Callable[[], 
     """A call that does a step, or an iteration; and the losses so far, of a stage that has comparable ones."""
     prepare_jax()
     model, losses = read_model(folder), []
-    step = prepare_grpo(model) if stage == "grpo" else prepare_supervised(stage, model, losses)
+    if stage in work.UPDATES:
+        step = prepare_grpo(model, *work.UPDATES[stage])
+    else:
+        step = prepare_supervised(stage, model, losses)
     return step, lambda: losses

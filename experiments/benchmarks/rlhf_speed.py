@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
-from rlhf_work import EPOCHS, GROUP, MINIBATCHES, PROMPT, RESPONSE, RESPONSES, SHAPE, STAGES
+from rlhf_work import GROUP, PROMPT, RESPONSE, RESPONSES, SHAPE, STAGES, UPDATES
 
 WARM = 4  # steps, or iterations, before the first that counts
 
@@ -85,14 +85,16 @@ def _line(result: dict) -> tuple[str, ...]:
     what = {
         "sft": f"SFT step, {SHAPE.rows} x {SHAPE.length}",
         "dpo": f"DPO step, {SHAPE.rows // 2} x 2 x {SHAPE.length}",
-        "grpo": f"GRPO, {RESPONSES // GROUP} x {GROUP} of {PROMPT} + {RESPONSE}, {EPOCHS} x {MINIBATCHES} updates",
-    }[result["stage"]]
+    } | {
+        name: f"GRPO, {RESPONSES // GROUP} x {GROUP} of {PROMPT} + {RESPONSE}, {epochs} x {minibatches} updates"
+        for name, (epochs, minibatches) in UPDATES.items()
+    }
     cells = []
     for name in ("TRL", "lmjax"):
         seconds = result[f"{name}_seconds"]
         cells += [f"{seconds * 1e3:,.0f}", f"{result[f'{name}_cpu_seconds'] * 1e3:,.0f}"]
         cells += [f"{result['samples'] / seconds:.2f}"]
-    return what, *cells, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
+    return what[result["stage"]], *cells, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
 
 
 if __name__ == "__main__":

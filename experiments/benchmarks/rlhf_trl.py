@@ -3,6 +3,7 @@
 Float32 without gradient checkpointing, which is TRL's fastest on a CPU; nothing is logged, saved or evaluated.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -121,13 +122,13 @@ def dpo(folder: Path, callbacks: list[Any]) -> Any:
     )
 
 
-def grpo(folder: Path, callbacks: list[Any]) -> Any:
+def grpo(folder: Path, callbacks: list[Any], epochs: int, minibatches: int) -> Any:
     asked = work.prompts().reshape(-1, work.PROMPT)
     config = GRPOConfig(
-        **common(folder, work.RESPONSES // work.MINIBATCHES),
-        steps_per_generation=work.MINIBATCHES,
+        **common(folder, work.RESPONSES // minibatches),
+        steps_per_generation=minibatches,
         num_generations=work.GROUP,
-        num_iterations=work.EPOCHS,
+        num_iterations=epochs,
         max_completion_length=work.RESPONSE,
         beta=work.KL,
         epsilon=work.RATIO_CLIP,
@@ -151,10 +152,11 @@ def loaded(folder: Path) -> GPT2LMHeadModel:
 def prepare(stage: str, folder: Path, threads: int) -> tuple[Callable[[], None], Callable[[], list[float]]]:
     """A call that does a step, or an iteration; and the losses that the trainer has told, where it tells them."""
     torch_model(work.SHAPE, folder, threads)
-    held = Held(work.UPDATES if stage == "grpo" else 1)
+    updates = work.UPDATES.get(stage, ())
+    held = Held(math.prod(updates))
     losses: list[float] = []
-    trainer = {"sft": sft, "dpo": dpo, "grpo": grpo}[stage](folder, [held])
-    if stage != "grpo":
+    trainer = {"sft": sft, "dpo": dpo}.get(stage, grpo)(folder, [held], *updates)
+    if not updates:
         whole = trainer.training_step
 
         def telling(*arguments: Any, **options: Any) -> Any:

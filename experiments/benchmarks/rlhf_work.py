@@ -13,10 +13,11 @@ BATCHES = 8  # that differ; then the first comes again
 RATE, CLIP, B1, B2 = 1e-4, 1.0, 0.9, 0.95
 BETA = 0.1  # of DPO
 PROMPTS, GROUP, PROMPT, RESPONSE = 4, 4, 64, 128  # of an iteration of GRPO: prompts, responses to each, their tokens
-EPOCHS, MINIBATCHES, KL, RATIO_CLIP = 2, 2, 0.04, 0.2
+KL, RATIO_CLIP = 0.04, 0.2
 RESPONSES = PROMPTS * GROUP
-UPDATES = EPOCHS * MINIBATCHES
-STAGES = {"sft": (SHAPE.rows, 1.1), "dpo": (SHAPE.rows // 2, 1.1), "grpo": (RESPONSES, 2.0)}  # samples, target
+UPDATES = {"grpo": (1, 1), "grpo-again": (2, 2)}  # epochs of minibatches on an iteration's responses
+STAGES = {"sft": (SHAPE.rows, 1.1), "dpo": (SHAPE.rows // 2, 1.1)} | dict.fromkeys(UPDATES, (RESPONSES, 2.0))
+# samples of a step or an iteration, and the target for the ratio
 
 
 def demonstrations() -> np.ndarray:
