@@ -96,8 +96,9 @@ def as_it_runs(monkeypatch, tmp_path):
 
         made = []
 
-        def compile_step(step, mesh, *arguments):
-            made.append((compiled(step, mesh, *arguments), arguments))
+        def compile_step(step, mesh, *arguments, compute):
+            assert compute == stage.compute
+            made.append((compiled(step, mesh, *arguments, compute=compute), arguments))
             return made[-1][0]
 
         def train(training, *_):

@@ -100,7 +100,8 @@ def test_an_iteration_is_compiled_once_whatever_its_prompts():
     policy, scalar = models()
     axes = {"policy": policy.logical_axes(), "value": scalar.logical_axes()}
     abstract = ppo_state(learner, axes, mesh)
-    state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), first_state(learner), abstract)
+    begin = jax.tree.map(jnp.copy, first_state(learner))  # its parameters are other tests', and a step takes them
+    state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), begin, abstract)
     frozen = jax.device_put({name: own[name] for name in ("reference", "reward")}, mesh.devices.flat[0])
     iterate = compile_step(learner.iterate, mesh, abstract, jax.tree.map(jnp.copy, frozen))
     lengths = set()
