@@ -97,10 +97,9 @@ class RewardModel:
     start: str = ""
     dialogue: DialogueSettings = DialogueSettings()
     demonstrations: tuple[DialogueSourceSettings, ...] = ()  # that score 0; none: the best-ranked training answers
-    held_out_labelers: tuple[
-        DialogueSourceSettings, ...
-    ] = ()  # rankings by people of whom training has none: evaluations
-    # tell the accuracy on them beside that of validation (InstructGPT, section 4.1)
+    # rankings by people of whom training has none: evaluations tell the accuracy on them beside that of validation
+    # (InstructGPT, section 4.1)
+    held_out_labelers: tuple[DialogueSourceSettings, ...] = ()
     epochs: float | None = 1.0
     label_smoothing: float = 0.0  # the probability that two answers are the wrong way round
     margin: float = 0.0  # by how much a score is to be above that of the next rank

@@ -35,6 +35,15 @@ def chunk_count(B: int, T: int, V: int, chunk: int | None, at_once: int) -> int:
     return needed if times == 1 and even > 2 * needed else even
 
 
+def chunk_logits(head_VD: jax.Array, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
+    """A chunk's float32 logits, [B, t, V], -inf from the head's row `vocab` on; and the number of each column."""
+    logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
+    column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
+    if vocab < head_VD.shape[0]:
+        logits_BtV = jnp.where(column_BtV < vocab, logits_BtV, -jnp.inf)
+    return logits_BtV, column_BtV
+
+
 def over_chunks(
     count: int, add: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, arrays: tuple[jax.Array, ...]
 ) -> tuple[Any, Any]:

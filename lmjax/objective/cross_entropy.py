@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lmjax.model.language_model import LOGITS_AT_ONCE
 from lmjax.model.sharding_context import constrain
-from lmjax.objective.chunks import chunk_count, over_chunks
+from lmjax.objective.chunks import chunk_count, chunk_logits, over_chunks
 from lmjax.objective.weighted import Weighted
 
 
@@ -109,11 +109,7 @@ def _chunk(
     terms: Terms, head: jax.Array, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The three sums of one chunk, and the gradient of the loss with respect to its logits, [B, t, V]."""
-    V = head.shape[0]
-    logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
-    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
-    if terms.vocab < V:
-        logits = jnp.where(column < terms.vocab, logits, -jnp.inf)
+    logits, column = chunk_logits(head, hidden, terms.vocab)
     top = logits.max(-1)
     shifted = jnp.exp(logits - top[..., None])
     norm = shifted.sum(-1)

@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from lmjax.model.language_model import LOGITS_AT_ONCE
 from lmjax.model.sharding_context import constrain
-from lmjax.objective.chunks import chunk_count, over_chunks
+from lmjax.objective.chunks import chunk_count, chunk_logits, over_chunks
 
 
 class Terms(NamedTuple):
@@ -112,11 +112,6 @@ _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(terms: Terms, head_VD: jax.Array, hidden_BtD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logits over the temperature, [B, t, V], -inf beyond the real rows of the head; and each column's number."""
-    logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
-    column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
-    if terms.temperature != 1.0:
-        logits_BtV = logits_BtV / terms.temperature
-    if terms.vocab < head_VD.shape[0]:
-        logits_BtV = jnp.where(column_BtV < terms.vocab, logits_BtV, -jnp.inf)
-    return logits_BtV, column_BtV
+    """What `chunk_logits` gives, over the temperature."""
+    logits_BtV, column_BtV = chunk_logits(head_VD, hidden_BtD, terms.vocab)
+    return (logits_BtV if terms.temperature == 1.0 else logits_BtV / terms.temperature), column_BtV

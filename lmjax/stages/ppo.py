@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from lmjax.data.batch import Batch
 from lmjax.data.loader import Loader
@@ -19,8 +19,7 @@ from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
-from lmjax.parallel.compiler_options import compiler_options
-from lmjax.parallel.rows import place_rows, row_sharding, shardings_of
+from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.ppo import MIX, POLICY, Learner
 from lmjax.rlhf.reward_function import is_function, load_function
@@ -104,6 +103,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         roll=phases.roll,
         score=score,
         divergence=lambda state, rollout: phases.divergence(state, reference, rollout),
+        gold=gold,
     )
     batch_at = _batches(recipe, prompts, learner, start, workdir, mesh, display)
     responses = recipe.dialogue.batch_size * learner.ppo.group
@@ -176,19 +176,17 @@ class Phases:
 
 def compile_phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str, Any]) -> Phases:
     """The phases, compiled apart; each is compiled when it is first called."""
-    own, rows, whole = shardings_of(abstract), row_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    reference = shardings_of(frozen["reference"])
+    own, rows, reference = shardings_of(abstract), row_sharding(mesh), shardings_of(frozen["reference"])
+
+    def learn(state: TrainState, reference: Any, experience: tuple[Rollout, Any, Batch]) -> tuple[TrainState, Metrics]:
+        return learner.learn(state, reference, *experience)
+
+    compiled = compile_step(learn, mesh, abstract, frozen["reference"], compute=learner.policy.compute)
     return Phases(
         roll=jax.jit(on_mesh(learner.roll, mesh), in_shardings=(own, rows), out_shardings=rows),
         score=jax.jit(on_mesh(learner.score, mesh), out_shardings=rows),
         divergence=jax.jit(on_mesh(learner.divergence, mesh), in_shardings=(own, reference, rows), out_shardings=rows),
-        learn=jax.jit(
-            on_mesh(learner.learn, mesh),
-            in_shardings=(own, reference, rows, rows, rows),
-            out_shardings=(own, whole),
-            donate_argnums=0,
-            compiler_options=compiler_options(mesh, learner.policy.compute),
-        ),
+        learn=lambda state, reference, *experience: compiled(state, reference, experience),
     )
 
 

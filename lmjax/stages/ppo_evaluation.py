@@ -22,7 +22,7 @@ from lmjax.data.packing import Rows
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.rows import place_rows
 from lmjax.rlhf.ppo import POLICY
-from lmjax.rlhf.reward_function import load_function
+from lmjax.rlhf.reward_function import RewardFunction
 from lmjax.rlhf.rollout import Rollout
 from lmjax.rlhf_recipes import PPO
 from lmjax.stages.start import Start
@@ -86,7 +86,10 @@ class _SourceRows:
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """Evaluates a policy: `roll` samples, `score` is the reward, `divergence` that from the reference, [B]."""
+    """Evaluates a policy: `roll` samples, `score` is the reward, `divergence` that from the reference, [B].
+
+    `gold` is the known reward, where there is one.
+    """
 
     recipe: PPO
     start: Start
@@ -96,6 +99,7 @@ class PolicyEvaluation:
     roll: Callable[[TrainState, Batch], Rollout]
     score: Scorer
     divergence: Callable[[TrainState, Rollout], Any]
+    gold: RewardFunction | None
 
     def __call__(self, state: TrainState, done: int, recorder: Recorder) -> Values:
         recipe = self.recipe
@@ -126,9 +130,8 @@ class PolicyEvaluation:
         texts = response_texts(rollout, self.start.tokenizer)
         values = {"reward": self.score(rollout, asked), "kl": self.divergence(state, rollout)}
         fetched = {name: np.asarray(value) for name, value in jax.device_get(values).items()}
-        gold = self.recipe.reward.gold
-        if gold:
-            fetched["gold"] = load_function(gold, "reward.gold")(asked, texts)
+        if self.gold is not None:
+            fetched["gold"] = self.gold(asked, texts)
         finished, mask = jax.device_get((rollout.finished, rollout.mask))
         return fetched | {"length": mask.sum(axis=1), "finished": finished}, asked, texts
 
