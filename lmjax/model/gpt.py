@@ -74,6 +74,9 @@ class GPT(nn.Module):
         settings, dtype = self.context.settings, self.context.dtype
         shape = (settings.vocab_size, settings.width)
         token_table = self.param("tokens", normal_init(settings.init_std, ("vocab", "embed")), shape, jnp.float32)
+        # The constraint keeps the gradient of this use apart from the head's, where that is the same table: the TPU
+        # compiler would otherwise scatter one into the other, and sum both over devices instead of their sum.
+        token_table = constrain(token_table, "vocab", "embed")
         x = look_up(token_table, tokens_BT, dtype)
         if settings.positions.kind == "learned":
             shape = (settings.context, settings.width)

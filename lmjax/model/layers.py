@@ -100,7 +100,7 @@ def _gathered(kernel: jax.Array, axes: tuple[str, ...], contracted: int) -> jax.
 
 @jax.custom_vjp
 def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y + bias, whose gradient is a product with a matrix of ones. With one row of ones it would become a sum again."""
+    """y + bias, whose gradient is a product with two rows of ones. With one row it would become a sum again."""
     return y + jnp.broadcast_to(bias, y.shape)
 
 
@@ -111,7 +111,7 @@ def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Arr
 def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     lead = gradient.shape[: gradient.ndim - bias.ndim]
     axes = tuple(range(len(lead)))
-    ones = jnp.ones((8, *lead), gradient.dtype)
+    ones = jnp.ones((2, *lead), gradient.dtype)
     over = (tuple(axis + 1 for axis in axes), axes)
     sums = jnp.tensordot(ones, gradient, axes=over, preferred_element_type=jnp.float32)
     return gradient, sums[0].astype(bias.dtype)

@@ -12,27 +12,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.sharding_context import bound_mesh
+from lmjax.model.language_model import Chunking
+from lmjax.model.sharding_context import bound_mesh, constrain
 
 FEWEST_TOKENS = 256  # of a chunk that is cut by the number of its logits: with fewer, the products lose more
 
 
-def chunk_count(B: int, T: int, V: int, chunk: int | None, at_once: int) -> int:
-    """The least number of chunks of which each has at most `chunk` tokens on a device, or one of each row.
+def chunk_count(B: int, T: int, V: int, chunking: Chunking) -> int:
+    """The least number of chunks of which each has at most so many tokens on a device, or one of each row.
 
-    Without a `chunk` they are as many as have `at_once` logits, though not fewer than 256, and at most half of all: a
-    loss and its gradient hold two arrays of a chunk's logits, which is then no more than one of all. The count divides
-    T, unless that takes more than twice as many chunks as are needed and time is not sharded.
+    Where `chunking` says no number of tokens they are as many as have its logits, though not fewer than 256, and at
+    most half of all: a loss and its gradient hold two arrays of a chunk's logits, which is then no more than one of
+    all. The count divides T, unless that takes more than twice as many chunks as are needed and time is not sharded.
     """
     bound = bound_mesh()
     rows, times = (bound.size("batch"), bound.size("time")) if bound is not None else (1, 1)
     times = times if T % times == 0 else 1
     shards = rows * times
-    most = chunk or min(max(at_once // V, FEWEST_TOKENS), max(B * T // (2 * shards), 1))
+    most = chunking.tokens or min(max(chunking.logits // V, FEWEST_TOKENS), max(B * T // (2 * shards), 1))
     dividing = (n for n in range(1, T // times) if T % (n * times) == 0)
     even = next((n for n in dividing if B * (T // n) <= most * shards), T // times)
     needed = -(-T // max(most * rows // B, 1))
     return needed if times == 1 and even > 2 * needed else even
+
+
+def whole_head(head_VD: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The head as all chunks multiply it: in the compute dtype, made whole along its width once.
+
+    Losses call it inside of their own gradients, so that the head's gradient leaves them in the head's dtype. Where the
+    head is the embedding too, both gradients are then of one dtype, and the TPU compiler adds them before it sums them
+    over devices, once.
+    """
+    return constrain(head_VD.astype(dtype), "vocab", "act_embed")
 
 
 def chunk_logits(head_VD: jax.Array, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
@@ -42,6 +53,18 @@ def chunk_logits(head_VD: jax.Array, hidden_BtD: jax.Array, vocab: int) -> tuple
     if vocab < head_VD.shape[0]:
         logits_BtV = jnp.where(column_BtV < vocab, logits_BtV, -jnp.inf)
     return logits_BtV, column_BtV
+
+
+def no_head_gradient(head_VD: jax.Array, vocab_last: bool) -> jax.Array:
+    """Zeros to add chunks' head gradients to, in float32."""
+    V, D = head_VD.shape
+    return jnp.zeros_like(head_VD, shape=(D, V) if vocab_last else (V, D), dtype=jnp.float32)
+
+
+def head_gradient(hidden_BtD: jax.Array, slope_BtV: jax.Array, vocab_last: bool) -> jax.Array:
+    """A chunk's part of the head's gradient, [D, V] or [V, D], in float32."""
+    product = "btd,btv->dv" if vocab_last else "btd,btv->vd"
+    return jnp.einsum(product, hidden_BtD, slope_BtV, preferred_element_type=jnp.float32)
 
 
 def over_chunks(

@@ -12,9 +12,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.language_model import LOGITS_AT_ONCE
-from lmjax.model.sharding_context import constrain
-from lmjax.objective.chunks import chunk_count, chunk_logits, over_chunks
+from lmjax.model.language_model import Chunking
+from lmjax.objective.chunks import (
+    chunk_count,
+    chunk_logits,
+    head_gradient,
+    no_head_gradient,
+    over_chunks,
+    whole_head,
+)
 from lmjax.objective.weighted import Weighted
 
 
@@ -25,6 +31,7 @@ class Terms(NamedTuple):
     z_loss: float
     label_smoothing: float
     chunks: int
+    vocab_last: bool
 
 
 def cross_entropy(
@@ -35,24 +42,22 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    chunk: int | None = None,
-    at_once: int = LOGITS_AT_ONCE,
+    chunking: Chunking = Chunking(),
     valid_vocab: int | None = None,
 ) -> tuple[Weighted, dict[str, Weighted]]:
     """Weighted cross-entropy, in nats per unit of weight.
 
     `z_loss` adds z_loss x log(Z)^2 (Chowdhery et al. 2022, section 5), `label_smoothing` spreads so much of each
-    target over the vocabulary, `chunk` and `at_once` say how many logits exist at once (see `chunk_count`), and rows
-    of the head from `valid_vocab` on are left out of the softmax. The metrics are `cross_entropy`, without the extra
-    terms, and `accuracy`. Only the loss has a gradient, and only with respect to the hidden states and the head.
+    target over the vocabulary, `chunking` says how many logits exist at once (see `chunk_count`), and rows of the head
+    from `valid_vocab` on are left out of the softmax. The metrics are `cross_entropy`, without the extra terms, and
+    `accuracy`. Only the loss has a gradient, and only with respect to the hidden states and the head.
     """
     vocab = valid_vocab or head_VD.shape[0]
     B, T = weights_BT.shape
-    chunks = chunk_count(B, T, head_VD.shape[0], chunk, at_once)
-    terms = Terms(vocab, z_loss, label_smoothing, chunks)
-    head = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "act_embed")  # gathered once for all chunks
+    chunks = chunk_count(B, T, head_VD.shape[0], chunking)
+    terms = Terms(vocab, z_loss, label_smoothing, chunks, chunking.vocab_last)
     weights_BT = weights_BT.astype(jnp.float32)
-    loss, entropy, correct = _sums(terms, hidden_BTD, head, targets_BT, weights_BT)
+    loss, entropy, correct = _sums(terms, hidden_BTD, head_VD, targets_BT, weights_BT)
     weight = weights_BT.sum()
     return Weighted(loss, weight), {
         "cross_entropy": Weighted(entropy, weight),
@@ -65,9 +70,10 @@ def _sums(
     terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over all tokens of the loss, of the plain cross-entropy and of correct predictions."""
+    whole = whole_head(head, hidden.dtype)
 
     def add(total: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        return total + _chunk(terms, head, *cut)[0], None
+        return total + _chunk(terms, whole, *cut)[0], None
 
     total, _ = over_chunks(terms.chunks, add, jnp.zeros_like(weights, shape=3), (hidden, targets, weights))
     return total[0], total[1], total[2]
@@ -78,20 +84,19 @@ def _forward(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     """Also gives the gradients for a cotangent of 1, so that the backward pass makes no logits a second time."""
     Carry = tuple[jax.Array, jax.Array]
+    whole = whole_head(head, hidden.dtype)
 
     def add(carry: Carry, cut: tuple[jax.Array, ...]) -> tuple[Carry, jax.Array]:
-        total, grad_head_DV = carry
-        sums, slope_BTV = _chunk(terms, head, *cut)
-        slope_BTV = slope_BTV.astype(head.dtype)
-        grad_hidden = jnp.einsum("btv,vd->btd", slope_BTV, head)
-        grad_head_DV += jnp.einsum("btd,btv->dv", cut[0], slope_BTV, preferred_element_type=jnp.float32)
-        return (total + sums, grad_head_DV), grad_hidden
+        total, grad_head = carry
+        sums, slope_BTV = _chunk(terms, whole, *cut)
+        slope_BTV = slope_BTV.astype(whole.dtype)
+        grad_hidden = jnp.einsum("btv,vd->btd", slope_BTV, whole)
+        return (total + sums, grad_head + head_gradient(cut[0], slope_BTV, terms.vocab_last)), grad_hidden
 
-    # [D, V] and not [V, D], so that the slopes need no transposed copy where a compiler (the CPU's) would make one.
-    zeros = jnp.zeros_like(head, shape=head.shape[::-1], dtype=jnp.float32)
-    start = (jnp.zeros_like(weights, shape=3), zeros)
-    (total, grad_head_DV), grad_hidden = over_chunks(terms.chunks, add, start, (hidden, targets, weights))
-    return (total[0], total[1], total[2]), (grad_hidden, grad_head_DV.T.astype(head.dtype))
+    start = (jnp.zeros_like(weights, shape=3), no_head_gradient(head, terms.vocab_last))
+    (total, grad_head), grad_hidden = over_chunks(terms.chunks, add, start, (hidden, targets, weights))
+    grad_head = grad_head.T if terms.vocab_last else grad_head
+    return (total[0], total[1], total[2]), (grad_hidden, grad_head.astype(head.dtype))
 
 
 def _backward(

@@ -32,8 +32,7 @@ def language_loss(
             batch[WEIGHTS],
             z_loss=z_loss,
             label_smoothing=label_smoothing,
-            chunk=model.compute.loss_chunk,
-            at_once=model.logits_at_once,
+            chunking=model.chunking,
             valid_vocab=valid_vocab,
         )
 

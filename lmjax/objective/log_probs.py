@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from lmjax.model.language_model import LOGITS_AT_ONCE
-from lmjax.model.sharding_context import constrain
-from lmjax.objective.chunks import chunk_count, chunk_logits, over_chunks
+from lmjax.model.language_model import Chunking
+from lmjax.objective.chunks import (
+    chunk_count,
+    chunk_logits,
+    head_gradient,
+    no_head_gradient,
+    over_chunks,
+    whole_head,
+)
 
 
 class Terms(NamedTuple):
@@ -24,6 +30,7 @@ class Terms(NamedTuple):
     vocab: int
     temperature: float
     chunks: int
+    vocab_last: bool
 
 
 def token_log_probs(
@@ -33,18 +40,16 @@ def token_log_probs(
     *,
     temperature: float = 1.0,
     valid_vocab: int | None = None,
-    chunk: int | None = None,
-    at_once: int = LOGITS_AT_ONCE,
+    chunking: Chunking = Chunking(),
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and the entropy of p at each token, float32 [B, T] each, in nats.
 
     p is the softmax of the logits over `temperature`, as the sampler draws from it; rows of the head from
-    `valid_vocab` on are left out. `chunk` and `at_once` say how many logits exist at once; see `chunk_count`.
+    `valid_vocab` on are left out. `chunking` says how many logits exist at once; see `chunk_count`.
     """
     B, T, _ = hidden_BTD.shape
     V = head_VD.shape[0]
-    terms = Terms(valid_vocab or V, temperature or 1.0, chunk_count(B, T, V, chunk, at_once))
-    head_VD = constrain(head_VD.astype(hidden_BTD.dtype), "vocab", "act_embed")  # gathered once for all chunks
+    terms = Terms(valid_vocab or V, temperature or 1.0, chunk_count(B, T, V, chunking), chunking.vocab_last)
     return _log_probs(terms, hidden_BTD, head_VD, targets_BT)
 
 
@@ -58,10 +63,11 @@ def _read(
     terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log p(target), the entropy and the logarithm of the softmax's denominator at each token."""
+    whole = whole_head(head, hidden.dtype)
 
     def read(_: tuple[()], cut: tuple[jax.Array, ...]) -> tuple[tuple[()], tuple[jax.Array, ...]]:
         hidden_BtD, targets_Bt = cut
-        logits_BtV, column_BtV = _logits(terms, head, hidden_BtD)
+        logits_BtV, column_BtV = _logits(terms, whole, hidden_BtD)
         log_norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
         chosen_Bt = jnp.where(column_BtV == targets_Bt[..., None], logits_BtV, 0.0).sum(axis=-1) - log_norm_Bt
         log_p_BtV = logits_BtV - log_norm_Bt[..., None]
@@ -84,12 +90,13 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, head, targets, log_norm, entropy = kept
     of_entropy = not isinstance(cotangents[1], SymbolicZero)
+    whole = whole_head(head, hidden.dtype)
     weights = [jnp.zeros_like(log_norm) if isinstance(g, SymbolicZero) else g for g in cotangents]
 
-    def add(grad_head_DV: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def add(grad_head: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         hidden_BtD, targets_Bt, *of_tokens = cut
         log_norm_Bt1, entropy_Bt1, weight_Bt1, entropy_weight_Bt1 = (x[..., None] for x in of_tokens)
-        logits_BtV, column_BtV = _logits(terms, head, hidden_BtD)
+        logits_BtV, column_BtV = _logits(terms, whole, hidden_BtD)
         log_p_BtV = logits_BtV - log_norm_Bt1
         p_BtV = jnp.exp(log_p_BtV)
         hit_BtV = (column_BtV == targets_Bt[..., None]).astype(jnp.float32)
@@ -97,15 +104,14 @@ def _backward(
         if of_entropy:
             rise_BtV = jnp.where(column_BtV < terms.vocab, p_BtV * (log_p_BtV + entropy_Bt1), 0.0)
             slope_BtV -= entropy_weight_Bt1 * rise_BtV
-        slope_BtV = (slope_BtV / terms.temperature).astype(head.dtype)
-        grad_hidden = jnp.einsum("btv,vd->btd", slope_BtV, head)
-        grad_head_DV += jnp.einsum("btd,btv->dv", hidden_BtD, slope_BtV, preferred_element_type=jnp.float32)
-        return grad_head_DV, grad_hidden
+        slope_BtV = (slope_BtV / terms.temperature).astype(whole.dtype)
+        grad_hidden = jnp.einsum("btv,vd->btd", slope_BtV, whole)
+        return grad_head + head_gradient(hidden_BtD, slope_BtV, terms.vocab_last), grad_hidden
 
-    start_DV = jnp.zeros_like(head, shape=head.shape[::-1], dtype=jnp.float32)  # as in `cross_entropy`
     arrays = (hidden, targets, log_norm, entropy, *weights)
-    grad_head_DV, grad_hidden = over_chunks(terms.chunks, add, start_DV, arrays)
-    return grad_hidden, grad_head_DV.T.astype(head.dtype), None
+    grad_head, grad_hidden = over_chunks(terms.chunks, add, no_head_gradient(head, terms.vocab_last), arrays)
+    grad_head = grad_head.T if terms.vocab_last else grad_head
+    return grad_hidden, grad_head.astype(head.dtype), None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -44,8 +44,7 @@ def answer_log_probs(
         model.head(params),
         rows[TARGETS],
         valid_vocab=valid_vocab,
-        chunk=model.compute.loss_chunk,
-        at_once=model.logits_at_once,
+        chunking=model.chunking,
     )
     return jnp.where(rows[WEIGHTS] > 0, log_probs, 0.0).sum(axis=1).reshape(batch[TOKENS].shape[:2])
 

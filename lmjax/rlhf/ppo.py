@@ -215,8 +215,7 @@ class Learner:
             self.policy.head(params[POLICY]),
             rows[TARGETS],
             rows[WEIGHTS],
-            chunk=self.policy.compute.loss_chunk,
-            at_once=self.policy.logits_at_once,
+            chunking=self.policy.chunking,
             valid_vocab=self.vocabulary.size,
         )
         return loss.sum, {"mix_cross_entropy": loss}

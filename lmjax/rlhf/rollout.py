@@ -131,8 +131,7 @@ def read_responses(
         rows[TOKENS][:, -responses:],
         temperature=temperature,
         valid_vocab=vocabulary.size,
-        chunk=model.compute.loss_chunk,
-        at_once=model.logits_at_once,
+        chunking=model.chunking,
     )
     values_BN = None if value_head is None else apply_scalar(value_head, before_BND)
     return log_probs_BN, entropy_BN, values_BN

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.language_model import LOGITS_AT_ONCE
+from lmjax.model.language_model import LOGITS_AT_ONCE, Chunking
 from lmjax.objective.chunks import chunk_count
 from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.parallel.mesh import make_mesh
@@ -55,20 +55,22 @@ def reference(hidden, head, targets, weights, z_loss=0.0, label_smoothing=0.0, v
     return total, entropy, correct, grad_hidden, grad_head
 
 
-def value_and_gradients(arrays, cotangent=1.0, **terms):
+def value_and_gradients(arrays, cotangent=1.0, chunk=None, vocab_last=False, **terms):
+    chunking = Chunking(chunk, vocab_last=vocab_last)
+
     def loss(hidden, head, targets, weights):
-        pair, metrics = cross_entropy(hidden, head, targets, weights, **terms)
+        pair, metrics = cross_entropy(hidden, head, targets, weights, chunking=chunking, **terms)
         return cotangent * pair.sum, (pair, metrics)
 
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arrays)
 
 
-@pytest.mark.parametrize("chunk", [None, 6])
+@pytest.mark.parametrize(("chunk", "vocab_last"), [(None, False), (6, False), (6, True)])
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
-def test_value_and_gradients_are_those_of_a_float64_loop(terms, chunk):
+def test_value_and_gradients_are_those_of_a_float64_loop(terms, chunk, vocab_last):
     arrays = inputs()
     total, entropy, correct, *gradients = reference(*arrays, **terms)
-    (_, (loss, metrics)), found = value_and_gradients(arrays, chunk=chunk, **terms)
+    (_, (loss, metrics)), found = value_and_gradients(arrays, chunk=chunk, vocab_last=vocab_last, **terms)
     np.testing.assert_allclose(loss.sum, total, rtol=2e-6)
     np.testing.assert_allclose(metrics["cross_entropy"].sum, entropy, rtol=2e-6)
     np.testing.assert_allclose(metrics["accuracy"].sum, correct, rtol=2e-6)
@@ -97,7 +99,7 @@ def test_gradients_follow_the_cotangent_as_autodiff_of_the_plain_form_does(chunk
         return lambda *a: jnp.log1p(0.3 * loss(*a))
 
     terms = TERMS["all"]
-    ours = through(lambda *a: cross_entropy(*a, chunk=chunk, **terms)[0].mean())
+    ours = through(lambda *a: cross_entropy(*a, chunking=Chunking(chunk), **terms)[0].mean())
     plain = through(lambda *a: naive(*a, **terms) / a[-1].sum())
     found, wanted = (jax.jit(jax.grad(loss, (0, 1)))(*arrays) for loss in (ours, plain))
     for gradient, expected in zip(found, wanted, strict=True):
@@ -125,6 +127,14 @@ def test_bfloat16_states_give_a_float32_loss_and_gradients_within_bfloat16s_roun
     for wanted, gradient in zip(gradients, found, strict=True):
         assert gradient.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.asarray(gradient, np.float32), wanted, rtol=0.02, atol=0.01 * abs(wanted).max())
+
+
+def test_a_float32_head_keeps_what_bfloat16_states_add_up_to():
+    hidden, head, *rest = inputs(jnp.bfloat16)
+    gradient = value_and_gradients((hidden, head.astype(jnp.float32), *rest), chunk=6)[1][1]
+    assert gradient.dtype == jnp.float32
+    kept = gradient != gradient.astype(jnp.bfloat16)
+    assert kept.mean() > 0.9  # each is a sum of many products, which is not rounded once more
 
 
 def test_rows_beyond_the_valid_vocabulary_change_nothing_and_get_no_gradient():
@@ -160,14 +170,14 @@ def test_no_more_logits_are_made_at_once_than_the_chunk_allows(chunk):
 
 @pytest.mark.parametrize(("length", "chunk", "count"), [(12, 6, 6), (251, 96, 8), (251, None, 3), (256, 400, 2)])
 def test_a_length_that_few_chunks_divide_is_filled_up(length, chunk, count):
-    assert chunk_count(3, length, 40, chunk, LOGITS_AT_ONCE) == count
+    assert chunk_count(3, length, 40, Chunking(chunk)) == count
 
 
 def test_chunks_that_are_filled_up_give_the_same_loss_and_gradients():
     arrays = [x if x.ndim == 2 and len(x) == V else x[:, :11] for x in inputs()]
     (whole, _), wanted = value_and_gradients(arrays, chunk=1000, **TERMS["all"])
     (value, _), found = value_and_gradients(arrays, chunk=9, **TERMS["all"])
-    assert chunk_count(B, 11, V, 9, LOGITS_AT_ONCE) == 4
+    assert chunk_count(B, 11, V, Chunking(9)) == 4
     np.testing.assert_allclose(value, whole, rtol=1e-6)
     for gradient, expected in zip(found, wanted, strict=True):
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6 * float(jnp.abs(expected).max()))
@@ -177,7 +187,7 @@ def temporary_bytes(tokens_per_row, vocab, chunk):
     shapes = [((4, tokens_per_row, 16), jnp.float32), ((vocab, 16), jnp.float32)]
     shapes += [((4, tokens_per_row), jnp.int32), ((4, tokens_per_row), jnp.float32)]
     arrays = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    loss = functools.partial(cross_entropy, chunk=chunk)
+    loss = functools.partial(cross_entropy, chunking=Chunking(chunk))
     compiled = jax.jit(jax.grad(lambda *a: loss(*a)[0].sum, (0, 1))).lower(*arrays).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -198,7 +208,7 @@ def test_chunks_on_a_mesh_leave_rows_and_time_where_they_are():
     mesh = make_mesh(MeshSettings(data=2, sequence=2), jax.devices()[:4])
     hidden, head, targets, weights = inputs()
     hidden, targets, weights = (jnp.concatenate([x, x[:1]]) for x in (hidden, targets, weights))
-    loss = on_mesh(lambda *a: cross_entropy(*a, chunk=1, **TERMS["all"])[0].sum, mesh)
+    loss = on_mesh(lambda *a: cross_entropy(*a, chunking=Chunking(1), **TERMS["all"])[0].sum, mesh)
     placed = [jax.device_put(x, batch_sharding(mesh)) for x in (hidden, targets, weights)]
     arrays = (placed[0], head, *placed[1:])
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()

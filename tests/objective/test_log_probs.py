@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.model.language_model import Chunking
 from lmjax.objective.log_probs import token_log_probs
 
 
@@ -25,15 +26,17 @@ def plain(hidden, head, targets, temperature, vocab):
 @pytest.mark.parametrize("chunk", [None, 12, 6, 3])
 @pytest.mark.parametrize(("temperature", "vocab"), [(1.0, None), (0.7, 9)])
 def test_they_are_those_of_the_softmax_over_real_rows_under_the_temperature(arrays, chunk, temperature, vocab):
-    got = token_log_probs(*arrays, temperature=temperature, valid_vocab=vocab, chunk=chunk)
+    got = token_log_probs(*arrays, temperature=temperature, valid_vocab=vocab, chunking=Chunking(chunk))
     for array, expected in zip(got, plain(*arrays, temperature, vocab or 11), strict=True):
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [None, 24, 12, 3])
+@pytest.mark.parametrize(
+    "chunking", [Chunking(), Chunking(24), Chunking(12), Chunking(12, vocab_last=True), Chunking(3)]
+)
 @pytest.mark.parametrize("length", [8, 7])  # 7 tokens of a row are cut into chunks with zeros behind them
 @pytest.mark.parametrize(("of_log_probs", "of_entropy"), [(1.0, 0.0), (0.0, 1.0), (1.0, 0.1)])
-def test_gradients_are_those_of_autodiff_of_the_plain_form(arrays, chunk, length, of_log_probs, of_entropy):
+def test_gradients_are_those_of_autodiff_of_the_plain_form(arrays, chunking, length, of_log_probs, of_entropy):
     hidden, head, targets = arrays[0][:, :length], arrays[1], arrays[2][:, :length]
     weights = jnp.arange(3.0 * length).reshape(3, length) - 5.0
 
@@ -50,7 +53,7 @@ def test_gradients_are_those_of_autodiff_of_the_plain_form(arrays, chunk, length
         chosen = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
         return chosen, -(jnp.exp(log_p) * log_p).sum(-1)
 
-    found = total(lambda *a: token_log_probs(*a, targets, temperature=0.7, valid_vocab=9, chunk=chunk))
+    found = total(lambda *a: token_log_probs(*a, targets, temperature=0.7, valid_vocab=9, chunking=chunking))
     for gradient, expected in zip(found, total(by_autodiff), strict=True):
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)

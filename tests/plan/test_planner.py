@@ -224,6 +224,18 @@ def test_the_loop_of_sampling_counts_as_often_as_it_makes_a_token():
 
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
+def test_both_gradients_of_a_table_that_is_embedding_and_head_are_summed_over_copies_as_one():
+    model = ModelSettings(layers=1, width=128, context=128, vocab_size=4096, attention=AttentionSettings(heads=2))
+    data = DataSettings(sequence_length=128, batch_size=8)
+    found = plan(Pretrain(data=data, model=model, mesh=MeshSettings(data=4), plan=PlanSettings(topology="v5e-4")))
+    table, others = 4096 * 128, count(model).parameters - 4096 * 128
+    most = 4 * table + 4 * others + 64  # float32, and some numbers; the table twice, once in bfloat16, is more
+    assert most < 6 * table
+    assert 4 * table <= found.estimate.collective_gib * GIB <= most
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
 def test_a_step_that_does_not_fit_is_an_answer():
     huge = ModelSettings(layers=1, width=4096, context=128, vocab_size=400_000, attention=AttentionSettings(heads=32))
     recipe = Pretrain(
