@@ -22,6 +22,7 @@ import lmjax.settings
 from lmjax.errors import UserError, nearest, require
 from lmjax.fields import check_name, check_types, described, field_types
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
+from lmjax.rlhf_settings import DialogueSourceSettings, is_function
 from lmjax.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -110,20 +111,38 @@ def sources_of(stage: Stage) -> dict[str, str]:
         return {}
     named = {"start": stage.start}
     if isinstance(stage, PPO):
-        named["reward.source"] = stage.reward.source
+        named |= {"reward.source": stage.reward.source}
+        named |= {"reference": stage.reference} if stage.reference else {}
     if isinstance(stage, SFT) and stage.judge:
         named["judge"] = stage.judge
     if isinstance(stage, Compare) and stage.proxy:
         named["proxy"] = stage.proxy
-    files = {"dialogue.train": stage.dialogue.train, "dialogue.validation": stage.dialogue.validation}
-    if isinstance(stage, RewardModel):
-        files |= {"demonstrations": stage.demonstrations, "held_out_labelers": stage.held_out_labelers}
-    for role, sources in files.items():
+    for role, sources in dialogue_sources(stage).items():
         for number, source in enumerate(sources):
             folder, *inside = Path(source.path).parts or ("",)
             if inside:  # the first part of a path may be a stage's folder
                 named[f"{role}.{number}.path"] = folder
     return named
+
+
+def dialogue_sources(stage: Stage) -> dict[str, tuple[DialogueSourceSettings, ...]]:
+    """The conversations that a stage reads, by the fields that name them."""
+    if isinstance(stage, Pretrain):
+        return {}
+    sources = {"dialogue.train": stage.dialogue.train, "dialogue.validation": stage.dialogue.validation}
+    if isinstance(stage, RewardModel):
+        sources |= {"demonstrations": stage.demonstrations, "held_out_labelers": stage.held_out_labelers}
+    return sources
+
+
+def functions_of(stage: Stage) -> dict[str, str]:
+    """The Python functions that a stage calls, by the fields that name them."""
+    named: dict[str, str] = {}
+    if isinstance(stage, PPO):
+        named = {"reward.source": stage.reward.source, "reward.gold": stage.reward.gold}
+    if isinstance(stage, Compare):
+        named = {"gold": stage.gold}
+    return {field: source for field, source in named.items() if is_function(source)}
 
 
 def to_json(recipe: Stage) -> str:

@@ -158,7 +158,8 @@ class PPO:
     """
 
     name: str = "ppo"
-    start: str = ""  # the policy, and the reference
+    start: str = ""  # the policy
+    reference: str = ""  # what the policy is held near to: a stage or a checkpoint of the same shape; none: the start
     reward: RewardSettings = RewardSettings()
     dialogue: DialogueSettings = DialogueSettings()  # its prompts
     ppo: PPOSettings = PPOSettings()
@@ -198,6 +199,10 @@ class PPO:
             self.ppo.mix_coefficient,
             "0 for a group baseline",
             "use a value baseline",
+        )
+        whitens = self.reward.whiten and grouped
+        require(
+            not whitens, "reward.whiten", True, "False for a group baseline, which has no per-token rewards", "drop it"
         )
         fixed = self.kl.target is None or not grouped
         require(fixed, "kl.target", self.kl.target, "none for a group baseline", "leave it out")

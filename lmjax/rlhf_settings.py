@@ -97,6 +97,12 @@ class DialogueSettings:
         )
 
 
+def is_function(source: str) -> bool:
+    """Whether a reward's source names a function, as "package.module:function" or "file.py:function"."""
+    place, _, name = source.rpartition(":")
+    return bool(place) and name.isidentifier()
+
+
 @dataclass(frozen=True)
 class RewardSettings:
     """Where a response's reward comes from, and what is done to it before it is learned from."""
@@ -121,7 +127,7 @@ class KLSettings:
     """The per-token penalty for leaving the reference policy."""
 
     coefficient: float = 0.02  # of the penalty, per nat; where it adapts, at the beginning
-    estimator: Literal["k1", "k2", "k3"] = "k1"  # of the penalty, and of the divergence that is logged
+    estimator: Literal["k1", "k2", "k3"] = "k1"  # of the penalty, and of the divergence that is logged; GRPO's is k3
     target: float | None = None  # nats per response that the coefficient is adapted to; None keeps it fixed
     horizon: float = 10_000.0  # episodes over which it adapts
 
@@ -139,8 +145,8 @@ class PPOSettings:
     response_tokens: int = 64  # at most, per response
     temperature: float = 1.0
     group: int = 1  # responses per prompt
-    baseline: Literal["value", "value_head", "group"] = "value"  # a value model of its own, a head on the policy (whose
-    # learning rate it shares), or the mean of the prompt's group (GRPO)
+    baseline: Literal["value", "value_head", "group"] = "value"  # a value model of its own, a head on the policy (both
+    # learn by value_optimizer), or the mean of the prompt's group (GRPO)
     epochs: int = 1  # over the responses of an iteration
     minibatches: int = 1  # per epoch
     clip: float | None = 0.2  # of the ratio; None clips nothing

@@ -41,7 +41,8 @@ def whole_head(head_VD: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
     Losses call it inside of their own gradients, so that the head's gradient leaves them in the head's dtype. Where the
     head is the embedding too, both gradients are then of one dtype, and the TPU compiler adds them before it sums them
-    over devices, once.
+    over devices, once. The sum of the chunks' gradients goes through here too: with the sharding of the table itself,
+    which would spread to the loop over chunks, each chunk's would be scattered over fsdp by itself.
     """
     return constrain(head_VD.astype(dtype), "vocab", "act_embed")
 

@@ -95,8 +95,8 @@ def _forward(
 
     start = (jnp.zeros_like(weights, shape=3), no_head_gradient(head, terms.vocab_last))
     (total, grad_head), grad_hidden = over_chunks(terms.chunks, add, start, (hidden, targets, weights))
-    grad_head = grad_head.T if terms.vocab_last else grad_head
-    return (total[0], total[1], total[2]), (grad_hidden, grad_head.astype(head.dtype))
+    grad_head = whole_head(grad_head.T if terms.vocab_last else grad_head, head.dtype)
+    return (total[0], total[1], total[2]), (grad_hidden, grad_head)
 
 
 def _backward(

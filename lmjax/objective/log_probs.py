@@ -110,8 +110,7 @@ def _backward(
 
     arrays = (hidden, targets, log_norm, entropy, *weights)
     grad_head, grad_hidden = over_chunks(terms.chunks, add, no_head_gradient(head, terms.vocab_last), arrays)
-    grad_head = grad_head.T if terms.vocab_last else grad_head
-    return grad_hidden, grad_head.astype(head.dtype), None
+    return grad_hidden, whole_head(grad_head.T if terms.vocab_last else grad_head, head.dtype), None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)

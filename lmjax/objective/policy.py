@@ -125,7 +125,7 @@ def grpo_loss(
     length_B = mask_BT.sum(axis=1)
     share_BT = mask_BT / jnp.maximum(length_B, 1.0)[:, None]
     loss = masked((loss_BT + kl_coefficient * kl_BT) * share_BT, mask_BT).sum
-    return Weighted(loss, (length_B > 0).sum().astype(jnp.float32)), metrics | {"kl": masked(kl_BT, mask_BT)}
+    return Weighted(loss, (length_B > 0).sum().astype(jnp.float32)), metrics | {"kl_per_token": masked(kl_BT, mask_BT)}
 
 
 def _surrogate(

@@ -8,6 +8,8 @@ of it, and every function here then does nothing.
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 
 import jax
 
-from lmjax.errors import PeerLostError, UserError
+from lmjax.errors import PeerLostError, UserError, require
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+COORDINATOR_SECONDS = 300  # for process 0 to begin to listen
 HEARTBEAT_SECONDS = 30  # after which a peer that says nothing is taken for dead: it ends the others within a minute
 
 
@@ -26,12 +29,14 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
 
     By hand: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Under srun, and on
     a TPU slice of several hosts, nothing has to be set. Raises UserError where the variables do not fit together, and
-    when the others do not come.
+    when the others do not come; PeerLostError where process 0 does not.
     """
     arguments = _arguments(environment)
     if arguments is None or jax.distributed.is_initialized():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices only
+    if arguments.get("process_id"):
+        _await(arguments["coordinator_address"], COORDINATOR_SECONDS)
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
@@ -39,6 +44,24 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             f"this run's processes did not find each other: {str(error).splitlines()[0]}; start the same command once "
             f"per host, and look at {', '.join(BY_HAND)} where they are set by hand"
         ) from error
+
+
+def _await(address: str, seconds: float) -> None:
+    """Returns when process 0 listens. Raises PeerLostError where it does not: JAX itself would abort."""
+    host, _, port = address.rpartition(":")
+    require(port.isdecimal() and bool(host), BY_HAND[0], address, "host:port of process 0", "set it to that")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerLostError(
+                    f"process 0 of this run does not answer at {BY_HAND[0]} = {address} after {seconds:.0f} s "
+                    f"({error}); see whether it runs, and start all of them again"
+                ) from error
+        time.sleep(1)
 
 
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:

@@ -46,6 +46,20 @@ def skip_absent_tpu() -> None:
         register_backend_factory("tpu", _no_device, priority=0, fail_quietly=True)
 
 
+def unused_accelerator() -> str | None:
+    """Tells of devices that are attached while JAX computes on the CPU, unless that was chosen by JAX_PLATFORMS."""
+    if _chosen_platforms() or jax.default_backend() != "cpu":
+        return None
+    attached = {"GPU": ("cuda", "nvidia[0-9]*"), "TPU": ("tpu", "accel[0-9]*")}
+    for kind, (extra, nodes) in attached.items():
+        if any(DEVICES.glob(nodes)):
+            return (
+                f"a {kind} is attached, but this jax does not use it and computes on the CPU; to use it, "
+                f"`pip install -c constraints.txt -e '.[{extra}]'`; to leave it, set JAX_PLATFORMS=cpu"
+            )
+    return None
+
+
 def _chosen_platforms() -> str | None:
     return jax.config.jax_platforms  # type: ignore[attr-defined]
 

@@ -17,11 +17,11 @@ from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
 from lmjax.plan.topology import GIB, find_slice
 from lmjax.plan.work import Kind, PlannedStage, Step
-from lmjax.recipe import Pipeline, Pretrain, Stage, from_json
+from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.rlhf_recipes import PPO, Compare
-from lmjax.settings import MeshSettings, ModelSettings
-from lmjax.stages.pretrain import about_step, planned_entries, planned_model
-from lmjax.stages.start import found_checkpoint
+from lmjax.settings import MeshSettings
+from lmjax.stages.ahead import model_of
+from lmjax.stages.pretrain import about_step, planned_entries
 
 Say = Callable[[str], None]
 Planned = TypeVar("Planned", bound=PlannedStage)
@@ -66,26 +66,12 @@ def chosen(recipe: Stage | Pipeline, stage: str | None = None, kind: Kind = "tra
         raise UserError(f"--stage {found.name}: it compares answers and trains nothing; {_others(stages)}")
     if isinstance(found, Pretrain):
         return found, Step(kind)
-    judge = _model_of(found.reward.source, stages) if isinstance(found, PPO) else None
-    return dataclasses.replace(found, model=_model_of(found.name, stages)), Step(kind, judge)
+    judge = model_of(found.reward.source, stages) if isinstance(found, PPO) else None
+    return dataclasses.replace(found, model=model_of(found.name, stages)), Step(kind, judge)
 
 
 def _others(stages: Sequence[Stage]) -> str:
     return "plan one of " + ", ".join(each.name for each in stages if not isinstance(each, Compare))
-
-
-def _model_of(source: str, stages: Sequence[Stage]) -> ModelSettings | None:
-    """The settings of the model that a stage leaves, or that a checkpoint holds; None where they are not known yet."""
-    for place, stage in enumerate(stages):
-        if stage.name == source:
-            if isinstance(stage, Pretrain):
-                return planned_model(stage)
-            return stage.model or _model_of(stage.start, stages[:place])
-    if not source or not Path(source).exists():
-        return None
-    checkpoint = found_checkpoint(Path(source))
-    made_by = from_json(checkpoint.extras()["recipe"], f"{checkpoint.path}: recipe")
-    return planned_model(made_by) if isinstance(made_by, Pretrain) else made_by.model
 
 
 def plan(

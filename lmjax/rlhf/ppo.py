@@ -23,6 +23,7 @@ from lmjax.data.batch import LANGUAGE_FIELDS, TARGETS, WEIGHTS, Batch
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.advantage import (
+    KLEstimator,
     adapted_coefficient,
     advantages_and_returns,
     estimate_kl,
@@ -82,6 +83,11 @@ class Learner:
         return self.ppo.epochs * self.ppo.minibatches
 
     @property
+    def estimator(self) -> KLEstimator:
+        """Of the divergence that is penalised and logged; GRPO's is always k3."""
+        return "k3" if self.ppo.baseline == "group" else self.kl.estimator
+
+    @property
     def _clip(self) -> float:
         return math.inf if self.ppo.clip is None else self.ppo.clip
 
@@ -113,11 +119,11 @@ class Learner:
         return self.reward.scores(reward_params, rollout.rows)
 
     def divergence(self, state: TrainState, reference: Any, rollout: Rollout) -> jax.Array:
-        """The policy's divergence from the reference in each response, [B] nats, by the recipe's estimator."""
+        """The policy's divergence from the reference in each response, [B] nats, by the estimator that is trained."""
         mask_BN, rows = rollout.mask, rollout.rows
         own_BN, _, _ = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1])
         reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
-        return jnp.where(mask_BN > 0, estimate_kl(own_BN, reference_BN, self.kl.estimator), 0.0).sum(axis=1)
+        return jnp.where(mask_BN > 0, estimate_kl(own_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
 
     def learn(
         self, state: TrainState, reference: Any, rollout: Rollout, scores_B: jax.Array, batch: Batch
@@ -148,7 +154,7 @@ class Learner:
         old_BN, entropy_BN, values_BN = self._read(params, rows, mask_BN.shape[1])
         reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
         shaped_B = self._shaped(scores_B, rollout.finished)
-        kl_BN = estimate_kl(old_BN, reference_BN, self.kl.estimator)
+        kl_BN = estimate_kl(old_BN, reference_BN, self.estimator)
         data = rows | {MASK: mask_BN, OLD: old_BN, REFERENCE: reference_BN}
         explained = {}
         if self.ppo.baseline == "group":

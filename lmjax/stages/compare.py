@@ -17,32 +17,36 @@ from lmjax.errors import require
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.multihost import is_first
 from lmjax.parallel.rows import place_rows, row_sharding
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.labeler import best_of, best_of_divergence, noisy_ranks
 from lmjax.rlhf.reward_function import load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary, repeated, sample
 from lmjax.rlhf_recipes import Compare
-from lmjax.stages.going_on import open_dialogue
+from lmjax.stages.going_on import check_lengths, open_dialogue
 from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
 from lmjax.stages.texts import prompt_text, response_texts
 from lmjax.stages.workdir import write_whole
 from lmjax.training.progress import ProgressDisplay
 
 COMPARISONS_FILE = "comparisons.jsonl"
+ANSWERED_FILE = "answered.jsonl"  # a line for each batch of prompts, until all are answered
 
 
 def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[str, Any]:
     """Writes the comparisons and returns what is known of them: gold rewards, and with a proxy those of the best of n.
 
     A prompt whose answers the labeler finds equal, or of which fewer than two are not empty, is left out and counted.
+    What an interrupted run has sampled is kept, batch by batch: the same call goes on behind it.
     """
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
     start = open_start(recipe.start, workdir)
     gold_function = load_function(recipe.gold, "gold")
     judge = open_reward_model(recipe.proxy, workdir, start, "proxy") if recipe.proxy else None
+    check_lengths(recipe, start.settings, judge.settings if judge is not None else None)
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
-    sampler, K = _Sampler(recipe, start, judge), recipe.answers
+    sampler, K = _Sampler(recipe, start, judge, _Answered(workdir / ANSWERED_FILE)), recipe.answers
     found, gold = [], []
     for source_rows, source_records in zip(rows, records, strict=True):
         for given in sampler.answers(source_rows, source_records):
@@ -57,6 +61,7 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     written = _written(lines, noisy_ranks(gold_BK, recipe.noise, recipe.seed))
     require(bool(written), "answers", recipe.answers, "answers that differ", "raise temperature or response_tokens")
     write_whole(workdir / COMPARISONS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written))
+    (workdir / ANSWERED_FILE).unlink(missing_ok=True)
     display.say(
         f"{len(written)} comparisons, {len(lines) - len(written)} prompts left out; mean gold {gold_BK.mean():.4f}"
     )
@@ -111,11 +116,34 @@ def _best_of_n(
     return table
 
 
+class _Answered:
+    """What each batch of prompts was answered with, kept in a file by the first process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
+        self._kept = [json.loads(line) for line in whole.splitlines()]
+        if is_first():
+            write_whole(path, whole)
+        self._next = 0
+
+    def take(self) -> dict[str, Any] | None:
+        """The next batch's answers, or None where they are still to be sampled and then to be `keep`t."""
+        self._next += 1
+        return self._kept[self._next - 1] if self._next <= len(self._kept) else None
+
+    def keep(self, answers: dict[str, Any]) -> None:
+        if is_first():
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(answers) + "\n")
+
+
 class _Sampler:
     """Samples answers to prompts, batch by batch, and scores them by the proxy where there is one."""
 
-    def __init__(self, recipe: Compare, start: Start, judge: Start | None) -> None:
-        self._recipe, self._start, self._judge = recipe, start, judge
+    def __init__(self, recipe: Compare, start: Start, judge: Start | None, answered: _Answered) -> None:
+        self._recipe, self._start, self._judge, self._answered = recipe, start, judge, answered
         self._mesh = make_mesh(recipe.mesh)
         platform = jax.default_backend()
         self._policy = LanguageModel(start.settings, recipe.compute, platform)
@@ -135,14 +163,25 @@ class _Sampler:
             used = min(size, len(rows) - begin)
             batch = rows.batch(numbers)
             asked: list[Prompt] = [records[number] for number in batch[RECORD][:used, 0]]
-            rollout = self._roll(self._params, place_rows(batch, self._mesh), np.int32(begin))
-            texts = response_texts(rollout, self._start.tokenizer)[: used * K]
-            scores = None
-            if self._proxy is not None:
-                scores = np.asarray(jax.device_get(self._score(self._proxy_params, rollout.rows)))[: used * K]
-                scores = scores.reshape(used, K)
-            finished_BK = np.asarray(jax.device_get(rollout.finished))[: used * K].reshape(used, K)
-            yield _Answers(asked, texts, finished_BK, scores)
+            found = self._answered.take()
+            if found is None:
+                found = self._sampled(batch, begin, used * K)
+                self._answered.keep(found)
+            scores = found["scores"] and np.asarray(found["scores"], np.float32).reshape(used, K)
+            yield _Answers(asked, found["texts"], np.asarray(found["finished"]).reshape(used, K), scores)
+
+    def _sampled(self, batch: Any, begin: int, used: int) -> dict[str, Any]:
+        """Of a batch of prompts whose first `used` answers count: their texts, whether they ended, and their scores."""
+        rollout = self._roll(self._params, place_rows(batch, self._mesh), np.int32(begin))
+        scores = None
+        if self._proxy is not None:
+            scores = np.asarray(jax.device_get(self._score(self._proxy_params, rollout.rows)))[:used].tolist()
+        finished = np.asarray(jax.device_get(rollout.finished))[:used].tolist()
+        return {
+            "texts": response_texts(rollout, self._start.tokenizer)[:used],
+            "finished": finished,
+            "scores": scores,
+        }
 
     def _rolled(self, params: Any, batch: Any, begin: jax.Array) -> Rollout:
         recipe, tokenizer = self._recipe, self._start.tokenizer

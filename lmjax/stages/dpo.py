@@ -14,6 +14,7 @@ from lmjax.model.count import count
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import DPO
 from lmjax.stages.going_on import (
+    check_lengths,
     check_sources,
     loader_of,
     mean_of,
@@ -45,6 +46,7 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
     assert recipe.model is not None
     dialogue, settings = recipe.dialogue, recipe.model
+    check_lengths(recipe, settings)
     mesh = mesh_for(recipe, settings)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", workdir, display)

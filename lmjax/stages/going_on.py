@@ -27,10 +27,10 @@ from lmjax.optim.schedules import Schedule, make_schedule
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.parallel.rows import place_rows
 from lmjax.parallel.shardings import parameter_shardings, state_shardings
-from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
+from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import ModelSettings, OptimizerSettings, SourceSettings
-from lmjax.stages.start import Start, place_of_file
+from lmjax.stages.start import Start, source_beside
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.state import TrainState
 
@@ -52,6 +52,24 @@ def mesh_for(recipe: Stage, settings: ModelSettings) -> Mesh:
     return mesh
 
 
+def check_lengths(stage: Stage | Compare, model: ModelSettings, judge: ModelSettings | None = None) -> None:
+    """Raises UserError where rows are longer than what reads them, `model` or the reward model `judge`, can read.
+
+    A model whose positions are computed reads rows of any length, but samples only within its context.
+    """
+    field, longest = "dialogue.sequence_length", stage.dialogue.sequence_length
+    sampled = isinstance(stage, PPO | Compare)
+    if isinstance(stage, PPO):
+        field, longest = f"{field} + ppo.response_tokens", longest + stage.ppo.response_tokens
+    if isinstance(stage, Compare):
+        field, longest = f"{field} + response_tokens", longest + stage.response_tokens
+    for whose, settings in (("policy" if sampled else "model", model), ("reward model", judge)):
+        if settings is not None and (sampled or settings.positions.kind == "learned"):
+            expected = f"at most the {whose}'s context of {settings.context}"
+            fix = "shorten prompts or responses" if sampled else "shorten the rows"
+            require(longest <= settings.context, field, longest, expected, fix)
+
+
 def open_dialogue(
     sources: Sequence[DialogueSourceSettings],
     settings: DialogueSettings,
@@ -64,10 +82,7 @@ def open_dialogue(
 
     A path may begin with the name of another stage: its folder is beside this one's.
     """
-    beside = [
-        dataclasses.replace(source, path=str(place_of_file(source.path, workdir))) if source.path else source
-        for source in sources
-    ]
+    beside = [source_beside(source, workdir) for source in sources]
     rows, counts, records = open_sources(beside, settings, tokenizer, kind)
     for source, count in zip(sources, counts, strict=True):
         display.say(f"{source.name}: {count} ({kind}s)")
@@ -92,10 +107,11 @@ def placed(batch_at: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], Batc
 
 
 def planned_steps(recipe: Stage, rows: Sequence[Rows], batch_size: int) -> int:
-    """The steps of the stage: those of its epochs over all rows, or train.steps."""
+    """The steps of the stage: those of its epochs over all rows, or train.steps. Rows of a mix are not among `rows`."""
     if recipe.epochs is None:
         return recipe.train.steps
-    return max(1, math.ceil(recipe.epochs * sum(map(len, rows)) / batch_size))
+    mixed = recipe.mix_share if isinstance(recipe, SFT) and recipe.mix else 0.0
+    return max(1, math.ceil(recipe.epochs * sum(map(len, rows)) / (batch_size * (1.0 - mixed))))
 
 
 def optimizer_of(

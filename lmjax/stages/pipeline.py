@@ -7,7 +7,6 @@ beside it, once, as STAGE.old.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from lmjax.errors import UserError, nearest, require
 from lmjax.recipe import Pipeline, Stage, difference, from_json, sources_of
-from lmjax.stages.workdir import RECIPE_FILE, SUMMARY_FILE, read_json
+from lmjax.stages.origins import changes
+from lmjax.stages.workdir import RECIPE_FILE, SUMMARY_FILE
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,6 @@ def run_stages(
     return True
 
 
-def sources_digest(stage: Stage, own: Path) -> dict[str, str]:
-    """What each stage that this one goes on from ended with: to know when one was trained again."""
-    beside = {source: own.parent / source / SUMMARY_FILE for source in sources_of(stage).values()}
-    return {source: hashlib.sha256(path.read_bytes()).hexdigest() for source, path in beside.items() if path.exists()}
-
-
 def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool) -> Plan:
     path = own / RECIPE_FILE
     if not path.exists():
@@ -90,14 +84,11 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool) -> Pla
     upstream = [source for source in sources_of(stage).values() if source in renewed]
     if upstream:
         return Plan(stage, "anew", f"runs anew, because it goes on from {' and '.join(upstream)}")
-    summary = read_json(own / SUMMARY_FILE)
-    if summary is not None:
-        now = sources_digest(stage, own)
-        again = [source for source, digest in summary.get("sources", {}).items() if now.get(source) != digest]
-        if again:
-            return Plan(stage, "anew", f"runs anew, because {' and '.join(again)} was trained again")
-        return Plan(stage, "skip", "is done")
-    return Plan(stage, "run", "is resumed")
+    other = changes(stage, own)
+    if other:
+        return Plan(stage, "anew", f"runs anew, because {' and '.join(other)}")
+    done = (own / SUMMARY_FILE).exists()
+    return Plan(stage, "skip", "is done") if done else Plan(stage, "run", "is resumed")
 
 
 def _require_sources(stage: Stage, folder: Path, names: Sequence[str]) -> None:

@@ -15,18 +15,19 @@ from jax.sharding import Mesh
 
 from lmjax.data.batch import Batch
 from lmjax.data.loader import Loader
-from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
 from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.ppo import MIX, POLICY, Learner
-from lmjax.rlhf.reward_function import is_function, load_function
+from lmjax.rlhf.reward_function import load_function
 from lmjax.rlhf.rollout import Rollout, Vocabulary
 from lmjax.rlhf_recipes import PPO
+from lmjax.rlhf_settings import is_function
 from lmjax.settings import DataSettings
 from lmjax.stages.going_on import (
+    check_lengths,
     check_sources,
     loader_of,
     mesh_for,
@@ -36,7 +37,7 @@ from lmjax.stages.going_on import (
     with_dropout,
 )
 from lmjax.stages.ppo_evaluation import PolicyEvaluation, PromptSet
-from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
+from lmjax.stages.start import Start, abstract_on, open_reference, open_reward_model, open_start
 from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
 from lmjax.stages.texts import response_texts
 from lmjax.stages.training import Outcome, Training, train
@@ -56,7 +57,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     judge = None if by_function else open_reward_model(recipe.reward.source, workdir, start)
     function = load_function(recipe.reward.source, "reward.source") if by_function else None
     gold = load_function(recipe.reward.gold, "reward.gold") if recipe.reward.gold else None
-    _check_lengths(recipe, start, judge)
+    check_lengths(recipe, start.settings, None if judge is None else judge.settings)
     mesh = mesh_for(recipe, start.settings)
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
     held_out, asked = open_dialogue(
@@ -69,7 +70,8 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     platform = jax.default_backend()
     learner, axes = ppo_learner(recipe, start.settings, reward_settings, vocabulary, platform, steps)
     abstract = ppo_state(learner, axes, mesh)
-    reference = start.language_model(abstract.params[POLICY])
+    held_near = open_reference(recipe.reference, workdir, start) if recipe.reference else start
+    reference = held_near.language_model(abstract.params[POLICY])
     frozen = {"reference": reference}
     if judge is not None and learner.reward is not None:
         frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
@@ -115,7 +117,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         steps=steps,
         mesh=mesh,
         abstract=abstract,
-        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed),
+        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe),
         step=step,
         batch_at=batch_at,
         tokens_in=lambda _: tokens,
@@ -127,41 +129,27 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     return Outcome(state, steps, start.settings, row)
 
 
-def _check_lengths(recipe: PPO, start: Start, judge: Start | None) -> None:
-    longest = recipe.dialogue.sequence_length + recipe.ppo.response_tokens
-    for name, of in (("policy", start), ("reward model", judge)):
-        if of is not None:
-            expected = f"at most the {name}'s context of {of.settings.context}"
-            fix = "shorten prompts or responses"
-            require(
-                longest <= of.settings.context,
-                "dialogue.sequence_length + ppo.response_tokens",
-                longest,
-                expected,
-                fix,
-            )
-
-
 def _fresh(
-    learner: Learner, abstract: TrainState, start: Start, judge: Start | None, frozen: dict[str, Any], seed: int
+    learner: Learner, abstract: TrainState, start: Start, judge: Start | None, frozen: dict[str, Any], recipe: PPO
 ) -> TrainState:
     """The policy from the start; the value model from the reward model, or else from the policy with a head of 0."""
-    key = jax.random.key(seed)
+    key = jax.random.key(recipe.train.seed)
+    policy = start.language_model(abstract.params[POLICY]) if recipe.reference else frozen["reference"]
 
-    def value_of(frozen: dict[str, Any]) -> Any:
+    def value_of(policy: Any, frozen: dict[str, Any]) -> Any:
         if learner.ppo.baseline == "group":
             return None
         if learner.ppo.baseline == "value_head":
             return init_scalar(key, start.settings.width, zero=True)
         if judge is not None:
             return frozen["reward"]
-        return learner.value.on_trunk(frozen["reference"], key, zero=True)
+        return learner.value.on_trunk(policy, key, zero=True)
 
-    def create(frozen: dict[str, Any]) -> TrainState:
-        own = jax.tree.map(jnp.copy, frozen)  # the iterations use the state's memory again
-        return learner.create(own["reference"], value_of(own))
+    def create(policy: Any, frozen: dict[str, Any]) -> TrainState:
+        own_policy, own = jax.tree.map(jnp.copy, (policy, frozen))  # the iterations use the state's memory again
+        return learner.create(own_policy, value_of(own_policy, own))
 
-    return jax.jit(create, out_shardings=shardings_of(abstract))(frozen)
+    return jax.jit(create, out_shardings=shardings_of(abstract))(policy, frozen)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lmjax.data.batch import Batch
 from lmjax.data.dialogue_rows import RANKS
 from lmjax.data.loader import ValidationBatches
 from lmjax.data.packing import Rows
+from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import SCALAR, TRUNK, ScalarModel
 from lmjax.objective.preference import answer_scores, present_answers
@@ -23,6 +25,7 @@ from lmjax.objective.weighted import Weighted
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import RewardModel
 from lmjax.stages.going_on import (
+    check_lengths,
     check_sources,
     loader_of,
     mean_of,
@@ -55,6 +58,7 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
     recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
     assert recipe.model is not None
     dialogue, settings = recipe.dialogue, recipe.model
+    check_lengths(recipe, settings)
     mesh = mesh_for(recipe, settings)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "ranking", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "ranking", workdir, display)
@@ -92,6 +96,8 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
     def finish(state: TrainState) -> TrainState:
         batches = ValidationBatches(zero or rows, dialogue.sequence_length, dialogue.batch_size)
         mean = mean_of(sums_over(scoring, state.params, batches, mesh, None)["score"])
+        finite = "finite scores of the demonstrations"
+        require(math.isfinite(mean), "the reward model's last step", mean, finite, "lower optimizer.learning_rate")
         scalar = state.params[SCALAR]
         shifted = scalar | {"bias": scalar["bias"] - jnp.float32(mean)}
         display.say(f"the demonstrations scored {mean:.4f} on average; the bias is shifted by that much")

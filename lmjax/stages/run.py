@@ -13,14 +13,16 @@ import jax
 from lmjax.errors import clear_disk_errors, require
 from lmjax.model.count import count
 from lmjax.parallel import multihost
-from lmjax.parallel.platform import prepare_jax
+from lmjax.parallel.platform import prepare_jax, unused_accelerator
 from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.stages import workdir as place
+from lmjax.stages.ahead import check_ahead
 from lmjax.stages.compare import compare
 from lmjax.stages.dpo import dpo
-from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
+from lmjax.stages.origins import claim_origins
+from lmjax.stages.pipeline import plan_stages, run_stages
 from lmjax.stages.ppo import ppo
 from lmjax.stages.pretrain import pretrain
 from lmjax.stages.reward import reward
@@ -69,6 +71,9 @@ def run(
     prepare_jax()
     multihost.join()
     display = ProgressDisplay(silent=quiet or not multihost.is_first())
+    unused = unused_accelerator()
+    if unused is not None:
+        display.say(unused)
     agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
     with multihost.naming_lost_peers(), StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
         try:
@@ -91,6 +96,7 @@ def _pipeline(
         return results[stage.name].signal is None
 
     plans = plan_stages(pipeline, folder, only, first)
+    check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
     place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
     if multihost.is_first():
@@ -108,6 +114,7 @@ def _stage(
     executable: Path | None = None,
 ) -> Result:
     place.claim(folder, recipe, force)
+    claim_origins(recipe, folder, force)
     multihost.barrier("claimed")
     if isinstance(recipe, Compare):
         return _compared(recipe, folder, display)
@@ -130,12 +137,12 @@ def _trained(
 
 
 def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result:
-    """Comparisons are made in one go, or not at all."""
+    """Comparisons are written when all answers have been sampled."""
     summary = place.read_json(folder / place.SUMMARY_FILE)
     if summary:
         display.say(f"{folder} is done.")
     else:
-        summary = compare(recipe, folder, display) | {"sources": sources_digest(recipe, folder)}
+        summary = compare(recipe, folder, display)
         if multihost.is_first():
             place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
     if multihost.is_first():
@@ -162,8 +169,6 @@ def _finish(
             return Result(folder, stop.signal, {})
         counted = dataclasses.asdict(count(outcome.settings, outcome.sequence_length))
         summary = {"steps": done, **counted, **_last_numbers(folder)}
-        if not isinstance(recipe, Pretrain):
-            summary["sources"] = sources_digest(recipe, folder)
         if multihost.is_first():
             place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
     if multihost.is_first():

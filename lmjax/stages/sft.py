@@ -13,6 +13,7 @@ from lmjax.model.count import count
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import SFT
 from lmjax.stages.going_on import (
+    check_lengths,
     check_sources,
     mean_of,
     mesh_for,
@@ -45,6 +46,7 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, recipe.dropout))
     assert recipe.model is not None
     dialogue, settings = recipe.dialogue, recipe.model
+    check_lengths(recipe, settings)
     mesh = mesh_for(recipe, settings)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", workdir, display)

@@ -18,6 +18,7 @@ from lmjax.parallel.shardings import parameter_shardings
 from lmjax.recipe import Stage, from_json
 from lmjax.rlhf.ppo import AVERAGE, POLICY
 from lmjax.rlhf_recipes import PPO, RewardModel
+from lmjax.rlhf_settings import DialogueSourceSettings
 from lmjax.settings import ModelSettings
 from lmjax.stages.workdir import PIPELINE_FILE, read_json
 from lmjax.training.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoint
@@ -91,13 +92,23 @@ def place_of_file(path: str, workdir: Path) -> Path:
     return beside if not Path(path).is_absolute() and beside.is_file() else Path(path)
 
 
+def source_beside(source: DialogueSourceSettings, workdir: Path) -> DialogueSourceSettings:
+    """The source whose path may begin with the name of another stage, whose folder is beside this one's."""
+    path = str(place_of_file(source.path, workdir)) if source.path else ""
+    return dataclasses.replace(source, path=path)
+
+
 def open_start(path: str, workdir: Path, field: str = "start") -> Start:
     """Opens the newest checkpoint of `path`: a stage's name, a workdir or a checkpoint.
 
     Raises UserError where there is none, or where it has no tokenizer.
     """
     require(bool(path), field, path, "a stage's name or a checkpoint", "name what to start from")
-    checkpoint = found_checkpoint(place_of(path, workdir))
+    try:
+        checkpoint = found_checkpoint(place_of(path, workdir))
+    except UserError as error:
+        hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
+        raise UserError(f"{field} = {path!r}: {error}{hint}") from error
     extras = checkpoint.extras()
     recipe = from_json(extras["recipe"], f"{checkpoint.path}: recipe")
     require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
@@ -118,6 +129,21 @@ def open_reward_model(path: str, workdir: Path, policy: Start, field: str = "rew
     same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
     require(same, field, path, "a reward model with the policy's tokenizer", "train one on the same start")
     return start
+
+
+def open_reference(path: str, workdir: Path, policy: Start) -> Start:
+    """Opens what `policy` is held near to. Raises UserError where it reads or computes otherwise than the policy."""
+    start = open_start(path, workdir, "reference")
+    same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
+    require(same, "reference", path, "a model with the policy's tokenizer", "name one that the policy goes on from")
+    other = [name for name in ("layers", "width", "context", "vocab_size") if _differ(name, start, policy)]
+    shapes = ", ".join(f"model.{name} {getattr(policy.settings, name)}" for name in other)
+    require(not other, "reference", path, f"a model of the policy's shape ({shapes})", "name one it goes on from")
+    return start
+
+
+def _differ(name: str, one: Start, other: Start) -> bool:
+    return getattr(one.settings, name) != getattr(other.settings, name)
 
 
 def abstract_on(model: Any, mesh: Mesh) -> Any:

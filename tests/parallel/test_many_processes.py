@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from lmjax.errors import UserError
-from lmjax.parallel.multihost import _arguments
+from lmjax.errors import PeerLostError, UserError
+from lmjax.parallel.multihost import _arguments, _await
 
 RECIPE = """
 from lmjax.recipe import Pretrain
@@ -150,6 +151,20 @@ def test_launchers_are_known_by_their_variables():
     assert _arguments(by_hand) == {"coordinator_address": "h:1", "num_processes": 4, "process_id": 3}
     for detected in ({"SLURM_STEP_NUM_TASKS": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"}, {"MEGASCALE_NUM_SLICES": "2"}):
         assert _arguments(detected) == {}
+
+
+def test_a_first_process_that_does_not_come_is_named_and_one_that_comes_late_is_waited_for():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound, so that nobody else takes the port, and not listening
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(PeerLostError, match=f"does not answer at JAX_COORDINATOR_ADDRESS = {address} after 0 s"):
+            _await(address, 0.0)
+        late = threading.Timer(1.5, silent.listen)
+        late.start()
+        _await(address, 60.0)
+        late.join()
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS = 'somewhere': expected host:port of process 0"):
+        _await("somewhere", 0.0)
 
 
 @pytest.mark.parametrize(

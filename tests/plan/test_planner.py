@@ -236,6 +236,17 @@ def test_both_gradients_of_a_table_that_is_embedding_and_head_are_summed_over_co
 
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
+def test_the_heads_gradient_is_exchanged_once_and_not_chunk_by_chunk():
+    model = ModelSettings(layers=1, width=128, context=128, vocab_size=4096, attention=AttentionSettings(heads=2))
+    data = DataSettings(sequence_length=128, batch_size=8)
+    recipe = Pretrain(data=data, model=model, mesh=MeshSettings(data=1, fsdp=4), plan=PlanSettings(topology="v5e-4"))
+    chunked = (dataclasses.replace(recipe, compute=ComputeSettings(loss_chunk=chunk)) for chunk in (128, 32))
+    two, eight = (plan(each).estimate.collective_gib for each in chunked)
+    assert eight == pytest.approx(two, rel=0.01)
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
 def test_a_step_that_does_not_fit_is_an_answer():
     huge = ModelSettings(layers=1, width=4096, context=128, vocab_size=400_000, attention=AttentionSettings(heads=32))
     recipe = Pretrain(

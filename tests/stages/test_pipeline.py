@@ -1,15 +1,18 @@
 """What a pipeline does with each stage, from what its folders hold: nothing is trained here."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+import lmjax
 from lmjax import cli
 from lmjax.errors import UserError
 from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, from_json, to_json
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, RewardSettings
 from lmjax.settings import CheckpointSettings, TrainSettings
-from lmjax.stages.pipeline import plan_stages, run_stages, sources_digest
+from lmjax.stages.origins import claim_origins
+from lmjax.stages.pipeline import plan_stages, run_stages
 
 SECOND = RewardSettings(source="reward-2")
 HELD_OUT = DialogueSettings(validation=(DialogueSourceSettings("a.jsonl"),))
@@ -31,7 +34,8 @@ def finish(folder, stage, seconds=1):
     own = folder / stage.name
     own.mkdir(parents=True, exist_ok=True)
     (own / "recipe.json").write_text(to_json(stage))
-    (own / "summary.json").write_text(json.dumps({"steps": 1, "loss": seconds, "sources": sources_digest(stage, own)}))
+    claim_origins(stage, own, force=True)
+    (own / "summary.json").write_text(json.dumps({"steps": 1, "loss": seconds}))
 
 
 def actions(folder, pipeline, **options):
@@ -111,6 +115,64 @@ def test_a_stage_knows_when_what_it_went_on_from_was_trained_again(finished):
     plans = plan_stages(stages(), finished)
     assert [plan.action for plan in plans] == ["skip", "skip", "anew", "anew"]
     assert plans[2].reason == "runs anew, because sft was trained again"
+
+
+def test_an_interrupted_stage_whose_start_was_trained_again_runs_anew(finished):
+    (finished / "ppo" / "summary.json").unlink()
+    finish(finished, stages().stages[1], seconds=2)
+    (finished / "reward" / "summary.json").unlink()
+    finish(finished, stages().stages[2])  # it goes on from the new sft
+    plans = plan_stages(stages(), finished)
+    assert [plan.action for plan in plans] == ["skip", "skip", "skip", "anew"]
+    assert plans[3].reason == "runs anew, because sft was trained again"
+
+
+def test_a_stage_knows_when_a_file_that_it_reads_changed(tmp_path):
+    data, function = tmp_path / "data.jsonl", tmp_path / "gold.py"
+    data.write_text('{"prompt": "a", "answer": "b"}\n')
+    function.write_text("def score(prompts, responses): ...\n")
+    read = DialogueSettings(train=(DialogueSourceSettings(path=str(data)),))
+    sft = SFT(start="pretrain", dialogue=read)
+    judged = PPO(start="sft", reward=RewardSettings(source=f"{function}:score"))
+    pipeline = Pipeline("p", (Pretrain(), sft, judged))
+    for stage in pipeline.stages:
+        finish(tmp_path / "run", stage)
+    assert set(actions(tmp_path / "run", pipeline).values()) == {"skip"}
+    function.write_text("def score(prompts, responses): return [1.0] * len(responses)\n")
+    plans = plan_stages(pipeline, tmp_path / "run")
+    assert [plan.action for plan in plans] == ["skip", "skip", "anew"]
+    assert plans[2].reason == f"runs anew, because {function} changed"
+    data.write_text('{"prompt": "a", "answer": "c"}\n')
+    with pytest.raises(UserError, match=r"data\.jsonl changed since this run began; choose another --workdir"):
+        claim_origins(sft, tmp_path / "run" / "sft", force=False)
+    assert [plan.action for plan in plan_stages(pipeline, tmp_path / "run")] == ["skip", "anew", "anew"]
+    data.unlink()  # what is finished does not need it any more
+    assert [plan.action for plan in plan_stages(pipeline, tmp_path / "run")] == ["skip", "skip", "anew"]
+
+
+LONG = DialogueSettings(train=(DialogueSourceSettings("a.jsonl"),), sequence_length=2048)
+NO_FILE = DialogueSettings(train=(DialogueSourceSettings("nothing.jsonl"),))
+NO_FUNCTION = RewardSettings(source="lmjax.rlhf.gold:nothing")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (SFT(start="pretrain", dialogue=NO_FILE), "stage sft: source.path = 'nothing.jsonl': expected a file"),
+        (PPO(start="pretrain", reward=NO_FUNCTION), r"stage ppo: reward\.source = .* has no function 'nothing'"),
+        (
+            SFT(start="pretrain", dialogue=LONG),
+            "stage sft: dialogue.sequence_length = 2048: expected at most",
+        ),
+        (Compare(start="pretrain", gold="nothing.py:f"), r"stage compare: gold = .*no such file: nothing\.py"),
+    ],
+)
+def test_what_is_wrong_with_a_later_stage_is_told_before_the_first_runs(tmp_path, monkeypatch, stage, message):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    with pytest.raises(UserError, match=message):
+        lmjax.run(Pipeline("p", (Pretrain(), stage)), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "pretrain").exists()
 
 
 def test_what_is_replaced_is_kept_and_set_aside_before_anything_runs(finished):

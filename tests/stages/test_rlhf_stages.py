@@ -160,7 +160,7 @@ def last(folder, name):
 
 
 def test_every_stage_goes_on_from_the_one_before_and_is_done_once(ran, stages):
-    assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 4, 20, 4, 4]
+    assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 5, 20, 4, 4]
     again = lmjax.run(Pipeline("all", tuple(stages.values())), ran, quiet=True)
     assert again.summary == {}  # nothing ran
     models = {name: open_start(name, ran / "new").recipe.model for name in ("sft", "reward", "dpo", "ppo")}
@@ -295,6 +295,7 @@ def test_a_python_function_may_give_the_reward(ran, folder, scores, stages, lowe
     assert result.summary["steps"] == len(lines) == 3
     assert all(line["gold"] == pytest.approx(line["reward"]) for line in lines)  # it is the same function
     assert [lowered.count(f"jit({phase})") for phase in ("roll", "learn", "divergence")] == [1, 1, 1]
+    assert [line["kl"] for line in lines] == [line["kl_k3"] for line in lines]  # what GRPO penalises
     with pytest.raises(UserError, match=r"scores\.py:broken': the score of a response is nan: expected a finite"):
         lmjax.run(made("broken", baseline="value_head"), folder / "nan", quiet=True)
     with pytest.raises(UserError, match=r"expected 8 scores, one per response, got an array of shape \(1,\)"):
@@ -312,8 +313,16 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, 
     with pytest.raises(UserError, match=r"reward\.source = 'sft': expected a reward model"):
         wrong = dataclasses.replace(stages["ppo"], reward=RewardSettings(source="sft"))
         lmjax.run(wrong, ran / "wrong", quiet=True)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match=r"start = 'nowhere': .*no checkpoint"):
         lmjax.run(dataclasses.replace(stages["sft"], start="nowhere"), folder / "none", quiet=True)
+    too_long = "dialogue.sequence_length = 64: expected at most the model's context of 48; shorten the rows"
+    for name in ("sft", "reward", "dpo"):
+        dialogue = dataclasses.replace(stages[name].dialogue, sequence_length=64)
+        with pytest.raises(UserError, match=too_long):
+            lmjax.run(dataclasses.replace(stages[name], dialogue=dialogue), ran / f"long-{name}", quiet=True)
+    with pytest.raises(UserError, match=r"sequence_length \+ response_tokens = 96: expected at most the policy's"):
+        asked = Compare(start="sft", dialogue=stages["ppo"].dialogue, gold="lmjax.rlhf.gold:short_sentence")
+        lmjax.run(asked, ran / "long-compare", quiet=True)
 
 
 def test_sft_is_selected_by_a_reward_models_score_of_its_answers(ran, stages, monkeypatch):
@@ -326,8 +335,8 @@ def test_sft_is_selected_by_a_reward_models_score_of_its_answers(ran, stages, mo
     monkeypatch.setattr(Judge, "__call__", favouring_the_second)
     best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_reward", select_best=True)
     evaluation = EvaluationSettings(every=2, sample_tokens=8)
-    changes = {"name": "judged", "judge": "reward", "checkpoint": best, "evaluation": evaluation, "epochs": 3.0}
-    recipe = dataclasses.replace(stages["sft"], **changes)
+    changes = {"name": "judged", "judge": "reward", "checkpoint": best, "evaluation": evaluation}
+    recipe = dataclasses.replace(stages["sft"], **changes, epochs=None, train=TrainSettings(steps=6))
     assert sources_of(recipe)["judge"] == "reward"
     lmjax.run(recipe, ran / "judged", quiet=True)
     rewards = {x["step"]: x["validation_reward"] for x in read_metrics(ran / "judged") if "validation_reward" in x}
@@ -362,7 +371,55 @@ def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_mo
     result = lmjax.run(
         dataclasses.replace(stages["reward"], train=TrainSettings(steps=2), **changes), ran / "again", quiet=True
     )
-    assert result.summary["steps"] == 2 and set(result.summary["sources"]) == {"sft", "compare"}
+    assert result.summary["steps"] == 2
+    made_from = json.loads((ran / "again" / "origins.json").read_text())
+    assert {"sft", "compare", "compare/comparisons.jsonl"} <= set(made_from)
+
+
+def test_comparisons_of_the_policy_train_the_next_reward_model_and_policy(folder, ran, scores, stages, dialogue):
+    asked = Compare(name="compare-2", start="ppo", dialogue=dialogue["prompt"], gold=f"{scores}:letters", answers=8)
+    asked = dataclasses.replace(asked, response_tokens=8)
+    ranked = dataclasses.replace(
+        dialogue["rank"], train=(DialogueSourceSettings("compare-2/comparisons.jsonl"),), validation=(), most_answers=8
+    )
+    short = {"epochs": None, "train": TrainSettings(steps=2)}
+    judge = dataclasses.replace(stages["reward"], name="reward-2", dialogue=ranked, **short)
+    reward = dataclasses.replace(stages["ppo"].reward, source="reward-2")
+    again = dataclasses.replace(stages["ppo"], name="ppo-2", start="ppo", reference="sft", reward=reward, **short)
+    result = lmjax.run(Pipeline("twice", (*stages.values(), asked, judge, again)), ran, quiet=True)
+    assert list(result.summary) == ["compare-2", "reward-2", "ppo-2"]  # the first round is done
+    first, second = (read_metrics(ran / name) for name in ("ppo", "ppo-2"))
+    ended, began = ([line["validation_kl"] for line in lines if "validation_kl" in line] for lines in (first, second))
+    assert began[0] == pytest.approx(ended[-1], abs=1e-4) and abs(began[0]) > 1e-3  # still from sft, where ppo began
+    unlike = dataclasses.replace(again, name="unlike", reference=str(folder / "other"))
+    wide = dataclasses.replace(stages["base"], model=dataclasses.replace(stages["base"].model, width=32))
+    lmjax.run(wide, folder / "other", quiet=True)
+    with pytest.raises(UserError, match=r"reference = .*: expected a model of the policy's shape \(model\.width 16\)"):
+        lmjax.run(unlike, ran / "unlike", quiet=True)
+
+
+def test_interrupted_comparisons_go_on_behind_the_batches_that_were_answered(ran, scores, dialogue, monkeypatch):
+    prompts = dataclasses.replace(dialogue["prompt"], batch_size=8)
+    recipe = Compare(start="sft", dialogue=prompts, gold=f"{scores}:letters", proxy="reward", response_tokens=8)
+    whole = lmjax.run(dataclasses.replace(recipe, name="whole"), ran / "whole", quiet=True).summary
+    keep, sampled = comparing._Answered.keep, []
+
+    def killed_in_the_second(answered, found):
+        keep(answered, found)
+        sampled.append(found)
+        if len(sampled) == 2:
+            path = answered._path
+            path.write_text(path.read_text()[:-5])  # in the middle of its line
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing._Answered, "keep", killed_in_the_second)
+    cut = dataclasses.replace(recipe, name="cut")
+    with pytest.raises(KeyboardInterrupt):
+        lmjax.run(cut, ran / "cut", quiet=True)
+    assert lmjax.run(cut, ran / "cut", quiet=True).summary == whole
+    assert len(sampled) == 3 and sampled[1] == sampled[2]  # the second once more, the first not
+    a, b = ((ran / name / "comparisons.jsonl").read_text() for name in ("whole", "cut"))
+    assert a == b and not (ran / "cut" / "answered.jsonl").exists()
 
 
 def test_an_unfinished_answer_pays_the_penalty_when_the_best_of_n_is_chosen(ran, scores, dialogue, monkeypatch):

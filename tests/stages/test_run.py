@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -265,3 +266,22 @@ def test_libtpu_is_left_alone_wherever_there_may_be_a_tpu(tmp_path, monkeypatch,
         monkeypatch.setenv(name, value)
     platform.skip_absent_tpu()
     assert registered == (["tpu"] if skipped else [])
+
+
+@pytest.mark.parametrize(
+    ("platforms", "device", "told"),
+    [
+        (None, None, None),
+        (None, "nvidia0", "a GPU is attached, but this jax does not use it .* '.\\[cuda\\]'"),
+        (None, "accel0", "a TPU is attached, but this jax does not use it .* '.\\[tpu\\]'"),
+        ("cpu", "nvidia0", None),  # chosen
+        (None, "nvidiactl", None),  # a driver without a device
+    ],
+)
+def test_a_device_that_is_attached_and_not_used_is_told_of(tmp_path, monkeypatch, platforms, device, told):
+    if device:
+        (tmp_path / device).touch()
+    monkeypatch.setattr(platform, "DEVICES", tmp_path)
+    monkeypatch.setattr(platform, "_chosen_platforms", lambda: platforms)
+    said = platform.unused_accelerator()
+    assert said is None if told is None else re.search(told, said)

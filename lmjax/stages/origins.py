@@ -1,0 +1,58 @@
+"""What a stage is made from beside its recipe, by digest: to know whether it is still what it was when the stage began.
+
+In: a stage and its folder. Out: the digests of what the stages before it ended with, and of the files that it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lmjax.data.dialogue_records import dialogue_files
+from lmjax.data.text_files import checksum
+from lmjax.errors import UserError
+from lmjax.parallel.multihost import is_first
+from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of
+from lmjax.rlhf_settings import DialogueSourceSettings
+from lmjax.stages.start import place_of, source_beside
+from lmjax.stages.workdir import SUMMARY_FILE, read_json, write_whole
+
+ORIGINS_FILE = "origins.json"
+
+
+def origins(stage: Stage, own: Path) -> dict[str, str]:
+    """The digest of each: trained stages by their names, files by their paths. Files that are not there have ""."""
+    trained = {source: place_of(source, own) / SUMMARY_FILE for source in sources_of(stage).values()}
+    found = {source: checksum(summary) for source, summary in trained.items() if summary.is_file()}
+    for sources in dialogue_sources(stage).values():
+        found |= {source.path: _of_files(source_beside(source, own)) for source in sources if source.path}
+    files = {function: Path(function.rpartition(":")[0]) for function in functions_of(stage).values()}
+    return found | {str(path): checksum(path) for path in files.values() if path.is_file()}
+
+
+def changes(stage: Stage, own: Path) -> list[str]:
+    """What is another than when the stage began, in words; nothing where it has not begun."""
+    before = read_json(own / ORIGINS_FILE)
+    if before is None:
+        return []
+    now, stages = origins(stage, own), set(sources_of(stage).values())
+    other = [name for name, digest in before.items() if now.get(name) not in ("", digest)]
+    return [f"{name} {'was trained again' if name in stages else 'changed'}" for name in other]
+
+
+def claim_origins(stage: Stage, own: Path, force: bool) -> None:
+    """Writes down what the stage is made from. Raises UserError where that is another than when it began."""
+    other = changes(stage, own)
+    if other and not force:
+        raise UserError(
+            f"{own}: {' and '.join(other)} since this run began; choose another --workdir, or go on with it by --force"
+        )
+    if is_first():
+        write_whole(own / ORIGINS_FILE, json.dumps(origins(stage, own), indent=2))
+
+
+def _of_files(source: DialogueSourceSettings) -> str:
+    try:
+        return " ".join(checksum(path) for path in dialogue_files(source))
+    except UserError:  # to be told by whoever reads them: a stage that is done does not
+        return ""
