@@ -80,6 +80,14 @@ parse() {
   [ "$SLICES" = 1 ] || queued || die "--slices $SLICES: expected --provision queued or queued-spot"
 }
 
+# What a name may stand for, in the order to look: a TPU VM may belong to the queued resource of the same name.
+# shellcheck disable=SC2034
+KINDS=(queued-resources tpu-vm)
+
+in_words() { # a kind, as messages name it
+  if [ "$1" = tpu-vm ]; then printf 'TPU VM'; else printf 'queued resource'; fi
+}
+
 queued() { [[ $PROVISION == queued* ]]; }
 
 accelerator() { # what the API calls TYPE

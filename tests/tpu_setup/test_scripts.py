@@ -33,6 +33,8 @@ for i, (words, code, output) in enumerate(answers):
         sys.exit(code)
 """
 ABSENT = (1, "ERROR: NOT_FOUND: no such resource")
+NODE, QUEUE = ["tpu-vm", "describe"], ["queued-resources", "describe"]
+NOTHING = [(QUEUE, *ABSENT), (NODE, *ABSENT)]  # is there by that name
 
 
 @pytest.fixture
@@ -42,6 +44,8 @@ def cloud(tmp_path):
         path = tmp_path / name
         path.write_text(FAKE)
         path.chmod(0o755)
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")  # nobody waits here
+    (tmp_path / "sleep").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_CLOUD": str(tmp_path)}
 
     def call(script, arguments, answers=()):
@@ -49,7 +53,7 @@ def cloud(tmp_path):
         (tmp_path / "calls").write_text("")
         command = ["bash", str(SCRIPTS / script), *arguments]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, check=False
+            command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False
         )
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
         return done.returncode, done.stdout + done.stderr, calls
@@ -62,6 +66,11 @@ def verbs(calls):
     return [words[4] for words, _ in calls]
 
 
+def deeds(calls):
+    """What was asked of gcloud besides a look, as `queued-resources create`, `tpu-vm ssh`, ..."""
+    return [f"{words[3]} {words[4]}" for words, _ in calls if words[4] != "describe"]
+
+
 def test_the_scripts_are_shellcheck_clean():
     if shutil.which("shellcheck") is None:
         pytest.skip("needs Debian's shellcheck")
@@ -72,33 +81,39 @@ def test_the_scripts_are_shellcheck_clean():
 
 
 def test_create_on_demand_waits_until_the_machine_is_ready(cloud):
-    answers = [
-        (["describe"], *ABSENT),
-        (["describe"], 0, "CREATING"),
-        (["describe"], 0, "READY"),
-    ]
-    options = ["--type", "v5e-16", "--provision", "on-demand", "--poll-seconds", "1"]
-    code, _, calls = cloud("create.sh", [*PLACE, *options], answers)
+    answers = [*NOTHING, (NODE, 0, "CREATING"), (NODE, 0, "READY")]
+    code, _, calls = cloud("create.sh", [*PLACE, "--type", "v5e-16", "--provision", "on-demand"], answers)
     assert code == 0
-    assert verbs(calls) == ["describe", "create", "describe", "describe"]
-    assert calls[1][0] == [
+    assert verbs(calls) == ["describe", "describe", "create", "describe", "describe"]
+    assert calls[2][0] == [
         *("gcloud", "compute", "tpus", "tpu-vm", "create", "gpt2", "--project=my-project", "--zone=us-west4-a"),
         *("--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"),
     ]
 
 
-def test_create_again_makes_nothing_new(cloud):
-    answers = [(["describe"], 0, "READY")] * 2
-    code, output, calls = cloud("create.sh", [*PLACE, "--type", "v4-8", "--provision", "spot"], answers)
-    assert code == 0 and "exists already" in output
-    assert verbs(calls) == ["describe", "describe"]
+@pytest.mark.parametrize("provision", ["spot", "queued"])
+def test_create_again_makes_nothing_new_whatever_the_kind_of_what_exists(cloud, provision):
+    options = [*PLACE, "--type", "v4-8", "--provision", provision]
+    code, output, calls = cloud("create.sh", options, [(QUEUE, *ABSENT), (NODE, 0, "CREATING"), (NODE, 0, "READY")])
+    assert code == 0 and "gpt2 exists already, as a TPU VM" in output and "gpt2: READY" in output
+    assert deeds(calls) == []
+    code, output, calls = cloud("create.sh", options, [(QUEUE, 0, "ACCEPTED"), (QUEUE, 0, "ACTIVE")])
+    assert code == 0 and "gpt2 exists already, as a queued resource" in output and "gpt2: ACTIVE" in output
+    assert deeds(calls) == []
+
+
+def test_several_slices_are_not_taken_for_a_single_machine_of_that_name(cloud):
+    code, output, calls = cloud(
+        "create.sh", [*PLACE, "--type", "v4-8", "--slices", "2"], [(QUEUE, *ABSENT), (NODE, 0, "READY")]
+    )
+    assert code == 2 and "gpt2 is a single TPU VM" in output and deeds(calls) == []
 
 
 def test_create_of_several_slices_asks_for_a_queued_resource(cloud):
     arguments = [*PLACE, "--type", "v5p-128", "--provision", "queued-spot", "--slices", "2"]
-    code, _, calls = cloud("create.sh", arguments, [(["describe"], *ABSENT), (["describe"], 0, "ACTIVE")])
+    code, _, calls = cloud("create.sh", arguments, [*NOTHING, (QUEUE, 0, "ACTIVE")])
     assert code == 0
-    assert calls[1][0] == [
+    assert calls[2][0] == [
         *("gcloud", "compute", "tpus", "queued-resources", "create", "gpt2"),
         *("--project=my-project", "--zone=us-west4-a", "--node-count=2", "--node-prefix=gpt2"),
         *("--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--spot"),
@@ -106,19 +121,19 @@ def test_create_of_several_slices_asks_for_a_queued_resource(cloud):
 
 
 def test_a_queued_resource_that_fails_is_an_error_that_says_what_to_do(cloud):
-    answers = [(["describe"], *ABSENT), (["describe"], 0, "FAILED")]
+    answers = [*NOTHING, (QUEUE, 0, "FAILED")]
     code, output, _ = cloud("create.sh", [*PLACE, "--type", "v6e-8"], answers)
     assert code == 1 and "gpt2 is FAILED" in output and "delete.sh" in output
 
 
 def test_a_command_that_fails_is_tried_again_and_then_given_up(cloud):
     refused = (["create"], 1, "ERROR: quota")
-    options = [*PLACE, "--type", "v4-8", "--provision", "spot", "--poll-seconds", "1", "--attempts", "2"]
-    absent, ready = (["describe"], *ABSENT), (["describe"], 0, "READY")
-    code, _, calls = cloud("create.sh", options, [absent, refused, ready])
-    assert code == 0 and verbs(calls) == ["describe", "create", "create", "describe"]
-    code, output, calls = cloud("create.sh", options, [absent, refused, refused])
-    assert code == 1 and "failed 2 times" in output and verbs(calls) == ["describe", "create", "create"]
+    options = [*PLACE, "--type", "v4-8", "--provision", "spot", "--attempts", "2"]
+    create = "tpu-vm create"
+    code, _, calls = cloud("create.sh", options, [*NOTHING, refused, (NODE, 0, "READY")])
+    assert code == 0 and deeds(calls) == [create, create]
+    code, output, calls = cloud("create.sh", options, [*NOTHING, refused, refused])
+    assert code == 1 and "failed 2 times" in output and deeds(calls) == [create, create]
 
 
 def test_an_answer_that_is_not_about_absence_is_not_taken_for_absence(cloud):
@@ -186,20 +201,19 @@ def test_launch_runs_exactly_the_given_words_on_a_host_and_notes_the_exit_code(c
 
 
 def test_resume_makes_preempted_slices_anew_and_starts_the_job_again_until_it_ends_well(cloud):
-    queue = ["queued-resources", "describe"]
     answers = [
-        (["tpu-vm", "describe"], 0, "READY"),
+        (NODE, 0, "READY"),
         (["--worker=0"], 0, "139"),  # it crashed
-        (["tpu-vm", "describe"], 0, "READY"),
+        (NODE, 0, "READY"),
         (["--worker=0"], 0, "running"),
-        (["tpu-vm", "describe"], 0, "PREEMPTED"),
-        (queue, 0, "SUSPENDED"),  # seen by delete.sh
-        (queue, *ABSENT),  # by create.sh
-        (queue, 0, "ACTIVE"),
-        (["tpu-vm", "describe"], 0, "READY"),
+        (NODE, 0, "PREEMPTED"),
+        *((QUEUE, 0, "SUSPENDED"), (NODE, *ABSENT)),  # seen by delete.sh
+        *NOTHING,  # by create.sh
+        (QUEUE, 0, "ACTIVE"),
+        (NODE, 0, "READY"),
         (["--worker=0"], 0, "0"),
     ]
-    options = ["--type", "v5e-16", "--provision", "queued-spot", "--poll-seconds", "1"]
+    options = ["--type", "v5e-16", "--provision", "queued-spot"]
     code, output, calls = cloud("resume.sh", [*PLACE, *options, "--", "lmjax", "run", "gpt2"], answers)
     assert code == 0 and "the job is done" in output
     done = [(words[3], words[4]) for words, _ in calls if words[4] != "describe" and "--worker=0" not in words]
@@ -218,8 +232,30 @@ def test_resume_gives_up_on_a_command_that_is_wrong(cloud):
 
 
 def test_delete_of_what_is_not_there_does_nothing(cloud):
-    code, output, calls = cloud("delete.sh", PLACE, [(["describe"], *ABSENT)])
-    assert code == 0 and "does not exist" in output and verbs(calls) == ["describe"]
+    code, output, calls = cloud("delete.sh", PLACE, NOTHING)
+    assert code == 0 and "does not exist" in output and verbs(calls) == ["describe", "describe"]
+
+
+@pytest.mark.parametrize("provision", [[], ["--provision", "spot"], ["--provision", "queued"]])
+@pytest.mark.parametrize(
+    ("answers", "deleted"),
+    [
+        ([(QUEUE, *ABSENT), (NODE, 0, "READY")], ["tpu-vm delete"]),
+        ([(QUEUE, 0, "ACTIVE"), (NODE, *ABSENT)], ["queued-resources delete"]),
+        ([(QUEUE, 0, "FAILED"), (NODE, 0, "READY")], ["queued-resources delete", "tpu-vm delete"]),
+        ([(QUEUE, 0, "ACTIVE"), (NODE, 0, "DELETING")], ["queued-resources delete"]),
+    ],
+)
+def test_delete_takes_away_whatever_bears_the_name(cloud, provision, answers, deleted):
+    code, output, calls = cloud("delete.sh", [*PLACE, *provision], answers)
+    assert code == 0 and deeds(calls) == deleted and "does not exist" not in output
+    assert all("gpt2" in words and "--quiet" in words for words, _ in calls if words[4] == "delete")
+
+
+def test_a_dry_run_of_delete_names_both_kinds(cloud):
+    code, output, calls = cloud("delete.sh", [*PLACE, "--dry-run"])
+    assert code == 0 and calls == []
+    assert [line.split()[3:5] for line in output.splitlines()] == [["queued-resources", "delete"], ["tpu-vm", "delete"]]
 
 
 @pytest.mark.parametrize("script", ["create", "bootstrap", "launch", "watch", "resume", "delete"])
