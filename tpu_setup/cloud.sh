@@ -34,7 +34,8 @@ fail() { # exit code 1: the cloud's
 usage() { printf '%s\n\noptions:\n%s\n' "$USAGE" "$COMMON_OPTIONS"; }
 
 value_of() { # OPTION "$@": the value that follows an option
-  [ "$#" -ge 3 ] || die "$1 needs a value; see --help"
+  [ "$#" -ge 3 ] || die "$1 needs a value, and nothing follows it; see --help"
+  [[ $3 != --* ]] || die "$1 needs a value, and $3 follows it; see --help"
   printf '%s' "$3"
 }
 

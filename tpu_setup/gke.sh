@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs one command on a TPU slice, or on several, of a GKE cluster with JobSet; or every line of a sweep on its own.
-set -euo pipefail
+# shellcheck source=cloud.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 USAGE="usage: gke.sh --name NAME --type TYPE --topology AxB[xC] --image IMAGE --bucket BUCKET [options] -- COMMAND
        gke.sh ... --sweep FILE [options]
@@ -21,42 +22,32 @@ options:
 example: gke.sh --name gpt2 --type v5e --topology 4x4 --image IMAGE --bucket my-bucket -- \\
            lmjax run gpt2 --workdir /bucket/gpt2"
 
-die() {
-  printf 'gke.sh: %s\n' "$1" >&2
-  exit 2
-}
-
-NAME="" TYPE="" SWEEP="" DELETE=false DRY_RUN=false
+SWEEP="" DELETE=false
 declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="")
-COMMAND=()
 here=$(dirname "${BASH_SOURCE[0]}")
 
 while [ "$#" -gt 0 ]; do
   case "$1" in
-    --help | -h) printf '%s\n' "$USAGE"; exit 0 ;;
+    --name) NAME=$(value_of "$1" "$@") ;;
+    --type) TYPE=$(value_of "$1" "$@") ;;
+    --topology) FIELD[TOPOLOGY]=$(value_of "$1" "$@") ;;
+    --image) FIELD[IMAGE]=$(value_of "$1" "$@") ;;
+    --bucket) FIELD[BUCKET]=$(value_of "$1" "$@") ;;
+    --slices) FIELD[SLICES]=$(number_of "$1" "$@") ;;
+    --restarts) FIELD[RESTARTS]=$(value_of "$1" "$@") ;;
+    --account) FIELD[ACCOUNT]=$(value_of "$1" "$@") ;;
+    --sweep) SWEEP=$(value_of "$1" "$@") ;;
     --spot) FIELD[SPOT]=$'\n                cloud.google.com/gke-spot: "true"'; shift; continue ;;
     --delete) DELETE=true; shift; continue ;;
     --dry-run) DRY_RUN=true; shift; continue ;;
+    --help | -h) printf '%s\n' "$USAGE"; exit 0 ;;
     --) shift; COMMAND=("$@"); break ;;
-  esac
-  [ "$#" -ge 2 ] || die "$1: unknown, or its value is missing; see --help"
-  case "$1" in
-    --name) NAME=$2 ;;
-    --type) TYPE=$2 ;;
-    --topology) FIELD[TOPOLOGY]=$2 ;;
-    --image) FIELD[IMAGE]=$2 ;;
-    --bucket) FIELD[BUCKET]=$2 ;;
-    --slices) FIELD[SLICES]=$2 ;;
-    --restarts) FIELD[RESTARTS]=$2 ;;
-    --account) FIELD[ACCOUNT]=$2 ;;
-    --sweep) SWEEP=$2 ;;
     *) die "$1: unknown option; see --help" ;;
   esac
   shift 2
 done
 
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || die "--name '$NAME': expected lower-case letters, digits and '-'"
-[[ ${FIELD[SLICES]} =~ ^[1-9][0-9]*$ ]] || die "--slices ${FIELD[SLICES]}: expected a whole number above 0"
 [[ ${FIELD[RESTARTS]} =~ ^[0-9]+$ ]] || die "--restarts ${FIELD[RESTARTS]}: expected a whole number"
 [[ ${FIELD[ACCOUNT]} =~ ^[a-z0-9][-a-z0-9]*$ ]] || die "--account ${FIELD[ACCOUNT]}: not the name of a service account"
 if ! $DELETE; then

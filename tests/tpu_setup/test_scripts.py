@@ -162,6 +162,28 @@ def test_mistakes_are_named_and_nothing_is_called(cloud, arguments, message):
     assert code == 2 and message in output and calls == []
 
 
+@pytest.mark.parametrize("script", ["create", "bootstrap", "launch", "watch", "resume", "delete", "gke"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "--type", "v5e-16", "--", "a"], "--name needs a value, and --type follows it"),
+        (["--name", "gpt2", "--slices", "--dry-run"], "--slices needs a value, and --dry-run follows it"),
+        (["--name", "--", "lmjax"], "--name needs a value, and -- follows it"),
+        (["--name"], "--name needs a value, and nothing follows it"),
+        (["--typo"], "--typo: unknown option"),
+    ],
+)
+def test_an_option_is_never_taken_for_a_value(cloud, script, arguments, message):
+    code, output, calls = cloud(f"{script}.sh", arguments)
+    assert code == 2 and message in output and calls == []
+    assert output.startswith(f"{script}.sh: ") and output.count("\n") == 1
+
+
+def test_a_zone_that_is_forgotten_before_dry_run_does_not_make_the_run_real(cloud):
+    code, output, calls = cloud("create.sh", [*PLACE[:4], "--type", "v5e-16", "--zone", "--dry-run"])
+    assert code == 2 and "--zone needs a value, and --dry-run follows it" in output and calls == []
+
+
 def test_bootstrap_sends_the_committed_files_to_every_slice(cloud):
     code, _, calls = cloud("bootstrap.sh", [*PLACE, "--slices", "2", "--bucket", "my-bucket"])
     assert code == 0
@@ -186,7 +208,7 @@ def test_launch_runs_exactly_the_given_words_on_a_host_and_notes_the_exit_code(c
     show = home / "lmjax" / ".venv" / "bin" / "show"
     show.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\nsys.exit(3)\n")
     show.chmod(0o755)
-    words = ["a b", "$HOME", "it's", '"q"', "~/bucket/x y", "*", "; rm -rf /"]
+    words = ["--zone", "--dry-run", "a b", "$HOME", "it's", '"q"', "~/bucket/x y", "*", "; rm -rf /"]
     code, _, calls = cloud("launch.sh", [*PLACE, "--", "show", *words])
     assert code == 0
     remote(calls, home)
