@@ -130,18 +130,19 @@ quoted() { # a command as it would be typed
   printf '\n'
 }
 
-run() { # carries a command out, with retries; with --dry-run prints it
-  if $DRY_RUN; then
-    quoted "$@"
-    return
-  fi
-  local attempt
+retry() { # WHAT COMMAND...: carries a command out, several times if it fails; errors call it WHAT
+  local what=$1 attempt
+  shift
   for ((attempt = 1; ; attempt++)); do
     "$@" && return
-    [ "$attempt" -lt "$ATTEMPTS" ] || fail "failed $ATTEMPTS times: $(quoted "$@")"
+    [ "$attempt" -lt "$ATTEMPTS" ] || fail "failed $ATTEMPTS times: $what"
     printf 'attempt %d of %d failed; again in %d s\n' "$attempt" "$ATTEMPTS" "$POLL_SECONDS" >&2
     sleep "$POLL_SECONDS"
   done
+}
+
+run() { # the same for a command as it is; with --dry-run prints it
+  if $DRY_RUN; then quoted "$@"; else retry "$(quoted "$@")" "$@"; fi
 }
 
 tpu() { # tpu VERB NODE ...: gcloud compute tpus tpu-vm, in this project and zone
