@@ -8,6 +8,7 @@ set -euo pipefail
 NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" WORKER=0
 DRY_RUN=false ATTEMPTS=3 POLL_SECONDS=30 MAX_RESTARTS=100
 COMMAND=()
+BUCKET_NAME='^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$'
 
 COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource and its slices
   --project PROJECT    Google Cloud project
@@ -78,6 +79,7 @@ parse() {
     on-demand | spot | queued | queued-spot) ;;
     *) die "--provision $PROVISION: expected on-demand, spot, queued or queued-spot" ;;
   esac
+  [ -z "$BUCKET" ] || [[ $BUCKET =~ $BUCKET_NAME ]] || die "--bucket $BUCKET: not the name of a bucket"
   [ "$SLICES" = 1 ] || queued || die "--slices $SLICES: expected --provision queued or queued-spot"
 }
 
@@ -155,9 +157,36 @@ on_every_host() { # on_every_host NODE SCRIPT: on all workers of a slice at once
   tpu ssh "$1" --worker=all --command="$2"
 }
 
-stop_job() { # ends what launch.sh started, on every host of a slice
-  # shellcheck disable=SC2016
-  on_every_host "$1" 'if [ -f ~/job.pid ]; then kill -TERM -- "-$(cat ~/job.pid)" 2>/dev/null; rm -f ~/job.pid; fi; true'
+# The scripts below are for a host. A job is known by the last argument of its shell: a number in job.pid that the host,
+# started again, has given to another process is not taken for it.
+# shellcheck disable=SC2016
+JOB_RUNS='grep -qszx lmjax-job "/proc/$(cat ~/job.pid 2>/dev/null)/cmdline"'
+
+stop_job() { # ends what launch.sh started, on every host of a slice; the next job needs the chips that it holds
+  on_every_host "$1" "if $JOB_RUNS; then
+job=\$(cat ~/job.pid); kill -TERM -- -\$job
+for second in \$(seq 120); do kill -0 -- -\$job 2>/dev/null || break; sleep 1; done
+kill -KILL -- -\$job 2>/dev/null
+fi; rm -f ~/job.pid"
+}
+
+mount_bucket() { # prints what mounts --bucket where it is not: a host that was started again has lost the mount
+  [ -n "$BUCKET" ] || return 0
+  cat <<EOF
+if ! mountpoint -q ~/bucket; then
+if ! command -v gcsfuse >/dev/null; then
+source=packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+curl -fsS https://\$source/doc/apt-key.gpg | sudo tee \$key >/dev/null
+echo "deb [signed-by=\$key] https://\$source gcsfuse-\$(lsb_release -c -s) main" |
+sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+sudo apt-get -qq update
+sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y gcsfuse
+fi
+fusermount -uz ~/bucket 2>/dev/null || true # what a gcsfuse that died has left
+mkdir -p ~/bucket
+gcsfuse --implicit-dirs $BUCKET ~/bucket
+fi
+EOF
 }
 
 state() { # READY, PREEMPTED, ... of a node, ACTIVE, FAILED, ... of a queued resource; ABSENT where there is none

@@ -58,7 +58,7 @@ done
 [[ ${FIELD[ACCOUNT]} =~ ^[a-z0-9][-a-z0-9]*$ ]] || die "--account ${FIELD[ACCOUNT]}: not the name of a service account"
 if ! $DELETE; then
   [[ ${FIELD[IMAGE]} =~ ^[-a-zA-Z0-9._/:@]+$ ]] || die "--image '${FIELD[IMAGE]}': expected an image such as HOST/PROJECT/lmjax:TAG"
-  [[ ${FIELD[BUCKET]} =~ ^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$ ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
+  [[ ${FIELD[BUCKET]} =~ $BUCKET_NAME ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
 fi
 if [ -n "$SWEEP" ]; then
   [ ! -d "$SWEEP" ] || die "--sweep $SWEEP: a folder; expected a file with one command a line"

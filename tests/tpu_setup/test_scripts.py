@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -196,30 +199,181 @@ def test_bootstrap_sends_the_committed_files_to_every_slice(cloud):
     assert not Path(calls[0][0][5]).exists(), "the archive is deleted at the end"
 
 
+@pytest.mark.parametrize("script", ["bootstrap", "launch", "resume"])
+def test_a_name_that_no_bucket_can_have_is_refused_before_anything_is_printed(cloud, script):
+    arguments = [*PLACE, "--type", "v5e-16", "--dry-run", "--bucket", "my bucket", "--", "lmjax"]
+    code, output, calls = cloud(f"{script}.sh", arguments)
+    assert (code, calls) == (2, [])
+    assert output == f"{script}.sh: --bucket my bucket: not the name of a bucket\n"
+
+
 def remote(calls, home):
-    """Carries out the command that was sent to a host, in a home folder of its own."""
+    """Carries out the command that was last sent to a host, in a home folder of its own, whose ~/bin comes first."""
+    environment = os.environ | {"HOME": str(home), "PATH": f"{home}/bin:{os.environ['PATH']}"}
     command = calls[-1][0][-1].removeprefix("--command=")
-    subprocess.run(["bash", "-c", command], env=os.environ | {"HOME": str(home)}, check=True, timeout=600)
+    return subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
 
 
-def test_launch_runs_exactly_the_given_words_on_a_host_and_notes_the_exit_code(cloud, tmp_path):
+def program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def home(tmp_path):
+    """The home folder of a host where lmjax is installed, with a folder ~/lmjax/.venv/bin for programs."""
     home = tmp_path / "home"
     (home / "lmjax" / ".venv" / "bin").mkdir(parents=True)
-    show = home / "lmjax" / ".venv" / "bin" / "show"
-    show.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\nsys.exit(3)\n")
-    show.chmod(0o755)
+    (home / "lmjax" / ".installed").touch()
+    return home
+
+
+def waited_for(path):
+    """The text of a file, as soon as there is one."""
+    for _ in range(300):
+        if path.exists() and path.read_text().strip():
+            break
+        time.sleep(0.1)
+    return path.read_text().strip()
+
+
+def test_launch_runs_exactly_the_given_words_on_a_host_and_notes_the_exit_code(cloud, home):
+    show = f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\nsys.exit(3)\n"
+    program(home / "lmjax" / ".venv" / "bin" / "show", show)
     words = ["--zone", "--dry-run", "a b", "$HOME", "it's", '"q"', "~/bucket/x y", "*", "; rm -rf /"]
     code, _, calls = cloud("launch.sh", [*PLACE, "--", "show", *words])
     assert code == 0
-    remote(calls, home)
-    exit_file = home / "job.exit"
-    for _ in range(100):
-        if exit_file.exists() and exit_file.read_text().strip():
-            break
-        subprocess.run(["sleep", "0.1"], check=True)
-    assert exit_file.read_text().strip() == "3"
+    assert remote(calls, home).returncode == 0
+    assert waited_for(home / "job.exit") == "3"
     expected = [word.replace("~/", f"{home}/") if word.startswith("~/") else word for word in words]
     assert json.loads((home / "job.log").read_text()) == expected
+
+
+def test_launch_refuses_a_host_without_lmjax(cloud, home):
+    (home / "lmjax" / ".installed").unlink()
+    _, _, calls = cloud("launch.sh", [*PLACE, "--", "true"])
+    done = remote(calls, home)
+    assert done.returncode == 1 and "lmjax is not installed; run bootstrap.sh" in done.stderr
+    assert not (home / "job.pid").exists()
+
+
+def asked(cloud):
+    """What resume.sh sends to a host to ask for the job, and to stop it, each as `remote` takes it."""
+    answers = [(NODE, 0, "READY"), (["--worker=0"], 0, "1"), (NODE, 0, "READY"), (["--worker=0"], 0, "0")]
+    code, _, calls = cloud("resume.sh", [*PLACE, "--type", "v5e-16", "--", "a"], answers)
+    ssh = [call for call in calls if call[0][4] == "ssh"]
+    assert code == 0 and len(ssh) == 4
+    return ssh[:1], ssh[1:2]
+
+
+def test_a_job_that_runs_is_left_alone_and_stops_when_it_is_told_to(cloud, home):
+    status, stop = asked(cloud)
+    program(home / "lmjax" / ".venv" / "bin" / "work", '#!/bin/sh\necho $$ >> "$HOME/started"\nexec sleep 600\n')
+    _, _, calls = cloud("launch.sh", [*PLACE, "--", "work"])
+    assert remote(status, home).stdout == "none\n"
+    assert remote(calls, home).stdout == ""
+    worker = int(waited_for(home / "started"))
+    assert remote(status, home).stdout == "running\n"
+    assert remote(calls, home).stdout == "already running\n"
+    program(home / "bin" / "sleep", "#!/bin/sh\n")  # a container may never bury the dead that `stop` waits for
+    assert remote(stop, home).returncode == 0
+    state = Path(f"/proc/{worker}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert remote(status, home).stdout == "none\n"
+    assert (home / "started").read_text().count("\n") == 1
+
+
+def test_a_number_that_another_process_has_now_is_not_taken_for_the_job(cloud, home):
+    status, stop = asked(cloud)
+    other = subprocess.Popen(["bash", "-c", "sleep 600; true", "other"], start_new_session=True)
+    try:
+        (home / "job.pid").write_text(f"{other.pid}\n")
+        assert remote(status, home).stdout == "none\n"
+        assert remote(stop, home).returncode == 0
+        assert not (home / "job.pid").exists() and other.poll() is None
+        (home / "job.pid").write_text(f"{other.pid}\n")
+        _, _, calls = cloud("launch.sh", [*PLACE, "--", "true"])
+        assert "already running" not in remote(calls, home).stdout
+        assert waited_for(home / "job.exit") == "0" and other.poll() is None
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+
+
+def test_a_host_says_what_is_there(cloud, home):
+    status, _ = asked(cloud)
+    (home / "lmjax" / ".installed").unlink()
+    assert remote(status, home).stdout == "bare\n"
+    (home / "job.exit").write_text("139\n")
+    assert remote(status, home).stdout == "139\n"
+
+
+@pytest.fixture
+def mount(home):
+    """The host's home folder with programs in ~/bin that note how they were called in ~/log."""
+    note = '#!/bin/sh\necho "$(basename "$0") $*" >> "$HOME/log"\n'
+    program(home / "bin" / "mountpoint", '#!/bin/sh\ntest -e "$HOME/mounted"\n')
+    program(home / "bin" / "fusermount", note + "exit 1\n")
+    program(home / "bin" / "curl", note + "echo the key\n")
+    program(home / "bin" / "lsb_release", "#!/bin/sh\necho jammy\n")
+    program(home / "gcsfuse", note + 'touch "$HOME/mounted"\n')
+    put = '[ "$1" != tee ] || cat >> "$HOME/log"\n[ "$1 $7" != "apt-get gcsfuse" ] || cp "$HOME/gcsfuse" "$HOME/bin"\n'
+    program(home / "bin" / "sudo", note + put)
+    return home
+
+
+def test_launch_mounts_the_bucket_where_it_is_not_before_the_job_begins(cloud, mount):
+    shutil.copy(mount / "gcsfuse", mount / "bin")
+    _, _, calls = cloud("launch.sh", [*PLACE, "--bucket", "my-bucket", "--", "test", "-e", "~/mounted"])
+    assert remote(calls, mount).returncode == 0
+    assert waited_for(mount / "job.exit") == "0"
+    once = f"fusermount -uz {mount}/bucket\ngcsfuse --implicit-dirs my-bucket {mount}/bucket\n"
+    assert (mount / "log").read_text() == once
+    assert remote(calls, mount).returncode == 0
+    assert (mount / "log").read_text() == once, "mounted already"
+
+
+def test_gcsfuse_is_installed_from_googles_repository_where_it_is_missing(cloud, mount):
+    _, _, calls = cloud("launch.sh", [*PLACE, "--bucket", "my-bucket", "--", "true"])
+    done = remote(calls, mount)
+    assert (done.returncode, done.stderr) == (0, "")
+    key = "/usr/share/keyrings/cloud.google.asc"
+    log = (mount / "log").read_text().splitlines()
+    assert sorted(log[:3]) == sorted(
+        ["curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg", f"sudo tee {key}", "the key"]
+    )
+    assert log[3:] == [
+        "sudo tee /etc/apt/sources.list.d/gcsfuse.list",
+        f"deb [signed-by={key}] https://packages.cloud.google.com/apt gcsfuse-jammy main",
+        "sudo apt-get -qq update",
+        "sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y gcsfuse",
+        f"fusermount -uz {mount}/bucket",
+        f"gcsfuse --implicit-dirs my-bucket {mount}/bucket",
+    ]
+
+
+def test_a_job_does_not_begin_without_its_bucket(cloud, mount):
+    program(mount / "bin" / "gcsfuse", "#!/bin/sh\necho no access >&2\nexit 1\n")
+    _, _, calls = cloud("launch.sh", [*PLACE, "--bucket", "my-bucket", "--", "true"])
+    done = remote(calls, mount)
+    assert done.returncode == 1 and "no access" in done.stderr and not (mount / "job.pid").exists()
+
+
+def test_bootstrap_says_that_lmjax_is_installed_only_when_it_is(cloud, mount):
+    shutil.copy(mount / "gcsfuse", mount / "bin")
+    _, _, calls = cloud("bootstrap.sh", [*PLACE, "--bucket", "my-bucket"])
+    program(mount / "bin" / "python3", '#!/bin/sh\n[ "$3" != pip ] || echo broken >&2\ntest -e "$HOME/online"\n')
+    with tarfile.open(mount / "lmjax.tar.gz", "w:gz") as archive:
+        archive.add(__file__, "sent")
+    done = remote(calls, mount)
+    assert done.returncode == 1 and not (mount / "lmjax" / ".installed").exists()
+    (mount / "online").touch()
+    done = remote(calls, mount)
+    assert done.returncode == 0 and (mount / "lmjax" / ".installed").exists()
+    assert (mount / "lmjax" / "sent").exists() and (mount / "mounted").exists()
 
 
 def test_resume_makes_preempted_slices_anew_and_starts_the_job_again_until_it_ends_well(cloud):
@@ -245,6 +399,90 @@ def test_resume_makes_preempted_slices_anew_and_starts_the_job_again_until_it_en
         *(("tpu-vm", "scp"), ("tpu-vm", "ssh"), start),
     ]
     assert done == [stop, start, *remade]
+
+
+JOB, ALL = ["--worker=0"], ["ssh", "--worker=all"]
+READY, DONE = (NODE, 0, "READY"), [(NODE, 0, "READY"), (["--worker=0"], 0, "0")]
+REMADE = ["queued-resources create", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]  # created, bootstrapped, launched
+START = ["tpu-vm ssh", "tpu-vm ssh"]  # stopped, launched
+
+
+@pytest.fixture
+def resume(cloud):
+    """A function (answers, *options) -> (exit code, output, what was done besides looking)."""
+
+    def call(answers, *options):
+        arguments = [*PLACE, "--type", "v5e-16", "--attempts", "2", *options, "--", "lmjax", "run", "gpt2"]
+        code, output, calls = cloud("resume.sh", arguments, answers)
+        return code, output, deeds([call for call in calls if "--worker=0" not in call[0]])
+
+    return call
+
+
+def test_resume_looks_again_when_a_slice_is_taken_away_before_the_job_is_asked_for(resume):
+    answers = [READY, *[(JOB, 255, "timed out")] * 2, (NODE, 0, "PREEMPTED"), *NOTHING, *NOTHING, (QUEUE, 0, "ACTIVE")]
+    code, output, done = resume([*answers, *DONE])
+    assert code == 0 and "the job is done" in output and done == REMADE
+
+
+@pytest.mark.parametrize("succeeded", [0, 1])
+def test_resume_looks_again_when_a_slice_is_taken_away_before_the_job_is_stopped_or_launched(resume, succeeded):
+    answers = [READY, (JOB, 0, "139"), *[(ALL, 0, "")] * succeeded, *[(ALL, 255, "timed out")] * 2]
+    remade = [(NODE, 0, "PREEMPTED"), *NOTHING, *NOTHING, (QUEUE, 0, "ACTIVE")]
+    code, output, done = resume([*answers, *remade, *DONE])
+    assert code == 0 and "the job is done" in output
+    assert f"gpt2: {['stop', 'launch'][succeeded]} failed; looking at its state again" in output
+    assert done == [*["tpu-vm ssh"] * (succeeded + 2), *REMADE]
+
+
+def test_resume_installs_again_and_starts_all_hosts_when_a_launch_failed_on_some(resume):
+    answers = [
+        READY,
+        (JOB, 0, "none"),
+        (ALL, 0, ""),
+        *[(ALL, 1, "lmjax is not installed")] * 2,
+        READY,
+        (JOB, 0, "running"),
+    ]
+    code, _, done = resume([*answers, *DONE])
+    bootstrap = ["tpu-vm scp", "tpu-vm ssh"]
+    assert code == 0 and done == [*START, "tpu-vm ssh", "tpu-vm ssh", *bootstrap, "tpu-vm ssh"]
+
+
+def test_resume_bootstraps_a_slice_that_never_was(resume):
+    code, output, done = resume([READY, (JOB, 0, "bare"), *DONE])
+    assert code == 0 and "without lmjax" in output and done == ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
+def test_resume_asks_once_more_for_slices_that_could_not_be_had(resume, state):
+    preempted = [(NODE, 0, "PREEMPTED"), *NOTHING, *NOTHING, (QUEUE, 0, state)]
+    again = [(NODE, *ABSENT), (QUEUE, 0, state), (NODE, *ABSENT), *NOTHING, (QUEUE, 0, "ACTIVE")]
+    code, output, done = resume([*preempted, *again, *DONE])
+    assert code == 0 and f"gpt2 is {state}" in output and "gpt2: create failed" in output
+    assert done == ["queued-resources create", "queued-resources delete", *REMADE]
+
+
+def test_resume_gives_up_after_as_many_restarts_as_it_may(resume):
+    answers = [READY, (JOB, 0, "1")] * 9
+    code, output, done = resume(answers, "--max-restarts", "2")
+    assert code == 1 and "gave up after 2 restarts" in output and done == START * 3
+    code, output, done = resume([READY, *[(JOB, 255, "timed out")] * 2] * 9, "--max-restarts", "2")
+    assert code == 1 and "gave up after 2 restarts" in output and done == []
+
+
+def test_resume_bears_with_a_cloud_that_does_not_answer_unless_it_never_did(resume):
+    denied = (NODE, 1, "ERROR: PERMISSION_DENIED")
+    code, output, done = resume([denied])
+    assert code == 1 and "PERMISSION_DENIED" in output and done == []
+    code, output, done = resume([READY, (JOB, 0, "running"), denied, *DONE])
+    assert code == 0 and "PERMISSION_DENIED" in output and "the job is done" in output and done == []
+
+
+def test_resume_names_a_mistake_before_it_looks(cloud):
+    for arguments, message in ((PLACE, "--type is missing"), ([*PLACE, "--type", "v9-8"], "expected v4-N")):
+        code, output, calls = cloud("resume.sh", [*arguments, "--", "lmjax"])
+        assert code == 2 and message in output and calls == []
 
 
 def test_resume_gives_up_on_a_command_that_is_wrong(cloud):
