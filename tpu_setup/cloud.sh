@@ -2,10 +2,18 @@
 # Sourced, never executed. A script sets USAGE, calls `parse "$@"`, and then speaks to the cloud through `run`.
 # shellcheck shell=bash
 
+die() { # exit code 2: the caller's mistake
+  printf '%s: %s\n' "${0##*/}" "$1" >&2
+  exit 2
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  die "bash $BASH_VERSION is too old: expected 4.4 or newer; on macOS, \`brew install bash\` and open a new terminal"
+
 set -euo pipefail
 
 # shellcheck disable=SC2034  # the scripts that source this read them
-NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" WORKER=0
+NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" SLICE=0 WORKER=0
 DRY_RUN=false ATTEMPTS=3 POLL_SECONDS=30 MAX_RESTARTS=100
 COMMAND=()
 BUCKET_NAME='^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$'
@@ -21,11 +29,6 @@ COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource 
   --poll-seconds N     between two looks at a state (default 30)
   --attempts N         times a command of the cloud is tried (default 3)
   --dry-run            print the exact commands, touch nothing"
-
-die() { # exit code 2: the caller's mistake
-  printf '%s: %s\n' "${0##*/}" "$1" >&2
-  exit 2
-}
 
 fail() { # exit code 1: the cloud's
   printf '%s: %s\n' "${0##*/}" "$1" >&2
@@ -59,6 +62,7 @@ parse() {
       --slices) SLICES=$(number_of "$1" "$@") ;;
       --runtime) RUNTIME=$(value_of "$1" "$@") ;;
       --bucket) BUCKET=$(value_of "$1" "$@") ;;
+      --slice) SLICE=$(value_of "$1" "$@") ;;
       --worker) WORKER=$(value_of "$1" "$@") ;;
       --poll-seconds) POLL_SECONDS=$(number_of "$1" "$@") ;;
       --attempts) ATTEMPTS=$(number_of "$1" "$@") ;;
@@ -94,13 +98,19 @@ in_words() { # a kind, as messages name it
 queued() { [[ $PROVISION == queued* ]]; }
 
 accelerator() { # what the API calls TYPE
+  local size=${TYPE#*-}
   case "$TYPE" in
-    v4-* | v5p-* | v6e-*) printf '%s' "$TYPE" ;;
-    v5e-*) printf 'v5litepod-%s' "${TYPE#v5e-}" ;;
+    v4-* | v5p-*)
+      [[ $size =~ ^[1-9][0-9]{0,5}$ && $((size % 8)) = 0 ]] ||
+        die "--type $TYPE: expected a multiple of 8 TensorCores, two a chip, such as ${TYPE%%-*}-32" ;;
+    v5e-* | v6e-*)
+      [[ $size =~ ^(1|4|8|16|32|64|128|256)$ ]] ||
+        die "--type $TYPE: expected 1, 4, 8, 16, 32, 64, 128 or 256 chips, such as ${TYPE%%-*}-16" ;;
     tpu7x-*) die "--type $TYPE: to be had on GKE only; use gke.sh" ;;
     "") die "--type is missing; see --help" ;;
     *) die "--type $TYPE: expected v4-N, v5e-N, v5p-N or v6e-N, such as v5e-16" ;;
   esac
+  printf '%s' "${TYPE/#v5e-/v5litepod-}"
 }
 
 runtime() { # the TPU software version for TYPE

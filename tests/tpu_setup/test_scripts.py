@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lmjax.plan.topology import names
+
 SCRIPTS = Path(__file__).parents[2] / "tpu_setup"
 PLACE = ["--name", "gpt2", "--project", "my-project", "--zone", "us-west4-a"]
 GKE = ["--name", "gpt2", "--type", "v5e", "--topology", "4x4", "--image", "host/p/lmjax:1", "--bucket", "my-bucket"]
@@ -150,6 +152,11 @@ def test_an_answer_that_is_not_about_absence_is_not_taken_for_absence(cloud):
     [
         (["--project", "p", "--zone", "z"], "--name is missing"),
         ([*PLACE, "--type", "v9-8"], "expected v4-N"),
+        ([*PLACE, "--type", "v5e-17"], "--type v5e-17: expected 1, 4, 8, 16, 32, 64, 128 or 256 chips"),
+        ([*PLACE, "--type", "v5e-"], "--type v5e-: expected 1, 4"),
+        ([*PLACE, "--type", "v6e-512"], "--type v6e-512: expected 1, 4"),
+        ([*PLACE, "--type", "v5p-12"], "--type v5p-12: expected a multiple of 8 TensorCores"),
+        ([*PLACE, "--type", "v4-x8"], "--type v4-x8: expected a multiple of 8 TensorCores"),
         ([*PLACE, "--type", "tpu7x-8"], "gke.sh"),
         ([*PLACE], "--type is missing"),
         ([*PLACE, "--type"], "needs a value"),
@@ -163,6 +170,36 @@ def test_an_answer_that_is_not_about_absence_is_not_taken_for_absence(cloud):
 def test_mistakes_are_named_and_nothing_is_called(cloud, arguments, message):
     code, output, calls = cloud("create.sh", arguments)
     assert code == 2 and message in output and calls == []
+
+
+def test_every_slice_that_can_be_planned_can_be_asked_for(cloud):
+    types = [name for generation in ("v4", "v5e", "v5p", "v6e") for name in names(generation)]
+    asked = f"source {SCRIPTS}/cloud.sh; for TYPE in {' '.join(types)}; do accelerator; echo; done"
+    code, output, _ = cloud(None, ["-c", asked])
+    assert code == 0 and len(types) > 40
+    assert output.split() == [name.replace("v5e", "v5litepod") for name in types]
+
+
+def test_watch_follows_the_host_and_the_slice_that_are_named(cloud):
+    code, _, calls = cloud("watch.sh", [*PLACE, "--slices", "3", "--slice", "2", "--worker", "1"])
+    assert code == 0 and calls[0][0][4:6] == ["ssh", "gpt2-2"] and "--worker=1" in calls[0][0]
+    code, _, calls = cloud("watch.sh", PLACE)
+    assert code == 0 and calls[0][0][4:6] == ["ssh", "gpt2"] and "--worker=0" in calls[0][0]
+    for slice_, slices in (("1", "1"), ("3", "3"), ("x", "2"), ("08", "9")):
+        code, output, calls = cloud("watch.sh", [*PLACE, "--slices", slices, "--slice", slice_])
+        assert code == 2 and f"--slice {slice_}: expected a slice's number" in output and calls == []
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
+def test_a_bash_that_is_too_old_is_told_so(cloud, tmp_path, script):
+    folder = tmp_path / "old"
+    shutil.copytree(SCRIPTS, folder)
+    library = folder / "cloud.sh"
+    text = library.read_text().replace("BASH_VERSINFO", "OLD").replace("$BASH_VERSION ", "3.2.57 ")
+    library.write_text(f"OLD=(3 2 57)\n{text}")
+    code, output, calls = cloud(None, [str(folder / script), "--help"])
+    assert (code, calls) == (2, [])
+    assert output.startswith(f"{script}: bash 3.2.57 is too old: expected 4.4 or newer") and output.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", ["create", "bootstrap", "launch", "watch", "resume", "delete", "gke"])
