@@ -689,3 +689,23 @@ def test_kubectl_is_tried_again_and_its_failure_is_named(cloud, verb, arguments)
 def test_a_job_set_that_cannot_be_is_refused_before_anything_is_called(cloud, changes, message):
     code, output, calls = cloud("gke.sh", [*GKE, *changes, *([] if "--sweep" in changes else ["--", "lmjax"])])
     assert code == 2 and message in output and calls == []
+
+
+def test_the_image_takes_nothing_that_git_does_not_keep():
+    root = SCRIPTS.parent
+    left_out = set((root / ".dockerignore").read_text().splitlines())
+    ignored = [line.rstrip("/") for line in (root / ".gitignore").read_text().splitlines()]
+    # Git means any folder where no / leads; Docker says so with **/.
+    assert {line[1:] if line.startswith("/") else f"**/{line}" for line in ignored} <= left_out
+    assert ".git" in left_out
+
+
+def test_the_commands_of_the_readme_are_understood(cloud):
+    """Every tpu_setup/ command, as it stands there, with --dry-run before its first option."""
+    blocks = (SCRIPTS / "README.md").read_text().split("```")[1::2]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    wanted = [line for line in lines if line.startswith(("slice=", "tpu_setup/"))]
+    script = "\n".join(line.replace(".sh ", ".sh --dry-run ", 1) for line in wanted)
+    code, output, calls = cloud(None, ["-c", f"set -e; cd '{SCRIPTS.parent}'\n{script}"])
+    assert (code, calls) == (0, []), output
+    assert len(wanted) == 8 and output.count("gcloud compute tpus") >= 8
