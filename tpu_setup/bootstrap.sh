@@ -17,17 +17,18 @@ fi
 run git -C "$checkout" archive --format=tar.gz --output="$archive" HEAD
 
 # The hosts' own Python is older than lmjax needs: uv brings one.
-install='set -e
-mkdir -p ~/lmjax && tar -xzf ~/lmjax.tar.gz -C ~/lmjax && cd ~/lmjax
+# The file .installed says that all of it was done.
+install='set -eo pipefail
+mkdir -p ~/lmjax
+rm -f ~/lmjax/.installed
+tar -xzf ~/lmjax.tar.gz -C ~/lmjax
+cd ~/lmjax
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
-python3 -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[tpu]"'
-if [ -n "$BUCKET" ]; then
-  [[ $BUCKET =~ ^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$ ]] || die "--bucket $BUCKET: not the name of a bucket"
-  install+="
-mkdir -p ~/bucket && { mountpoint -q ~/bucket || gcsfuse --implicit-dirs $BUCKET ~/bucket; }"
-fi
+python3 -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[tpu]"
+touch .installed'
 for node in $(nodes); do
   tpu scp "$archive" "$node:lmjax.tar.gz" --worker=all
-  on_every_host "$node" "$install"
+  on_every_host "$node" "$install
+$(mount_bucket)"
 done

@@ -2,12 +2,21 @@
 # Sourced, never executed. A script sets USAGE, calls `parse "$@"`, and then speaks to the cloud through `run`.
 # shellcheck shell=bash
 
+die() { # exit code 2: the caller's mistake
+  printf '%s: %s\n' "${0##*/}" "$1" >&2
+  exit 2
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  die "bash $BASH_VERSION is too old: expected 4.4 or newer; on macOS, \`brew install bash\` and open a new terminal"
+
 set -euo pipefail
 
 # shellcheck disable=SC2034  # the scripts that source this read them
-NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" WORKER=0
+NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" SLICE=0 WORKER=0
 DRY_RUN=false ATTEMPTS=3 POLL_SECONDS=30 MAX_RESTARTS=100
 COMMAND=()
+BUCKET_NAME='^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$'
 
 COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource and its slices
   --project PROJECT    Google Cloud project
@@ -21,11 +30,6 @@ COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource 
   --attempts N         times a command of the cloud is tried (default 3)
   --dry-run            print the exact commands, touch nothing"
 
-die() { # exit code 2: the caller's mistake
-  printf '%s: %s\n' "${0##*/}" "$1" >&2
-  exit 2
-}
-
 fail() { # exit code 1: the cloud's
   printf '%s: %s\n' "${0##*/}" "$1" >&2
   exit 1
@@ -34,7 +38,8 @@ fail() { # exit code 1: the cloud's
 usage() { printf '%s\n\noptions:\n%s\n' "$USAGE" "$COMMON_OPTIONS"; }
 
 value_of() { # OPTION "$@": the value that follows an option
-  [ "$#" -ge 3 ] || die "$1 needs a value; see --help"
+  [ "$#" -ge 3 ] || die "$1 needs a value, and nothing follows it; see --help"
+  [[ $3 != --* ]] || die "$1 needs a value, and $3 follows it; see --help"
   printf '%s' "$3"
 }
 
@@ -57,6 +62,7 @@ parse() {
       --slices) SLICES=$(number_of "$1" "$@") ;;
       --runtime) RUNTIME=$(value_of "$1" "$@") ;;
       --bucket) BUCKET=$(value_of "$1" "$@") ;;
+      --slice) SLICE=$(value_of "$1" "$@") ;;
       --worker) WORKER=$(value_of "$1" "$@") ;;
       --poll-seconds) POLL_SECONDS=$(number_of "$1" "$@") ;;
       --attempts) ATTEMPTS=$(number_of "$1" "$@") ;;
@@ -77,19 +83,34 @@ parse() {
     on-demand | spot | queued | queued-spot) ;;
     *) die "--provision $PROVISION: expected on-demand, spot, queued or queued-spot" ;;
   esac
+  [ -z "$BUCKET" ] || [[ $BUCKET =~ $BUCKET_NAME ]] || die "--bucket $BUCKET: not the name of a bucket"
   [ "$SLICES" = 1 ] || queued || die "--slices $SLICES: expected --provision queued or queued-spot"
+}
+
+# What a name may stand for, in the order to look: a TPU VM may belong to the queued resource of the same name.
+# shellcheck disable=SC2034
+KINDS=(queued-resources tpu-vm)
+
+in_words() { # a kind, as messages name it
+  if [ "$1" = tpu-vm ]; then printf 'TPU VM'; else printf 'queued resource'; fi
 }
 
 queued() { [[ $PROVISION == queued* ]]; }
 
 accelerator() { # what the API calls TYPE
+  local size=${TYPE#*-}
   case "$TYPE" in
-    v4-* | v5p-* | v6e-*) printf '%s' "$TYPE" ;;
-    v5e-*) printf 'v5litepod-%s' "${TYPE#v5e-}" ;;
+    v4-* | v5p-*)
+      [[ $size =~ ^[1-9][0-9]{0,5}$ && $((size % 8)) = 0 ]] ||
+        die "--type $TYPE: expected a multiple of 8 TensorCores, two a chip, such as ${TYPE%%-*}-32" ;;
+    v5e-* | v6e-*)
+      [[ $size =~ ^(1|4|8|16|32|64|128|256)$ ]] ||
+        die "--type $TYPE: expected 1, 4, 8, 16, 32, 64, 128 or 256 chips, such as ${TYPE%%-*}-16" ;;
     tpu7x-*) die "--type $TYPE: to be had on GKE only; use gke.sh" ;;
     "") die "--type is missing; see --help" ;;
     *) die "--type $TYPE: expected v4-N, v5e-N, v5p-N or v6e-N, such as v5e-16" ;;
   esac
+  printf '%s' "${TYPE/#v5e-/v5litepod-}"
 }
 
 runtime() { # the TPU software version for TYPE
@@ -121,18 +142,19 @@ quoted() { # a command as it would be typed
   printf '\n'
 }
 
-run() { # carries a command out, with retries; with --dry-run prints it
-  if $DRY_RUN; then
-    quoted "$@"
-    return
-  fi
-  local attempt
+retry() { # WHAT COMMAND...: carries a command out, several times if it fails; errors call it WHAT
+  local what=$1 attempt
+  shift
   for ((attempt = 1; ; attempt++)); do
     "$@" && return
-    [ "$attempt" -lt "$ATTEMPTS" ] || fail "failed $ATTEMPTS times: $(quoted "$@")"
+    [ "$attempt" -lt "$ATTEMPTS" ] || fail "failed $ATTEMPTS times: $what"
     printf 'attempt %d of %d failed; again in %d s\n' "$attempt" "$ATTEMPTS" "$POLL_SECONDS" >&2
     sleep "$POLL_SECONDS"
   done
+}
+
+run() { # the same for a command as it is; with --dry-run prints it
+  if $DRY_RUN; then quoted "$@"; else retry "$(quoted "$@")" "$@"; fi
 }
 
 tpu() { # tpu VERB NODE ...: gcloud compute tpus tpu-vm, in this project and zone
@@ -145,9 +167,36 @@ on_every_host() { # on_every_host NODE SCRIPT: on all workers of a slice at once
   tpu ssh "$1" --worker=all --command="$2"
 }
 
-stop_job() { # ends what launch.sh started, on every host of a slice
-  # shellcheck disable=SC2016
-  on_every_host "$1" 'if [ -f ~/job.pid ]; then kill -TERM -- "-$(cat ~/job.pid)" 2>/dev/null; rm -f ~/job.pid; fi; true'
+# The scripts below are for a host. A job is known by the last argument of its shell: a number in job.pid that the host,
+# started again, has given to another process is not taken for it.
+# shellcheck disable=SC2016
+JOB_RUNS='grep -qszx lmjax-job "/proc/$(cat ~/job.pid 2>/dev/null)/cmdline"'
+
+stop_job() { # ends what launch.sh started, on every host of a slice; the next job needs the chips that it holds
+  on_every_host "$1" "if $JOB_RUNS; then
+job=\$(cat ~/job.pid); kill -TERM -- -\$job
+for second in \$(seq 120); do kill -0 -- -\$job 2>/dev/null || break; sleep 1; done
+kill -KILL -- -\$job 2>/dev/null
+fi; rm -f ~/job.pid"
+}
+
+mount_bucket() { # prints what mounts --bucket where it is not: a host that was started again has lost the mount
+  [ -n "$BUCKET" ] || return 0
+  cat <<EOF
+if ! mountpoint -q ~/bucket; then
+if ! command -v gcsfuse >/dev/null; then
+source=packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+curl -fsS https://\$source/doc/apt-key.gpg | sudo tee \$key >/dev/null
+echo "deb [signed-by=\$key] https://\$source gcsfuse-\$(lsb_release -c -s) main" |
+sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+sudo apt-get -qq update
+sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y gcsfuse
+fi
+fusermount -uz ~/bucket 2>/dev/null || true # what a gcsfuse that died has left
+mkdir -p ~/bucket
+gcsfuse --implicit-dirs $BUCKET ~/bucket
+fi
+EOF
 }
 
 state() { # READY, PREEMPTED, ... of a node, ACTIVE, FAILED, ... of a queued resource; ABSENT where there is none

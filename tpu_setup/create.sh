@@ -41,14 +41,23 @@ wait_for() { # KIND WANTED
   done
 }
 
-if queued; then kind=queued-resources wanted=ACTIVE; else kind=tpu-vm wanted=READY; fi
 found=ABSENT
-$DRY_RUN || found=$(state "$kind" "$NAME") || exit
+if ! $DRY_RUN; then
+  for kind in "${KINDS[@]}"; do
+    found=$(state "$kind" "$NAME") || exit
+    [ "$found" = ABSENT ] || break
+  done
+fi
 if [ "$found" != ABSENT ]; then
-  printf '%s exists already\n' "$NAME"
+  printf '%s exists already, as a %s\n' "$NAME" "$(in_words "$kind")"
+  [ "$SLICES" = 1 ] || [ "$kind" = queued-resources ] ||
+    die "--slices $SLICES: $NAME is a single TPU VM; choose another --name, or run delete.sh"
 elif queued; then
+  kind=queued-resources
   create_queued
 else
+  kind=tpu-vm
   create_node
 fi
+if [ "$kind" = tpu-vm ]; then wanted=READY; else wanted=ACTIVE; fi
 $DRY_RUN || wait_for "$kind" "$wanted"

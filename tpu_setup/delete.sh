@@ -4,15 +4,23 @@
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 USAGE="usage: delete.sh --name NAME --project PROJECT --zone ZONE [options]
-Does nothing where there is nothing.
-example: delete.sh --name gpt2 --project my-project --zone us-west4-a --provision queued-spot"
+Deletes whatever bears the name, however it was provisioned. Does nothing where there is nothing.
+example: delete.sh --name gpt2 --project my-project --zone us-west4-a"
 
 parse "$@"
-if queued; then kind=queued-resources force=(--force); else kind=tpu-vm force=(); fi
-found=""
-$DRY_RUN || found=$(state "$kind" "$NAME") || exit
-if [ "$found" = ABSENT ]; then
-  printf '%s does not exist\n' "$NAME"
-  exit 0
-fi
-run gcloud compute tpus "$kind" delete "$NAME" --project="$PROJECT" --zone="$ZONE" "${force[@]}" --quiet
+absent=true
+# The queued resource first: it takes its slices with it.
+for kind in "${KINDS[@]}"; do
+  found=""
+  $DRY_RUN || found=$(state "$kind" "$NAME") || exit
+  case "$found" in
+    ABSENT) continue ;;
+    DELETING) printf '%s: the %s is being deleted already\n' "$NAME" "$(in_words "$kind")" ;;
+    *)
+      force=()
+      [ "$kind" = tpu-vm ] || force=(--force)
+      run gcloud compute tpus "$kind" delete "$NAME" --project="$PROJECT" --zone="$ZONE" "${force[@]}" --quiet ;;
+  esac
+  absent=false
+done
+if $absent; then printf '%s does not exist\n' "$NAME"; fi

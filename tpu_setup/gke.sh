@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs one command on a TPU slice, or on several, of a GKE cluster with JobSet; or every line of a sweep on its own.
-set -euo pipefail
+# shellcheck source=cloud.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 USAGE="usage: gke.sh --name NAME --type TYPE --topology AxB[xC] --image IMAGE --bucket BUCKET [options] -- COMMAND
        gke.sh ... --sweep FILE [options]
@@ -15,55 +16,54 @@ options:
   --spot               on spot nodes
   --restarts N         how often a failed or preempted job starts again (default 100)
   --account NAME       Kubernetes service account that may use the bucket (default: default)
-  --sweep FILE         one COMMAND a line; line K becomes the JobSet NAME-K, which runs beside the others
+  --sweep FILE         one COMMAND a line, with quotes as in a shell, of which nothing is expanded; empty lines and
+                       those that begin with # are passed over; the others become the JobSets NAME-0, NAME-1, ...,
+                       which run beside each other
   --delete             delete the JobSet, or those of the sweep, instead of creating them
+  --poll-seconds N     between two attempts (default 30)
+  --attempts N         times a command of the cluster is tried (default 3)
   --dry-run            print the command and the manifest, touch nothing
 example: gke.sh --name gpt2 --type v5e --topology 4x4 --image IMAGE --bucket my-bucket -- \\
            lmjax run gpt2 --workdir /bucket/gpt2"
 
-die() {
-  printf 'gke.sh: %s\n' "$1" >&2
-  exit 2
-}
-
-NAME="" TYPE="" SWEEP="" DELETE=false DRY_RUN=false
+SWEEP="" DELETE=false
 declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="")
-COMMAND=()
 here=$(dirname "${BASH_SOURCE[0]}")
 
 while [ "$#" -gt 0 ]; do
   case "$1" in
-    --help | -h) printf '%s\n' "$USAGE"; exit 0 ;;
+    --name) NAME=$(value_of "$1" "$@") ;;
+    --type) TYPE=$(value_of "$1" "$@") ;;
+    --topology) FIELD[TOPOLOGY]=$(value_of "$1" "$@") ;;
+    --image) FIELD[IMAGE]=$(value_of "$1" "$@") ;;
+    --bucket) FIELD[BUCKET]=$(value_of "$1" "$@") ;;
+    --slices) FIELD[SLICES]=$(number_of "$1" "$@") ;;
+    --restarts) FIELD[RESTARTS]=$(value_of "$1" "$@") ;;
+    --account) FIELD[ACCOUNT]=$(value_of "$1" "$@") ;;
+    --sweep) SWEEP=$(value_of "$1" "$@") ;;
+    --poll-seconds) POLL_SECONDS=$(number_of "$1" "$@") ;;
+    --attempts) ATTEMPTS=$(number_of "$1" "$@") ;;
     --spot) FIELD[SPOT]=$'\n                cloud.google.com/gke-spot: "true"'; shift; continue ;;
     --delete) DELETE=true; shift; continue ;;
     --dry-run) DRY_RUN=true; shift; continue ;;
+    --help | -h) printf '%s\n' "$USAGE"; exit 0 ;;
     --) shift; COMMAND=("$@"); break ;;
-  esac
-  [ "$#" -ge 2 ] || die "$1: unknown, or its value is missing; see --help"
-  case "$1" in
-    --name) NAME=$2 ;;
-    --type) TYPE=$2 ;;
-    --topology) FIELD[TOPOLOGY]=$2 ;;
-    --image) FIELD[IMAGE]=$2 ;;
-    --bucket) FIELD[BUCKET]=$2 ;;
-    --slices) FIELD[SLICES]=$2 ;;
-    --restarts) FIELD[RESTARTS]=$2 ;;
-    --account) FIELD[ACCOUNT]=$2 ;;
-    --sweep) SWEEP=$2 ;;
     *) die "$1: unknown option; see --help" ;;
   esac
   shift 2
 done
 
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || die "--name '$NAME': expected lower-case letters, digits and '-'"
-[[ ${FIELD[SLICES]} =~ ^[1-9][0-9]*$ ]] || die "--slices ${FIELD[SLICES]}: expected a whole number above 0"
 [[ ${FIELD[RESTARTS]} =~ ^[0-9]+$ ]] || die "--restarts ${FIELD[RESTARTS]}: expected a whole number"
 [[ ${FIELD[ACCOUNT]} =~ ^[a-z0-9][-a-z0-9]*$ ]] || die "--account ${FIELD[ACCOUNT]}: not the name of a service account"
 if ! $DELETE; then
   [[ ${FIELD[IMAGE]} =~ ^[-a-zA-Z0-9._/:@]+$ ]] || die "--image '${FIELD[IMAGE]}': expected an image such as HOST/PROJECT/lmjax:TAG"
-  [[ ${FIELD[BUCKET]} =~ ^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$ ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
+  [[ ${FIELD[BUCKET]} =~ $BUCKET_NAME ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
 fi
-[ -z "$SWEEP" ] || [ -r "$SWEEP" ] || die "--sweep $SWEEP: no such file; expected one command a line"
+if [ -n "$SWEEP" ]; then
+  [ ! -d "$SWEEP" ] || die "--sweep $SWEEP: a folder; expected a file with one command a line"
+  [ -r "$SWEEP" ] || die "--sweep $SWEEP: no such file, or not readable; expected one command a line"
+fi
 [ -z "$SWEEP" ] || [ "${#COMMAND[@]}" = 0 ] || die "give --sweep FILE or a command behind --, not both"
 [ -n "$SWEEP" ] || $DELETE || [ "${#COMMAND[@]}" -gt 0 ] || die "no command; put it behind --, or give --sweep FILE"
 
@@ -96,7 +96,8 @@ as_yaml() { # words as a list of quoted YAML strings
   for word in "$@"; do
     word=${word//\\/\\\\}
     word=${word//\"/\\\"}
-    out+="\"${word//$'\n'/\\n}\", "
+    word=${word//$'\n'/\\n}
+    out+="\"${word//$'\r'/\\r}\", "
   done
   printf '%s' "${out%, }"
 }
@@ -114,30 +115,45 @@ manifest() { # NAME WORDS...
   printf '%s\n' "${text//"@COMMAND@"/"$command"}"
 }
 
-submit() { # NAME WORDS...
+NAMES=() MANIFESTS=()
+
+add() { # NAME WORDS...: notes a JobSet
+  NAMES+=("$1")
+  if $DELETE; then MANIFESTS+=(""); else MANIFESTS+=("$(manifest "$@")"); fi
+}
+
+apply() { kubectl apply -f - <<<"$1"; }
+
+submit() { # NAME MANIFEST
   if $DELETE; then
-    if $DRY_RUN; then printf 'kubectl delete jobset %s --ignore-not-found\n' "$1"; else
-      kubectl delete jobset "$1" --ignore-not-found
-    fi
+    run kubectl delete jobset "$1" --ignore-not-found
   elif $DRY_RUN; then
-    printf 'kubectl apply -f - <<EOF\n%s\nEOF\n' "$(manifest "$@")"
+    printf "kubectl apply -f - <<'EOF'\n%s\nEOF\n" "$2"
   else
-    manifest "$@" | kubectl apply -f -
+    retry "kubectl apply of the JobSet $1; once that is mended, the same command again leaves what is there as it is" \
+      apply "$2"
   fi
 }
 
+read_sweep() { # adds a JobSet for every command
+  local lines line number=0 words
+  mapfile -t lines <"$SWEEP"
+  for line in "${lines[@]}"; do
+    number=$((number + 1))
+    line=${line%$'\r'}
+    line=${line#"${line%%[![:space:]]*}"}
+    if [ -z "$line" ] || [[ $line == \#* ]]; then continue; fi
+    # Quotes are heeded; nothing is expanded or executed.
+    mapfile -d '' -t words < <(xargs printf '%s\0' <<<"$line" 2>/dev/null)
+    wait $! || die "--sweep $SWEEP, line $number: cannot be split into words; close its quotes: $line"
+    add "$NAME-${#NAMES[@]}" "${words[@]}"
+  done
+  [ "${#NAMES[@]}" -gt 0 ] || die "--sweep $SWEEP: holds no command; expected one a line"
+}
+
+# All that can be wrong is found before the first JobSet is submitted.
 $DELETE || set_hardware
-if [ -z "$SWEEP" ]; then
-  submit "$NAME" "${COMMAND[@]}"
-  exit 0
-fi
-number=0
-while IFS= read -r line || [ -n "$line" ]; do
-  if [ -z "${line//[[:space:]]/}" ] || [[ $line == \#* ]]; then continue; fi
-  # Quotes are heeded; nothing is expanded or executed.
-  listed=$(xargs -n 1 printf '%s\n' <<<"$line") || die "--sweep $SWEEP: cannot be split into words: $line"
-  mapfile -t words <<<"$listed"
-  submit "$NAME-$number" "${words[@]}"
-  number=$((number + 1))
-done <"$SWEEP"
-[ "$number" -gt 0 ] || die "--sweep $SWEEP: holds no command; expected one a line"
+if [ -n "$SWEEP" ]; then read_sweep; else add "$NAME" "${COMMAND[@]}"; fi
+for index in "${!NAMES[@]}"; do
+  submit "${NAMES[$index]}" "${MANIFESTS[$index]}"
+done

@@ -5,6 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 USAGE="usage: launch.sh --name NAME --project PROJECT --zone ZONE [options] -- lmjax run RECIPE [overrides]
 Its output goes to ~/job.log on each host, its exit code to ~/job.exit. A job that is running is left alone.
+A --bucket is mounted where it is not.
 example: launch.sh --name gpt2 --project my-project --zone us-west4-a -- lmjax run gpt2 --workdir '~/bucket/gpt2'"
 
 parse "$@"
@@ -17,8 +18,13 @@ for word in "${COMMAND[@]}"; do
   if [[ $word == '~/'* ]]; then words+="~/$(printf '%q' "${word:2}") "; else words+="$(printf '%q' "$word") "; fi
 done
 job="cd ~/lmjax && PATH=\$HOME/lmjax/.venv/bin:\$PATH $words; echo \$? > ~/job.exit"
-start="if [ -f ~/job.pid ] && kill -0 \"\$(cat ~/job.pid)\" 2>/dev/null; then echo already running; else
-rm -f ~/job.exit; nohup setsid bash -c $(printf '%q' "$job") > ~/job.log 2>&1 < /dev/null & echo \$! > ~/job.pid; fi"
+start="set -eo pipefail
+if $JOB_RUNS; then echo already running; exit; fi
+[ -f ~/lmjax/.installed ] || { echo \"\$(hostname): lmjax is not installed; run bootstrap.sh\" >&2; exit 1; }
+$(mount_bucket)
+rm -f ~/job.exit
+nohup setsid bash -c $(printf '%q' "$job") lmjax-job > ~/job.log 2>&1 < /dev/null &
+echo \$! > ~/job.pid"
 for node in $(nodes); do
   on_every_host "$node" "$start"
 done

@@ -3,11 +3,13 @@
 # shellcheck source=cloud.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
-USAGE="usage: watch.sh --name NAME --project PROJECT --zone ZONE [--worker N] [options]
-Worker 0, the default, is the one that writes progress.
+USAGE="usage: watch.sh --name NAME --project PROJECT --zone ZONE [--slice K] [--worker N] [options]
+Worker 0 of slice 0, the default, is the one that writes progress.
 example: watch.sh --name gpt2 --project my-project --zone us-west4-a"
 
 parse "$@"
 [[ $WORKER =~ ^[0-9]+$ ]] || die "--worker $WORKER: expected a host's number, counted from 0"
-node=$(nodes | head -n 1)
-tpu ssh "$node" --worker="$WORKER" --command='tail -n 100 -F ~/job.log'
+[[ $SLICE =~ ^(0|[1-9][0-9]*)$ && $SLICE -lt $SLICES ]] ||
+  die "--slice $SLICE: expected a slice's number, counted from 0, of --slices $SLICES"
+mapfile -t slices < <(nodes)
+tpu ssh "${slices[$SLICE]}" --worker="$WORKER" --command='tail -n 100 -F ~/job.log'
