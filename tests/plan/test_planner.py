@@ -236,3 +236,36 @@ def test_a_step_that_does_not_fit_is_an_answer():
 def test_planning_leaves_this_process_its_devices():
     assert jax.default_backend() == "cpu"
     assert dataclasses.asdict(PlanSettings()) == {"topology": ""}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A recipe file, and libtpu's devices without libtpu: nothing is compiled."""
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where, step: None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("option", ["--hlo", "--save"])
+@pytest.mark.parametrize(
+    ("place", "word"), [("nowhere/step", "No such file"), ("small.py/step", "Not a directory"), ("", "")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_compiled(
+    small, monkeypatch, capsys, option, place, word
+):
+    monkeypatch.setattr(planner, "compile_step", lambda *_: pytest.fail("compiled"))
+    assert main(["plan", str(small / "small.py"), option, str(small / place)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lmjax: {option} = '{small / place}': expected a file") and word in said
+
+
+def test_files_of_a_step_that_does_not_fit_are_not_written_and_the_plan_says_so(small, monkeypatch, capsys):
+    monkeypatch.setattr(planner, "compile_step", lambda *_: OutOfMemory(20 * GIB, 15 * GIB, "too much"))
+    files = small / "step.hlo", small / "step.bin"
+    command = ["plan", str(small / "small.py"), "--json", "--hlo", str(files[0]), "--save", str(files[1])]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["fits"] is False
+    for option, file in zip(("--hlo", "--save"), files, strict=True):
+        reason = f"{file} was not written: the step does not fit; plan one that does with {option} {file}"
+        assert reason in said.err.splitlines() and not file.exists()
