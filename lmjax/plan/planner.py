@@ -158,6 +158,8 @@ def parse_mesh(text: str) -> MeshSettings:
         name, _, size = part.strip().partition("=")
         if name not in AXES:
             raise UserError(f"--mesh {text}: no mesh axis {name!r}; {nearest(name, AXES)}")
+        if name in sizes:
+            raise UserError(f"--mesh {text}: {name} has two sizes; expected each axis once, as in {name}={sizes[name]}")
         try:
             sizes[name] = int(size)
         except ValueError:

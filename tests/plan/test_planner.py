@@ -55,7 +55,13 @@ def test_mesh_text_is_read_and_data_takes_what_is_left():
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("fdsp=4", "did you mean 'fsdp'?"), ("fsdp=x", "whole number"), ("", "axis")]
+    ("text", "word"),
+    [
+        ("fdsp=4", "did you mean 'fsdp'?"),
+        ("fsdp=x", "whole number"),
+        ("fsdp=2,fsdp=4", "fsdp has two sizes"),
+        ("", "axis"),
+    ],
 )
 def test_a_mesh_that_cannot_be_read_is_refused(text, word):
     with pytest.raises(UserError, match=word.replace("?", r"\?")):
