@@ -108,7 +108,7 @@ def plan(
     """
     recipe = planned_recipe(recipe, topology, mesh)
     runs = isinstance(recipe, Pretrain) and step.kind == "train"
-    require(save is None or runs, "--save", save, "the training step of a pretraining", "lmjax run loads no other")
+    require(save is None or runs, "--save", str(save), "the training step of a pretraining", "lmjax run loads no other")
     files = {option: path for option, path in (("--hlo", hlo), ("--save", save)) if path is not None}
     for option, path in files.items():
         _check_file(option, path)
