@@ -17,6 +17,7 @@ from lmjax.errors import UserError
 from lmjax.model.count import count
 from lmjax.plan import planner
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, read_refusal
+from lmjax.plan.hlo import parse
 from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
 from lmjax.plan.topology import GIB, find_slice
@@ -180,6 +181,37 @@ def test_a_plan_says_only_what_it_means_to(planned):
     assert "compiling small for 4 chips, v5e-4" in stderr
     assert "heads            tensor" in stderr  # the table of axis rules
     assert not [line for line in stderr.splitlines() if "WARNING" in line or "E0000" in line or "libtpu" in line]
+
+
+def gathers(module, instruction, target):
+    """The channels of the gathers that a fusion starts or ends, which its custom call says."""
+    inside = [i for name in instruction.called("calls") for i in module.computations[name]]
+    if not any(i.opcode == "custom-call" and target in i.attributes for i in inside):
+        return set()
+    return {i.attribute("channel_id") for i in inside if i.opcode == "all-gather"}
+
+
+def multiplies(module, instruction):
+    inside = [i for name in instruction.called("calls") for i in module.computations[name]]
+    nested = any(multiplies(module, i) for i in inside if i.opcode == "fusion")
+    return nested or any(i.opcode in ("convolution", "dot") for i in inside)
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_parameters_are_gathered_while_products_run(planned):
+    text = (planned[0] / "step.hlo").read_text()
+    assert "is_scheduled=true" in text.splitlines()[0]  # instructions run in the order in which they stand
+    module, beside = parse(text), {}
+    for body in module.computations.values():
+        fusions = [i for i in body if i.opcode == "fusion"]
+        started = {channel: n for n, i in enumerate(fusions) for channel in gathers(module, i, "AsyncCollectiveStart")}
+        ended = {channel: n for n, i in enumerate(fusions) for channel in gathers(module, i, "AsyncCollectiveDone")}
+        for channel, start in started.items():
+            between = fusions[start + 1 : ended[channel]]
+            beside[channel] = sum(multiplies(module, each) for each in between)
+    assert len(beside) >= 4  # of query, keys and values, output and the way up, at least
+    assert min(beside.values()) >= 1
 
 
 @pytest.mark.tpu
