@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jax.sharding import Mesh
+
 from lmjax.errors import UserError, clear_disk_errors, nearest, require
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.executable import save_executable
@@ -122,15 +124,19 @@ def plan(
             with clear_disk_errors(hlo.parent):
                 hlo.write_text(outcome.text, encoding="utf-8")
         if save is not None:
-            assert isinstance(recipe, Pretrain)
-            about = about_step(recipe, planned_entries(recipe))
-            with clear_disk_errors(save.parent):
-                save_executable(save, outcome.lowered, outcome.executable, devices, about, recipe.compute)
+            _save(save, recipe, outcome, devices)
         return Plan(result)
     tried = tuple(_until_one_fits(recipe, step, say))
     for option, path in files.items():
         say(f"{path} was not written: the step does not fit; plan one that does with {option} {path}")
     return Plan(result, tried)
+
+
+def _save(path: Path, recipe: PlannedStage, program: Program, mesh: Mesh) -> None:
+    assert isinstance(recipe, Pretrain)
+    about = about_step(recipe, planned_entries(recipe))
+    with clear_disk_errors(path.parent):
+        save_executable(path, program.lowered, program.executable, mesh, about, recipe.compute)
 
 
 def _check_file(option: str, path: Path) -> None:
