@@ -25,6 +25,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, close))}?" if close else "known: " + ", ".join(known)
 
 
+def nearest_sizes(size: int, fitting: Iterable[int]) -> str:
+    """Of the sizes that fit, the next below and the next above."""
+    fitting = list(fitting)
+    below = max((n for n in fitting if n < size), default=None)
+    above = min((n for n in fitting if n > size), default=None)
+    return " or ".join(str(n) for n in (below, above) if n is not None)
+
+
 def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:
     """Raises UserError naming the recipe field, its value, what was expected and a likely fix, unless `condition`."""
     if not condition:

@@ -13,7 +13,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from lmjax.errors import UserError, nearest, require
+from lmjax.errors import UserError, nearest, nearest_sizes, require
 
 
 def check_types(owner: str, settings: Any) -> None:
@@ -46,6 +46,17 @@ def check_fraction(owner: str, settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         require(0 <= value < 1, f"{owner}.{name}", value, "a fraction in [0, 1)", _default(settings, name))
+
+
+def check_divides(field: str, parts: int, wholes: dict[str, int]) -> None:
+    """Raises UserError naming the nearest that fit where one of the sizes, by field, is not cut evenly in `parts`."""
+    common = math.gcd(*wholes.values())
+    for name, whole in wholes.items():
+        if whole % parts:
+            fix = f"use {field} = {nearest_sizes(parts, (n for n in range(1, common + 1) if common % n == 0))}"
+            if len(wholes) == 1:
+                fix += f", or {name} = {nearest_sizes(whole, range(parts, whole + parts + 1, parts))}"
+            raise UserError(f"{field} = {parts}: expected a divisor of {name} = {whole}; {fix}")
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from typing import Any
 import lmjax.rlhf_settings
 import lmjax.settings
 from lmjax.errors import UserError, nearest, require
-from lmjax.fields import check_name, check_types, described, field_types
+from lmjax.fields import check_divides, check_name, check_types, described, field_types
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings, is_function
 from lmjax.settings import (
@@ -61,10 +61,9 @@ class Pretrain:
         length, context = self.data.sequence_length, self.model.context
         fits = length <= context or self.model.positions.kind != "learned"
         require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
-        parts = self.train.microbatches
-        for rows in {self.data.batch_size, self.data.ramp_from or self.data.batch_size}:
-            divides = rows % parts == 0
-            require(divides, "train.microbatches", parts, f"a divisor of the {rows} rows of a batch", "change either")
+        rows = {"data.batch_size": self.data.batch_size}
+        rows |= {} if self.data.ramp_from is None else {"data.ramp_from": self.data.ramp_from}
+        check_divides("train.microbatches", self.train.microbatches, rows)
         by = self.checkpoint.best_by
         require(by == "validation_loss", "checkpoint.best_by", by, "'validation_loss' in pretraining", "leave it out")
         table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmjax.errors import require
-from lmjax.fields import check_name, check_types
+from lmjax.fields import check_divides, check_name, check_types
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     CheckpointSettings,
@@ -38,8 +38,7 @@ def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
     _check_start(stage)
     require(stage.epochs is None or stage.epochs > 0, "epochs", stage.epochs, "a number above 0", "use 1.0")
     _check_selection(stage)
-    rows, parts = stage.dialogue.batch_size, stage.train.microbatches
-    require(rows % parts == 0, "train.microbatches", parts, f"a divisor of dialogue.batch_size {rows}", "change either")
+    check_divides("train.microbatches", stage.train.microbatches, {"dialogue.batch_size": stage.dialogue.batch_size})
 
 
 def _check_selection(stage: SFT | RewardModel | DPO | PPO) -> None:
@@ -182,8 +181,7 @@ class PPO:
         _check(self)
         require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
         responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.microbatches
-        what = f"a divisor of the {responses} responses of an iteration"
-        require(responses % parts == 0, "ppo.minibatches x train.microbatches", parts, what, "change either")
+        check_divides("ppo.minibatches x train.microbatches", parts, {"dialogue.batch_size x ppo.group": responses})
         mixes = self.ppo.mix_coefficient > 0
         require(
             mixes == bool(self.mix),

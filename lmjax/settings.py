@@ -254,8 +254,9 @@ class MeshSettings:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             require(size == -1 or size > 0, f"mesh.{name}", size, "a size above 0, or -1 once", "use 1")
-        inferred = [name for name, size in sizes.items() if size == -1]
-        require(len(inferred) <= 1, "mesh", sizes, "at most one axis at -1", f"give {inferred[1:]} a size")
+        inferred = [f"mesh.{name}" for name, size in sizes.items() if size == -1]
+        fix = f"give all but one of {', '.join(inferred)} a size, such as 1"
+        require(len(inferred) <= 1, "mesh", sizes, "at most one axis at -1", fix)
 
 
 @dataclass(frozen=True)

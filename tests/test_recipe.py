@@ -182,13 +182,16 @@ def test_a_difference_names_each_field_and_both_values():
             {"data": DataSettings(sequence_length=512)},
             r"data.sequence_length = 512: .* at most model.context 256",
         ),
-        ({"train": TrainSettings(microbatches=3)}, r"train.microbatches = 3: expected a divisor of the 8 rows"),
+        (
+            {"train": TrainSettings(microbatches=3)},
+            r"train.microbatches = 3: expected a divisor of data.batch_size = 8; use .* = 2 or 4, or .* = 6 or 9$",
+        ),
         (
             {
                 "data": DataSettings(batch_size=8, ramp_from=2, ramp_tokens=9999),
                 "train": TrainSettings(microbatches=4),
             },
-            r"train.microbatches = 4: expected a divisor of the 2 rows",
+            r"train.microbatches = 4: expected a divisor of data.ramp_from = 2; use train.microbatches = 2$",
         ),
         ({"model": ModelSettings(vocab_size=256)}, r"model.vocab_size = 256: expected at least the tokenizer's 257"),
     ],

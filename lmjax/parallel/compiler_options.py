@@ -1,7 +1,9 @@
 """What the compiler of each platform is told for a training step, and why; everything else stays at its default.
 
 The latency-hiding scheduler and asynchronous collectives are on by default in libtpu: plans show gathers that start
-before the products that they run beside.
+before the products that they run beside (tests/plan/test_planner.py). XLA's for GPUs is off in jaxlib 0.10.2 and stays
+so: it takes memory to hide collectives, which one GPU has not, and several were never measured here; who has them can
+set XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true.
 """
 
 from __future__ import annotations

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from lmjax.errors import UserError
-from lmjax.settings import DataSettings, MeshSettings, ModelSettings
+from lmjax.errors import UserError, nearest_sizes
+from lmjax.parallel.mesh_cuts import Whole, check_whole
+from lmjax.settings import DataSettings, MeshSettings, ModelSettings, TrainSettings
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")  # slowest links first
-ROW_AXES = ("replica", "data", "fsdp")  # over which the rows of a batch are cut
 
 
 def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
@@ -44,17 +44,9 @@ def _advice(sizes: dict[str, int], fixed: int, tried: range, fits: Callable[[int
     advice = []
     for name, size in _cut(sizes).items():
         others = fixed // size
-        near = _nearest(size, [n for n in tried if fits(n * others)])
+        near = nearest_sizes(size, [n for n in tried if fits(n * others)])
         advice += [f"mesh.{name} = {near}"] if near else []
-    return advice or [f"sizes whose product is {_nearest(fixed, filter(fits, tried))}"]
-
-
-def _nearest(size: int, fitting: Iterable[int]) -> str:
-    """Of the sizes that fit, the next below and the next above."""
-    fitting = list(fitting)
-    below = max((n for n in fitting if n < size), default=None)
-    above = min((n for n in fitting if n > size), default=None)
-    return " or ".join(str(n) for n in (below, above) if n is not None)
+    return advice or [f"sizes whose product is {nearest_sizes(fixed, filter(fits, tried))}"]
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
@@ -83,29 +75,11 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> M
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_mesh(shape: dict[str, int], model: ModelSettings, data: DataSettings, microbatches: int) -> None:
-    """Raises UserError where an axis does not divide what it cuts: rows, sequence, heads, feed-forward width."""
-    rows = math.prod(shape[name] for name in ROW_AXES)
-    batches = {data.batch_size, data.ramp_from or data.batch_size}
-    for batch in sorted(batches):
-        what = "data.batch_size / train.microbatches"
-        _divides("mesh." + " x mesh.".join(ROW_AXES), rows, what, batch // microbatches)
-    _divides("mesh.sequence", shape["sequence"], "data.sequence_length", data.sequence_length)
-    for what, size in (
-        ("model.attention.heads", model.attention.heads),
-        ("model.attention.kv_heads", model.kv_heads),
-        ("model.feed_forward.width", model.feed_forward_width),
-        ("model.vocab_size", model.vocab_size or shape["tensor"]),
-    ):
-        _divides("mesh.tensor", shape["tensor"], what, size)
-    _divides("mesh.fsdp", shape["fsdp"], "model.width", model.width)
+def check_mesh(
+    shape: dict[str, int], model: ModelSettings, data: DataSettings, microbatches: int, section: str = "data"
+) -> None:
+    """Raises UserError where an axis does not divide what it cuts: rows, sequence, heads, feed-forward width.
 
-
-def _divides(axis: str, size: int, what: str, whole: int) -> None:
-    if whole % size == 0:
-        return
-    divisors = _nearest(size, [n for n in range(1, whole + 1) if whole % n == 0])
-    multiples = _nearest(whole, range(size, whole + size + 1, size))
-    raise UserError(
-        f"{axis} = {size}: expected a divisor of {what} = {whole}; use {axis} = {divisors}, or {what} = {multiples}"
-    )
+    `section` is what the recipe calls `data`.
+    """
+    check_whole(shape, Whole(model, data, TrainSettings(microbatches=microbatches), section))

@@ -7,6 +7,7 @@ each gives the recipe with its choices in place and the options of the command l
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from typing import Any
 
 from lmjax.errors import UserError
 from lmjax.model.remat import REMAT_POLICIES
-from lmjax.parallel.mesh import AXES, ROW_AXES, check_mesh, mesh_shape
+from lmjax.parallel.mesh import AXES, mesh_shape
+from lmjax.parallel.mesh_cuts import ROW_AXES, Whole, check_whole
 from lmjax.plan.attention_blocks import best_block
 from lmjax.plan.topology import Slice
 from lmjax.recipe import Recipe
-from lmjax.settings import MeshSettings
+from lmjax.settings import MeshSettings, TrainSettings
 from lmjax.stages.pretrain import make_parts, planned_model
 
 MOST_MICROBATCHES = 64
+LANES = 128  # of a register
 REMAT = ("none", *REMAT_POLICIES)  # most memory first
 
 
@@ -74,23 +77,23 @@ def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -
     Raises UserError where no mesh of the slice's devices divides the batch and the model.
     """
     meshes = [mesh_shape(mesh, where.devices)] if mesh is not None else list(_meshes(where))
-    found, obstacle = [], None
+    found: list[Candidate] = []
     splash = _uses_splash(recipe)
     policies = [name for name in REMAT if not (splash and name == "dots")]  # "minimal" is the same program then
     model, length = planned_model(recipe), recipe.data.sequence_length
-    for sizes in meshes:
-        for parts in _microbatches(recipe):
-            try:
-                check_mesh(sizes, model, recipe.data, parts)
-                _check_rows(recipe, sizes)
-            except UserError as error:
-                obstacle = error
-                continue
-            block = best_block(model, length, sizes["sequence"], where) if splash else recipe.compute.attention_block
-            found += [Candidate(tuple(sizes.values()), parts, remat, block) for remat in policies]
+    wholes = [Whole(model, recipe.data, TrainSettings(microbatches=parts)) for parts in _microbatches(recipe)]
+    for sizes, whole in itertools.product(meshes, wholes):
+        if whole.uneven(sizes) is not None or not _whole_registers(recipe, sizes):
+            continue
+        block = best_block(model, length, sizes["sequence"], where) if splash else recipe.compute.attention_block
+        parts = whole.train.microbatches
+        found += [Candidate(tuple(sizes.values()), parts, remat, block) for remat in policies]
     if not found:
         which = "the mesh" if mesh is not None else f"any mesh of {where.devices} devices"
-        raise UserError(f"--auto: {which} does not divide the batch and the model: {obstacle}")
+        try:
+            _check(recipe, wholes[0], meshes[-1])
+        except UserError as obstacle:
+            raise UserError(f"--auto: {which} does not divide the batch and the model: {obstacle}") from None
     return found
 
 
@@ -98,8 +101,7 @@ def own_candidate(recipe: Recipe, where: Slice) -> Candidate | None:
     """The recipe's own choices; None where its mesh does not fit the slice, or its remat policy is not searched."""
     try:
         sizes = mesh_shape(recipe.mesh, where.devices)
-        check_mesh(sizes, planned_model(recipe), recipe.data, recipe.train.microbatches)
-        _check_rows(recipe, sizes)
+        _check(recipe, Whole(planned_model(recipe), recipe.data, recipe.train), sizes)
     except UserError:
         return None
     compute = recipe.compute
@@ -135,8 +137,15 @@ def _uses_splash(recipe: Recipe) -> bool:
     return model.implementation(recipe.data.sequence_length) == "splash"
 
 
-def _check_rows(recipe: Recipe, sizes: dict[str, int]) -> None:
-    """Raises UserError where a row's part on one device is no multiple of a register's 128 lanes, though rows are."""
-    length, parts = recipe.data.sequence_length, sizes["sequence"]
-    if length % 128 == 0 and length // parts % 128:
-        raise UserError(f"mesh.sequence = {parts}: a row of {length} tokens is cut below a multiple of 128")
+def _check(recipe: Recipe, whole: Whole, sizes: dict[str, int]) -> None:
+    """Raises UserError where a mesh does not cut the recipe evenly, or rows within a register's lanes."""
+    check_whole(sizes, whole)
+    if not _whole_registers(recipe, sizes):
+        what = f"a row of {recipe.data.sequence_length} tokens is cut below a multiple of {LANES}"
+        raise UserError(f"mesh.sequence = {sizes['sequence']}: {what}; use mesh.sequence = 1")
+
+
+def _whole_registers(recipe: Recipe, sizes: dict[str, int]) -> bool:
+    """Whether a row's part on one device is a multiple of a register's lanes where rows are."""
+    length = recipe.data.sequence_length
+    return length % LANES != 0 or length // sizes["sequence"] % LANES == 0

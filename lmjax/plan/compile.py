@@ -132,7 +132,8 @@ def _bytes(text: str) -> int:
 def _prepare() -> None:
     """Sets the environment before libtpu is loaded, and keeps JAX from looking for a TPU of this machine's."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("lmjax plan: expected the TPU compiler, libtpu; install it by pip install 'lmjax[tpu]'")
+        fix = "in lmjax's own folder, run pip install -c constraints.txt -e '.[tpu]'"
+        raise UserError(f"libtpu: expected the TPU's compiler, which is not installed; {fix}")
     for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     config: Any = jax.config

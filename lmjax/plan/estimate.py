@@ -154,11 +154,13 @@ def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
 def _bound(
     where: Slice, flops: int, compute_seconds: float, kernel_seconds: float, traffic: Sequence[AxisTraffic]
 ) -> str:
-    """In words: the links, or the matrix units, or what keeps them waiting."""
+    """In words: the links, or the kernels, or the matrix units, or what keeps them waiting."""
     communicating = sum(each.seconds for each in traffic)
     if communicating > compute_seconds + kernel_seconds:
         worst = max(traffic, key=lambda each: each.seconds)
         return f"collectives over {worst.axis}"
+    if kernel_seconds > compute_seconds:
+        return "Pallas kernels"
     busy = flops / where.device_flops / compute_seconds
     return "matrix units" if busy > 0.6 else "HBM and vector units"
 

@@ -2,7 +2,8 @@
 
 In: the text that `Compiled.as_text()` gives, scheduled and partitioned. Out: `Costs`, summed from the entry through
 calls and through loops, which count as often as they run. The TPU compiler writes an estimate in cycles on every
-operation that it schedules except collectives and custom calls: those are listed apart, with their shapes.
+operation that it schedules except collectives and custom calls: those are listed apart, with their shapes. Collectives
+across slices stand in the text as transfers by way of the hosts, whose attributes say what they are.
 """
 
 from __future__ import annotations
@@ -271,6 +272,8 @@ def _count_own(total: Costs, instruction: Instruction, shapes: dict[str, tuple[A
         result = instruction.result[-1:] if kind != instruction.opcode else instruction.result  # (operand, result, ...)
         channel = instruction.attribute("channel_id") or ""
         total.collectives.append(Collective(kind, _group(instruction), sum(a.bytes for a in result), 1, channel))
+    elif instruction.opcode == "recv" and "_xla_megascale_transfer_type" in instruction.attributes:
+        total.collectives.append(_across_slices(instruction))
     elif instruction.opcode == "custom-call":
         target = (instruction.attribute("custom_call_target") or "").strip('"')
         estimate = re.search(r'"cost_estimate":(\{[^}]*\})', instruction.attributes)
@@ -337,6 +340,25 @@ def _group(instruction: Instruction) -> tuple[int, ...]:
         devices = np.arange(math.prod(dims)).reshape(dims)
         return tuple(int(n) for n in devices.transpose(order or None).reshape(groups)[0])
     return _mesh_group(instruction.attributes)
+
+
+def _across_slices(received: Instruction) -> Collective:
+    """What a device receives from those at its place in other slices, by way of the hosts.
+
+    The target {1,2}x{0:3} is slices 1 and 2 and devices 0 to 3 of each, which the mesh numbers slice by slice.
+    """
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', received.attributes)
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"', received.attributes)
+    slices, devices = (_ranges(text) for text in target.groups()) if target else ([], [])
+    group = tuple((each - 1) * (devices[-1] + 1) + devices[0] for each in slices)
+    name = kind.group(1).lower().replace("_", "-") if kind else ""
+    return Collective(name, group, sum(a.bytes for a in received.result[:1]), 1)
+
+
+def _ranges(text: str) -> list[int]:
+    """Numbers from "0:3,8", ends included."""
+    ends = ([int(n) for n in part.split(":")] for part in text.split(","))
+    return [n for each in ends for n in range(each[0], each[-1] + 1)]
 
 
 def _mesh_group(attributes: str) -> tuple[int, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmjax.errors import UserError, nearest, require
+from jax.sharding import Mesh
+
+from lmjax.errors import UserError, clear_disk_errors, nearest, require
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
@@ -87,12 +90,16 @@ def plan(
     """Compiles a stage's step for a slice and estimates it; topology and mesh default to the recipe's own.
 
     `mesh` is written as in "fsdp=64,tensor=8". `hlo` and `save` are files for the optimized text and the serialized
-    executable. A step that does not fit is an answer: the next remat policies and meshes are compiled until one fits.
-    Raises UserError for an unknown topology, a mesh that does not fit it, or a missing libtpu.
+    executable. A step that does not fit is an answer: the next remat policies and meshes are compiled until one fits,
+    and no file is written. Raises UserError for an unknown topology, a mesh that does not fit it, a file that cannot be
+    written, or a missing libtpu.
     """
     recipe = planned_recipe(recipe, topology, mesh)
     runs = isinstance(recipe, Pretrain) and step.kind == "train"
-    require(save is None or runs, "--save", save, "the training step of a pretraining", "lmjax run loads no other")
+    require(save is None or runs, "--save", str(save), "the training step of a pretraining", "lmjax run loads no other")
+    files = {option: path for option, path in (("--hlo", hlo), ("--save", save)) if path is not None}
+    for option, path in files.items():
+        _check_file(option, path)
     where = find_slice(recipe.plan.topology)
     devices = slice_mesh(recipe, where, step)
     say(f"compiling {recipe.name} for {where.chips} chips, {where.name}")
@@ -100,13 +107,32 @@ def plan(
     result = estimate(recipe, where, devices, outcome, step)
     if isinstance(outcome, Program):
         if hlo is not None:
-            hlo.write_text(outcome.text, encoding="utf-8")
+            with clear_disk_errors(hlo.parent):
+                hlo.write_text(outcome.text, encoding="utf-8")
         if save is not None:
-            assert isinstance(recipe, Pretrain)
-            about = about_step(recipe, planned_entries(recipe))
-            save_executable(save, outcome.lowered, outcome.executable, devices, about, recipe.compute)
+            _save(save, recipe, outcome, devices)
         return Plan(result)
-    return Plan(result, tuple(_until_one_fits(recipe, step, say)))
+    tried = tuple(_until_one_fits(recipe, step, say))
+    for option, path in files.items():
+        say(f"{path} was not written: the step does not fit; plan one that does with {option} {path}")
+    return Plan(result, tried)
+
+
+def _save(path: Path, recipe: PlannedStage, program: Program, mesh: Mesh) -> None:
+    assert isinstance(recipe, Pretrain)
+    about = about_step(recipe, planned_entries(recipe))
+    with clear_disk_errors(path.parent):
+        save_executable(path, program.lowered, program.executable, mesh, about, recipe.compute)
+
+
+def _check_file(option: str, path: Path) -> None:
+    """Raises UserError where a file cannot be written: asked before the minutes that compiling takes."""
+    try:
+        require(not path.is_dir(), option, str(path), "a file", "name one in that folder")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        expected = f"a file that can be written, but {error.strerror}: {str(path.parent)!r}"
+        raise UserError(f"{option} = {str(path)!r}: expected {expected}; make that folder or name another") from error
 
 
 def planned_recipe(recipe: Planned, topology: str | None = None, mesh: str | None = None) -> Planned:
@@ -124,6 +150,8 @@ def parse_mesh(text: str) -> MeshSettings:
         name, _, size = part.strip().partition("=")
         if name not in AXES:
             raise UserError(f"--mesh {text}: no mesh axis {name!r}; {nearest(name, AXES)}")
+        if name in sizes:
+            raise UserError(f"--mesh {text}: {name} has two sizes; expected each axis once, as in {name}={sizes[name]}")
         try:
             sizes[name] = int(size)
         except ValueError:

@@ -84,8 +84,11 @@ def explanation(recipe: PlannedStage) -> Iterator[str]:
         yield f"{name}: ({', '.join(map(str, logical))}), {_activation_spec(logical, mesh)}"
 
 
+# Those that the model constrains, and beside them the batch as it comes and the logits, which follow from the head.
 ACTIVATIONS: dict[str, tuple[str | None, ...]] = {
     "tokens [B, T]": ("batch", "time"),
+    "tokens at the look-up [B, T]": ("lookup_batch", "time"),
+    "looked-up embeddings [B, T, D]": ("lookup_batch", "time", "embed"),
     "residual stream [B, T, D]": ("batch", "time", "act_embed"),
     "queries [B, T, H, K]": ("batch", "time", "act_heads", None),
     "keys and values [B, T, Hkv, K]": ("batch", "time", "act_kv_heads", None),

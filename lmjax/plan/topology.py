@@ -121,7 +121,8 @@ def names(generation: str) -> list[str]:
 
 
 def find_slice(name: str) -> Slice:
-    """The slice of that name. Raises UserError naming the nearest where there is none."""
+    """The slice of that name, in capitals or not. Raises UserError naming the nearest where there is none."""
+    name = name.lower()
     match = re.fullmatch(r"(?:(\d+)x)?([a-z0-9]+)-(\d+)", name)
     known = [each for generation in CHIPS for each in names(generation)]
     if not match:

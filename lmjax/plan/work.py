@@ -70,6 +70,7 @@ class Work:
     products: float  # FLOPs of the models' matrices
     scores: float  # FLOPs of attention's scores where fused kernels make them
     cached: float = 0.0  # FLOPs of the scores of sampling, against a cache
+    section: str = "data"  # of the recipe, where the rows' settings stand
 
     @property
     def flops(self) -> float:
@@ -82,7 +83,7 @@ class Work:
     def check(self, mesh: dict[str, int]) -> None:
         """Raises UserError where the mesh does not divide the rows or a model."""
         for model in self.models:
-            check_mesh(mesh, model, self.cut, self.microbatches)
+            check_mesh(mesh, model, self.cut, self.microbatches, self.section)
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def _going_on(recipe: SFT | RewardModel | DPO) -> Work:
         *(lower, (settings,), dialogue.loading, recipe.train.microbatches, rows, length, tokens),
         products=passes * tokens * (of.body + head),
         scores=passes * tokens * of.scores,
+        section="dialogue",
     )
 
 
@@ -242,6 +244,7 @@ def _iteration(recipe: PPO, judge: ModelSettings | None) -> Work:
         + mix_tokens * (mixed.body + mixed.head),
         scores=episodes * row * (reads * policy.scores + (1 + values) * scalar.scores) + mix_tokens * mixed.scores,
         cached=episodes * row * policy.scores,
+        section="dialogue",
     )
 
 

@@ -48,7 +48,7 @@ def with_dropout(settings: ModelSettings, dropout: float | None) -> ModelSetting
 def mesh_for(recipe: Stage, settings: ModelSettings) -> Mesh:
     """The recipe's mesh. Raises UserError where it does not divide what it cuts."""
     mesh = make_mesh(recipe.mesh)
-    check_mesh(dict(mesh.shape), settings, recipe.dialogue.loading, recipe.train.microbatches)
+    check_mesh(dict(mesh.shape), settings, recipe.dialogue.loading, recipe.train.microbatches, "dialogue")
     return mesh
 
 

@@ -10,7 +10,15 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import AXES, check_mesh, make_mesh, mesh_shape
-from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, MeshSettings, ModelSettings
+from lmjax.recipe import Pretrain
+from lmjax.settings import (
+    AttentionSettings,
+    DataSettings,
+    FeedForwardSettings,
+    MeshSettings,
+    ModelSettings,
+    TrainSettings,
+)
 
 
 def settings(**sizes):
@@ -99,27 +107,26 @@ def test_a_mesh_that_cuts_everything_evenly_is_accepted():
     [
         (
             {"replica": 2, "data": 5},
-            "mesh.replica x mesh.data x mesh.fsdp = 10: expected a divisor of data.batch_size / train.microbatches = "
-            "24; use mesh.replica x mesh.data x mesh.fsdp = 8 or 12, or data.batch_size / train.microbatches = 20 or "
-            "30",
+            "mesh.replica = 2, mesh.data = 5, train.microbatches = 2: expected a product that divides data.batch_size "
+            "= 48; use mesh.data = 1 with mesh.sequence = 5, or data.batch_size = 40 or 60",
         ),
+        ({"replica": 16, "data": 2}, "mesh.replica = 16, mesh.data = 2, train.microbatches = 2: expected a product t"),
         (
             {"sequence": 8},
-            "mesh.sequence = 8: expected a divisor of data.sequence_length = 60; use mesh.sequence = 6 or",
+            "mesh.sequence = 8: expected a divisor of data.sequence_length = 60; use mesh.data = 2 with mesh.sequence "
+            "= 4, or data.sequence_length = 56 or 64",
         ),
-        (
-            {"tensor": 5},
-            "mesh.tensor = 5: expected a divisor of model.attention.heads = 12; use mesh.tensor = 4 or 6, o",
-        ),
+        ({"tensor": 5}, "mesh.tensor = 5: expected a divisor of model.attention.heads = 12; use mesh.sequence = 5 wit"),
         (
             {"tensor": 4},
-            "mesh.tensor = 4: expected a divisor of model.attention.kv_heads = 6; use mesh.tensor = 3 or 6",
+            "mesh.tensor = 4: expected a divisor of model.attention.kv_heads = 6; use mesh.data = 2 with mesh.tensor "
+            "= 2, or model.attention.kv_heads = 4 or 12",
         ),
         ({"fsdp": 4, "data": 2}, None),
         ({"fsdp": 24}, None),
     ],
 )
-def test_a_mesh_that_cuts_unevenly_names_the_axis_the_size_and_what_would_fit(sizes, message):
+def test_a_mesh_that_cuts_unevenly_names_the_axes_that_are_cut_and_what_would_fit(sizes, message):
     if message is None:
         check_mesh(shape(**sizes), MODEL, DATA, microbatches=2)
         return
@@ -134,12 +141,13 @@ def test_a_mesh_that_cuts_unevenly_names_the_axis_the_size_and_what_would_fit(si
         (
             {"vocab_size": 121},
             {"tensor": 2},
-            "mesh.tensor = 2: expected a divisor of model.vocab_size = 121; use mesh.t",
+            "mesh.tensor = 2: expected a divisor of model.vocab_size = 121; use mesh.data = 2 with mesh.tensor = 1, or "
+            "model.vocab_size = 122",  # and not 120: the tokenizer may have all 121
         ),
         (
             {"feed_forward": FeedForwardSettings(width=143)},
             {"tensor": 3},
-            "mesh.tensor = 3: .*model.feed_forward.width",
+            "mesh.tensor = 3: .*model.feed_forward.width = 143; use .* model.feed_forward.width = 141 or 144",
         ),
         ({"width": 90, "attention": AttentionSettings(heads=6)}, {"fsdp": 4}, "mesh.fsdp = 4: .* model.width = 90"),
     ],
@@ -149,9 +157,64 @@ def test_vocabulary_width_and_feed_forward_must_divide_too(change, sizes, messag
         check_mesh(shape(**sizes), dataclasses.replace(MODEL, **change), DATA, microbatches=1)
 
 
+def followed(recipe, sizes, advice):
+    """The recipe and the mesh with one of an error's suggestions, as in "mesh.data = 2 with mesh.tensor = 1"."""
+    for part in advice.split(" with "):
+        section, _, name = part.partition(" = ")[0].partition(".")
+        size = int(part.partition(" = ")[2])
+        if section == "mesh":
+            sizes = sizes | {name: size}
+            continue
+        owner, _, inner = name.rpartition(".")
+        settings = getattr(recipe, section)
+        if owner:
+            name, size = owner, dataclasses.replace(getattr(settings, owner), **{inner: size})
+        recipe = dataclasses.replace(recipe, **{section: dataclasses.replace(settings, **{name: size})})
+    return recipe, sizes
+
+
+def suggestions(message):
+    for part in message.split("; use ")[1].split(", or "):
+        field, _, sizes = part.rpartition(" = ")
+        yield from (f"{field} = {size}" for size in sizes.split(" or "))
+
+
+@pytest.mark.parametrize("devices", [16, 24])
+def test_what_an_uneven_cut_suggests_is_accepted_on_as_many_devices(devices):
+    model = dataclasses.replace(MODEL, vocab_size=258, context=64)
+    refused = 0
+    sizes = [n for n in range(1, devices + 1) if devices % n == 0]
+    for data, fsdp, tensor in itertools.product(sizes, sizes, sizes):
+        rest = devices // (data * fsdp * tensor)
+        if data * fsdp * tensor * rest != devices:
+            continue
+        mesh = shape(data=data, fsdp=fsdp, tensor=tensor, sequence=rest)
+        for batch, parts in ((7, 1), (48, 2), (24, 3)):
+            recipe = Pretrain(model=model, data=dataclasses.replace(DATA, batch_size=batch))
+            recipe = dataclasses.replace(recipe, train=TrainSettings(microbatches=parts))
+            try:
+                check_mesh(mesh, recipe.model, recipe.data, parts)
+            except UserError as error:
+                if "no one of them" in str(error):
+                    continue
+                for advice in suggestions(str(error)):
+                    changed, there = followed(recipe, mesh, advice)
+                    refused += 1
+                    assert math.prod(there.values()) == devices, advice
+                    check_mesh(there, changed.model, changed.data, changed.train.microbatches)
+    assert refused > 50
+
+
+def test_what_no_one_change_mends_says_so():
+    with pytest.raises(UserError, match="no one of them is enough"):
+        check_mesh(shape(replica=5, tensor=5), MODEL, DATA, microbatches=1)
+
+
 def test_every_batch_size_of_a_ramp_must_divide():
     ramped = dataclasses.replace(DATA, ramp_from=4, ramp_tokens=1000)
-    with pytest.raises(UserError, match=r"mesh\.fsdp = 8: expected a divisor of .* = 4"):
+    with pytest.raises(
+        UserError, match=r"mesh\.fsdp = 8: expected a divisor of data\.ramp_from = 4; use mesh\.fsdp = 4 with mesh"
+    ):
         check_mesh(shape(fsdp=8), MODEL, ramped, microbatches=1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.plan.compile import OutOfMemory, Program
-from lmjax.plan.estimate import collective_traffic, estimate, kernel_work
+from lmjax.plan.estimate import AxisTraffic, _bound, collective_traffic, estimate, kernel_work
 from lmjax.plan.hlo import Array, Collective, KernelCall
 from lmjax.plan.topology import GIB, find_slice
 from lmjax.recipe import Pretrain
@@ -95,6 +95,24 @@ def test_a_program_becomes_seconds_tokens_and_mfu():
     assert found.mfu_without_attention == pytest.approx(6 * matrices * 256 / 0.002 / 197e12)
     assert found.executed_tflop == pytest.approx(2 * 16 * 64 * 32 / 1e12)
     assert found.bound_by == "HBM and vector units"
+
+
+@pytest.mark.parametrize(
+    ("busy", "kernels", "seconds", "answer"),
+    [
+        (0.7, 0.5, {}, "matrix units"),
+        (0.5, 0.5, {}, "HBM and vector units"),
+        (0.7, 1.1, {}, "Pallas kernels"),
+        (0.7, 1.1, {"fsdp": 2.0}, "Pallas kernels"),  # the links are done before
+        (0.7, 0.5, {"fsdp": 1.0, "data": 0.4}, "matrix units"),
+        *((0.7, 1.1, {axis: 1.5, "dataxfsdp": 1.0}, f"collectives over {axis}") for axis in AXES),
+        (0.7, 0.5, {"tensor": 0.5, "dataxfsdp": 1.1}, "collectives over dataxfsdp"),
+    ],
+)
+def test_a_step_is_bound_by_what_takes_longest(busy, kernels, seconds, answer):
+    where, compute = find_slice("v5e-16"), 1.0
+    traffic = [AxisTraffic(axis, {"all-gather": 1}, 1.0, 1.0, each) for axis, each in seconds.items()]
+    assert _bound(where, busy * compute * where.device_flops, compute, kernels, traffic) == answer
 
 
 def test_a_refusal_says_by_how_much():

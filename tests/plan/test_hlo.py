@@ -109,3 +109,39 @@ def test_an_independent_reader_finds_the_same_cycles(spent, tmp_path):
     answer = subprocess.run([sys.executable, JUDGE, file], capture_output=True, text=True, check=True).stdout
     assert f'"gcycles": {round(spent.cycles / 1e9, 4)}' in answer
     assert f'"dot_tflop": {round(spent.flops / 1e12, 3)}' in answer
+
+
+def across_slices(kind, target, shape="f32[2,128]"):
+    attributes = f'_xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"'
+    text = f"""\
+HloModule m, num_partitions=4
+ENTRY %main (a: {shape}) -> {shape} {{
+  %a = {shape} parameter(0)
+  %after = token[] after-all()
+  %send = ({shape}, u32[], token[]) send(%a, %after), is_host_transfer=true, frontend_attributes={{{attributes}}}
+  %recv = ({shape}, u32[], token[]) recv(%after), is_host_transfer=true, frontend_attributes={{{attributes}}}
+  %done = ({shape}, token[]) recv-done(%recv), is_host_transfer=true
+  ROOT %b = {shape} get-tuple-element(%done), index=0
+}}
+"""
+    (found,) = costs(parse(text)).collectives
+    return found.kind, found.group, found.bytes, found.count
+
+
+def test_a_collective_across_slices_is_counted_once_with_a_device_of_each_slice():
+    assert across_slices("ALL_REDUCE", "{1,2}x{0:3}") == ("all-reduce", (0, 4), 1024, 1)
+    assert across_slices("ALL_GATHER", "{1:3}x{0:255}", "bf16[64]") == ("all-gather", (0, 256, 512), 128, 1)
+
+
+def test_a_transfer_to_the_host_that_is_no_collective_is_not_taken_for_one():
+    text = """\
+HloModule m
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %a = f32[2] parameter(0)
+  %after = token[] after-all()
+  %recv = (f32[2], u32[], token[]) recv(%after), is_host_transfer=true
+  %done = (f32[2], token[]) recv-done(%recv), is_host_transfer=true
+  ROOT %b = f32[2] get-tuple-element(%done), index=0
+}
+"""
+    assert costs(parse(text)).collectives == []

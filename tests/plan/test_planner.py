@@ -17,11 +17,12 @@ from lmjax.errors import UserError
 from lmjax.model.count import count
 from lmjax.plan import planner
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, read_refusal
+from lmjax.plan.hlo import parse
 from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
 from lmjax.plan.topology import GIB, find_slice
 from lmjax.plan.work import Step
-from lmjax.recipe import Pretrain, load_recipe
+from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -33,7 +34,6 @@ from lmjax.settings import (
 )
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
-BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 
 SMALL = """
 from lmjax.recipe import Pretrain
@@ -56,7 +56,13 @@ def test_mesh_text_is_read_and_data_takes_what_is_left():
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("fdsp=4", "did you mean 'fsdp'?"), ("fsdp=x", "whole number"), ("", "axis")]
+    ("text", "word"),
+    [
+        ("fdsp=4", "did you mean 'fsdp'?"),
+        ("fsdp=x", "whole number"),
+        ("fsdp=2,fsdp=4", "fsdp has two sizes"),
+        ("", "axis"),
+    ],
 )
 def test_a_mesh_that_cannot_be_read_is_refused(text, word):
     with pytest.raises(UserError, match=word.replace("?", r"\?")):
@@ -117,19 +123,6 @@ def test_what_does_not_fit_is_answered_with_the_first_that_does(monkeypatch):
     assert "5.00 GiB too much" in text and "remat 'full' on data=8,fsdp=2: 9.00 GiB, fits" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("gpt2_124m", 124e6), ("gpt3_6b", 5.6e9), ("gpt3_22b", 22e9), ("gpt3_175b", 175e9)],
-)
-def test_benchmarks_say_what_they_are(name, parameters):
-    recipe = load_recipe(str(BENCHMARKS / f"plan_{name}.py"))
-    assert count(recipe.model).parameters == pytest.approx(parameters, rel=0.02)
-    assert recipe.optimizer.state_dtype == "float32" and recipe.optimizer.clip_norm == 1.0
-    where = find_slice(recipe.plan.topology)
-    tokens = recipe.data.batch_size * recipe.data.sequence_length / where.devices
-    assert tokens == (16 * 1024 if name == "gpt2_124m" else 4096)
-
-
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """`lmjax plan` as a user runs it, in a process of its own whose environment says nothing of TPUs."""
@@ -188,6 +181,37 @@ def test_a_plan_says_only_what_it_means_to(planned):
     assert "compiling small for 4 chips, v5e-4" in stderr
     assert "heads            tensor" in stderr  # the table of axis rules
     assert not [line for line in stderr.splitlines() if "WARNING" in line or "E0000" in line or "libtpu" in line]
+
+
+def gathers(module, instruction, target):
+    """The channels of the gathers that a fusion starts or ends, which its custom call says."""
+    inside = [i for name in instruction.called("calls") for i in module.computations[name]]
+    if not any(i.opcode == "custom-call" and target in i.attributes for i in inside):
+        return set()
+    return {i.attribute("channel_id") for i in inside if i.opcode == "all-gather"}
+
+
+def multiplies(module, instruction):
+    inside = [i for name in instruction.called("calls") for i in module.computations[name]]
+    nested = any(multiplies(module, i) for i in inside if i.opcode == "fusion")
+    return nested or any(i.opcode in ("convolution", "dot") for i in inside)
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+def test_parameters_are_gathered_while_products_run(planned):
+    text = (planned[0] / "step.hlo").read_text()
+    assert "is_scheduled=true" in text.splitlines()[0]  # instructions run in the order in which they stand
+    module, beside = parse(text), {}
+    for body in module.computations.values():
+        fusions = [i for i in body if i.opcode == "fusion"]
+        started = {channel: n for n, i in enumerate(fusions) for channel in gathers(module, i, "AsyncCollectiveStart")}
+        ended = {channel: n for n, i in enumerate(fusions) for channel in gathers(module, i, "AsyncCollectiveDone")}
+        for channel, start in started.items():
+            between = fusions[start + 1 : ended[channel]]
+            beside[channel] = sum(multiplies(module, each) for each in between)
+    assert len(beside) >= 4  # of query, keys and values, output and the way up, at least
+    assert min(beside.values()) >= 1
 
 
 @pytest.mark.tpu
@@ -261,3 +285,36 @@ def test_a_step_that_does_not_fit_is_an_answer():
 def test_planning_leaves_this_process_its_devices():
     assert jax.default_backend() == "cpu"
     assert dataclasses.asdict(PlanSettings()) == {"topology": ""}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A recipe file, and libtpu's devices without libtpu: nothing is compiled."""
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where, step: None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("option", ["--hlo", "--save"])
+@pytest.mark.parametrize(
+    ("place", "word"), [("nowhere/step", "No such file"), ("small.py/step", "Not a directory"), ("", "")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_compiled(
+    small, monkeypatch, capsys, option, place, word
+):
+    monkeypatch.setattr(planner, "compile_step", lambda *_: pytest.fail("compiled"))
+    assert main(["plan", str(small / "small.py"), option, str(small / place)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lmjax: {option} = '{small / place}': expected a file") and word in said
+
+
+def test_files_of_a_step_that_does_not_fit_are_not_written_and_the_plan_says_so(small, monkeypatch, capsys):
+    monkeypatch.setattr(planner, "compile_step", lambda *_: OutOfMemory(20 * GIB, 15 * GIB, "too much"))
+    files = small / "step.hlo", small / "step.bin"
+    command = ["plan", str(small / "small.py"), "--json", "--hlo", str(files[0]), "--save", str(files[1])]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["fits"] is False
+    for option, file in zip(("--hlo", "--save"), files, strict=True):
+        reason = f"{file} was not written: the step does not fit; plan one that does with {option} {file}"
+        assert reason in said.err.splitlines() and not file.exists()

@@ -18,6 +18,7 @@ from lmjax.plan.topology import CHIPS, GIB, find_slice, names
         ("v5p-1024", "v5:8x8x8", 512, 512),
         ("tpu7x-8", "tpu7x:2x2x1", 4, 8),  # counted in TensorCores, each a device
         ("2xv5e-256", "v5e:16x16", 512, 512),
+        ("V5E-16", "v5e:4x4", 16, 16),
     ],
 )
 def test_a_name_gives_its_chips_and_devices(name, library, chips, devices):

@@ -10,7 +10,7 @@ import pytest
 from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
 from lmjax.model.count import count
-from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.mesh import AXES, make_mesh
 from lmjax.plan.planner import chosen
 from lmjax.plan.work import Step, forward_flops, work_of
 from lmjax.recipe import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
@@ -143,6 +143,14 @@ def test_programs_are_made_of_shapes_alone(pipeline, name, kind):
     text = work.lower(mesh).as_text()
     assert "sdy.mesh" in text or "mhlo.num_partitions = 8" in text
     assert sum(array.nbytes for array in jax.live_arrays()) - before < 4 * SMALL.width * ENTRIES
+
+
+@pytest.mark.parametrize("name", ["base", "sft", "reward", "dpo", "ppo"])
+def test_a_mesh_that_does_not_divide_the_rows_is_refused_by_the_field_that_the_stage_has(pipeline, name):
+    section = "data" if name == "base" else "dialogue"
+    message = f"^mesh.data = 3: expected a divisor of {section}.batch_size = 8; use {section}.batch_size = 6 or 9$"
+    with pytest.raises(UserError, match=message):
+        work_of(*chosen(pipeline, name)).check(dict.fromkeys(AXES, 1) | {"data": 3})
 
 
 def test_models_come_from_the_stages_before(pipeline):

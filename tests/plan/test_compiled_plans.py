@@ -1,0 +1,70 @@
+"""Tiny recipes, compiled for every kind of chip, for two slices, and as other programs than a training step."""
+
+import dataclasses
+
+import pytest
+
+from lmjax.model.count import count
+from lmjax.plan.planner import plan
+from lmjax.plan.topology import GIB
+from lmjax.plan.work import Step, work_of
+from lmjax.recipe import Pretrain, RewardModel
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+
+pytestmark = [pytest.mark.tpu, pytest.mark.xdist_group("tpu")]
+
+MODEL = ModelSettings(layers=2, width=128, context=128, vocab_size=512, attention=AttentionSettings(heads=2))
+TINY = Pretrain(
+    data=DataSettings(sequence_length=128, batch_size=8),
+    model=MODEL,
+    mesh=MeshSettings(fsdp=2),
+    plan=PlanSettings(topology="v5e-4"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "replica", "chips", "devices", "hbm"),
+    [
+        ("v4-8", 1, 4, 4, 30.75),
+        ("v5p-8", 1, 4, 4, 95.74),
+        ("v6e-4", 1, 4, 4, 31.25),
+        ("tpu7x-8", 1, 4, 8, 94.75),
+        ("2xv5e-4", 2, 8, 8, 15.75),
+    ],
+)
+def test_every_kind_of_chip_and_two_slices_are_compiled_for(topology, replica, chips, devices, hbm):
+    found = plan(dataclasses.replace(TINY, mesh=MeshSettings(replica=replica, fsdp=2)), topology).estimate
+    assert (found.chips, found.devices, found.hbm_gib) == (chips, devices, hbm)
+    data = devices // (2 * replica)
+    assert found.mesh == {"replica": replica, "data": data, "fsdp": 2, "sequence": 1, "tensor": 1}
+    state = 12 * found.parameters / 2 / GIB  # float32 parameters and two moments, cut in two
+    assert found.fits and state < found.arguments_gib < found.peak_hbm_gib < 0.02
+    assert found.gcycles > 0 and 0 < found.mfu < 1 and found.unknown_loops == 0
+    traffic = {each.axis: each for each in found.collectives}
+    assert {"data", "fsdp"} <= traffic.keys() and ("replica" in traffic) == (replica > 1)
+    if replica > 1:  # every gradient once, of which a device has a part by then: in bfloat16 or float32
+        part = found.parameters / (data * 2)
+        assert 2 * part <= traffic["replica"].gib * GIB <= 2 * 4 * part
+        assert traffic["replica"].seconds == pytest.approx(traffic["replica"].sent_gib * GIB / 6.25e9)
+
+
+def test_a_validation_is_a_third_of_a_step_s_work_and_holds_no_moments():
+    found = plan(TINY, step=Step("eval")).estimate
+    assert found.step == "eval" and found.fits
+    assert found.model_tflop == pytest.approx(work_of(TINY).flops / 3 / found.devices / 1e12)
+    parameters = 4 * count(MODEL).parameters / 2  # float32, cut in two; heads of 64 fill half of a register
+    assert parameters < found.arguments_gib * GIB < 1.5 * parameters
+    assert found.executed_tflop == pytest.approx(found.model_tflop, rel=0.1)
+
+
+def test_a_stage_that_learns_from_rankings_is_planned_for_all_its_answers():
+    dialogue = DialogueSettings(
+        train=(DialogueSourceSettings(path="rows.jsonl"),), sequence_length=128, batch_size=4, most_answers=3
+    )
+    stage = RewardModel(start="sft", model=MODEL, dialogue=dialogue, mesh=TINY.mesh, plan=TINY.plan)
+    found = plan(stage).estimate
+    assert found.fits and found.recipe == "reward" and found.rows_per_step == 4 * 3
+    assert found.tokens_per_second == pytest.approx(4 * 3 * 128 / found.step_seconds)
+    assert {"data", "fsdp"} <= {each.axis for each in found.collectives}
