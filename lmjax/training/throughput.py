@@ -87,7 +87,10 @@ class Meter:
             self._mark += self._clock() - before
 
     def read(self) -> dict[str, float]:
-        """tokens_per_second, step_seconds, the shares input_wait and goodput, and mfu where the peak is known."""
+        """tokens_per_second, step_seconds, the shares input_wait and goodput, and mfu where the peak is known.
+
+        Goodput is of the time since this meter was made: what came before, or in an earlier process, is not in it.
+        """
         elapsed = self._clock() - self._started
         values = {"goodput": self._useful / elapsed} if elapsed > 0 else {}
         seconds = sum(second for second, _, _ in self._recent)
