@@ -107,11 +107,14 @@ def write_rows() -> Callable[[Path, list], tuple[DialogueSourceSettings, ...]]:
     return write
 
 
-COMMON = {"mesh": MeshSettings(data=8), "log": LogSettings(every=1, tensorboard=False)}
+@pytest.fixture(scope="session")
+def common() -> dict:
+    """What every stage that goes on from `rewarded` sets."""
+    return {"mesh": MeshSettings(data=8), "log": LogSettings(every=1, tensorboard=False)}
 
 
 @pytest.fixture(scope="session")
-def rewarded(tmp_path_factory, write_rows) -> Path:
+def rewarded(tmp_path_factory, write_rows, common) -> Path:
     """A pipeline's workdir with `base`, a language model, and `reward`, trained on it for a few steps."""
     folder = tmp_path_factory.mktemp("rewarded")
     letters = "abcdefghijklmnop"
@@ -124,10 +127,10 @@ def rewarded(tmp_path_factory, write_rows) -> Path:
         data=DataSettings(train=text, validation=text, sequence_length=32, batch_size=8),
         model=ModelSettings(layers=1, width=16, context=48, attention=AttentionSettings(heads=2)),
         train=TrainSettings(steps=2),
-        **COMMON,
+        **common,
     )
     dialogue = DialogueSettings(train=rankings, sequence_length=32, batch_size=8, too_long="skip")
-    reward = RewardModel(start="base", dialogue=dialogue, epochs=2.0, optimizer=optimizer, **COMMON)
+    reward = RewardModel(start="base", dialogue=dialogue, epochs=2.0, optimizer=optimizer, **common)
     assert lmjax.run(Pipeline("rewarded", (base, reward)), folder / "run", quiet=True).exit_code == 0
     return folder / "run"
 
