@@ -139,13 +139,9 @@ def _generate(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _score(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.stages.score import score_file
+    from lmjax.stages.score import print_scores
 
-    for prompt, answer, score in score_file(options.checkpoint, options.file):
-        if options.json:
-            print(json.dumps({"prompt": prompt, "answer": answer, "score": score}, ensure_ascii=False))
-        else:
-            print(f"{score:+9.4f}  {json.dumps(answer[:100], ensure_ascii=False)}")
+    print_scores(options.checkpoint, options.file, as_json=options.json, skip_bad=options.skip_bad)
     return 0
 
 
@@ -299,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("checkpoint", type=Path, help="a reward model's workdir or checkpoint")
     score.add_argument("file", type=Path, help="prompts and answers, in any of the shapes that training takes")
     score.add_argument("--json", action="store_true", help="one object per answer")
+    score.add_argument("--skip-bad", action="store_true", help="leave bad records out, and name them")
 
     _add_prepare(commands)
     report = _add(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")

@@ -19,7 +19,8 @@ import numpy as np
 from measuring import print_table
 
 from lmjax.data.dialogue import Ranking
-from lmjax.stages.score import open_scorer, scored_records
+from lmjax.data.dialogue_rows import open_rows
+from lmjax.stages.score import open_scorer, scores_of
 from lmjax.stages.workdir import read_json
 
 SETS = ("hh_rlhf", "oasst_en", "pref_demo")
@@ -37,7 +38,8 @@ def held_out(stage: Path) -> Iterator[tuple[float, float, int]]:
     """Of each held-out prompt: pairs that the reward model orders rightly, that length does, and all of them."""
     recipe, start = open_scorer(stage)
     for source in recipe.dialogue.validation:
-        for record, scores_K in scored_records(recipe, start, source, recipe.dialogue):
+        rows, _, records = open_rows(source, recipe.dialogue, start.tokenizer, "ranking")
+        for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
             assert isinstance(record, Ranking)
             ranks = record.ranks[: len(scores_K)]
             right, pairs = pairs_in_order(scores_K.tolist(), ranks)

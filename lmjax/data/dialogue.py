@@ -1,6 +1,6 @@
 """Conversations: what they are, how a template writes them, and which of their tokens are the assistant's.
 
-In: turns, rankings and rated answers, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
+In: turns, rankings and responses, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
 end-of-text included. One function, `render`, writes prompts, demonstrations and answers alike, so that a model samples
 from exactly what it was trained on.
 """
@@ -46,12 +46,12 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Rated:
-    """An answer and its reward."""
+class Response:
+    """An answer that is to be scored, good or bad, and the reward that its record gives it, if any."""
 
     prompt: Turns
     answer: str
-    reward: float
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Prompt:
     turns: Turns
 
 
-Record = Demonstration | Ranking | Rated | Prompt
+Record = Demonstration | Ranking | Response | Prompt
 
 
 class Piece(NamedTuple):

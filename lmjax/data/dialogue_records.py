@@ -1,4 +1,4 @@
-"""Reads instructions, chats, rankings, pairs and rated answers from files in the common public shapes.
+"""Reads instructions, chats, rankings, pairs and rewarded answers from files in the common public shapes.
 
 In: JSONL, plain or gzipped, JSON lists or CSV. The shape of a record is found by its fields: Alpaca, Dolly,
 self-instruct, OpenAssistant trees, `chosen` and `rejected` (HH-RLHF's text, or messages), ShareGPT and chat messages,
@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Rated, Record, Role, Turn, Turns
+from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Record, Response, Role, Turn, Turns
 from lmjax.data.documents import BadRecordError, checked_text
 from lmjax.data.openings import openings
 from lmjax.data.text_files import list_files
 from lmjax.errors import UserError
 from lmjax.rlhf_settings import DialogueSourceSettings
 
-Kind = Literal["demonstration", "answer", "ranking", "rated", "prompt"]  # an answer is a demonstration's last one
+# an answer is a demonstration's last one; responses are all that a record has, ranked or not
+Kind = Literal["demonstration", "answer", "ranking", "response", "prompt"]
 Fields = dict[str, Any]
 
 PROMPT_FIELDS = ("instruction", "prompt", "question", "context")
@@ -33,6 +34,7 @@ ANSWER_FIELDS = ("output", "response", "answer", "completion", "ref_text")
 ANSWERS_FIELDS = ("answers", "responses", "completions")
 RANKS_FIELDS, SCORES_FIELDS = ("ranks", "rankings"), ("scores", "rewards")
 REWARD_FIELDS = ("reward", "score", "label")
+SIDES = ("chosen", "rejected")
 MESSAGE_FIELDS = ("messages", "conversations")
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("system",), "system"),
@@ -69,8 +71,9 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
             out.records.extend(convert(_Reader(row, source.answer_end)))
         except BadRecordError as error:
             if source.on_bad_record == "error":
-                fix = 'mend it, or set on_bad_record = "skip" for its source'
-                raise UserError(f"{where}: expected a {kind}: {error}; {fix}") from None
+                article = "an" if kind == "answer" else "a"
+                fix = 'mend it, or leave it out: on_bad_record = "skip" of its source, --skip-bad of lmjax score'
+                raise UserError(f"{where}: expected {article} {kind}: {error}; {fix}") from None
             out.skipped.append(f"{where}: {error}")
     if not out.records:
         raise UserError(
@@ -83,16 +86,6 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
 def dialogue_files(source: DialogueSourceSettings) -> list[Path]:
     """The files of a source, sorted. Raises UserError where there is none."""
     return list_files(source.path, _SUFFIXES)
-
-
-def holds_rankings(source: DialogueSourceSettings) -> bool:
-    """Whether the first record of a source has several answers to a prompt."""
-    if source.kind == "embedded":
-        return False
-    _, row = next(_rows(list_files(source.path, _SUFFIXES)[0]), ("", {}))
-    if isinstance(row, BadRecordError):
-        return False
-    return _is_tree(row) or any(name in row for name in ("chosen", "rejected", *ANSWERS_FIELDS))
 
 
 def _openings(source: DialogueSourceSettings) -> list[tuple[str, Fields | BadRecordError]]:
@@ -214,6 +207,24 @@ class _Reader:
             raise BadRecordError(f"field {field!r}: the prompt is empty")
         return turns
 
+    def answers(self, field: str) -> list[str]:
+        return [self.answer(text, field) for text in _list(self.row[field], field)]
+
+    def numbers(self, field: str, answers: int) -> list[float]:
+        """A number for each of so many answers."""
+        values = _list(self.row[field], field)
+        if len(values) != answers:
+            raise BadRecordError(f"{answers} answers and {len(values)} {field}: expected as many")
+        return [self.number(value, field) for value in values]
+
+    def side(self, field: str) -> tuple[Turns, str]:
+        """The prompt and the answer of `chosen` or `rejected`, which may or may not repeat the prompt."""
+        value = self.row[field]
+        if isinstance(value, str) and self.first((*MESSAGE_FIELDS, *PROMPT_FIELDS)):
+            return self.prompt(), self.answer(value, field)
+        turns = _up_to_answer(self.turns(value, field))
+        return turns[:-1] or self.prompt(), turns[-1].text
+
     def answered(self) -> tuple[Turns, str]:
         """A prompt and its answer; of a chat, its last one."""
         field = self.first(ANSWER_FIELDS)
@@ -251,28 +262,40 @@ def _demonstrations(reader: _Reader) -> list[Record]:
 def _rankings(reader: _Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
-        return list(_tree_rankings(reader, row["prompt"], ()))
-    if "chosen" in row or "rejected" in row:
+        return list(_tree_rankings(reader))
+    if any(side in row for side in SIDES):
         prompt, chosen, rejected = _pair(reader)
         return [Ranking(prompt, (chosen, rejected), (0, 1))]
     field = reader.first(ANSWERS_FIELDS)
     if field is None:
         raise reader.missing("answers")
-    answers = tuple(reader.answer(text, field) for text in _list(row[field], field))
+    answers = tuple(reader.answers(field))
     by = reader.first(RANKS_FIELDS + SCORES_FIELDS)
     if by is None:
         raise reader.missing("ranks or scores")
-    numbers = [reader.number(value, by) for value in _list(row[by], by)]
-    if len(numbers) != len(answers) or len(answers) < 2:
-        raise BadRecordError(f"{len(answers)} answers and {len(numbers)} {by}: expected as many, and 2 or more")
+    numbers = reader.numbers(by, len(answers))
+    if len(answers) < 2:
+        raise BadRecordError(f"field {field!r}: {len(answers)} answers, expected 2 or more")
     return [Ranking(reader.prompt(), answers, _ranks([-x for x in numbers] if by in SCORES_FIELDS else numbers))]
 
 
-def _rated(reader: _Reader) -> list[Record]:
-    field = reader.first(REWARD_FIELDS)
-    if field is None:
-        raise reader.missing("reward")
-    return [Rated(*reader.answered(), reader.number(reader.row[field], field))]
+def _responses(reader: _Reader) -> list[Record]:
+    row = reader.row
+    if _is_tree(row):
+        asked = _questions(reader, row["prompt"], ())
+        return [Response(turns, _node_turn(reader, reply).text) for turns, replies in asked for reply in replies]
+    if "instances" in row:
+        return [record for instance in _instances(reader) for record in _responses(instance)]
+    sides = [side for side in SIDES if row.get(side) is not None]
+    if sides:
+        return [Response(*reader.side(side)) for side in sides]
+    field = reader.first(ANSWERS_FIELDS)
+    if field is not None:
+        prompt, answers, by = reader.prompt(), reader.answers(field), reader.first(SCORES_FIELDS)
+        rewards = [None] * len(answers) if by is None else reader.numbers(by, len(answers))
+        return [Response(prompt, answer, reward) for answer, reward in zip(answers, rewards, strict=True)]
+    by = reader.first(REWARD_FIELDS)
+    return [Response(*reader.answered(), None if by is None else reader.number(row[by], by))]
 
 
 def _prompts(reader: _Reader) -> list[Record]:
@@ -281,7 +304,7 @@ def _prompts(reader: _Reader) -> list[Record]:
         return [Prompt((_node_turn(reader, row["prompt"]),))]
     if "instances" in row:
         return [record for instance in _instances(reader) for record in _prompts(instance)]
-    if "chosen" in row or "rejected" in row:
+    if any(side in row for side in SIDES):
         return [Prompt(_pair(reader)[0])]
     turns = reader.prompt()
     return [Prompt(_up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
@@ -291,26 +314,19 @@ _CONVERTERS: dict[Kind, Callable[[_Reader], list[Record]]] = {
     "demonstration": _demonstrations,
     "answer": _demonstrations,
     "ranking": _rankings,
-    "rated": _rated,
+    "response": _responses,
     "prompt": _prompts,
 }
 
 
 def _pair(reader: _Reader) -> tuple[Turns, str, str]:
-    """The prompt and the two answers of `chosen` and `rejected`, which may or may not repeat the prompt."""
-    row = reader.row
-    for field in ("chosen", "rejected"):
-        if row.get(field) is None:
+    """The prompt and the two different answers of `chosen` and `rejected`."""
+    for field in SIDES:
+        if reader.row.get(field) is None:
             raise BadRecordError(f"no field {field!r}: a comparison needs both sides")
-    if isinstance(row["chosen"], str) and reader.first((*MESSAGE_FIELDS, *PROMPT_FIELDS)):
-        prompt = reader.prompt()
-        chosen, rejected = (reader.answer(row[field], field) for field in ("chosen", "rejected"))
-    else:
-        whole = [_up_to_answer(reader.turns(row[field], field)) for field in ("chosen", "rejected")]
-        if whole[0][:-1] != whole[1][:-1]:
-            raise BadRecordError("chosen and rejected differ before their last answer")
-        prompt = whole[0][:-1] or reader.prompt()
-        chosen, rejected = (turns[-1].text for turns in whole)
+    (prompt, chosen), (other_prompt, rejected) = (reader.side(field) for field in SIDES)
+    if prompt != other_prompt:
+        raise BadRecordError("chosen and rejected differ before their last answer")
     if chosen == rejected:
         raise BadRecordError("chosen and rejected are the same")
     return prompt, chosen, rejected
@@ -369,14 +385,19 @@ def _threads(reader: _Reader, node: Fields, before: Turns) -> Iterator[Turns]:
         yield from _threads(reader, question, turns)
 
 
-def _tree_rankings(reader: _Reader, node: Fields, before: Turns) -> Iterator[Ranking]:
-    """A ranking for each message of the user that has two or more ranked replies."""
-    turns = (*before, _node_turn(reader, node))
-    replies = _replies(node)
-    ranked = [reply for reply in replies if reply.get("rank") is not None]
-    if len({reply["rank"] for reply in ranked}) > 1:
-        answers = tuple(_node_turn(reader, reply).text for reply in ranked)
-        yield Ranking(turns, answers, _ranks([float(reply["rank"]) for reply in ranked]))
+def _questions(reader: _Reader, node: Fields, before: Turns) -> Iterator[tuple[Turns, list[Fields]]]:
+    """Each message of the user in a tree, with what came before it, and its replies."""
+    turns, replies = (*before, _node_turn(reader, node)), _replies(node)
+    yield turns, replies
     for reply in replies:
         for question in _replies(reply):
-            yield from _tree_rankings(reader, question, (*turns, _node_turn(reader, reply)))
+            yield from _questions(reader, question, (*turns, _node_turn(reader, reply)))
+
+
+def _tree_rankings(reader: _Reader) -> Iterator[Ranking]:
+    """A ranking for each message of the user that has two or more ranked replies."""
+    for turns, replies in _questions(reader, reader.row["prompt"], ()):
+        ranked = [reply for reply in replies if reply.get("rank") is not None]
+        if len({reply["rank"] for reply in ranked}) > 1:
+            answers = tuple(_node_turn(reader, reply).text for reply in ranked)
+            yield Ranking(turns, answers, _ranks([float(reply["rank"]) for reply in ranked]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
-from lmjax.data.dialogue import Demonstration, Encoded, Prompt, Ranking, Rated, Record, Turn, Turns, encode
+from lmjax.data.dialogue import Demonstration, Encoded, Prompt, Ranking, Record, Response, Turn, Turns, encode
 from lmjax.data.dialogue_records import Kind, read_records
 from lmjax.data.first_fit import Plan
 from lmjax.data.packing import FirstFitRows, Rows
@@ -21,7 +21,6 @@ from lmjax.errors import UserError
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 
 RANKS = "ranks"  # [B, K] int32: of each answer of a prompt, 0 the best; -1 where there is none
-REWARDS = "rewards"  # [B, K] float32: of each answer, where it is known
 RECORD = "record"  # [B, 1] int32: the number of the prompt among those of its source
 
 
@@ -48,7 +47,7 @@ def open_rows(
 ) -> tuple[Rows, Counts, list[Record]]:
     """The rows of a source, what was counted, and the record that each example of the rows was made of.
 
-    Demonstrations become rows of tokens, targets and weights; rankings and rated answers rows of K answers; prompts
+    Demonstrations become rows of tokens, targets and weights; rankings rows of K answers, responses of one; prompts
     rows padded on the left. Raises UserError for bad records, for an example that is too long where the settings say
     so, and where none is left.
     """
@@ -58,7 +57,7 @@ def open_rows(
         "demonstration": _demonstration_rows,
         "answer": _answer_rows,
         "ranking": _ranking_rows,
-        "rated": _rated_rows,
+        "response": _response_rows,
         "prompt": _prompt_rows,
     }
     rows, kept = make[kind](records, settings, tokenizer, counts, source.name)
@@ -131,9 +130,9 @@ class AnswerRows:
 
     dropped_tokens = 0
 
-    def __init__(self, groups: Sequence[Sequence[Encoded]], numbers: np.ndarray, name: str, length: int) -> None:
-        """`numbers`, [R, K], are kept under `name`: ranks, -1 where there is no answer, or rewards."""
-        self._groups, self._numbers, self._name, self._length = groups, numbers, name, length
+    def __init__(self, groups: Sequence[Sequence[Encoded]], ranks_RK: np.ndarray, length: int) -> None:
+        """Ranks are -1 where there is no answer."""
+        self._groups, self._ranks_RK, self._length = groups, ranks_RK, length
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -141,17 +140,16 @@ class AnswerRows:
     @property
     def answers(self) -> int:
         """K, the most answers to a prompt."""
-        return self._numbers.shape[1]
+        return self._ranks_RK.shape[1]
 
     def widened(self, answers: int) -> AnswerRows:
         """The same rows with room for so many answers."""
         absent = ((0, 0), (0, answers - self.answers))
-        numbers = np.pad(self._numbers, absent, constant_values=-1)
-        return AnswerRows(self._groups, numbers, self._name, self._length)
+        return AnswerRows(self._groups, np.pad(self._ranks_RK, absent, constant_values=-1), self._length)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The rankings with these indices, int64 [R]."""
-        shape = (len(indices), self._numbers.shape[1], self._length)
+        shape = (len(indices), self.answers, self._length)
         out: Batch = {name: np.zeros(shape, np.int32) for name in (TOKENS, TARGETS, POSITIONS, SEGMENTS)}
         out[WEIGHTS] = np.zeros(shape, np.float32)
         for row, index in enumerate(indices):
@@ -159,7 +157,7 @@ class AnswerRows:
                 at, before = (row, answer, slice(0, len(ids))), (row, answer, slice(0, len(ids) - 1))
                 out[TOKENS][at], out[SEGMENTS][at], out[POSITIONS][at] = ids, 1, np.arange(len(ids))
                 out[TARGETS][before], out[WEIGHTS][before] = ids[1:], _last_run(is_answer)[1:]
-        return out | {self._name: self._numbers[indices]}
+        return out | {RANKS: self._ranks_RK[indices]}
 
 
 class PromptRows:
@@ -229,35 +227,41 @@ def _ranking_rows(
     for row, record in enumerate(kept):
         own = record.ranks[:most]
         ranks[row, : len(own)] = own
-    return AnswerRows(groups, ranks, RANKS, settings.sequence_length), list(kept)
+    return AnswerRows(groups, ranks, settings.sequence_length), list(kept)
 
 
 def _answer_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    """Demonstrations in the shape of rankings: each is the only answer, of rank 0, to its prompt."""
+    """The last answers of demonstrations."""
     chosen = [record for record in records if isinstance(record, Demonstration)]
-    asked = [(record.turns[:-1], (record.turns[-1].text,)) for record in chosen]
-    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
-    groups = [group for group in encoded if group is not None]
-    kept = [record for record, group in zip(chosen, encoded, strict=True) if group is not None]
-    counts.left_out = len(chosen) - len(kept)
-    _require_some(groups, counts, where, settings)
-    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), RANKS, settings.sequence_length), list(kept)
+    asked = [(record.turns[:-1], record.turns[-1].text) for record in chosen]
+    return _single_rows(chosen, asked, settings, tokenizer, counts, where)
 
 
-def _rated_rows(
+def _response_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    chosen = [record for record in records if isinstance(record, Rated)]
-    asked = [(record.prompt, (record.answer,)) for record in chosen]
-    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
+    chosen = [record for record in records if isinstance(record, Response)]
+    asked = [(record.prompt, record.answer) for record in chosen]
+    return _single_rows(chosen, asked, settings, tokenizer, counts, where)
+
+
+def _single_rows(
+    records: Sequence[Record],
+    asked: Sequence[tuple[Turns, str]],
+    settings: DialogueSettings,
+    tokenizer: Tokenizer,
+    counts: Counts,
+    where: str,
+) -> Made:
+    """Records with one answer each, in the shape of rankings: it is the only one, of rank 0, to its prompt."""
+    encoded = _answer_groups([(prompt, (answer,)) for prompt, answer in asked], settings, tokenizer, counts, where)
     groups = [group for group in encoded if group is not None]
-    kept = [record for record, group in zip(chosen, encoded, strict=True) if group is not None]
-    counts.left_out = len(chosen) - len(kept)
+    kept = [record for record, group in zip(records, encoded, strict=True) if group is not None]
+    counts.left_out = len(records) - len(kept)
     _require_some(groups, counts, where, settings)
-    rewards = np.array([[record.reward] for record in kept], np.float32)
-    return AnswerRows(groups, rewards, REWARDS, settings.sequence_length), list(kept)
+    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), settings.sequence_length), kept
 
 
 def _answer_groups(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Rated, Turn, encode, render
+from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Turn, encode, render
 from lmjax.data.dialogue_records import read_records
-from lmjax.data.dialogue_rows import RANKS, RECORD, REWARDS, open_rows, open_sources
+from lmjax.data.dialogue_rows import RANKS, RECORD, open_rows, open_sources
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
@@ -182,17 +182,6 @@ def test_rankings_are_found_by_their_fields(tmp_path, row, ranking):
 
 
 @pytest.mark.parametrize(
-    ("row", "rated"),
-    [
-        ({"prompt": "q", "response": "a", "reward": -0.5}, Rated((user("q"),), "a", -0.5)),
-        ({"messages": CHAT[:2], "label": False}, Rated((user("q"),), "a", 0.0)),
-    ],
-)
-def test_rated_answers_are_found_by_their_fields(tmp_path, row, rated):
-    assert read_records(DialogueSourceSettings(path=written(tmp_path, [row])), "rated").records == [rated]
-
-
-@pytest.mark.parametrize(
     ("row", "turns"),
     [
         ({"prompt": "q"}, (user("q"),)),
@@ -222,21 +211,17 @@ BAD = [
     ("ranking", {"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]}, "all 2 answers are ranked equal"),
     ("ranking", {"prompt": "q", "answers": ["a", "b"], "ranks": [1]}, "2 answers and 1 ranks"),
     ("ranking", {"prompt": "q", "answers": ["a", "b"]}, "no ranks or scores"),
-    ("rated", {"prompt": "q", "answer": "a", "reward": float("nan")}, "finite number"),
-    ("rated", {"prompt": "q", "answer": "a", "reward": "good"}, "expected a number"),
+    ("ranking", {"prompt": "q", "answers": ["a"], "ranks": [0]}, "1 answers, expected 2 or more"),
+    ("answer", {"prompt": "q"}, "no answer in its fields 'prompt'"),
     ("prompt", {"prompt": " "}, "the prompt is empty"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "row", "message"), BAD)
 def test_a_bad_record_is_an_error_that_names_its_line_or_a_counted_skip(tmp_path, kind, row, message):
-    good = {"demonstration": {"prompt": "q", "answer": "a"}, "prompt": {"prompt": "q"}}
-    good |= {
-        "ranking": {"prompt": "q", "chosen": "a", "rejected": "b"},
-        "rated": {"prompt": "q", "answer": "a", "reward": 1},
-    }
-    path = written(tmp_path, [good[kind], row, good[kind]])
-    with pytest.raises(UserError, match=rf"data\.jsonl:2: expected a {kind}: .*{message}"):
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"} if kind == "ranking" else {"prompt": "q", "answer": "a"}
+    path = written(tmp_path, [good, row, good])
+    with pytest.raises(UserError, match=rf"data\.jsonl:2: expected an? {kind}: .*{message}"):
         read_records(DialogueSourceSettings(path=path), kind)
     records, skipped = read_records(DialogueSourceSettings(path=path, on_bad_record="skip"), kind)
     assert (len(records), len(skipped)) == (2, 1)
@@ -407,12 +392,6 @@ def test_prompts_are_padded_on_the_left_and_know_their_record(tmp_path):
     np.testing.assert_array_equal(batch[RECORD], [[1], [0]])
 
 
-def test_rewards_come_with_their_answers(tmp_path):
-    batch = batch_of(opened(tmp_path, [{"prompt": "q", "answer": "a", "reward": r} for r in (0.5, -2)], "rated")[0])
-    np.testing.assert_array_equal(batch[REWARDS], [[0.5], [-2.0]])
-    assert batch["tokens"].shape == (2, 1, 64)
-
-
 def test_batches_of_mixed_rankings_are_a_pure_function_of_the_step(tmp_path):
     pairs = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(5)]
     sources = [
@@ -457,7 +436,8 @@ def test_the_validation_set_has_every_ranking_once_and_absent_rows_beyond(tmp_pa
         ("hh_rlhf", "harmless_dev.jsonl.gz", "ranking", 1694, 6, ""),
         ("pref_demo", "dpo_en_demo_dev.json", "ranking", 150, 0, ""),
         ("pref_demo", "dpo_zh_demo_dev.json", "ranking", 150, 0, ""),
-        ("pref_demo", "kto_en_demo_dev.json", "rated", 150, 0, ""),
+        ("pref_demo", "dpo_en_demo_dev.json", "response", 300, 0, ""),
+        ("pref_demo", "kto_en_demo_dev.json", "response", 150, 0, ""),
         ("pref_demo", "kto_en_demo_dev.json", "demonstration", 78, 0, ""),
         ("instructgpt_samples", "tldr_dev.csv", "demonstration", 120, 0, ""),
     ],

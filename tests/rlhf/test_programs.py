@@ -17,7 +17,7 @@ from lmjax.plan.work import Step, work_of
 from lmjax.rlhf.rollout import Vocabulary
 from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.rlhf_settings import DialogueSettings, PPOSettings, RewardSettings
-from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings
+from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, SourceSettings
 from lmjax.stages.start import abstract_on
 from lmjax.stages.steps import ppo_learner, ppo_state
 
@@ -25,6 +25,13 @@ from .conftest import first_state, make_learner, models, parameters, ragged_prom
 
 ROWS, LENGTH, PROMPT, WIDTH = 4, 64, 8, 8
 VOCABULARIES = (16_384, 32_768)
+PPO_CASES = {
+    "ppo": {},
+    "ppo with mix": {"mix_coefficient": 5.0},
+    "ppo with value_head": {"baseline": "value_head"},
+    "grpo": {"baseline": "group", "group": 2},
+}
+PROGRAMS = ("sft", "reward", "dpo", "ppo", "ppo with mix", "ppo with value_head")  # whole steps
 TABLES = 6  # arrays like the embedding that a program may hold beside the logits
 
 
@@ -39,12 +46,11 @@ def model_of(vocabulary):
 def recipe_of(stage, vocabulary, chunk=None):
     """A stage that reads ROWS rows of LENGTH tokens, or makes as many responses of as many tokens."""
     common = {"start": "a", "model": model_of(vocabulary), "compute": ComputeSettings(loss_chunk=chunk)}
-    if stage in ("ppo", "grpo"):
-        group = 1 if stage == "ppo" else 2
-        prompts = DialogueSettings(sequence_length=PROMPT, batch_size=ROWS // group)
-        baseline = "value" if stage == "ppo" else "group"
-        ppo = PPOSettings(response_tokens=LENGTH, baseline=baseline, group=group)
-        return PPO(dialogue=prompts, reward=RewardSettings(source="b"), ppo=ppo, **common)
+    if stage in PPO_CASES:
+        ppo = PPOSettings(response_tokens=LENGTH, **PPO_CASES[stage])
+        prompts = DialogueSettings(sequence_length=PROMPT, batch_size=ROWS // ppo.group)
+        mix = {"mix": (SourceSettings(),), "mix_length": LENGTH} if ppo.mix_coefficient else {}
+        return PPO(dialogue=prompts, reward=RewardSettings(source="b"), ppo=ppo, **mix, **common)
     answers = 1 if stage == "sft" else 2
     dialogue = DialogueSettings(sequence_length=LENGTH, batch_size=ROWS // answers, most_answers=2)
     return {"sft": SFT, "reward": RewardModel, "dpo": DPO}[stage](dialogue=dialogue, **common)
@@ -53,7 +59,7 @@ def recipe_of(stage, vocabulary, chunk=None):
 def lowered(program, vocabulary, chunk=None):
     """The step of a stage, or one phase of PPO or GRPO."""
     mesh, of = one_device(), model_of(vocabulary)
-    if program in ("sft", "reward", "dpo", "ppo"):
+    if program in PROGRAMS:
         return work_of(recipe_of(program, vocabulary, chunk), Step(judge=of)).lower(mesh)
     recipe = recipe_of("grpo" if program == "learn" else "ppo", vocabulary, chunk)
     learner, axes = ppo_learner(recipe, of, of, Vocabulary(vocabulary, 0), "cpu", steps=1)
@@ -84,7 +90,7 @@ def logits_held(program, chunk=None):
     return (temporary(large) - temporary(small)) / (4 * ROWS * LENGTH * (large - small))
 
 
-@pytest.mark.parametrize("program", ["sft", "reward", "dpo", "ppo", "roll", "score", "divergence", "learn"])
+@pytest.mark.parametrize("program", [*PROGRAMS, "roll", "score", "divergence", "learn"])
 def test_no_program_holds_more_than_all_logits_once(program):
     assert logits_held(program) <= 1 + TABLES * WIDTH / (ROWS * LENGTH)
 

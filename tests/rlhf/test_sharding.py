@@ -1,43 +1,94 @@
-"""An iteration on a mesh of eight devices is the iteration on one."""
+"""An iteration on a mesh of eight devices is the iteration on one, for every baseline and with pretraining mixed in."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from lmjax.model.heads import scalar_axes
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.rows import compile_step, place_rows
 from lmjax.parallel.shardings import on_mesh, parameter_shardings
 from lmjax.settings import MeshSettings
 from lmjax.stages.steps import ppo_state
 
-from .conftest import first_state, make_learner, models, parameters
+from .conftest import first_state, make_learner, models, parameters, ragged_prompts
+
+CUBE = MeshSettings(data=2, fsdp=2, tensor=2)
+CASES = [
+    ({"average": 0.9}, CUBE),
+    ({"mix_coefficient": 5.0}, CUBE),
+    ({"baseline": "value_head"}, CUBE),
+    ({"baseline": "group", "group": 2}, MeshSettings(fsdp=4, tensor=2)),
+]
 
 
 def placed(array, like):
     return jax.device_put(jnp.copy(array), like.sharding)  # a step uses the state's memory again
 
 
-def test_an_iteration_does_not_depend_on_the_mesh(prompts):
-    learner = make_learner(average=0.9)
+def batch_of(learner):
+    """Prompts and, where they are mixed in, pretraining rows of very unequal weight."""
+    batch = {name: np.asarray(array) for name, array in ragged_prompts().items()}
+    if learner.ppo.mix_coefficient:
+        rng = np.random.default_rng(5)
+        rows = {name: rng.integers(4, 13, (4, 10)).astype(np.int32) for name in ("tokens", "targets")}
+        rows |= {"positions": np.tile(np.arange(10, dtype=np.int32), (4, 1)), "segments": np.ones((4, 10), np.int32)}
+        rows["weights"] = (np.arange(10) < np.array([[1], [10], [4], [0]])).astype(np.float32)
+        batch |= {f"mix_{name}": array for name, array in rows.items()}
+    return batch
+
+
+def placed_on(learner, mesh):
+    """The shapes of the state, the state, and the frozen models."""
     policy, scalar = models()
-    axes = {"policy": policy.logical_axes(), "value": scalar.logical_axes()}
-    own = parameters()
-    results = []
-    for settings, devices in ((MeshSettings(), 1), (MeshSettings(data=2, fsdp=2, tensor=2), 8)):
-        mesh = make_mesh(settings, jax.devices()[:devices])
-        abstract = ppo_state(learner, axes, mesh)
-        state = jax.tree.map(placed, first_state(learner), abstract)
-        frozen = {
-            "reference": jax.device_put(own["reference"], parameter_shardings(axes["policy"], mesh)),
-            "reward": jax.device_put(own["reward"], parameter_shardings(scalar.logical_axes(), mesh)),
-        }
-        batch = place_rows({name: np.asarray(array) for name, array in prompts.items()}, mesh)
-        rollout = jax.jit(on_mesh(learner.roll, mesh))(state, batch)
-        after, metrics = compile_step(learner.iterate, mesh, abstract, frozen)(state, frozen, batch)
-        if devices == 8:
-            for tree in (after.params["policy"], after.opt_state["average"], after.params["value"]["trunk"]):
-                assert not tree["tokens"].sharding.is_fully_replicated
-        results.append(jax.device_get((rollout.responses, after.params, after.opt_state["average"], metrics["reward"])))
-    (responses, *one), (responses_on_mesh, *eight) = results
+    value = {"value": {"value": scalar.logical_axes()}, "value_head": {"value": scalar_axes()}, "group": {}}
+    axes = {"policy": policy.logical_axes()} | value[learner.ppo.baseline]
+    abstract = ppo_state(learner, axes, mesh)
+    own = {"reference": (policy, parameters()["reference"]), "reward": (scalar, parameters()["reward"])}
+    frozen = {
+        name: jax.device_put(params, parameter_shardings(model.logical_axes(), mesh))
+        for name, (model, params) in own.items()
+    }
+    return abstract, jax.tree.map(placed, first_state(learner), abstract), frozen
+
+
+def close(one, eight, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, **tolerance), one, eight)
+
+
+def phases(settings, devices):
+    """Responses, their scores, and their divergences from the reference."""
+    learner, mesh = make_learner(), make_mesh(settings, jax.devices()[:devices])
+    _, state, frozen = placed_on(learner, mesh)
+    rollout = jax.jit(on_mesh(learner.roll, mesh))(state, place_rows(batch_of(learner), mesh))
+    scores = jax.jit(on_mesh(learner.score, mesh))(frozen["reward"], rollout)
+    divergences = jax.jit(on_mesh(learner.divergence, mesh))(state, frozen["reference"], rollout)
+    return jax.device_get((rollout.responses, scores, divergences))
+
+
+def test_responses_scores_and_divergences_do_not_depend_on_the_mesh():
+    (responses, *one), (responses_on_mesh, *eight) = phases(MeshSettings(), 1), phases(CUBE, 8)
     np.testing.assert_array_equal(responses, responses_on_mesh)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
+    assert np.std(one[0]) > 0.1 and np.abs(one[1]).max() > 1e-3
+    close(one, eight)
+
+
+def iteration(learner, settings, devices):
+    """The parameters and the average behind an iteration, and its metrics."""
+    mesh = make_mesh(settings, jax.devices()[:devices])
+    abstract, state, frozen = placed_on(learner, mesh)
+    batch = place_rows(batch_of(learner), mesh)
+    after, metrics = compile_step(learner.iterate, mesh, abstract, frozen)(state, frozen, batch)
+    if devices == 8:
+        trained = [after.params["policy"], after.opt_state.get("average"), after.params.get("value", {}).get("trunk")]
+        assert not any(tree["tokens"].sharding.is_fully_replicated for tree in trained if tree)
+    return jax.device_get(((after.params, after.opt_state.get("average")), metrics))
+
+
+@pytest.mark.parametrize(("changes", "settings"), CASES)
+def test_an_iteration_does_not_depend_on_the_mesh(changes, settings):
+    learner = make_learner(**changes)
+    (one, metrics), (eight, metrics_on_mesh) = iteration(learner, MeshSettings(), 1), iteration(learner, settings, 8)
+    close(one, eight)
+    close(metrics, metrics_on_mesh, rtol=1e-5)  # sums over tokens, some of them large

@@ -1,5 +1,6 @@
 """A recipe of a few steps over a few kilobytes of text, and what its runs are compared by."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,17 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+import lmjax
 from lmjax.parallel.mesh import make_mesh
-from lmjax.recipe import Pretrain
+from lmjax.recipe import Pipeline, Pretrain, RewardModel
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
     DataSettings,
     EvaluationSettings,
     LogSettings,
+    MeshSettings,
     ModelSettings,
     OptimizerSettings,
     SourceSettings,
@@ -90,6 +94,45 @@ def train() -> Callable[..., TrainState]:
             return stage.pretrain(recipe, workdir, stop or StopRequest(), ProgressDisplay(silent=True)).state
 
     return run
+
+
+@pytest.fixture(scope="session")
+def write_rows() -> Callable[[Path, list], tuple[DialogueSourceSettings, ...]]:
+    """A function that writes records to a file and gives the source that reads them."""
+
+    def write(path: Path, rows: list) -> tuple[DialogueSourceSettings, ...]:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return (DialogueSourceSettings(path=str(path)),)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def common() -> dict:
+    """What every stage that goes on from `rewarded` sets."""
+    return {"mesh": MeshSettings(data=8), "log": LogSettings(every=1, tensorboard=False)}
+
+
+@pytest.fixture(scope="session")
+def rewarded(tmp_path_factory, write_rows, common) -> Path:
+    """A pipeline's workdir with `base`, a language model, and `reward`, trained on it for a few steps."""
+    folder = tmp_path_factory.mktemp("rewarded")
+    letters = "abcdefghijklmnop"
+    (folder / "text.txt").write_text("\n".join(f"User: {c}\nAssistant: {c}{c}" for c in letters * 20))
+    rankings = write_rows(folder / "ranks.jsonl", [{"prompt": c, "chosen": c * 2, "rejected": c} for c in letters])
+    text = (SourceSettings(kind="text", path=str(folder / "text.txt")),)
+    optimizer = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
+    base = Pretrain(
+        name="base",
+        data=DataSettings(train=text, validation=text, sequence_length=32, batch_size=8),
+        model=ModelSettings(layers=1, width=16, context=48, attention=AttentionSettings(heads=2)),
+        train=TrainSettings(steps=2),
+        **common,
+    )
+    dialogue = DialogueSettings(train=rankings, sequence_length=32, batch_size=8, too_long="skip")
+    reward = RewardModel(start="base", dialogue=dialogue, epochs=2.0, optimizer=optimizer, **common)
+    assert lmjax.run(Pipeline("rewarded", (base, reward)), folder / "run", quiet=True).exit_code == 0
+    return folder / "run"
 
 
 @pytest.fixture

@@ -1,0 +1,148 @@
+"""What stages start from, centre on and choose by where a recipe asks for other than the usual, run in a few steps."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax.cli import main
+from lmjax.model.heads import TRUNK, ScalarModel
+from lmjax.parallel.mesh import make_mesh
+from lmjax.recipe import PPO, SFT, RewardModel
+from lmjax.rlhf.rollout import Vocabulary
+from lmjax.rlhf_settings import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.settings import CheckpointSettings, EvaluationSettings, MeshSettings, OptimizerSettings, TrainSettings
+from lmjax.stages.ppo import _fresh
+from lmjax.stages.start import abstract_on, open_start
+from lmjax.stages.steps import ppo_learner, ppo_state
+from lmjax.training.checkpoint import find_checkpoint
+
+pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
+RATE = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
+
+
+@pytest.fixture
+def prompts(tmp_path, write_rows):
+    sources = write_rows(tmp_path / "prompts.jsonl", [{"prompt": c} for c in "abcdefgh"])
+    return DialogueSettings(train=sources, sequence_length=24, batch_size=8)
+
+
+@pytest.fixture
+def begun(rewarded, prompts, tmp_path):
+    """A function (baseline, whether a reward model judges) -> the learner, its first state and the reward model."""
+
+    def begin(baseline, judged=True):
+        ppo = PPOSettings(response_tokens=4, baseline=baseline)
+        recipe = PPO(reward=RewardSettings(source="reward"), dialogue=prompts, ppo=ppo)
+        start, judge = (open_start(str(rewarded / name), tmp_path) for name in ("base", "reward"))
+        mesh = make_mesh(MeshSettings(), jax.devices()[:1])
+        vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
+        judges = judge.settings if judged else None
+        learner, axes = ppo_learner(recipe, start.settings, judges, vocabulary, "cpu", steps=2)
+        abstract = ppo_state(learner, axes, mesh)
+        frozen = {"reference": start.language_model(abstract.params["policy"])}
+        if judged:
+            frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
+        return learner, _fresh(learner, abstract, start, judge if judged else None, frozen, 0), frozen
+
+    return begin
+
+
+def read(learner, params):
+    """The values before the last two of six tokens, [2, 2]."""
+    rows = {"tokens": jnp.arange(12).reshape(2, 6) + 97, "segments": jnp.ones((2, 6), jnp.int32)}
+    rows["positions"] = jnp.tile(jnp.arange(6), (2, 1))
+    return learner._read(params, rows, 2)[2], rows
+
+
+def test_a_value_model_begins_as_the_reward_model(begun):
+    learner, state, frozen = begun("value")
+    jax.tree.map(np.testing.assert_array_equal, state.params["value"], frozen["reward"])
+    jax.tree.map(np.testing.assert_array_equal, state.params["policy"], frozen["reference"])
+    values, rows = read(learner, state.params)
+    expected = ScalarModel(learner.policy).values(frozen["reward"], rows)[:, -3:-1]
+    np.testing.assert_array_equal(values, expected)
+    assert np.abs(expected).min() > 1e-3
+
+
+@pytest.mark.parametrize(("baseline", "judged"), [("value_head", True), ("value", False)])
+def test_values_begin_at_0_where_no_reward_model_gives_them(begun, baseline, judged):
+    learner, state, frozen = begun(baseline, judged)
+    np.testing.assert_array_equal(read(learner, state.params)[0], np.zeros((2, 2)))
+    if baseline == "value":  # on a trunk of its own
+        jax.tree.map(np.testing.assert_array_equal, state.params["value"][TRUNK], frozen["reference"])
+
+
+def test_a_value_head_is_trained_beside_the_policy(rewarded, common, prompts, record):
+    recipe = PPO(
+        name="headed",
+        start="base",
+        reward=RewardSettings(source="reward"),
+        dialogue=prompts,
+        ppo=PPOSettings(response_tokens=4, baseline="value_head"),
+        train=TrainSettings(steps=2),
+        optimizer=RATE,
+        value_optimizer=RATE,
+        **common,
+    )
+    result = lmjax.run(recipe, rewarded / "headed", quiet=True)
+    assert result.exit_code == 0 and result.summary["steps"] == 2
+    explained = record(rewarded / "headed", "value_explained")
+    assert list(explained) == [1, 2] and np.isfinite(list(explained.values())).all()
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"kernel": jax.ShapeDtypeStruct((16,), "float32", sharding=one)}
+    like |= {"bias": jax.ShapeDtypeStruct((), "float32", sharding=one)}
+    head = find_checkpoint(rewarded / "headed").restore({"params": {"value": like}})["params"]["value"]
+    assert np.abs(head["kernel"]).max() > 1e-3 and abs(head["bias"]) > 1e-3  # both were 0
+
+
+def mean_score(checkpoint, file, capsys):
+    assert main(["score", str(checkpoint), str(file), "--json"]) == 0
+    return np.mean([json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()])
+
+
+def test_the_demonstrations_of_a_recipe_score_0_and_not_the_best_answers(
+    rewarded, common, tmp_path, write_rows, capsys
+):
+    letters = "abcdefghijk"  # not a multiple of the rows of a batch
+    rankings = write_rows(tmp_path / "ranks.jsonl", [{"prompt": c, "chosen": c * 2, "rejected": c} for c in letters])
+    best = tmp_path / "best.jsonl"
+    write_rows(best, [{"prompt": c, "answer": c * 2} for c in letters])
+    others = write_rows(tmp_path / "others.jsonl", [{"prompt": c, "answer": "zzz"} for c in letters])
+    dialogue = DialogueSettings(train=rankings, sequence_length=32, batch_size=8)
+    recipe = RewardModel(start="base", dialogue=dialogue, epochs=3.0, optimizer=RATE, **common)
+    for name, demonstrations, zero, not_zero in (
+        ("centred", others, tmp_path / "others.jsonl", best),
+        ("usual", (), best, tmp_path / "others.jsonl"),
+    ):
+        own = dataclasses.replace(recipe, name=name, demonstrations=demonstrations)
+        lmjax.run(own, rewarded / name, quiet=True)
+        assert mean_score(rewarded / name, zero, capsys) == pytest.approx(0.0, abs=1e-4)
+        assert abs(mean_score(rewarded / name, not_zero, capsys)) > 1e-2
+
+
+def test_sft_is_chosen_by_its_validation_loss(rewarded, common, tmp_path, write_rows, record):
+    """What is trained on says other than the validation set, which a few steps learn to write and more unlearn."""
+    train = write_rows(tmp_path / "train.jsonl", [{"prompt": c, "answer": c * 2} for c in "abcdefgh"])
+    held_out = write_rows(tmp_path / "held.jsonl", [{"prompt": c, "answer": c * 3} for c in "ijklmnop"])
+    best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_loss", select_best=True)
+    recipe = SFT(
+        name="chosen",
+        start="base",
+        dialogue=DialogueSettings(train=train, validation=held_out, sequence_length=32, batch_size=8),
+        epochs=None,
+        train=TrainSettings(steps=12),
+        optimizer=dataclasses.replace(RATE, learning_rate=0.1),
+        evaluation=EvaluationSettings(every=2),
+        checkpoint=best,
+        **common,
+    )
+    lmjax.run(recipe, rewarded / "chosen", quiet=True)
+    losses = record(rewarded / "chosen", "validation_loss")
+    lowest = min(losses, key=losses.get)
+    assert list(losses) == [2, 4, 6, 8, 10, 12] and lowest < 12
+    assert lmjax.load(rewarded / "chosen").step == lowest
