@@ -41,7 +41,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot"), "assistant"),
 }
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -63,7 +63,7 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
     if source.kind == "embedded":
         rows = _openings(source)
     else:
-        rows = [row for path in dialogue_files(source) for row in _rows(path)]
+        rows = [row for path in list_files(source.path, SUFFIXES) for row in _rows(path)]
     for where, row in rows[round(len(rows) * source.begin) : round(len(rows) * source.end)]:
         try:
             if isinstance(row, BadRecordError):
@@ -81,11 +81,6 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
             f"{len(out.skipped)} of them bad; check the file, begin and end"
         )
     return out
-
-
-def dialogue_files(source: DialogueSourceSettings) -> list[Path]:
-    """The files of a source, sorted. Raises UserError where there is none."""
-    return list_files(source.path, _SUFFIXES)
 
 
 def _openings(source: DialogueSourceSettings) -> list[tuple[str, Fields | BadRecordError]]:

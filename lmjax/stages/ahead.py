@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmjax.data.dialogue_records import dialogue_files
+from lmjax.data.dialogue_records import SUFFIXES
+from lmjax.data.text_files import list_files
 from lmjax.errors import UserError
 from lmjax.recipe import PPO, Compare, Pretrain, Stage, dialogue_sources, from_json, functions_of
 from lmjax.rlhf.reward_function import load_function
@@ -50,7 +51,7 @@ def _check_functions_and_files(stage: Stage, names: set[str]) -> None:
     for sources in dialogue_sources(stage).values():
         for source in sources:
             if source.path and Path(source.path).parts[0] not in names:
-                dialogue_files(source)
+                list_files(source.path, SUFFIXES)
 
 
 def _check_rows(stage: Stage, before: Sequence[Stage]) -> None:

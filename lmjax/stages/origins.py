@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lmjax.data.dialogue_records import dialogue_files
-from lmjax.data.text_files import checksum
+from lmjax.data.dialogue_records import SUFFIXES
+from lmjax.data.text_files import checksum, list_files
 from lmjax.errors import UserError
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of
@@ -53,6 +53,6 @@ def claim_origins(stage: Stage, own: Path, force: bool) -> None:
 
 def _of_files(source: DialogueSourceSettings) -> str:
     try:
-        return " ".join(checksum(path) for path in dialogue_files(source))
+        return " ".join(checksum(path) for path in list_files(source.path, SUFFIXES))
     except UserError:  # to be told by whoever reads them: a stage that is done does not
         return ""

@@ -196,7 +196,7 @@ def test_the_grpo_loss_is_a_mean_within_each_response():
     )
     assert float(loss.sum) == pytest.approx(total, rel=1e-5)
     assert float(loss.weight) == 3.0
-    assert float(metrics["kl"].weight) == TOKENS
+    assert float(metrics["kl_per_token"].weight) == TOKENS
 
 
 def test_no_gradient_goes_through_what_was_sampled():

@@ -388,9 +388,8 @@ def test_comparisons_of_the_policy_train_the_next_reward_model_and_policy(folder
     again = dataclasses.replace(stages["ppo"], name="ppo-2", start="ppo", reference="sft", reward=reward, **short)
     result = lmjax.run(Pipeline("twice", (*stages.values(), asked, judge, again)), ran, quiet=True)
     assert list(result.summary) == ["compare-2", "reward-2", "ppo-2"]  # the first round is done
-    first, second = (read_metrics(ran / name) for name in ("ppo", "ppo-2"))
-    ended, began = ([line["validation_kl"] for line in lines if "validation_kl" in line] for lines in (first, second))
-    assert began[0] == pytest.approx(ended[-1], abs=1e-4) and abs(began[0]) > 1e-3  # still from sft, where ppo began
+    began = next(line["validation_kl"] for line in read_metrics(ran / "ppo-2") if "validation_kl" in line)
+    assert began > 0.05  # from sft; from ppo, where it starts, it would be 0
     unlike = dataclasses.replace(again, name="unlike", reference=str(folder / "other"))
     wide = dataclasses.replace(stages["base"], model=dataclasses.replace(stages["base"].model, width=32))
     lmjax.run(wide, folder / "other", quiet=True)
