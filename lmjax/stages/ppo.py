@@ -117,7 +117,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         steps=steps,
         mesh=mesh,
         abstract=abstract,
-        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe),
+        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed),
         step=step,
         batch_at=batch_at,
         tokens_in=lambda _: tokens,
@@ -130,11 +130,11 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
 
 
 def _fresh(
-    learner: Learner, abstract: TrainState, start: Start, judge: Start | None, frozen: dict[str, Any], recipe: PPO
+    learner: Learner, abstract: TrainState, start: Start, judge: Start | None, frozen: dict[str, Any], seed: int
 ) -> TrainState:
     """The policy from the start; the value model from the reward model, or else from the policy with a head of 0."""
-    key = jax.random.key(recipe.train.seed)
-    policy = start.language_model(abstract.params[POLICY]) if recipe.reference else frozen["reference"]
+    key = jax.random.key(seed)
+    policy = start.language_model(abstract.params[POLICY])
 
     def value_of(policy: Any, frozen: dict[str, Any]) -> Any:
         if learner.ppo.baseline == "group":
@@ -146,10 +146,10 @@ def _fresh(
         return learner.value.on_trunk(policy, key, zero=True)
 
     def create(policy: Any, frozen: dict[str, Any]) -> TrainState:
-        own_policy, own = jax.tree.map(jnp.copy, (policy, frozen))  # the iterations use the state's memory again
-        return learner.create(own_policy, value_of(own_policy, own))
+        own = jax.tree.map(jnp.copy, frozen)  # the iterations use the state's memory again
+        return learner.create(policy, value_of(jax.tree.map(jnp.copy, policy), own))
 
-    return jax.jit(create, out_shardings=shardings_of(abstract))(policy, frozen)
+    return jax.jit(create, out_shardings=shardings_of(abstract), donate_argnums=0)(policy, frozen)
 
 
 @dataclass(frozen=True)

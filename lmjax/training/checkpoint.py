@@ -65,7 +65,8 @@ class Checkpointer:
             best_fn=worth if settings.keep_best else None,  # without it the numbers are not written, and a resumed run
             cleanup_tmp_directories=True,  # would not know which were the best
         )
-        logging.getLogger("absl").addFilter(_not_told_otherwise)
+        for logger in ("absl", "asyncio"):  # the latter tells of a task that Orbax has lost whenever it is collected
+            logging.getLogger(logger).addFilter(_not_told_otherwise)
         with clear_disk_errors(folder):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(STATE, EXTRAS))
 

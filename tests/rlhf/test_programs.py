@@ -90,7 +90,10 @@ def logits_held(program, chunk=None):
     return (temporary(large) - temporary(small)) / (4 * ROWS * LENGTH * (large - small))
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, "roll", "score", "divergence", "learn"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ppo with mix", "ppo with value_head")]
+
+
+@pytest.mark.parametrize("program", ["sft", "reward", "dpo", "ppo", *SLOW, "roll", "score", "divergence", "learn"])
 def test_no_program_holds_more_than_all_logits_once(program):
     assert logits_held(program) <= 1 + TABLES * WIDTH / (ROWS * LENGTH)
 

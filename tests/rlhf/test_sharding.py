@@ -17,8 +17,8 @@ from .conftest import first_state, make_learner, models, parameters, ragged_prom
 CUBE = MeshSettings(data=2, fsdp=2, tensor=2)
 CASES = [
     ({"average": 0.9}, CUBE),
-    ({"mix_coefficient": 5.0}, CUBE),
-    ({"baseline": "value_head"}, CUBE),
+    pytest.param({"mix_coefficient": 5.0}, CUBE, marks=pytest.mark.slow),
+    pytest.param({"baseline": "value_head"}, CUBE, marks=pytest.mark.slow),
     ({"baseline": "group", "group": 2}, MeshSettings(fsdp=4, tensor=2)),
 ]
 

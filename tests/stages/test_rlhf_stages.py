@@ -376,6 +376,7 @@ def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_mo
     assert {"sft", "compare", "compare/comparisons.jsonl"} <= set(made_from)
 
 
+@pytest.mark.slow
 def test_comparisons_of_the_policy_train_the_next_reward_model_and_policy(folder, ran, scores, stages, dialogue):
     asked = Compare(name="compare-2", start="ppo", dialogue=dialogue["prompt"], gold=f"{scores}:letters", answers=8)
     asked = dataclasses.replace(asked, response_tokens=8)
@@ -390,9 +391,9 @@ def test_comparisons_of_the_policy_train_the_next_reward_model_and_policy(folder
     assert list(result.summary) == ["compare-2", "reward-2", "ppo-2"]  # the first round is done
     began = next(line["validation_kl"] for line in read_metrics(ran / "ppo-2") if "validation_kl" in line)
     assert began > 0.05  # from sft; from ppo, where it starts, it would be 0
-    unlike = dataclasses.replace(again, name="unlike", reference=str(folder / "other"))
+    unlike = dataclasses.replace(again, name="unlike", reference=str(folder / "wide"))
     wide = dataclasses.replace(stages["base"], model=dataclasses.replace(stages["base"].model, width=32))
-    lmjax.run(wide, folder / "other", quiet=True)
+    lmjax.run(wide, folder / "wide", quiet=True)
     with pytest.raises(UserError, match=r"reference = .*: expected a model of the policy's shape \(model\.width 16\)"):
         lmjax.run(unlike, ran / "unlike", quiet=True)
 
