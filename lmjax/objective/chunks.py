@@ -41,8 +41,7 @@ def whole_head(head_VD: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
     Losses call it inside of their own gradients, so that the head's gradient leaves them in the head's dtype. Where the
     head is the embedding too, both gradients are then of one dtype, and the TPU compiler adds them before it sums them
-    over devices, once. The sum of the chunks' gradients goes through here too: with the sharding of the table itself,
-    which would spread to the loop over chunks, each chunk's would be scattered over fsdp by itself.
+    over devices, once.
     """
     return constrain(head_VD.astype(dtype), "vocab", "act_embed")
 
@@ -66,6 +65,15 @@ def head_gradient(hidden_BtD: jax.Array, slope_BtV: jax.Array, vocab_last: bool)
     """A chunk's part of the head's gradient, [D, V] or [V, D], in float32."""
     product = "btd,btv->dv" if vocab_last else "btd,btv->vd"
     return jnp.einsum(product, hidden_BtD, slope_BtV, preferred_element_type=jnp.float32)
+
+
+def whole_gradient(grad_head: jax.Array, head_VD: jax.Array, vocab_last: bool) -> jax.Array:
+    """The sum of the chunks' parts as the head's gradient, in its dtype and whole along its width.
+
+    With the sharding of the table itself, which would spread to the loop over chunks, each part would be scattered over
+    fsdp by itself.
+    """
+    return whole_head(grad_head.T if vocab_last else grad_head, head_VD.dtype)
 
 
 def over_chunks(

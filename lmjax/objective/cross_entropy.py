@@ -19,6 +19,7 @@ from lmjax.objective.chunks import (
     head_gradient,
     no_head_gradient,
     over_chunks,
+    whole_gradient,
     whole_head,
 )
 from lmjax.objective.weighted import Weighted
@@ -95,8 +96,7 @@ def _forward(
 
     start = (jnp.zeros_like(weights, shape=3), no_head_gradient(head, terms.vocab_last))
     (total, grad_head), grad_hidden = over_chunks(terms.chunks, add, start, (hidden, targets, weights))
-    grad_head = whole_head(grad_head.T if terms.vocab_last else grad_head, head.dtype)
-    return (total[0], total[1], total[2]), (grad_hidden, grad_head)
+    return (total[0], total[1], total[2]), (grad_hidden, whole_gradient(grad_head, head, terms.vocab_last))
 
 
 def _backward(

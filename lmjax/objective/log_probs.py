@@ -20,6 +20,7 @@ from lmjax.objective.chunks import (
     head_gradient,
     no_head_gradient,
     over_chunks,
+    whole_gradient,
     whole_head,
 )
 
@@ -110,7 +111,7 @@ def _backward(
 
     arrays = (hidden, targets, log_norm, entropy, *weights)
     grad_head, grad_hidden = over_chunks(terms.chunks, add, no_head_gradient(head, terms.vocab_last), arrays)
-    return grad_hidden, whole_head(grad_head.T if terms.vocab_last else grad_head, head.dtype), None
+    return grad_hidden, whole_gradient(grad_head, head, terms.vocab_last), None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)

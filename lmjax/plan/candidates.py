@@ -15,6 +15,7 @@ from typing import Any
 
 from lmjax.errors import UserError
 from lmjax.model.remat import REMAT_POLICIES
+from lmjax.model.zigzag import LANES
 from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.parallel.mesh_cuts import ROW_AXES, Whole, check_whole
 from lmjax.plan.attention_blocks import best_block
@@ -24,7 +25,6 @@ from lmjax.settings import MeshSettings, TrainSettings
 from lmjax.stages.pretrain import make_parts, planned_model
 
 MOST_MICROBATCHES = 64
-LANES = 128  # of a register
 REMAT = ("none", *REMAT_POLICIES)  # most memory first
 
 

@@ -32,23 +32,25 @@ def origins(stage: Stage, own: Path) -> dict[str, str]:
 
 def changes(stage: Stage, own: Path) -> list[str]:
     """What is another than when the stage began, in words; nothing where it has not begun."""
-    before = read_json(own / ORIGINS_FILE)
-    if before is None:
-        return []
-    now, stages = origins(stage, own), set(sources_of(stage).values())
+    return _changes(stage, own, origins(stage, own)) if (own / ORIGINS_FILE).exists() else []
+
+
+def _changes(stage: Stage, own: Path, now: dict[str, str]) -> list[str]:
+    before, stages = read_json(own / ORIGINS_FILE) or {}, set(sources_of(stage).values())
     other = [name for name, digest in before.items() if now.get(name) not in ("", digest)]
     return [f"{name} {'was trained again' if name in stages else 'changed'}" for name in other]
 
 
 def claim_origins(stage: Stage, own: Path, force: bool) -> None:
     """Writes down what the stage is made from. Raises UserError where that is another than when it began."""
-    other = changes(stage, own)
+    now = origins(stage, own)
+    other = _changes(stage, own, now)
     if other and not force:
         raise UserError(
             f"{own}: {' and '.join(other)} since this run began; choose another --workdir, or go on with it by --force"
         )
     if is_first():
-        write_whole(own / ORIGINS_FILE, json.dumps(origins(stage, own), indent=2))
+        write_whole(own / ORIGINS_FILE, json.dumps(now, indent=2))
 
 
 def _of_files(source: DialogueSourceSettings) -> str:

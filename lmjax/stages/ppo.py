@@ -117,7 +117,7 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         steps=steps,
         mesh=mesh,
         abstract=abstract,
-        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed),
+        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed, held_near),
         step=step,
         batch_at=batch_at,
         tokens_in=lambda _: tokens,
@@ -130,11 +130,18 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
 
 
 def _fresh(
-    learner: Learner, abstract: TrainState, start: Start, judge: Start | None, frozen: dict[str, Any], seed: int
+    learner: Learner,
+    abstract: TrainState,
+    start: Start,
+    judge: Start | None,
+    frozen: dict[str, Any],
+    seed: int,
+    held_near: Start | None = None,
 ) -> TrainState:
     """The policy from the start; the value model from the reward model, or else from the policy with a head of 0."""
     key = jax.random.key(seed)
-    policy = start.language_model(abstract.params[POLICY])
+    is_reference = held_near is None or held_near is start
+    policy = frozen["reference"] if is_reference else start.language_model(abstract.params[POLICY])
 
     def value_of(policy: Any, frozen: dict[str, Any]) -> Any:
         if learner.ppo.baseline == "group":
@@ -146,10 +153,10 @@ def _fresh(
         return learner.value.on_trunk(policy, key, zero=True)
 
     def create(policy: Any, frozen: dict[str, Any]) -> TrainState:
-        own = jax.tree.map(jnp.copy, frozen)  # the iterations use the state's memory again
-        return learner.create(policy, value_of(jax.tree.map(jnp.copy, policy), own))
+        own_policy, own = jax.tree.map(jnp.copy, (policy, frozen))  # the iterations use the state's memory again
+        return learner.create(own_policy, value_of(own_policy, own))
 
-    return jax.jit(create, out_shardings=shardings_of(abstract), donate_argnums=0)(policy, frozen)
+    return jax.jit(create, out_shardings=shardings_of(abstract))(policy, frozen)
 
 
 @dataclass(frozen=True)

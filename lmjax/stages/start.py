@@ -126,24 +126,24 @@ def open_reward_model(path: str, workdir: Path, policy: Start, field: str = "rew
     start = open_start(path, workdir, field)
     is_reward = isinstance(start.recipe, RewardModel)
     require(is_reward, field, path, "a reward model", "name the stage that trained one")
-    same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
-    require(same, field, path, "a reward model with the policy's tokenizer", "train one on the same start")
+    fix = "train one on the same start"
+    require(_same_tokenizer(start, policy), field, path, "a reward model with the policy's tokenizer", fix)
     return start
 
 
 def open_reference(path: str, workdir: Path, policy: Start) -> Start:
     """Opens what `policy` is held near to. Raises UserError where it reads or computes otherwise than the policy."""
     start = open_start(path, workdir, "reference")
-    same = tokenizer_fingerprint(start.tokenizer) == tokenizer_fingerprint(policy.tokenizer)
-    require(same, "reference", path, "a model with the policy's tokenizer", "name one that the policy goes on from")
-    other = [name for name in ("layers", "width", "context", "vocab_size") if _differ(name, start, policy)]
-    shapes = ", ".join(f"model.{name} {getattr(policy.settings, name)}" for name in other)
-    require(not other, "reference", path, f"a model of the policy's shape ({shapes})", "name one it goes on from")
+    fix = "name one that the policy goes on from"
+    require(_same_tokenizer(start, policy), "reference", path, "a model with the policy's tokenizer", fix)
+    own = {name: getattr(policy.settings, name) for name in ("layers", "width", "context", "vocab_size")}
+    other = ", ".join(f"model.{name} {value}" for name, value in own.items() if getattr(start.settings, name) != value)
+    require(not other, "reference", path, f"a model of the policy's shape ({other})", "name one it goes on from")
     return start
 
 
-def _differ(name: str, one: Start, other: Start) -> bool:
-    return getattr(one.settings, name) != getattr(other.settings, name)
+def _same_tokenizer(one: Start, other: Start) -> bool:
+    return tokenizer_fingerprint(one.tokenizer) == tokenizer_fingerprint(other.tokenizer)
 
 
 def abstract_on(model: Any, mesh: Mesh) -> Any:
