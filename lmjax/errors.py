@@ -33,10 +33,22 @@ def nearest_sizes(size: int, fitting: Iterable[int]) -> str:
     return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
+def shortened(value: object, most: int = 200) -> str:
+    """The value as Python writes it, cut in the middle where that has more than `most` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a whole number of thousands of digits"
+    if len(text) <= most:
+        return text
+    head, tail = most * 2 // 3, most // 3
+    return f"{text[:head]}...[{len(text) - head - tail:,} characters]...{text[-tail:]}"
+
+
 def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:
     """Raises UserError naming the recipe field, its value, what was expected and a likely fix, unless `condition`."""
     if not condition:
-        raise UserError(f"{field} = {value!r}: expected {expected}; {fix}")
+        raise UserError(f"{field} = {shortened(value)}: expected {expected}; {fix}")
 
 
 def means_full_disk(error: BaseException | str) -> bool:

@@ -13,7 +13,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from lmjax.errors import UserError, nearest, nearest_sizes, require
+from lmjax.errors import UserError, nearest, nearest_sizes, require, shortened
 
 
 def check_types(owner: str, settings: Any) -> None:
@@ -23,9 +23,11 @@ def check_types(owner: str, settings: Any) -> None:
     """
     for name, kind in field_types(settings.__class__).items():
         value = getattr(settings, name)
-        if not _fits(kind, value):
+        if not fits(kind, value):
             field = f"{owner}.{name}".lstrip(".")
-            raise UserError(f"{field} = {value!r}: expected {described(kind)}; {_fix(kind, value, settings, name)}")
+            raise UserError(
+                f"{field} = {shortened(value)}: expected {described(kind)}; {_fix(kind, value, settings, name)}"
+            )
 
 
 def check_name(name: str) -> None:
@@ -77,24 +79,42 @@ def described(kind: Any) -> str:
         return f"a tuple, each entry {described(arguments[0])}"
     if origin is tuple:
         return f"a tuple of {len(arguments)}: {', '.join(map(described, arguments))}"
-    words = {int: "a whole number", float: "a finite number", str: "a string", bool: "True or False"}
+    if origin is list or kind is list:
+        return "a list" + (f", each entry {described(arguments[0])}" if arguments else "")
+    if origin is dict or kind is dict or typing.is_typeddict(kind):
+        return "an object" + (f", each value {described(arguments[1])}" if arguments else "")
+    words = {Any: "a value", int: "a whole number", float: "a finite number", str: "a string", bool: "True or False"}
     return words.get(kind, "None" if kind is type(None) else getattr(kind, "__name__", str(kind)))
 
 
-def _fits(kind: Any, value: Any) -> bool:
+def fits(kind: Any, value: Any) -> bool:
+    """Whether the value is of the declared type, its entries included."""
+    if kind is Any:
+        return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(argument, value) for argument in arguments)
+        return any(fits(argument, value) for argument in arguments)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin is tuple:
         if type(value) is not tuple:
             return False
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(kinds) == len(value) and all(map(_fits, kinds, value))
+        return len(kinds) == len(value) and all(map(fits, kinds, value))
+    if origin in (list, dict):
+        if type(value) is not origin:
+            return False
+        return all(fits(arguments[-1], item) for item in (value.values() if origin is dict else value))
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and _is_finite(value)
     return type(value) is kind
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _fix(kind: Any, value: Any, settings: Any, name: str) -> str:

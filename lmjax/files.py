@@ -1,0 +1,162 @@
+"""Reading and writing whole files, for the whole project: text, JSON of a known form, names that come out of files.
+
+Every reader raises UserError with the path (and line) for a file that is absent, forbidden, a folder, not UTF-8 or
+not JSON. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import typing
+from pathlib import Path
+from typing import Any
+
+from lmjax.errors import UserError, shortened
+from lmjax.fields import described, fits
+
+MAX_NAME_BYTES = 255  # of one file name, on the file systems in use
+
+
+class MalformedJsonError(ValueError):
+    """Text that is not JSON, too deep, or with a number too long to read. `line` is 1-based, or None."""
+
+    def __init__(self, reason: str, line: int | None = None) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes. Raises UserError naming the path where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: BaseException) -> UserError:
+    """The error for a file that cannot be opened or read."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"{path}: cannot be read ({reason}); check the path and its permissions")
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8, a leading byte order mark dropped. Raises UserError naming path and line where it is not."""
+    return decode_text(read_bytes(path), path)
+
+
+def decode_text(data: bytes, where: object) -> str:
+    """`data` as UTF-8, a leading byte order mark dropped. Raises UserError naming `where` and the line."""
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{where}:{line}: byte {data[error.start]:#04x} is not UTF-8; expected UTF-8 text; "
+            "restore the file, or convert it"
+        ) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The JSON value. Raises MalformedJsonError for everything that Python's reader raises, and nothing else.
+
+    That is: what is not JSON, nesting too deep, bytes that are not UTF-8, a whole number above 4,300 digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MalformedJsonError(error.msg, error.lineno) from None
+    except RecursionError:
+        raise MalformedJsonError("nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise MalformedJsonError(f"byte {error.object[error.start]:#04x} is not UTF-8") from None
+    except ValueError as error:  # Python's limit on the digits of a whole number
+        raise MalformedJsonError(str(error).split(";")[0]) from None
+
+
+def decode_json(text: str | bytes, where: object, form: Any = Any, fix: str = "restore the file") -> Any:
+    """The JSON value in `text`, checked to be of the type `form`. Raises UserError naming `where`, line or field."""
+    try:
+        value = parse_json(text)
+    except MalformedJsonError as error:
+        place = f"{where}:{error.line}" if error.line else where
+        raise UserError(f"{place}: expected JSON ({error}); {fix}") from error
+    return check_form(value, form, where, fix=fix)
+
+
+def read_json(path: Path, form: Any = Any, fix: str = "restore the file") -> Any:
+    """The JSON value in the file, checked to be of the type `form` (see `check_form`). Raises UserError."""
+    return decode_json(decode_text(read_bytes(path), path), path, form, fix)
+
+
+def check_form(value: Any, form: Any, where: object, field: str = "", fix: str = "restore the file") -> Any:
+    """`value`, of the type `form`: list[str], dict[str, float], a Literal, unions, or a TypedDict of named fields.
+
+    A TypedDict's own fields must be there where they are required; others are let through. A whole number is also a
+    number. Raises UserError naming `where` and the first field that does not fit.
+    """
+    origin, arguments = typing.get_origin(form), typing.get_args(form)
+    if typing.is_typeddict(form) and isinstance(value, dict):
+        for name, kind in typing.get_type_hints(form).items():
+            own = f"{field}.{name}".lstrip(".")
+            if name in value:
+                check_form(value[name], kind, where, own, fix)
+            elif name in form.__required_keys__:
+                raise UserError(f"{where}: no field {own!r}; expected {described(kind)}; {fix}")
+        return value
+    if origin is list and isinstance(value, list):
+        for number, item in enumerate(value):
+            check_form(item, arguments[0], where, f"{field}[{number}]", fix)
+        return value
+    if origin is dict and isinstance(value, dict):
+        for name, item in value.items():
+            check_form(item, arguments[1], where, f"{field}.{name[:60]}".lstrip("."), fix)
+        return value
+    if not fits(form, value):
+        what = f"{field} = {shortened(value)}" if field else f"found {shortened(value)}"
+        raise UserError(f"{where}: {what}: expected {described(form)}; {fix}")
+    return value
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut: flushed to the disk, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def is_safe_name(name: object) -> bool:
+    """Whether this is the plain name of one file or folder, which cannot lead out of the folder it is joined to."""
+    if (
+        not isinstance(name, str)
+        or not name
+        or name in (".", "..")
+        or len(name.encode(errors="replace")) > MAX_NAME_BYTES
+    ):
+        return False
+    return name.isprintable() and not set(name) & set("/\\:") and not name.startswith("~")
+
+
+def safe_name(name: object, where: object) -> str:
+    """`name`, which a file at `where` gives to a file or folder. Raises UserError unless it is one plain, safe name."""
+    if not is_safe_name(name):
+        raise UserError(
+            f"{where}: {shortened(name)} names a file: expected one plain name in the same folder, "
+            "without '/', '\\' or ':'; nothing outside the folder is read or written"
+        )
+    assert isinstance(name, str)
+    return name
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of the file's bytes, in hexadecimal, read in pieces. Raises UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
