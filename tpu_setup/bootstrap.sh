@@ -14,6 +14,12 @@ if $DRY_RUN; then archive=/tmp/lmjax.tar.gz; else
   trap 'rm -rf "$scratch"' EXIT
   archive=$scratch/lmjax.tar.gz
 fi
+behind=$(git -C "$checkout" status --porcelain | head -n 21)
+if [ -n "$behind" ]; then
+  printf 'bootstrap.sh: not committed, so these stay behind (the last commit is sent):\n' >&2
+  head -n 20 <<<"$behind" >&2
+  [ "$(wc -l <<<"$behind")" -le 20 ] || printf '   ... and more; see git status\n' >&2
+fi
 run git -C "$checkout" archive --format=tar.gz --output="$archive" HEAD
 
 # The hosts' own Python is older than lmjax needs: uv brings one.

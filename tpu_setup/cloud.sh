@@ -14,8 +14,11 @@ set -euo pipefail
 
 # shellcheck disable=SC2034  # the scripts that source this read them
 NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" SLICE=0 WORKER=0
+RESERVATION="" NETWORK="" SUBNETWORK=""
 DRY_RUN=false ATTEMPTS=3 POLL_SECONDS=30 MAX_RESTARTS=100
 COMMAND=()
+RESOURCE_NAME='^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$'
+RESERVATION_NAME='^(projects/[-a-z0-9:.]+/reservations/)?[a-z]([-a-z0-9]{0,61}[a-z0-9])?$'
 BUCKET_NAME='^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$'
 
 COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource and its slices
@@ -24,6 +27,9 @@ COMMON_OPTIONS="  --name NAME          of the TPU VM, or of the queued resource 
   --type TYPE          slice: v4-8, v5e-16, v5p-1024, v6e-256 (tpu7x is only to be had through gke.sh)
   --provision HOW      on-demand, spot, queued (default) or queued-spot
   --slices N           slices joined over the data-centre network; needs queued or queued-spot (default 1)
+  --reservation NAME   take them from this reservation, or projects/PROJECT/reservations/NAME; needs queued
+  --network NAME       of the slices' hosts (default: the project's default network)
+  --subnetwork NAME    within that network
   --runtime VERSION    TPU software version (default: the one for TYPE)
   --bucket NAME        a Cloud Storage bucket, mounted at ~/bucket on every host
   --poll-seconds N     between two looks at a state (default 30)
@@ -60,6 +66,9 @@ parse() {
       --type) TYPE=$(value_of "$1" "$@") ;;
       --provision) PROVISION=$(value_of "$1" "$@") ;;
       --slices) SLICES=$(number_of "$1" "$@") ;;
+      --reservation) RESERVATION=$(value_of "$1" "$@") ;;
+      --network) NETWORK=$(value_of "$1" "$@") ;;
+      --subnetwork) SUBNETWORK=$(value_of "$1" "$@") ;;
       --runtime) RUNTIME=$(value_of "$1" "$@") ;;
       --bucket) BUCKET=$(value_of "$1" "$@") ;;
       --slice) SLICE=$(value_of "$1" "$@") ;;
@@ -84,6 +93,11 @@ parse() {
     *) die "--provision $PROVISION: expected on-demand, spot, queued or queued-spot" ;;
   esac
   [ -z "$BUCKET" ] || [[ $BUCKET =~ $BUCKET_NAME ]] || die "--bucket $BUCKET: not the name of a bucket"
+  [ -z "$RESERVATION" ] || [[ $RESERVATION =~ $RESERVATION_NAME ]] ||
+    die "--reservation $RESERVATION: expected the name of a reservation, or projects/PROJECT/reservations/NAME"
+  [ -z "$RESERVATION" ] || [ "$PROVISION" = queued ] || die "--reservation $RESERVATION: expected --provision queued"
+  [ -z "$NETWORK" ] || [[ $NETWORK =~ $RESOURCE_NAME ]] || die "--network $NETWORK: not the name of a network"
+  [ -z "$SUBNETWORK" ] || [[ $SUBNETWORK =~ $RESOURCE_NAME ]] || die "--subnetwork $SUBNETWORK: not the name of a subnetwork"
   [ "$SLICES" = 1 ] || queued || die "--slices $SLICES: expected --provision queued or queued-spot"
 }
 
@@ -203,7 +217,7 @@ state() { # READY, PREEMPTED, ... of a node, ACTIVE, FAILED, ... of a queued res
   local kind=$1 name=$2 format="value(state)" out
   [ "$kind" = tpu-vm ] || format="value(state.state)"
   if out=$(gcloud compute tpus "$kind" describe "$name" --project="$PROJECT" --zone="$ZONE" --format="$format" 2>&1); then
-    printf '%s' "$out"
+    printf '%s' "${out##*$'\n'}" # gcloud may warn of something first
   elif [[ $out == *NOT_FOUND* || $out == *"not found"* ]]; then
     printf 'ABSENT'
   else

@@ -11,25 +11,51 @@ parse "$@"
 api_type=$(accelerator) || exit
 api_runtime=$(runtime) || exit
 mapfile -t where < <(place)
-spot=()
-[[ $PROVISION == *spot ]] && spot=(--spot)
+more=()
+[[ $PROVISION == *spot ]] && more+=(--spot)
+[ -z "$NETWORK" ] || more+=(--network="$NETWORK")
+[ -z "$SUBNETWORK" ] || more+=(--subnetwork="$SUBNETWORK")
+
+asked_for() { # COMMAND...: asks for what was asked for already only where that did not arrive: its answer may be lost
+  "$@" || { [ -n "$(exists)" ] && printf '%s: asked for, although the answer was lost\n' "$NAME"; }
+}
+
+request() { # COMMAND...: carries it out, or prints it
+  if $DRY_RUN; then quoted "$@"; else retry "$(quoted "$@")" asked_for "$@"; fi
+}
 
 create_node() {
-  run gcloud compute tpus tpu-vm create "$NAME" "${where[@]}" \
-    --accelerator-type="$api_type" --version="$api_runtime" "${spot[@]}"
+  request gcloud compute tpus tpu-vm create "$NAME" "${where[@]}" \
+    --accelerator-type="$api_type" --version="$api_runtime" "${more[@]}"
 }
 
 create_queued() {
   local nodes=(--node-id="$NAME")
   [ "$SLICES" = 1 ] || nodes=(--node-count="$SLICES" --node-prefix="$NAME")
-  run gcloud compute tpus queued-resources create "$NAME" "${where[@]}" "${nodes[@]}" \
-    --accelerator-type="$api_type" --runtime-version="$api_runtime" "${spot[@]}"
+  local gcloud=(gcloud)
+  [ -z "$RESERVATION" ] || gcloud+=(alpha) more+=(--reservation="$RESERVATION") # the alpha command alone knows it
+  request "${gcloud[@]}" compute tpus queued-resources create "$NAME" "${where[@]}" "${nodes[@]}" \
+    --accelerator-type="$api_type" --runtime-version="$api_runtime" "${more[@]}"
 }
 
-wait_for() { # KIND WANTED
-  local now before=""
+exists() { # the kind of what bears the name; nothing where nothing does
+  local kind found
+  for kind in "${KINDS[@]}"; do
+    found=$(state "$kind" "$NAME") || exit
+    [ "$found" = ABSENT ] || { printf '%s' "$kind" && return; }
+  done
+}
+
+wait_for() { # KIND WANTED: a look that fails now and then ends nothing, for hours may pass until it is there
+  local now before="" failed=0
   while true; do
-    now=$(state "$1" "$NAME") || exit
+    if ! now=$(state "$1" "$NAME"); then
+      failed=$((failed + 1))
+      [ "$failed" -lt "$ATTEMPTS" ] || exit 1
+      sleep "$POLL_SECONDS"
+      continue
+    fi
+    failed=0
     [ "$now" = "$before" ] || printf '%s: %s\n' "$NAME" "$now"
     before=$now
     case "$now" in
@@ -41,14 +67,9 @@ wait_for() { # KIND WANTED
   done
 }
 
-found=ABSENT
-if ! $DRY_RUN; then
-  for kind in "${KINDS[@]}"; do
-    found=$(state "$kind" "$NAME") || exit
-    [ "$found" = ABSENT ] || break
-  done
-fi
-if [ "$found" != ABSENT ]; then
+kind=""
+$DRY_RUN || kind=$(exists) || exit
+if [ -n "$kind" ]; then
   printf '%s exists already, as a %s\n' "$NAME" "$(in_words "$kind")"
   [ "$SLICES" = 1 ] || [ "$kind" = queued-resources ] ||
     die "--slices $SLICES: $NAME is a single TPU VM; choose another --name, or run delete.sh"

@@ -14,7 +14,9 @@ options:
   --bucket BUCKET      Cloud Storage bucket, mounted at /bucket: workdirs belong there
   --slices N           slices joined over the data-centre network (default 1)
   --spot               on spot nodes
-  --restarts N         how often a failed or preempted job starts again (default 100)
+  --reservation NAME   on nodes of this reservation alone
+  --restarts N         how often a failed or preempted job starts again (default 100); a command that is wrong, which
+                       lmjax says by the exit code 2, does not
   --account NAME       Kubernetes service account that may use the bucket (default: default)
   --sweep FILE         one COMMAND a line, with quotes as in a shell, of which nothing is expanded; empty lines and
                        those that begin with # are passed over; the others become the JobSets NAME-0, NAME-1, ...,
@@ -27,8 +29,14 @@ example: gke.sh --name gpt2 --type v5e --topology 4x4 --image IMAGE --bucket my-
            lmjax run gpt2 --workdir /bucket/gpt2"
 
 SWEEP="" DELETE=false
-declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="")
+declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="" [TOLERATIONS]="" [RESERVATION]="")
 here=$(dirname "${BASH_SOURCE[0]}")
+SPOT_TOLERATION='
+              tolerations:
+                - key: cloud.google.com/gke-spot
+                  operator: Equal
+                  value: "true"
+                  effect: NoSchedule'
 
 while [ "$#" -gt 0 ]; do
   case "$1" in
@@ -43,7 +51,10 @@ while [ "$#" -gt 0 ]; do
     --sweep) SWEEP=$(value_of "$1" "$@") ;;
     --poll-seconds) POLL_SECONDS=$(number_of "$1" "$@") ;;
     --attempts) ATTEMPTS=$(number_of "$1" "$@") ;;
-    --spot) FIELD[SPOT]=$'\n                cloud.google.com/gke-spot: "true"'; shift; continue ;;
+    --reservation) RESERVATION=$(value_of "$1" "$@") ;;
+    --spot)
+      FIELD[SPOT]=$'\n                cloud.google.com/gke-spot: "true"'
+      FIELD[TOLERATIONS]=$SPOT_TOLERATION; shift; continue ;;
     --delete) DELETE=true; shift; continue ;;
     --dry-run) DRY_RUN=true; shift; continue ;;
     --help | -h) printf '%s\n' "$USAGE"; exit 0 ;;
@@ -56,6 +67,13 @@ done
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || die "--name '$NAME': expected lower-case letters, digits and '-'"
 [[ ${FIELD[RESTARTS]} =~ ^[0-9]+$ ]] || die "--restarts ${FIELD[RESTARTS]}: expected a whole number"
 [[ ${FIELD[ACCOUNT]} =~ ^[a-z0-9][-a-z0-9]*$ ]] || die "--account ${FIELD[ACCOUNT]}: not the name of a service account"
+if [ -n "$RESERVATION" ]; then
+  [[ $RESERVATION =~ $RESOURCE_NAME ]] || die "--reservation '$RESERVATION': not the name of a reservation"
+  [ -z "${FIELD[SPOT]}" ] || die "--reservation $RESERVATION: spot nodes are not reserved; leave out --spot"
+  FIELD[RESERVATION]="
+                cloud.google.com/reservation-name: \"$RESERVATION\"
+                cloud.google.com/reservation-affinity: \"specific\""
+fi
 if ! $DELETE; then
   [[ ${FIELD[IMAGE]} =~ ^[-a-zA-Z0-9._/:@]+$ ]] || die "--image '${FIELD[IMAGE]}': expected an image such as HOST/PROJECT/lmjax:TAG"
   [[ ${FIELD[BUCKET]} =~ $BUCKET_NAME ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
@@ -67,37 +85,59 @@ fi
 [ -z "$SWEEP" ] || [ "${#COMMAND[@]}" = 0 ] || die "give --sweep FILE or a command behind --, not both"
 [ -n "$SWEEP" ] || $DELETE || [ "${#COMMAND[@]}" -gt 0 ] || die "no command; put it behind --, or give --sweep FILE"
 
-chips_of_slice() {
-  [[ ${FIELD[TOPOLOGY]} =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || die "--topology '${FIELD[TOPOLOGY]}': expected AxB or AxBxC"
-  printf '%d' $((${FIELD[TOPOLOGY]//x/*}))
+FLAT="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" # of v5e and v6e
+DEEP="2x2x1 2x2x2 2x2x4 2x4x4"            # of the others, and multiples of 4 chips along each axis, the shortest first
+
+check_topology() { # LONGEST: the slices that there are, those of lmjax/plan/topology.py among them
+  local topology=${FIELD[TOPOLOGY]} axis before=0
+  [[ $topology =~ ^[1-9][0-9]?(x[1-9][0-9]?){1,2}$ ]] || die "--topology '$topology': expected AxB or AxBxC"
+  if [ "$1" = flat ]; then
+    [[ $topology != *x*x* ]] || die "--topology $topology: $TYPE slices have two axes"
+    [[ " $FLAT " == *" $topology "* ]] || die "--topology $topology: there is no such $TYPE slice; expected one of $FLAT"
+    return
+  fi
+  [[ $topology == *x*x* ]] || die "--topology $topology: $TYPE slices have three axes"
+  [[ " $DEEP " != *" $topology "* ]] || return 0
+  for axis in ${topology//x/ }; do
+    if [ $((axis % 4)) != 0 ] || [ "$axis" -lt "$before" ] || [ "$axis" -gt "$1" ]; then
+      die "--topology $topology: there is no such $TYPE slice; expected one of $DEEP, or axes that are multiples of 4, at \
+most $1, the shortest first, such as 4x4x8"
+    fi
+    before=$axis
+  done
 }
 
 set_hardware() { # the accelerator, the hosts of a slice and the chips of a host
-  local chips axes
-  chips=$(chips_of_slice) || exit
-  axes=$(grep -o x <<<"${FIELD[TOPOLOGY]}" | wc -l)
+  local chips longest=24
   case "$TYPE" in
-    v4) FIELD[ACCELERATOR]=tpu-v4-podslice axes=$((axes - 1)) ;;
-    v5p) FIELD[ACCELERATOR]=tpu-v5p-slice axes=$((axes - 1)) ;;
-    tpu7x) FIELD[ACCELERATOR]=tpu7x axes=$((axes - 1)) ;;
-    v5e) FIELD[ACCELERATOR]=tpu-v5-lite-podslice ;;
-    v6e) FIELD[ACCELERATOR]=tpu-v6e-slice ;;
+    v4) FIELD[ACCELERATOR]=tpu-v4-podslice longest=16 ;;
+    v5p) FIELD[ACCELERATOR]=tpu-v5p-slice ;;
+    tpu7x) FIELD[ACCELERATOR]=tpu7x ;;
+    v5e) FIELD[ACCELERATOR]=tpu-v5-lite-podslice longest=flat ;;
+    v6e) FIELD[ACCELERATOR]=tpu-v6e-slice longest=flat ;;
     *) die "--type '$TYPE': expected v4, v5e, v5p, v6e or tpu7x" ;;
   esac
-  [ "$axes" = 1 ] || die "--topology ${FIELD[TOPOLOGY]}: $TYPE slices have $([[ $TYPE == v[56]e ]] && echo two || echo three) axes"
+  check_topology "$longest"
+  chips=$((${FIELD[TOPOLOGY]//x/*}))
   local of_host=4 # in a slice of several hosts
   if [ "$chips" -le 4 ] || [ "${FIELD[TOPOLOGY]}" = 2x4 ]; then of_host=$chips; fi
-  [ $((chips % of_host)) = 0 ] || die "--topology ${FIELD[TOPOLOGY]}: $chips chips are not whole hosts of $of_host"
   FIELD[CHIPS]=$of_host FIELD[HOSTS]=$((chips / of_host))
 }
 
-as_yaml() { # words as a list of quoted YAML strings
+as_yaml() { # words as a list of quoted YAML strings, in which Kubernetes finds no $(VARIABLE) of its own
   local word out=""
   for word in "$@"; do
+    word=${word//\$/\$\$} # it reads two as one
     word=${word//\\/\\\\}
     word=${word//\"/\\\"}
     word=${word//$'\n'/\\n}
-    out+="\"${word//$'\r'/\\r}\", "
+    word=${word//$'\r'/\\r}
+    word=${word//$'\t'/\\t}
+    word=${word//$'\xc2\x85'/\\N} # what ends a line in YAML beside \n
+    word=${word//$'\xe2\x80\xa8'/\\L}
+    word=${word//$'\xe2\x80\xa9'/\\P}
+    [[ ! $word =~ [[:cntrl:]] ]] || die "$(quoted "$word"): a control character in a command; expected none but line ends and tabs"
+    out+="\"$word\", "
   done
   printf '%s' "${out%, }"
 }
@@ -107,7 +147,7 @@ manifest() { # NAME WORDS...
   shift
   text=$(grep -v '^#' "$here/jobset.yaml")
   local command
-  command=$(as_yaml "$@")
+  command=$(as_yaml "$@") || exit
   for key in "${!FIELD[@]}"; do
     text=${text//"@$key@"/"${FIELD[$key]}"}
   done
@@ -119,7 +159,9 @@ NAMES=() MANIFESTS=()
 
 add() { # NAME WORDS...: notes a JobSet
   NAMES+=("$1")
-  if $DELETE; then MANIFESTS+=(""); else MANIFESTS+=("$(manifest "$@")"); fi
+  local text=""
+  $DELETE || text=$(manifest "$@") || exit
+  MANIFESTS+=("$text")
 }
 
 apply() { kubectl apply -f - <<<"$1"; }

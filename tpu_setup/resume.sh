@@ -22,7 +22,7 @@ status() { # of the job: 0 to 255 its exit code, "running", "none", "bare" where
   for node in $(nodes); do
     now=$(state tpu-vm "$node") || exit
     if [ "$now" != READY ]; then
-      printf '%s' "$now"
+      without_node "$node" "$now"
       return
     fi
   done
@@ -33,6 +33,19 @@ elif $JOB_RUNS; then echo running; elif [ -f ~/lmjax/.installed ]; then echo non
   else
     printf 'UNREACHABLE'
   fi
+}
+
+without_node() { # NODE STATE: the state of a node that is not ready, or "waiting" while its request waits in the queue
+  local now=$2 queue
+  case "$now" in
+    PREEMPTED | TERMINATED | STOPPED | DELETING | ABSENT)
+      queue=$(state queued-resources "$NAME") || exit
+      case "$queue" in
+        ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING | CREATING) now=waiting ;;
+        ACTIVE) now=$(state tpu-vm "$1") || exit ;; # it may have come between the two looks
+      esac ;;
+  esac
+  printf '%s' "$now"
 }
 
 carry_out() { # STEP ARGUMENTS: a script, or "stop"; false if it failed, but a mistake in the arguments ends this one too
@@ -51,14 +64,17 @@ if $DRY_RUN; then
 fi
 seen=false       # whether a state could be read at all
 incomplete=false # whether the last launch failed, on some hosts or on all
+before=""        # what it was seen waiting for
 for ((restart = 0; restart <= MAX_RESTARTS; )); do
   if now=$(status); then seen=true; elif $seen; then now=UNREACHABLE; else exit 1; fi
   if $incomplete && [ "$now" = running ]; then now=incomplete; fi
+  [ "$now" != waiting ] || [ "$before" = waiting ] || printf '%s: its request waits in the queue, and is left there\n' "$NAME"
+  before=$now
   case "$now" in
     0)
       printf '%s: the job is done\n' "$NAME"
       exit 0 ;;
-    running | CREATING | STARTING | REPAIRING | RESTARTING | REIMAGING | STOPPING)
+    waiting | running | READY | CREATING | STARTING | REPAIRING | RESTARTING | REIMAGING | STOPPING)
       sleep "$POLL_SECONDS"
       continue ;;
     2) fail "the job says that its command is wrong (exit code 2); look at it with watch.sh" ;;

@@ -1,6 +1,13 @@
 """gke.sh: the JobSets of a command or of a sweep, as kubectl is sent them."""
 
+import itertools
+import json
+
 import pytest
+
+from lmjax.plan.topology import SHAPES
+
+from .conftest import SCRIPTS
 
 GKE = ["--name", "gpt2", "--type", "v5e", "--topology", "4x4", "--image", "host/p/lmjax:1", "--bucket", "my-bucket"]
 
@@ -42,7 +49,123 @@ def commands(calls):
     """The command of each JobSet that kubectl was sent."""
     yaml = pytest.importorskip("yaml")
     jobs = [yaml.safe_load(stdin)["spec"]["replicatedJobs"][0] for _, stdin in calls]
-    return [job["template"]["spec"]["template"]["spec"]["containers"][0]["command"] for job in jobs]
+    lists = [job["template"]["spec"]["template"]["spec"]["containers"][0]["command"] for job in jobs]
+    return [[expanded(word) for word in words] for words in lists]
+
+
+def expanded(word, variables=None):
+    """A word of a command as Kubernetes hands it to the container: $$ is one $, and $(NAME) a variable that it has."""
+    out, at = "", 0
+    while at < len(word):
+        end = word.find(")", at)
+        if word[at : at + 2] == "$$":
+            out, at = out + "$", at + 2
+        elif word[at : at + 2] == "$(" and end > 0:
+            name = word[at + 2 : end]
+            out, at = out + (variables or {}).get(name, f"$({name})"), end + 1
+        else:
+            out, at = out + word[at], at + 1
+    return out
+
+
+def test_kubernetes_replaces_no_variable_of_a_command(cloud):
+    yaml = pytest.importorskip("yaml")
+    words = ["lmjax", "$(HOME) $HOME $$ $", "a\tb\u2028c\u0085d\u2029e"]
+    code, _, calls = cloud("gke.sh", [*GKE, "--", *words])
+    job = yaml.safe_load(calls[0][1])["spec"]["replicatedJobs"][0]
+    command = job["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert code == 0 and [expanded(word, {"HOME": "/root"}) for word in command] == words
+
+
+@pytest.mark.parametrize("word", ["a\x1b[2J", "\x01", "a\x7f"])
+def test_a_control_character_in_a_command_is_refused(cloud, word):
+    code, output, calls = cloud("gke.sh", [*GKE, "--", "lmjax", word])
+    assert code == 2 and "a control character in a command" in output and calls == []
+    assert word not in output
+
+
+def test_a_wrong_command_ends_the_job_set_and_everything_else_restarts_it(cloud):
+    yaml = pytest.importorskip("yaml")
+    _, _, calls = cloud("gke.sh", [*GKE, "--", "lmjax"])
+    spec = yaml.safe_load(calls[0][1])["spec"]
+    assert spec["failurePolicy"] == {
+        "maxRestarts": 100,
+        "rules": [{"name": "wrong-command", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+    }
+    exit_codes = {"containerName": "lmjax", "operator": "In", "values": [2]}
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    assert job["podFailurePolicy"] == {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]}
+    assert (job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (0, "Never")
+
+
+def pod_of(cloud, *options):
+    yaml = pytest.importorskip("yaml")
+    code, _, calls = cloud("gke.sh", [*GKE, *options, "--", "lmjax"])
+    assert code == 0
+    return yaml.safe_load(calls[0][1])["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_pods_go_on_spot_nodes_or_on_reserved_ones_where_that_is_asked_for(cloud):
+    taint = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+    assert pod_of(cloud, "--spot")["tolerations"] == [taint]
+    plain, reserved = pod_of(cloud), pod_of(cloud, "--reservation", "r-1")
+    assert "tolerations" not in plain and "tolerations" not in reserved
+    added = reserved["nodeSelector"].items() - plain["nodeSelector"].items()
+    assert dict(added) == {
+        "cloud.google.com/reservation-name": "r-1",
+        "cloud.google.com/reservation-affinity": "specific",
+    }
+
+
+def accepted(cloud, type_, topologies):
+    """Those of the topologies for which a manifest is made."""
+    each = f"for t in {' '.join(topologies)}; do "
+    each += f'bash "$0" {" ".join(GKE)} --type {type_} --topology $t --dry-run -- lmjax >/dev/null 2>&1 '
+    each += "&& echo $t; done; true"
+    code, output, _ = cloud(None, ["-c", each, str(SCRIPTS / "gke.sh")])
+    assert code == 0
+    return output.split()
+
+
+@pytest.mark.parametrize("generation", SHAPES)
+def test_the_topologies_that_can_be_planned_are_accepted_and_impossible_ones_are_not(cloud, generation):
+    real = ["x".join(map(str, shape)) for shape in SHAPES[generation]]
+    assert accepted(cloud, generation, real) == real
+    if len(SHAPES[generation][0]) == 2:
+        pairs = [f"{a}x{b}" for a, b in itertools.product((1, 2, 3, 4, 8, 16, 32), repeat=2)]
+        wrong = [pair for pair in pairs if pair not in real]
+    else:
+        wrong = ["1x1x1", "4x4x2", "8x4x4", "2x2x8", "4x4x6", "2x4x8", "4x4x28", "4x4x0", "3x3x3"]
+    assert accepted(cloud, generation, wrong) == []
+
+
+def strict(schema):
+    """The schema, refusing fields that it does not name and taking whole numbers or strings where it says so."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {name: strict(value) for name, value in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        out.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string"):
+        out["type"] = ["integer", "string"]
+    return out
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "options", [[], ["--spot", "--slices", "2"], ["--reservation", "r"], ["--type", "v5p", "--topology", "4x4x8"]]
+)
+def test_every_manifest_is_one_that_a_cluster_takes(cloud, shared_data, options):
+    yaml, jsonschema = pytest.importorskip("yaml"), pytest.importorskip("jsonschema")
+    schema = strict(json.loads((shared_data("kubernetes_crds") / "jobset_v1alpha2.json").read_text()))
+    _, _, calls = cloud("gke.sh", [*GKE, *options, "--", "lmjax", "run", "a b"])
+    check = jsonschema.Draft7Validator(schema)
+    manifest = yaml.safe_load(calls[0][1])
+    assert list(check.iter_errors(manifest)) == []
+    manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCode"] = {}
+    assert [error.validator for error in check.iter_errors(manifest)] == ["additionalProperties"]
 
 
 def test_the_words_of_a_sweep_are_what_a_shell_would_make_of_them(cloud, tmp_path):
@@ -119,7 +242,11 @@ def test_kubectl_is_tried_again_and_its_failure_is_named(cloud, verb, arguments)
     [
         (["--topology", "4x4x4"], "two axes"),
         (["--type", "v5p"], "three axes"),
-        (["--type", "v5p", "--topology", "1x1x6"], "not whole hosts"),
+        (["--type", "v5p", "--topology", "1x1x6"], "no such v5p slice"),
+        (["--topology", "8x4"], "no such v5e slice; expected one of 1x1 2x2 2x4 4x4"),
+        (["--topology", "04x4"], "expected AxB"),
+        (["--reservation", "a b"], "not the name of a reservation"),
+        (["--reservation", "r", "--spot"], "spot nodes are not reserved"),
         (["--topology", "big"], "expected AxB"),
         (["--type", "v9"], "expected v4"),
         (["--image", "a b"], "expected an image"),

@@ -5,6 +5,7 @@ import pytest
 from .conftest import ABSENT, NODE, NOTHING, PLACE, QUEUE, deeds
 
 JOB, ALL = ["--worker=0"], ["ssh", "--worker=all"]
+GONE = [(NODE, 0, "PREEMPTED"), (QUEUE, 0, "SUSPENDED")]  # a slice that was taken away, and its request is over
 READY, DONE = (NODE, 0, "READY"), [(NODE, 0, "READY"), (["--worker=0"], 0, "0")]
 REMADE = ["queued-resources create", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]  # created, bootstrapped, launched
 START = ["tpu-vm ssh", "tpu-vm ssh"]  # stopped, launched
@@ -16,7 +17,7 @@ def test_resume_makes_preempted_slices_anew_and_starts_the_job_again_until_it_en
         (["--worker=0"], 0, "139"),  # it crashed
         (NODE, 0, "READY"),
         (["--worker=0"], 0, "running"),
-        (NODE, 0, "PREEMPTED"),
+        *GONE,
         *((QUEUE, 0, "SUSPENDED"), (NODE, *ABSENT)),  # seen by delete.sh
         *NOTHING,  # by create.sh
         (QUEUE, 0, "ACTIVE"),
@@ -48,7 +49,7 @@ def resume(cloud):
 
 
 def test_resume_looks_again_when_a_slice_is_taken_away_before_the_job_is_asked_for(resume):
-    answers = [READY, *[(JOB, 255, "timed out")] * 2, (NODE, 0, "PREEMPTED"), *NOTHING, *NOTHING, (QUEUE, 0, "ACTIVE")]
+    answers = [READY, *[(JOB, 255, "timed out")] * 2, *GONE, *NOTHING, *NOTHING, (QUEUE, 0, "ACTIVE")]
     code, output, done = resume([*answers, *DONE])
     assert code == 0 and "the job is done" in output and done == REMADE
 
@@ -56,7 +57,7 @@ def test_resume_looks_again_when_a_slice_is_taken_away_before_the_job_is_asked_f
 @pytest.mark.parametrize("succeeded", [0, 1])
 def test_resume_looks_again_when_a_slice_is_taken_away_before_the_job_is_stopped_or_launched(resume, succeeded):
     answers = [READY, (JOB, 0, "139"), *[(ALL, 0, "")] * succeeded, *[(ALL, 255, "timed out")] * 2]
-    remade = [(NODE, 0, "PREEMPTED"), *NOTHING, *NOTHING, (QUEUE, 0, "ACTIVE")]
+    remade = [*GONE, *NOTHING, *NOTHING, (QUEUE, 0, "ACTIVE")]
     code, output, done = resume([*answers, *remade, *DONE])
     assert code == 0 and "the job is done" in output
     assert f"gpt2: {['stop', 'launch'][succeeded]} failed; looking at its state again" in output
@@ -84,8 +85,8 @@ def test_resume_bootstraps_a_slice_that_never_was(resume):
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
 def test_resume_asks_once_more_for_slices_that_could_not_be_had(resume, state):
-    preempted = [(NODE, 0, "PREEMPTED"), *NOTHING, *NOTHING, (QUEUE, 0, state)]
-    again = [(NODE, *ABSENT), (QUEUE, 0, state), (NODE, *ABSENT), *NOTHING, (QUEUE, 0, "ACTIVE")]
+    preempted = [*GONE, *NOTHING, *NOTHING, (QUEUE, 0, state)]
+    again = [(NODE, *ABSENT), (QUEUE, 0, state), (QUEUE, 0, state), (NODE, *ABSENT), *NOTHING, (QUEUE, 0, "ACTIVE")]
     code, output, done = resume([*preempted, *again, *DONE])
     assert code == 0 and f"gpt2 is {state}" in output and "gpt2: create failed" in output
     assert done == ["queued-resources create", "queued-resources delete", *REMADE]
@@ -117,3 +118,41 @@ def test_resume_gives_up_on_a_command_that_is_wrong(cloud):
     answers = [(["describe"], 0, "READY"), (["--worker=0"], 0, "2")]
     code, output, _ = cloud("resume.sh", [*PLACE, "--type", "v4-8", "--", "lmjax", "run", "gpt9"], answers)
     assert code == 1 and "exit code 2" in output
+
+
+UNAVAILABLE = "ERROR: 503 Service Unavailable"
+QUEUED = "queued-resources create"
+
+
+@pytest.mark.parametrize("state", ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING"])
+def test_a_request_that_waits_in_the_queue_keeps_its_place_when_resume_is_started_again(resume, state):
+    waiting = [(NODE, *ABSENT), (QUEUE, 0, state)]
+    code, output, done = resume([*waiting * 3, READY, (JOB, 0, "bare"), *DONE], "--max-restarts", "2")
+    assert code == 0 and done == ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+    assert output.count("its request waits in the queue, and is left there") == 1
+
+
+def test_a_look_that_fails_does_not_cost_the_place_in_the_queue(resume):
+    made = [(NODE, *ABSENT), (QUEUE, *ABSENT), *NOTHING, *NOTHING]
+    waits = [(QUEUE, 0, "WAITING_FOR_RESOURCES"), (QUEUE, 1, UNAVAILABLE), (QUEUE, 0, "ACTIVE")]
+    code, _, done = resume([*made, *waits, *DONE])
+    assert code == 0 and done == REMADE
+    gone = [
+        (QUEUE, 0, "WAITING_FOR_RESOURCES"),
+        *[(QUEUE, 1, UNAVAILABLE)] * 2,
+    ]  # create.sh gives up, resume.sh does not
+    waiting = [(NODE, *ABSENT), (QUEUE, 0, "WAITING_FOR_RESOURCES"), (NODE, *ABSENT), (QUEUE, 1, UNAVAILABLE)]
+    code, _, done = resume([*made, *gone, *waiting, READY, (JOB, 0, "bare"), *DONE])
+    assert code == 0 and done == [QUEUED, "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+
+
+def test_a_request_whose_answer_was_lost_is_not_made_twice(resume):
+    made = [(NODE, *ABSENT), (QUEUE, *ABSENT), *NOTHING, *NOTHING]
+    lost = [(["create"], 1, "ERROR: deadline exceeded"), (QUEUE, 0, "ACCEPTED"), (QUEUE, 0, "ACTIVE")]
+    code, output, done = resume([*made, *lost, *DONE])
+    assert code == 0 and done == REMADE and "although the answer was lost" in output
+
+
+def test_a_slice_that_came_between_two_looks_is_not_deleted(resume):
+    code, _, done = resume([(NODE, *ABSENT), (QUEUE, 0, "ACTIVE"), READY, READY, (JOB, 0, "bare"), *DONE])
+    assert code == 0 and done == ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]

@@ -69,9 +69,9 @@ def test_a_command_that_fails_is_tried_again_and_then_given_up(cloud):
     refused = (["create"], 1, "ERROR: quota")
     options = [*PLACE, "--type", "v4-8", "--provision", "spot", "--attempts", "2"]
     create = "tpu-vm create"
-    code, _, calls = cloud("create.sh", options, [*NOTHING, refused, (NODE, 0, "READY")])
+    code, _, calls = cloud("create.sh", options, [*NOTHING, refused, *NOTHING, (NODE, 0, "READY")])
     assert code == 0 and deeds(calls) == [create, create]
-    code, output, calls = cloud("create.sh", options, [*NOTHING, refused, refused])
+    code, output, calls = cloud("create.sh", options, [*NOTHING, refused, *NOTHING, refused, *NOTHING])
     assert code == 1 and "failed 2 times" in output and deeds(calls) == [create, create]
 
 
@@ -81,10 +81,50 @@ def test_an_answer_that_is_not_about_absence_is_not_taken_for_absence(cloud):
     assert code == 1 and "PERMISSION_DENIED" in output and verbs(calls) == ["describe"]
 
 
+def test_slices_come_from_a_reservation_and_stand_in_the_network_that_is_named(cloud):
+    where = ["--network", "net", "--subnetwork", "sub-1"]
+    arguments = [*PLACE, "--type", "v5p-128", *where, "--reservation", "projects/p/reservations/r-1"]
+    code, _, calls = cloud("create.sh", arguments, [*NOTHING, (QUEUE, 0, "ACTIVE")])
+    assert code == 0
+    assert calls[2][0][:6] == ["gcloud", "alpha", "compute", "tpus", "queued-resources", "create"]
+    more = ["--network=net", "--subnetwork=sub-1", "--reservation=projects/p/reservations/r-1"]
+    assert calls[2][0][-3:] == more
+    arguments = [*PLACE, "--type", "v5p-128", *where, "--provision", "spot"]
+    code, _, calls = cloud("create.sh", arguments, [*NOTHING, (NODE, 0, "READY")])
+    assert code == 0 and calls[2][0][-3:] == ["--spot", *more[:2]]
+
+
+def test_a_warning_of_gcloud_is_no_part_of_a_state(cloud):
+    answers = [*NOTHING, (NODE, 0, "WARNING: a component is old\n\nREADY")]
+    code, output, _ = cloud("create.sh", [*PLACE, "--type", "v4-8", "--provision", "spot"], answers)
+    assert code == 0 and output.endswith("gpt2: READY\n")
+
+
+def test_bootstrap_says_which_files_stay_behind(cloud, tmp_path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(SCRIPTS, checkout / "tpu_setup")
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    script = [str(checkout / "tpu_setup" / "bootstrap.sh"), *PLACE]
+    code, output, _ = cloud(None, script)
+    assert code == 0 and "stay behind" not in output
+    (checkout / "recipe.py").write_text("")
+    (checkout / "tpu_setup" / "README.md").write_text("changed")
+    code, output, _ = cloud(None, script)
+    assert code == 0
+    expected = ["bootstrap.sh: not committed, so these stay behind (the last commit is sent):"]
+    assert output.splitlines()[:3] == [*expected, " M tpu_setup/README.md", "?? recipe.py"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--project", "p", "--zone", "z"], "--name is missing"),
+        ([*PLACE, "--type", "v4-8", "--reservation", "r", "--provision", "spot"], "expected --provision queued"),
+        ([*PLACE, "--type", "v4-8", "--reservation", "a b"], "expected the name of a reservation"),
+        ([*PLACE, "--type", "v4-8", "--network", "a/b"], "not the name of a network"),
+        ([*PLACE, "--type", "v4-8", "--subnetwork", "A"], "not the name of a subnetwork"),
         ([*PLACE, "--type", "v9-8"], "expected v4-N"),
         ([*PLACE, "--type", "v5e-17"], "--type v5e-17: expected 1, 4, 8, 16, 32, 64, 128 or 256 chips"),
         ([*PLACE, "--type", "v5e-"], "--type v5e-: expected 1, 4"),
