@@ -3,7 +3,9 @@
 import itertools
 import json
 
+import jsonschema
 import pytest
+import yaml
 
 from lmjax.plan.topology import SHAPES
 
@@ -13,7 +15,6 @@ GKE = ["--name", "gpt2", "--type", "v5e", "--topology", "4x4", "--image", "host/
 
 
 def test_a_job_set_has_one_pod_per_host_and_the_command_word_for_word(cloud):
-    yaml = pytest.importorskip("yaml")
     words = ["lmjax", "run", "gpt2", "--name", 'a "b" \\ c', "*"]
     code, _, calls = cloud("gke.sh", [*GKE, "--slices", "3", "--spot", "--", *words])
     assert code == 0 and [call for call, _ in calls] == [["kubectl", "apply", "-f", "-"]]
@@ -32,7 +33,6 @@ def test_a_job_set_has_one_pod_per_host_and_the_command_word_for_word(cloud):
 
 
 def test_every_line_of_a_sweep_becomes_a_job_set(cloud, tmp_path):
-    yaml = pytest.importorskip("yaml")
     sweep = tmp_path / "sweep"
     sweep.write_text(
         "# sizes\nlmjax run gpt2:124m --workdir /bucket/small\n\nlmjax run gpt2:355m --workdir '/bucket/a b'"
@@ -47,7 +47,6 @@ def test_every_line_of_a_sweep_becomes_a_job_set(cloud, tmp_path):
 
 def commands(calls):
     """The command of each JobSet that kubectl was sent."""
-    yaml = pytest.importorskip("yaml")
     jobs = [yaml.safe_load(stdin)["spec"]["replicatedJobs"][0] for _, stdin in calls]
     lists = [job["template"]["spec"]["template"]["spec"]["containers"][0]["command"] for job in jobs]
     return [[expanded(word) for word in words] for words in lists]
@@ -69,7 +68,6 @@ def expanded(word, variables=None):
 
 
 def test_kubernetes_replaces_no_variable_of_a_command(cloud):
-    yaml = pytest.importorskip("yaml")
     words = ["lmjax", "$(HOME) $HOME $$ $", "a\tb\u2028c\u0085d\u2029e"]
     code, _, calls = cloud("gke.sh", [*GKE, "--", *words])
     job = yaml.safe_load(calls[0][1])["spec"]["replicatedJobs"][0]
@@ -85,7 +83,6 @@ def test_a_control_character_in_a_command_is_refused(cloud, word):
 
 
 def test_a_wrong_command_ends_the_job_set_and_everything_else_restarts_it(cloud):
-    yaml = pytest.importorskip("yaml")
     _, _, calls = cloud("gke.sh", [*GKE, "--", "lmjax"])
     spec = yaml.safe_load(calls[0][1])["spec"]
     assert spec["failurePolicy"] == {
@@ -99,7 +96,6 @@ def test_a_wrong_command_ends_the_job_set_and_everything_else_restarts_it(cloud)
 
 
 def pod_of(cloud, *options):
-    yaml = pytest.importorskip("yaml")
     code, _, calls = cloud("gke.sh", [*GKE, *options, "--", "lmjax"])
     assert code == 0
     return yaml.safe_load(calls[0][1])["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
@@ -158,7 +154,6 @@ def strict(schema):
     "options", [[], ["--spot", "--slices", "2"], ["--reservation", "r"], ["--type", "v5p", "--topology", "4x4x8"]]
 )
 def test_every_manifest_is_one_that_a_cluster_takes(cloud, shared_data, options):
-    yaml, jsonschema = pytest.importorskip("yaml"), pytest.importorskip("jsonschema")
     schema = strict(json.loads((shared_data("kubernetes_crds") / "jobset_v1alpha2.json").read_text()))
     _, _, calls = cloud("gke.sh", [*GKE, *options, "--", "lmjax", "run", "a b"])
     check = jsonschema.Draft7Validator(schema)
