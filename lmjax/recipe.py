@@ -19,8 +19,9 @@ from typing import Any
 
 import lmjax.rlhf_settings
 import lmjax.settings
-from lmjax.errors import UserError, nearest, require
+from lmjax.errors import UserError, nearest, require, shortened
 from lmjax.fields import check_divides, check_name, check_types, described, field_types
+from lmjax.files import decode_json
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings, is_function
 from lmjax.settings import (
@@ -152,10 +153,7 @@ def to_json(recipe: Stage) -> str:
 
 def from_json(text: str, where: str = "recipe.json") -> Any:
     """The recipe that `to_json` wrote. Raises UserError naming the first field that does not fit."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}; restore the file or start anew") from error
+    value = decode_json(text, where, fix="restore the file or start anew")
     if not isinstance(value, dict) or str(value.get("stage")) not in STAGES:
         raise UserError(f"{where}: expected an object whose 'stage' is one of {', '.join(STAGES)}")
     return _decode(STAGES[value.pop("stage")], value, where)
@@ -259,7 +257,7 @@ def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
     if isinstance(value, dict):
         part = next((k for k in (kind, *arguments) if dataclasses.is_dataclass(k)), None)
         if part is None:
-            raise UserError(f"{where}: {field} = {value!r}: expected {described(kind)}, found an object")
+            raise UserError(f"{where}: {field} = {shortened(value)}: expected {described(kind)}, found an object")
         return _decode_part(part, value, where, field)
     kind = next((k for k in (kind, *arguments) if typing.get_origin(k) is tuple), None)
     if isinstance(value, list) and kind is not None:

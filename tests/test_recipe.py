@@ -152,7 +152,7 @@ def test_json_that_is_no_recipe_is_refused_by_file_and_field(change, message):
 
 
 def test_json_that_is_not_json_is_refused_by_file_and_line():
-    with pytest.raises(UserError, match=r"run.json:3: not JSON: .*; restore the file"):
+    with pytest.raises(UserError, match=r"run.json:3: expected JSON .*; restore the file"):
         from_json('{\n"stage": "pretrain",\n"train": {,}\n}', "run.json")
 
 

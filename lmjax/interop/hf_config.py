@@ -63,7 +63,7 @@ def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
     """The meaning of the fields of a config.json; `where` names it in errors."""
     fields = ConfigFields(values, where)
     model_type = fields.get("model_type", None)
-    if model_type not in _READERS:
+    if not isinstance(model_type, str) or model_type not in _READERS:
         hint = nearest(str(model_type), _READERS)
         raise fields.error("model_type", f"one of {', '.join(map(repr, _READERS))}", f"{hint}; lmjax reads no others")
     try:

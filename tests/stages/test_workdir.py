@@ -73,7 +73,7 @@ def test_a_changed_recipe_is_refused_field_by_field_unless_forced(tmp_path):
 def test_a_recipe_that_cannot_be_read_is_an_error_unless_forced(tmp_path):
     path = tmp_path / RECIPE_FILE
     path.write_text("{")
-    with pytest.raises(UserError, match=rf"{path}:1: not JSON"):
+    with pytest.raises(UserError, match=rf"{path}:1: expected JSON"):
         claim(tmp_path, Pretrain(), force=False)
     path.write_text(json.dumps({"stage": "pretrain", "tarin": {}}))
     with pytest.raises(UserError, match=rf"{path}: unknown field 'tarin'; did you mean 'train'"):
