@@ -47,6 +47,13 @@ class Tokenizer(Protocol):
         """The text: exactly the one encoded for byte, bpe, and SentencePiece trained here with byte fallback."""
         ...
 
+    def byte_lengths(self) -> np.ndarray | None:
+        """Bytes of UTF-8 text that each id stands for, int64 [vocab_size]; None where that is not a matter of the id.
+
+        Of a text's ids they add up to the text's bytes. The end of a text has none.
+        """
+        ...
+
     def save(self, folder: Path) -> None:
         """Writes the files from which `load_tokenizer(folder)` gives the same ids."""
         ...

@@ -66,6 +66,21 @@ def test_decoding_inverts_encoding(name, text):
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
+@given(parts=st.lists(st.one_of(st.text(), st.sampled_from([*AWKWARD, " ", "\n", "\u2581", "<|user|>", "é à"]))))
+@settings(max_examples=100, deadline=None)
+def test_the_bytes_of_a_texts_ids_add_up_to_its_own(name, parts):
+    tokenizer, text = trained(name), "".join(parts)
+    lengths = tokenizer.byte_lengths()
+    assert lengths.shape == (tokenizer.vocab_size,) and lengths[tokenizer.eos_id] == 0
+    assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "cased"])
+def test_where_text_is_lost_no_id_stands_for_bytes(name):
+    assert trained(name).byte_lengths() is None
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
 @given(parts=st.lists(st.sampled_from([*AWKWARD, " ", "\n", "\u2581", "<|user|>", "é à", "éa", 'a,"b', "if"])))
 @settings(max_examples=100, deadline=None)
 def test_decoding_inverts_encoding_of_blanks_symbols_and_marks(name, parts):

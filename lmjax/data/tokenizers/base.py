@@ -52,6 +52,10 @@ class StoredTokenizer(ABC):
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens]; may raise TypeError or UnicodeEncodeError for what is not text."""
 
+    def byte_lengths(self) -> np.ndarray | None:
+        """Bytes of text that each id stands for, int64 [vocab_size]; None where they do not add up to a text's."""
+        return None
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens], without any special token. Raises UserError for a lone surrogate."""
         try:

@@ -23,5 +23,8 @@ class ByteTokenizer(StoredTokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(self.text_ids(ids)).decode("utf-8", errors="replace")
 
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([1] * 256 + [0], np.int64)
+
     def contents(self) -> Contents:
         return Contents(self.kind, {}, {})

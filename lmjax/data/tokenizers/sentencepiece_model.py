@@ -69,6 +69,18 @@ class SentencePieceTokenizer(StoredTokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode(self.text_ids(ids))
 
+    def byte_lengths(self) -> np.ndarray | None:
+        """None for a published model: a blank that it puts before a text stands for nothing."""
+        if not self._exact:
+            return None
+        model, lengths = self._processor, np.zeros(self.vocab_size, np.int64)
+        for index in range(model.get_piece_size()):
+            text = model.id_to_piece(index).replace(_SPACE_MARK, " ")
+            lengths[index] = 1 if model.is_byte(index) else len(text.encode())
+        for index in (self.eos_id, model.unk_id()):  # which no text holds
+            lengths[index] = 0
+        return lengths
+
     def contents(self) -> Contents:
         return Contents(self.kind, {"exact": self._exact}, {_FILE: self._model})
 
