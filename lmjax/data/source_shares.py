@@ -44,19 +44,15 @@ def mixture_weights(given: Sequence[float | None], rows: Sequence[int]) -> list[
     return known or [float(count) for count in rows]
 
 
-def lines_of(
-    sources: Sequence[Source], rows: Sequence[int], epochs: Sequence[float], row_tokens: int | None
-) -> list[str]:
-    """A line for each source: how much it holds, how much of it a run reads, and how many epochs that is.
+def lines_of(sources: Sequence[Source], sizes: Sequence[int], epochs: Sequence[float], unit: str) -> list[str]:
+    """A line for each source: how much it holds in `unit`, how much of it a run reads, and how many epochs that is.
 
-    Text is counted in tokens, in rows of `row_tokens`, with a warning above MOST_EPOCHS; None counts rows alone.
+    A warning follows for text, whose unit is "tokens", that is read more than MOST_EPOCHS times.
     """
     lines = []
-    size, unit = (1, "rows") if row_tokens is None else (row_tokens, "tokens")
-    for name, count, read in zip(source_names(sources), rows, epochs, strict=True):
-        planned = f"{round(count * read) * size:,} planned"
-        lines.append(f"{name}: {count * size:,} {unit}, {planned}, {read:.2f} epochs")
-        if row_tokens is not None and read > MOST_EPOCHS:
+    for name, size, read in zip(source_names(sources), sizes, epochs, strict=True):
+        lines.append(f"{name}: {size:,} {unit}, {round(size * read):,} planned, {read:.2f} epochs")
+        if unit == "tokens" and read > MOST_EPOCHS:
             lines.append(
                 f"warning: {name} is read {read:.1f} times; text that is repeated more than {MOST_EPOCHS} times adds "
                 "little (Muennighoff et al. 2023): give more text, fewer steps or another weight"

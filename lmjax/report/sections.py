@@ -23,7 +23,15 @@ from lmjax.report.parts import (
     table,
     tiles,
 )
-from lmjax.report.quantities import HELD_OUT, last_training, model_counts, sources_seen, tiles_of, told, validation_by_source
+from lmjax.report.quantities import (
+    HELD_OUT,
+    last_training,
+    model_counts,
+    sources_seen,
+    tiles_of,
+    told,
+    validation_by_source,
+)
 from lmjax.report.reading import RunRecord
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest

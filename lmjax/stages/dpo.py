@@ -78,7 +78,7 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         )
 
     loader = loader_of(rows, dialogue)
-    say_shares(dialogue.train, loader, steps, None, display)
+    say_shares(dialogue.train, loader, steps, display)
     tokens = dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1]
     training = Training(
         recipe=recipe,

@@ -101,17 +101,25 @@ def loader_of(rows: Sequence[Rows], dialogue: DialogueSettings, batch_size: int 
 
 
 def say_shares(
-    sources: Sequence[SourceSettings | DialogueSourceSettings],
+    sources: Sequence[DialogueSourceSettings], loader: RowLoader, steps: int, display: ProgressDisplay
+) -> None:
+    """Says how much of each source of dialogue the stage reads; they come first among those of the loader."""
+    count = len(sources)
+    for line in lines_of(sources, loader.rows_per_epoch[:count], loader.epochs_at(steps)[:count], "rows"):
+        display.say(line)
+
+
+def say_mix(
+    sources: Sequence[SourceSettings],
+    texts: Sequence[TokenShards],
     loader: RowLoader,
     steps: int,
-    row_tokens: int | None,
     display: ProgressDisplay,
-    first: int = 0,
 ) -> None:
-    """Says how much of each source the stage reads; they are those of the loader from the `first` on."""
-    own = slice(first, first + len(sources))
-    for line in lines_of(sources, loader.rows_per_epoch[own], loader.epochs_at(steps)[own], row_tokens):
-        display.say(line)
+    """Says how much of each pretraining text the stage reads; they come last among those of the loader."""
+    epochs = loader.epochs_at(steps)[-len(sources) :]
+    for line in lines_of(sources, [shards.tokens for shards in texts], epochs, "tokens"):
+        display.say(f"mix: {line}")
 
 
 def placed(batch_at: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], Batch]:
@@ -148,16 +156,13 @@ def abstract_of(create: Callable[[Any], TrainState], init: Callable[[jax.Array],
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def open_mix(
-    sources: Sequence[SourceSettings], start: Start, workdir: Path, display: ProgressDisplay
-) -> list[TokenShards]:
+def open_mix(sources: Sequence[SourceSettings], start: Start, workdir: Path) -> list[TokenShards]:
     """Pretraining text in the start's tokens, kept in the workdir."""
     fingerprint = tokenizer_fingerprint(start.tokenizer)
     opened = []
     for number, source in enumerate(sources):
         folder = workdir / "tokens" / f"mix-{number}"
         opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint))
-        display.say(f"mix: {opened[-1].manifest.source_name}: {opened[-1].tokens:,} tokens")
     return opened
 
 

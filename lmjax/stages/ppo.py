@@ -34,6 +34,7 @@ from lmjax.stages.going_on import (
     open_dialogue,
     open_mix,
     planned_steps,
+    say_mix,
     say_shares,
     with_dropout,
 )
@@ -200,15 +201,15 @@ def _batches(
 ) -> Callable[[int], Batch]:
     """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
     loader = loader_of([prompts.of_source(number) for number in range(len(recipe.dialogue.train))], recipe.dialogue)
-    say_shares(recipe.dialogue.train, loader, steps, None, display)
+    say_shares(recipe.dialogue.train, loader, steps, display)
     mix: Loader | None = None
     if recipe.mix:
-        texts = open_mix(recipe.mix, start, workdir, display)
+        texts = open_mix(recipe.mix, start, workdir)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
         size = episodes * learner.ppo.mix_rows
         data = DataSettings(sequence_length=recipe.mix_length, batch_size=size, seed=recipe.train.seed)
         mix = Loader(texts, [source.weight for source in recipe.mix], data)
-        say_shares(recipe.mix, mix, steps, recipe.mix_length, display)
+        say_mix(recipe.mix, texts, mix, steps, display)
 
     def batch_at(step: int) -> Batch:
         batch = loader.batch_at(step)

@@ -120,8 +120,8 @@ def pretrain(
     check_mesh(dict(mesh.shape), settings, recipe.data, recipe.train.microbatches)
     parts = make_parts(recipe, settings, jax.default_backend(), vocab)
     loader = Loader(prepared.train, [source.weight for source in recipe.data.train], recipe.data)
-    read = loader.epochs_at(recipe.train.steps)
-    for line in lines_of(recipe.data.train, loader.rows_per_epoch, read, recipe.data.sequence_length):
+    sizes, read = [shards.tokens for shards in prepared.train], loader.epochs_at(recipe.train.steps)
+    for line in lines_of(recipe.data.train, sizes, read, "tokens"):
         display.say(line)
     counted = count(settings, recipe.data.sequence_length)
     display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")

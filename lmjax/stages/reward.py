@@ -108,7 +108,7 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
         return dataclasses.replace(state, params=state.params | {SCALAR: shifted})
 
     loader = loader_of(rows, dialogue)
-    say_shares(dialogue.train, loader, steps, None, display)
+    say_shares(dialogue.train, loader, steps, display)
     tokens = dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1]
     training = Training(
         recipe=recipe,

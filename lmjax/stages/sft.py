@@ -11,6 +11,7 @@ import jax
 from lmjax.data.loader import RowLoader
 from lmjax.data.packing import Rows, pack
 from lmjax.data.source_shares import mixture_weights, source_names
+from lmjax.data.token_shards import TokenShards
 from lmjax.model.count import count
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import SFT
@@ -22,12 +23,13 @@ from lmjax.stages.going_on import (
     open_mix,
     placed,
     planned_steps,
+    say_mix,
     say_shares,
     sums_over,
     with_dropout,
 )
 from lmjax.stages.judge import Judge
-from lmjax.stages.start import Start, open_start
+from lmjax.stages.start import open_start
 from lmjax.stages.steps import sft_step
 from lmjax.stages.texts import samples_asked, write_samples
 from lmjax.stages.training import EvaluationLines, Outcome, Training, train
@@ -52,9 +54,10 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
-    loader = _loader(recipe, rows, start, workdir, display)
-    say_shares(dialogue.train, loader, steps, None, display)
-    say_shares(recipe.mix, loader, steps, dialogue.sequence_length, display, first=len(rows))
+    texts = open_mix(recipe.mix, start, workdir)
+    loader = _loader(recipe, rows, texts)
+    say_shares(dialogue.train, loader, steps, display)
+    say_mix(recipe.mix, texts, loader, steps, display)
 
     step = sft_step(recipe, settings, mesh, steps=steps, entries=start.tokenizer.vocab_size)
     model, optimizer, abstract = step.model, step.optimizer, step.abstract
@@ -101,11 +104,10 @@ def _summary(sums: Sums) -> Values:
     return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
 
 
-def _loader(recipe: SFT, rows: Sequence[Rows], start: Start, workdir: Path, display: ProgressDisplay) -> RowLoader:
+def _loader(recipe: SFT, rows: Sequence[Rows], texts: Sequence[TokenShards]) -> RowLoader:
     """The demonstrations and, behind them, the text that is mixed in; mix_share says how many of all rows it has."""
     dialogue = recipe.dialogue
     weights = mixture_weights([source.weight for source in dialogue.train], [len(each) for each in rows])
-    texts = open_mix(recipe.mix, start, workdir, display)
     packed = [pack(shards, dialogue.loading, keep_rest=False) for shards in texts]
     own = mixture_weights([source.weight for source in recipe.mix], [len(each) for each in packed])
     share = recipe.mix_share / (1.0 - recipe.mix_share) * sum(weights) / (sum(own) or 1.0)
