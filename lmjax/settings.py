@@ -346,7 +346,7 @@ class EvaluationSettings:
     """Evaluation on the fixed validation set, and samples on the way."""
 
     every: int = 100  # steps; it is also done at the end
-    batches: int | None = None  # None means the whole validation set
+    batches: int | None = None  # evenly from every source, one of each at least; None means the whole validation set
     prompts: tuple[str, ...] = ()  # continued at each evaluation
     sample_tokens: int = 64
     temperature: float = 0.8
@@ -364,7 +364,7 @@ class CheckpointSettings:
     every: int = 500  # steps; the last step is always saved
     keep_last: int = 2
     keep_every: int | None = None  # steps whose multiples are kept for good
-    keep_best: int = 0  # of those that were evaluated
+    keep_best: int = 0  # by best_by: then every step that is saved is evaluated, too
     best_by: Literal["validation_loss", "validation_reward"] = "validation_loss"  # a low loss, or a high reward
     select_best: bool = False  # others load and start from the best one that was kept, and not from the last
 

@@ -117,7 +117,8 @@ def say_mix(
     display: ProgressDisplay,
 ) -> None:
     """Says how much of each pretraining text the stage reads; they come last among those of the loader."""
-    epochs = loader.epochs_at(steps)[-len(sources) :]
+    epochs = loader.epochs_at(steps)
+    epochs = epochs[len(epochs) - len(sources) :]
     for line in lines_of(sources, [shards.tokens for shards in texts], epochs, "tokens"):
         display.say(f"mix: {line}")
 
