@@ -11,6 +11,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lmjax.errors import UserError, nearest, nearest_sizes, require, shortened
@@ -41,6 +42,15 @@ def check_positive(owner: str, settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         require(value is None or value > 0, f"{owner}.{name}", value, "a number above 0", _default(settings, name))
+
+
+def check_weights(field: str, sources: Sequence[Any]) -> None:
+    """Raises UserError where some of the sources, which are mixed, have a weight and others have none."""
+    without = [number for number, source in enumerate(sources) if source.weight is None]
+    mixed = 0 < len(without) < len(sources)
+    fix = "give every source a weight, or none: then each counts by its tokens"
+    place = f"{field}[{without[0]}].weight" if mixed else field
+    require(not mixed, place, None, "a number above 0, because other sources have one", fix)
 
 
 def check_fraction(owner: str, settings: Any, *names: str) -> None:

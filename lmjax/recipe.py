@@ -163,11 +163,22 @@ def difference(old: Stage, new: Stage) -> list[str]:
     """One line per field that differs: `train.steps: 100 -> 200`."""
     if type(old) is not type(new):
         return [f"stage: {type(old).__name__} -> {type(new).__name__}"]
-    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    before, after = (_without_idle_weights(flat(dataclasses.asdict(recipe))) for recipe in (old, new))
     names = [*before, *(name for name in after if name not in before)]
     absent = "(absent)"
     pairs = ((name, before.get(name, absent), after.get(name, absent)) for name in names)
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
+
+
+def _without_idle_weights(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without the weights of sources that are mixed with no others: older recipes have 1.0 there."""
+    mixed = re.compile(r"(data\.train|dialogue\.train|mix)\.\d+\.weight")
+
+    def idle(name: str) -> bool:
+        several = name.rsplit(".", 2)[0] + ".1.weight" in fields
+        return name.endswith(".weight") and not (mixed.fullmatch(name) and several)
+
+    return {name: value for name, value in fields.items() if not idle(name)}
 
 
 def load_recipe(spec: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmjax.errors import require
-from lmjax.fields import check_divides, check_name, check_types
+from lmjax.fields import check_divides, check_name, check_types, check_weights
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     CheckpointSettings,
@@ -43,14 +43,24 @@ def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
 
 def _check_selection(stage: SFT | RewardModel | DPO | PPO) -> None:
     """Checkpoints are told apart by what the stage's evaluations tell."""
-    settings = stage.checkpoint
-    if not settings.select_best:
+    if not stage.checkpoint.select_best:
         return
     last = not isinstance(stage, RewardModel)
     fix = "leave it out: only the last checkpoint's demonstrations score 0"
     require(last, "checkpoint.select_best", True, "False for a reward model", fix)
-    given = stage.dialogue.validation
-    require(bool(given), "dialogue.validation", given, "at least one source with select_best", "add one")
+    check_best(stage)
+
+
+def check_best(stage: SFT | RewardModel | DPO | PPO) -> None:
+    """Raises UserError where checkpoints are to be kept as the best by a number that no evaluation tells.
+
+    Without checkpoint.select_best, recipes of older runs are read and only refused when they run.
+    """
+    settings, given = stage.checkpoint, stage.dialogue.validation
+    if not settings.keep_best:
+        return
+    asked = "select_best" if settings.select_best else "checkpoint.keep_best"
+    require(bool(given), "dialogue.validation", given, f"at least one source with {asked}", "add one")
     known = set() if isinstance(stage, PPO) else {"validation_loss"}
     if isinstance(stage, PPO) or (isinstance(stage, SFT) and stage.judge):
         known.add("validation_reward")
@@ -83,6 +93,7 @@ class SFT:
 
     def __post_init__(self) -> None:
         _check(self)
+        check_weights("mix", self.mix)
         require(0 < self.mix_share < 1, "mix_share", self.mix_share, "a share in (0, 1)", "use 0.1, or leave mix out")
         low = self.dropout is None or 0 <= self.dropout < 1
         require(low, "dropout", self.dropout, "a fraction in [0, 1)", "use 0.2, or leave it out")
@@ -179,6 +190,7 @@ class PPO:
 
     def __post_init__(self) -> None:
         _check(self)
+        check_weights("mix", self.mix)
         require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
         responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.microbatches
         check_divides("ppo.minibatches x train.microbatches", parts, {"dialogue.batch_size x ppo.group": responses})

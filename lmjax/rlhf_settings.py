@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
-from lmjax.fields import check_types
+from lmjax.fields import check_types, check_weights
 from lmjax.settings import DataSettings
 
 TEXT = "{text}"  # where a turn's text goes in its template
@@ -41,7 +41,7 @@ class DialogueSourceSettings:
     path: str = ""
     begin: float = 0.0  # the part of its records that is read, as fractions
     end: float = 1.0
-    weight: float = 1.0  # in a mixture
+    weight: float | None = None  # in a mixture; where none has one, sources count by their rows
     answer_end: str = ""  # text that ends every answer in the file and is left out, such as "###eos_token###"
     on_bad_record: Literal["error", "skip"] = "error"
     kind: Literal["file", "embedded"] = "file"
@@ -54,7 +54,8 @@ class DialogueSourceSettings:
         require(fits, "dialogue source.path", self.path, expected, "set path" if not self.path else "leave it out")
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "dialogue source.begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
-        require(self.weight > 0, "dialogue source.weight", self.weight, "a number above 0", "leave the source out")
+        weight = self.weight
+        require(weight is None or weight > 0, "dialogue source.weight", weight, "a number above 0", "leave it out")
 
     @property
     def name(self) -> str:
@@ -83,6 +84,7 @@ class DialogueSettings:
         for name, least in (("sequence_length", 2), ("batch_size", 1), ("most_answers", 2), ("prefetch", 1)):
             value = getattr(self, name)
             require(value >= least, f"dialogue.{name}", value, f"{least} or more", f"use {least}")
+        check_weights("dialogue.train", self.train)
         require(0 <= self.prompt_weight <= 1, "dialogue.prompt_weight", self.prompt_weight, "0 to 1", "use 0")
 
     @property

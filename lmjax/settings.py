@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
-from lmjax.fields import check_fraction, check_positive, check_types
+from lmjax.fields import check_fraction, check_positive, check_types, check_weights
 
 BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
 
@@ -51,12 +51,13 @@ class SourceSettings:
     documents: Literal["file", "line", "paragraph"] = "file"  # what one document is in plain text
     begin: float = 0.0  # the part of the source that is read, as fractions of its documents,
     end: float = 1.0  # or of its characters, cut at line ends, where the source is a single document
-    weight: float = 1.0  # of this source in a mixture
+    weight: float | None = None  # of this source in a mixture; where none has one, sources count by their tokens
     on_bad_record: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
         check_types("source", self)
-        require(self.weight > 0, "source.weight", self.weight, "a number above 0", "leave the source out instead")
+        fix = "leave the source out instead"
+        require(self.weight is None or self.weight > 0, "source.weight", self.weight, "a number above 0", fix)
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "source.begin, source.end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         needs_path = self.kind != "embedded"
@@ -86,6 +87,7 @@ class DataSettings:
         for name in ("train", "validation"):
             sources = getattr(self, name)
             require(bool(sources), f"data.{name}", sources, "at least one source", "add a SourceSettings")
+        check_weights("data.train", self.train)
         if self.ramp_from is None:
             fix = "set data.ramp_from too, or leave it out"
             require(self.ramp_tokens == 0, "data.ramp_tokens", self.ramp_tokens, "0 where nothing ramps", fix)
@@ -344,7 +346,7 @@ class EvaluationSettings:
     """Evaluation on the fixed validation set, and samples on the way."""
 
     every: int = 100  # steps; it is also done at the end
-    batches: int | None = None  # None means the whole validation set
+    batches: int | None = None  # evenly from every source, one of each at least; None means the whole validation set
     prompts: tuple[str, ...] = ()  # continued at each evaluation
     sample_tokens: int = 64
     temperature: float = 0.8
@@ -362,7 +364,7 @@ class CheckpointSettings:
     every: int = 500  # steps; the last step is always saved
     keep_last: int = 2
     keep_every: int | None = None  # steps whose multiples are kept for good
-    keep_best: int = 0  # of those that were evaluated
+    keep_best: int = 0  # by best_by: then every step that is saved is evaluated, too
     best_by: Literal["validation_loss", "validation_reward"] = "validation_loss"  # a low loss, or a high reward
     select_best: bool = False  # others load and start from the best one that was kept, and not from the last
 

@@ -161,12 +161,12 @@ def test_a_difference_names_each_field_and_both_values():
     new = dataclasses.replace(
         old,
         train=TrainSettings(steps=7),
-        data=DataSettings(train=(SourceSettings(weight=2.0), SourceSettings())),
+        data=DataSettings(train=(SourceSettings(weight=2.0), SourceSettings(weight=1.0))),
         log=LogSettings(profile=(1, 2)),
     )
     lines = difference(old, new)
     assert "train.steps: 1000 -> 7" in lines
-    assert "data.train.0.weight: 1.0 -> 2.0" in lines
+    assert "data.train.0.weight: '(absent)' -> 2.0" in lines
     assert "data.train.1.kind: '(absent)' -> 'embedded'" in lines
     assert "log.profile: None -> (1, 2)" in lines
     assert not any(line.startswith(("model", "optimizer", "data.train.0.path")) for line in lines)

@@ -7,7 +7,9 @@ state is kept: resuming, changing the number of processes and looking at a past 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,27 +19,28 @@ from lmjax.data.packing import Rows, pack
 from lmjax.data.permutation import Shuffle
 from lmjax.data.prefetch import prefetch
 from lmjax.data.ramp import BatchRamp, RampTable
+from lmjax.data.source_shares import mixture_weights
 from lmjax.data.token_shards import TokenShards
 from lmjax.errors import UserError
 from lmjax.settings import DataSettings
 
-__all__ = ["Loader", "RowLoader", "ValidationBatches", "prefetch", "validation_batches"]
+__all__ = ["Loader", "RowLoader", "ValidationBatches", "dealt", "prefetch", "validation_batches"]
 
 
 class RowLoader:
-    """The training batches of a weighted mixture of sources, each given as rows of whatever kind.
+    """The training batches of a mixture of sources, each given as rows of whatever kind; None of weights: by its rows.
 
     rows_per_epoch, dropped_tokens: per source, the rows of one epoch, and the tokens at its end that are in none.
     """
 
-    def __init__(self, sources: Sequence[Rows], weights: Sequence[float], settings: DataSettings) -> None:
+    def __init__(self, sources: Sequence[Rows], weights: Sequence[float | None], settings: DataSettings) -> None:
         if len(sources) != len(weights):
             raise ValueError(f"{len(sources)} sources and {len(weights)} weights")
         self.settings = settings
         self._sources = list(sources)
-        self._mixture = Mixture(weights)
         self._ramp = BatchRamp(settings)
         self.rows_per_epoch = [len(rows) for rows in self._sources]
+        self._mixture = Mixture(mixture_weights(weights, self.rows_per_epoch))
         self._sizes = np.array(self.rows_per_epoch, np.int64)
         self._shuffle = Shuffle(self.rows_per_epoch, settings.seed) if settings.shuffle else None
         self.dropped_tokens = [rows.dropped_tokens for rows in self._sources]
@@ -83,22 +86,24 @@ class RowLoader:
 class Loader(RowLoader):
     """The training batches of token shards, packed as the settings say."""
 
-    def __init__(self, shards: Sequence[TokenShards], weights: Sequence[float], settings: DataSettings) -> None:
+    def __init__(self, shards: Sequence[TokenShards], weights: Sequence[float | None], settings: DataSettings) -> None:
         """Raises UserError where a source is shorter than one row, or the sources differ in tokenizer."""
         _check_one_tokenizer(shards)
         super().__init__([pack(source, settings, keep_rest=False) for source in shards], weights, settings)
 
 
 class ValidationBatches:
-    """A fixed validation set: every row once, source after source, the last batch filled up with rows of weight 0."""
+    """A fixed validation set: every row once, source after source; the last batch of each is filled up with rows of
+    weight 0."""
 
     def __init__(self, sources: Sequence[Rows], length: int, batch_size: int) -> None:
         self.batch_size, self.length = batch_size, length
         self._sources = list(sources)
-        self._first_rows = np.cumsum([0, *(len(rows) for rows in self._sources)])
+        counts = [math.ceil(len(rows) / batch_size) for rows in self._sources]
+        self._first_batches = np.cumsum([0, *counts]).tolist()
 
     def __len__(self) -> int:
-        return math.ceil(self._first_rows[-1] / self.batch_size)
+        return self._first_batches[-1]
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch_at(index)
@@ -106,16 +111,36 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch_at, range(len(self)))
 
+    def dealt(self, most: int | None) -> list[range]:
+        """The batches of each source that an evaluation of `most` batches reads: see `dealt`."""
+        firsts = self._first_batches
+        counts = dealt([last - first for first, last in pairwise(firsts)], most)
+        return [range(first, first + count) for first, count in zip(firsts, counts, strict=False)]
+
     def batch_at(self, index: int, rows: slice | None = None) -> Batch:
         """Batch `index`, or those of its rows that `rows` selects, [rows, T] per field."""
         if not 0 <= index < len(self):
             raise IndexError(f"validation batch {index} of {len(self)}")
-        numbers = np.arange(index * self.batch_size, (index + 1) * self.batch_size, dtype=np.int64)[rows or slice(None)]
-        parts = []
-        for rows_of_source, first, last in zip(self._sources, self._first_rows, self._first_rows[1:], strict=False):
-            where = np.flatnonzero((first <= numbers) & (numbers < last))
-            parts.append((where, rows_of_source.batch(numbers[where] - first)))
-        return _interleaved(parts, len(numbers))
+        source = bisect_right(self._first_batches, index) - 1
+        first = (index - self._first_batches[source]) * self.batch_size
+        numbers = np.arange(first, first + self.batch_size, dtype=np.int64)[rows or slice(None)]
+        where = np.flatnonzero(numbers < len(self._sources[source]))
+        return _interleaved([(where, self._sources[source].batch(numbers[where]))], len(numbers))
+
+
+def dealt(batches: Sequence[int], most: int | None) -> list[int]:
+    """How many of its batches each source gives to an evaluation of `most`, dealt out in turn; None takes all.
+
+    Every source gives at least one, also where there are more sources than `most`.
+    """
+    if most is None:
+        return list(batches)
+    most = max(most, sum(count > 0 for count in batches))
+    level = max((n for n in range(most + 1) if sum(min(count, n) for count in batches) <= most), default=0)
+    given = [min(count, level) for count in batches]
+    for source, count in enumerate(batches):
+        given[source] += count > level and sum(given) < most
+    return given
 
 
 def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, batch_size: int) -> ValidationBatches:

@@ -64,7 +64,8 @@ def _whole_shares(weights: Sequence[float]) -> list[int]:
         if count == 0:
             raise UserError(
                 f"data.train[{source}].weight = {weights[source]!r}: expected at least 1/{LONGEST_PERIOD} of the sum "
-                f"of the weights {list(weights)}; raise it, or leave the source out"
+                f"of the weights {list(weights)} (of the rows, where no source has a weight); raise it, or leave the "
+                "source out"
             )
     return rows
 

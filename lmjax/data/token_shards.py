@@ -43,7 +43,7 @@ class Manifest:
     shard_tokens: int
     tokens: int
     documents: int
-    text_bytes: int  # of the documents in UTF-8, for bits per byte
+    text_bytes: int  # of the documents in UTF-8
     skipped: int  # bad records
     skipped_examples: tuple[str, ...]  # the first few, with file and line
     empty: int  # documents without a character, which are left out
@@ -77,7 +77,7 @@ class Manifest:
 class TokenShards:
     """The tokens of a folder, or of a part of its documents, memory-mapped and read by position.
 
-    tokens: how many there are; len: how many documents; text_bytes: UTF-8 bytes of their text.
+    tokens: how many there are; len: how many documents.
     """
 
     def __init__(self, folder: Path | str, tokenizer: str | None = None) -> None:
@@ -94,7 +94,7 @@ class TokenShards:
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self._shards = [_map(self.folder / file.name, dtype) for file in manifest.files[:-1]]
         index = _map(self.folder / DOCUMENTS, np.dtype("<i8")).reshape(2, -1)
-        self._starts, self._text_starts = index
+        self._starts = index[0]
         self.begin, self.end = 0, manifest.tokens  # the tokens of the folder that belong to this part
 
     @property
@@ -108,13 +108,6 @@ class TokenShards:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @property
-    def text_bytes(self) -> int:
-        if len(self) == 1:  # of a part of one document only the share of the tokens is known
-            share = self.tokens / int(self._starts[1] - self._starts[0])
-            return round(share * int(self._text_starts[1] - self._text_starts[0]))
-        return int(self._text_starts[-1] - self._text_starts[0])
-
     def part(self, begin: float, end: float) -> TokenShards:
         """The shards from one fraction of the documents to another, or of the tokens of a single document."""
         part = copy.copy(self)
@@ -123,7 +116,7 @@ class TokenShards:
             part.end = self.begin + round(self.tokens * end)
         else:
             first, last = round(len(self) * begin), round(len(self) * end)
-            part._starts, part._text_starts = self._starts[first : last + 1], self._text_starts[first : last + 1]
+            part._starts = self._starts[first : last + 1]
             part.begin, part.end = int(part._starts[0]), int(part._starts[-1])
         if part.tokens == 0:
             raise UserError(

@@ -35,6 +35,7 @@ class Tokenizer(Protocol):
     kind: str
     vocab_size: int  # ids are 0 to vocab_size - 1
     eos_id: int  # separates documents; decodes to nothing
+    lossless: bool  # every text can be told from its ids: none is changed, shortened or encoded as unknown
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -44,6 +45,13 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text: exactly the one encoded for byte, bpe, and SentencePiece trained here with byte fallback."""
+        ...
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """Bytes of UTF-8 text that each id stands for, int64 [vocab_size]; None where that is not a matter of the id.
+
+        Of a text's ids they add up to the text's bytes. The end of a text has none.
+        """
         ...
 
     def save(self, folder: Path) -> None:

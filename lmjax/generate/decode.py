@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
 from lmjax.generate.sampling import EXCLUDED, SamplingSettings, draw, penalise_repetition
 from lmjax.model.gpt import unstack_layers
 from lmjax.model.language_model import Cache, LanguageModel
@@ -139,8 +139,9 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: SamplingSettings = SamplingSettings(),
+    between: Callable[[], None] | None = None,
 ) -> list[Completion]:
-    """Continues each prompt. An empty one starts after an end-of-text token.
+    """Continues each prompt. An empty one starts after an end-of-text token. `between` is called every few tokens.
 
     A row ends at the end-of-text token, before a stop string, after `settings.max_tokens`, or where the model's
     context ends. Raises UserError for a prompt that fills the context.
@@ -151,8 +152,10 @@ def generate(
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     decoding = begin(model, params, tokenizer, ids, settings)
     static, vocab = compiled_settings(settings), tokenizer.vocab_size
-    stride = STOP_CHECK if settings.stop else settings.max_tokens
+    stride = STOP_CHECK if settings.stop or between is not None else settings.max_tokens
     for _ in range(0, settings.max_tokens, stride):
+        if between is not None:
+            between()
         decoding = advance(model, params, decoding, jnp.int32(stride), settings=static, vocab=vocab)
         done = np.asarray(decoding.done)
         if settings.stop:
@@ -165,6 +168,17 @@ def generate(
         _completion(tokenizer, prompt, settings, *(array[:count] for array in arrays))
         for prompt, count, *arrays in zip(ids, *jax.device_get(fields), strict=True)
     ]
+
+
+def check_prompts(field: str, prompts: Sequence[str], tokenizer: Tokenizer, context: int) -> None:
+    """Raises UserError, naming the field, for a prompt that leaves no room in the context to go on."""
+    for number, prompt in enumerate(prompts):
+        length = len(prompt_ids(tokenizer, prompt))
+        if length >= context:
+            raise UserError(
+                f"{field}[{number}] = {shortened(prompt)}: {length} tokens, expected fewer than the model's context of "
+                f"{context}; shorten it"
+            )
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

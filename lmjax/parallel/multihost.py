@@ -133,10 +133,13 @@ def first_before_others(name: str) -> Iterator[None]:
         barrier(name)
 
 
-def agreed_to_stop(step: int) -> bool:
-    """Whether some process was sent SIGTERM and this is the step after which all of them save and stop."""
+def agreed_to_stop(place: int) -> bool:
+    """Whether some process was sent SIGTERM and this is the place where all of them save and stop.
+
+    Places are counted from 1, one after the other: JAX agrees on the first that no process has come to.
+    """
     if jax.process_count() == 1:
         return False
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.reached_preemption_sync_point(step))
+    return bool(multihost_utils.reached_preemption_sync_point(place))

@@ -254,6 +254,16 @@ def sources_seen(run: RunRecord) -> Rows:
     return [(source.path or source.kind, decimals(share, 3)) for source, share in seen if share is not None]
 
 
+def validation_by_source(run: RunRecord) -> Rows:
+    """The newest numbers of each source of a validation set that has several."""
+    loss = Told("validation_loss", "loss", decimals)
+    return [
+        (f"{number.label}, {source}", number.write(value))
+        for number in (loss, *HELD_OUT)
+        for source, value in run.of_sources(number.metric).items()
+    ]
+
+
 def model_counts(run: RunRecord) -> Rows:
     """Parameters and FLOPs."""
     counts = run.counts

@@ -130,6 +130,11 @@ class RunRecord:
         _, values = self._numbers.get(name, ((), ()))
         return float(values[-1]) if values else None
 
+    def of_sources(self, name: str) -> dict[str, float]:
+        """The newest value of a number that the log tells for each of several sources, by their names."""
+        found = [column.partition("/") for column in self._numbers]
+        return {source: self._numbers[f"{name}/{source}"][1][-1] for own, _, source in found if own == name and source}
+
     @property
     def training_loss(self) -> str:
         """The name of the training curve: cross-entropy, which validation measures too, where the log holds it."""

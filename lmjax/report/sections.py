@@ -23,7 +23,15 @@ from lmjax.report.parts import (
     table,
     tiles,
 )
-from lmjax.report.quantities import HELD_OUT, last_training, model_counts, sources_seen, tiles_of, told
+from lmjax.report.quantities import (
+    HELD_OUT,
+    last_training,
+    model_counts,
+    sources_seen,
+    tiles_of,
+    told,
+    validation_by_source,
+)
 from lmjax.report.reading import RunRecord
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest
@@ -166,7 +174,7 @@ def numbers(run: RunRecord) -> Html:
     lists: list[tuple[str, Rows]] = [("Model", model_counts(run))]
     if run.lines:
         lists += [("Training", _training(run)), ("Validation", _validation(run)), ("Speed", _speed(run))]
-        lists += [("Epochs by source", sources_seen(run))]
+        lists += [("Validation by source", validation_by_source(run)), ("Epochs by source", sources_seen(run))]
     return section("Numbers", groups(lists))
 
 

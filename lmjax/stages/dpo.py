@@ -10,6 +10,7 @@ import jax
 
 from lmjax.data.batch import Batch
 from lmjax.data.dialogue_rows import RANKS
+from lmjax.data.source_shares import source_names
 from lmjax.model.count import count
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import DPO
@@ -17,23 +18,22 @@ from lmjax.stages.going_on import (
     check_lengths,
     check_sources,
     loader_of,
-    mean_of,
     mesh_for,
     open_dialogue,
     placed,
     planned_steps,
+    say_shares,
     sums_over,
-    validation_of,
     with_dropout,
 )
 from lmjax.stages.start import open_start
 from lmjax.stages.steps import dpo_step
-from lmjax.stages.texts import write_samples
-from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.stages.texts import samples_asked, write_samples
+from lmjax.stages.training import EvaluationLines, Outcome, Training, train
+from lmjax.stages.validation import Sums, mean_of, values_of
+from lmjax.training.evaluated import VALIDATION_LOSS
 from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.step import make_eval_step
 from lmjax.training.stop import StopRequest
@@ -61,14 +61,16 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
 
     reading = compile_reading(read, mesh, abstract.params, reference)
 
-    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        template = dialogue.template
-        write_samples(model, state.params, start.tokenizer, recipe.evaluation, template, recorder, done)
-        if not held_out:
-            return {}
-        validation, most = validation_of(held_out, dialogue), recipe.evaluation.batches
-        sums = sums_over(lambda params, batch: reading(params, reference, batch), state.params, validation, mesh, most)
-        return {VALIDATION_LOSS: mean_of(sums["loss"]), "validation_accuracy": mean_of(sums["accuracy"])}
+    most, names = recipe.evaluation.batches, source_names(dialogue.validation)
+    prompts = samples_asked(recipe.evaluation, dialogue.template, start.tokenizer, settings.context)
+
+    def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
+        def beside(params: Any, batch: Batch) -> Sums:
+            return reading(params, reference, batch)
+
+        sums = sums_over(beside, state.params, held_out, dialogue, mesh, most, stop)
+        write_samples(model, state.params, start.tokenizer, recipe.evaluation, prompts, lines, done, stop)
+        return values_of(names, sums, _summary) if held_out else {}
 
     def fresh() -> TrainState:
         return jax.jit(lambda params: TrainState.create(params, optimizer), out_shardings=shardings_of(abstract))(
@@ -76,6 +78,7 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         )
 
     loader = loader_of(rows, dialogue)
+    say_shares(dialogue.train, loader, steps, display)
     tokens = dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1]
     training = Training(
         recipe=recipe,
@@ -93,3 +96,7 @@ def dpo(recipe: DPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     )
     state = train(training, workdir, start.tokenizer_folder, stop, display)
     return Outcome(state, steps, settings, dialogue.sequence_length)
+
+
+def _summary(sums: Sums) -> Values:
+    return {VALIDATION_LOSS: mean_of(sums["loss"]), "validation_accuracy": mean_of(sums["accuracy"])}

@@ -19,20 +19,22 @@ from lmjax.data.dialogue_rows import open_sources
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.packing import Rows
 from lmjax.data.shards import TokenShards, open_shards
+from lmjax.data.source_shares import lines_of
 from lmjax.data.tokenizer import Tokenizer, tokenizer_fingerprint
 from lmjax.errors import require
-from lmjax.objective.weighted import Weighted, added_up
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import Schedule, make_schedule
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.parallel.rows import place_rows
 from lmjax.parallel.shardings import parameter_shardings, state_shardings
-from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
+from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel, check_best
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import ModelSettings, OptimizerSettings, SourceSettings
 from lmjax.stages.start import Start, source_beside
+from lmjax.stages.validation import Sums, sums_by_source
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.state import TrainState
+from lmjax.training.stop import StopRequest
 
 Stage = SFT | RewardModel | DPO | PPO
 
@@ -90,7 +92,7 @@ def open_dialogue(
 
 
 def loader_of(rows: Sequence[Rows], dialogue: DialogueSettings, batch_size: int | None = None) -> RowLoader:
-    """The training batches of a stage's sources, mixed by their weights."""
+    """The training batches of a stage's sources, mixed by their weights, or else by their rows."""
     weights = [source.weight for source in dialogue.train]
     loading = dialogue.loading
     if batch_size is not None:
@@ -98,8 +100,27 @@ def loader_of(rows: Sequence[Rows], dialogue: DialogueSettings, batch_size: int 
     return RowLoader(rows, weights, loading)
 
 
-def validation_of(rows: Sequence[Rows], dialogue: DialogueSettings) -> ValidationBatches:
-    return ValidationBatches(rows, dialogue.sequence_length, dialogue.batch_size)
+def say_shares(
+    sources: Sequence[DialogueSourceSettings], loader: RowLoader, steps: int, display: ProgressDisplay
+) -> None:
+    """Says how much of each source of dialogue the stage reads; they come first among those of the loader."""
+    count = len(sources)
+    for line in lines_of(sources, loader.rows_per_epoch[:count], loader.epochs_at(steps)[:count], "rows"):
+        display.say(line)
+
+
+def say_mix(
+    sources: Sequence[SourceSettings],
+    texts: Sequence[TokenShards],
+    loader: RowLoader,
+    steps: int,
+    display: ProgressDisplay,
+) -> None:
+    """Says how much of each pretraining text the stage reads; they come last among those of the loader."""
+    epochs = loader.epochs_at(steps)
+    epochs = epochs[len(epochs) - len(sources) :]
+    for line in lines_of(sources, [shards.tokens for shards in texts], epochs, "tokens"):
+        display.say(f"mix: {line}")
 
 
 def placed(batch_at: Callable[[int], Batch], mesh: Mesh) -> Callable[[int], Batch]:
@@ -123,9 +144,10 @@ def optimizer_of(
 
 
 def check_sources(recipe: Stage) -> None:
-    """Raises UserError where there is nothing to train on."""
+    """Raises UserError where there is nothing to train on, or nothing that tells which checkpoints are the best."""
     train = recipe.dialogue.train
     require(bool(train), "dialogue.train", train, "at least one source", "add a DialogueSourceSettings")
+    check_best(recipe)
 
 
 def abstract_of(create: Callable[[Any], TrainState], init: Callable[[jax.Array], Any], axes: Any, mesh: Mesh) -> Any:
@@ -135,27 +157,27 @@ def abstract_of(create: Callable[[Any], TrainState], init: Callable[[jax.Array],
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def open_mix(
-    sources: Sequence[SourceSettings], start: Start, workdir: Path, display: ProgressDisplay
-) -> list[TokenShards]:
+def open_mix(sources: Sequence[SourceSettings], start: Start, workdir: Path) -> list[TokenShards]:
     """Pretraining text in the start's tokens, kept in the workdir."""
     fingerprint = tokenizer_fingerprint(start.tokenizer)
     opened = []
     for number, source in enumerate(sources):
         folder = workdir / "tokens" / f"mix-{number}"
         opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint))
-        display.say(f"mix: {opened[-1].manifest.source_name}: {opened[-1].tokens:,} tokens")
     return opened
 
 
 def sums_over(
-    reading: Callable[..., dict[str, Weighted]], params: Any, batches: ValidationBatches, mesh: Mesh, most: int | None
-) -> dict[str, Weighted]:
-    """What `reading` gives of a validation set, added up over its batches (the first `most`, where that is set)."""
-    first = range(min(len(batches), most or len(batches)))
-    return added_up(reading(params, place_rows(batches.batch_at(index), mesh)) for index in first)
-
-
-def mean_of(pair: Weighted) -> float:
-    """The mean, on the host; NaN where there is nothing to average."""
-    return float(pair.sum) / float(pair.weight) if pair.weight else math.nan
+    reading: Callable[..., Sums],
+    params: Any,
+    rows: Sequence[Rows],
+    dialogue: DialogueSettings,
+    mesh: Mesh,
+    most: int | None,
+    stop: StopRequest,
+) -> list[Sums]:
+    """What `reading` gives of each source of a validation set: see stages/validation.py."""
+    batches = ValidationBatches(rows, dialogue.sequence_length, dialogue.batch_size)
+    return sums_by_source(
+        lambda number: reading(params, place_rows(batches.batch_at(number), mesh)), batches, most, stop
+    )

@@ -6,6 +6,7 @@ same at every evaluation, so that its values can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,25 @@ from lmjax.stages.going_on import open_dialogue
 from lmjax.stages.ppo_evaluation import PromptSet
 from lmjax.stages.start import Start, abstract_on, open_reward_model
 from lmjax.stages.steps import platform_of
+from lmjax.stages.validation import by_source
+from lmjax.training.evaluated import VALIDATION_REWARD
+from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
+from lmjax.training.stop import StopRequest
 
 
 class Judge:
     """Call it with the policy's parameters. Answers are at most evaluation.sample_tokens long."""
 
     def __init__(
-        self, recipe: SFT, start: Start, policy: LanguageModel, mesh: Mesh, workdir: Path, display: ProgressDisplay
+        self,
+        recipe: SFT,
+        start: Start,
+        policy: LanguageModel,
+        mesh: Mesh,
+        workdir: Path,
+        display: ProgressDisplay,
+        stop: StopRequest,
     ) -> None:
         """Raises UserError where the judge is no reward model, has another tokenizer, or too short a context."""
         dialogue, self._tokens = recipe.dialogue, recipe.evaluation.sample_tokens
@@ -47,19 +59,27 @@ class Judge:
         self._params = judge.reward_model(abstract_on(reward, mesh))
         self._roll = jax.jit(on_mesh(self._rolled, mesh), out_shardings=row_sharding(mesh))
         self._score = jax.jit(on_mesh(reward.scores, mesh), out_shardings=row_sharding(mesh))
-        self._most = recipe.evaluation.batches
+        self._most, self._stop = recipe.evaluation.batches, stop
 
-    def __call__(self, params: Any) -> float:
-        """The mean score over the prompts, of the first evaluation.batches batches where that is set."""
-        total = len(self._prompts)
-        used = min(total, (self._most or total) * self._size)
-        scores = []
-        for begin in range(0, used, self._size):
-            numbers = np.arange(begin, begin + self._size) % total  # one shape; what is repeated is not used
-            rollout = self._roll(params, place_rows(self._prompts.batch(numbers), self._mesh), np.int32(begin))
-            found = np.asarray(jax.device_get(self._score(self._params, rollout.rows)))
-            scores.append(found[: min(self._size, used - begin)])
-        return float(np.concatenate(scores).mean())
+    def values(self, names: Sequence[str], params: Any) -> Values:
+        """The mean score over all prompts, and over those of each source where there are several."""
+        scores = self(params)
+        whole = {VALIDATION_REWARD: float(np.concatenate(scores).mean())}
+        return whole | by_source(names, [{VALIDATION_REWARD: float(own.mean())} for own in scores])
+
+    def __call__(self, params: Any) -> list[np.ndarray]:
+        """The scores of the answers to each source's prompts, as many batches as evaluation.batches says.
+
+        Raises Interrupted between two batches where a stop is asked for.
+        """
+        return [
+            np.concatenate([self._scores(params, *batch) for batch in source])
+            for source in self._prompts.read_by_source(self._size, self._most, self._stop)
+        ]
+
+    def _scores(self, params: Any, numbers: np.ndarray, used: int) -> np.ndarray:
+        rollout = self._roll(params, place_rows(self._prompts.batch(numbers), self._mesh), np.int32(numbers[0]))
+        return np.asarray(jax.device_get(self._score(self._params, rollout.rows)))[:used]
 
     def _rolled(self, params: Any, batch: Batch, begin: jax.Array) -> Rollout:
         key = jax.random.fold_in(jax.random.key(0), begin)

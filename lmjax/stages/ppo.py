@@ -34,12 +34,14 @@ from lmjax.stages.going_on import (
     open_dialogue,
     open_mix,
     planned_steps,
+    say_mix,
+    say_shares,
     with_dropout,
 )
 from lmjax.stages.ppo_evaluation import PolicyEvaluation, PromptSet
 from lmjax.stages.start import Start, abstract_on, open_reference, open_reward_model, open_start
 from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
-from lmjax.stages.texts import response_texts
+from lmjax.stages.texts import response_texts, samples_asked
 from lmjax.stages.training import Outcome, Training, train
 from lmjax.training.loop import Metrics
 from lmjax.training.progress import ProgressDisplay
@@ -106,8 +108,10 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         score=score,
         divergence=lambda state, rollout: phases.divergence(state, reference, rollout),
         gold=gold,
+        samples=samples_asked(recipe.evaluation, recipe.dialogue.template, start.tokenizer, start.settings.context),
+        stop=stop,
     )
-    batch_at = _batches(recipe, prompts, learner, start, workdir, mesh, display)
+    batch_at = _batches(recipe, prompts, learner, start, workdir, mesh, display, steps)
     responses = recipe.dialogue.batch_size * learner.ppo.group
     row = recipe.dialogue.sequence_length + learner.ppo.response_tokens
     tokens = responses * row
@@ -193,16 +197,19 @@ def _batches(
     workdir: Path,
     mesh: Mesh,
     display: ProgressDisplay,
+    steps: int,
 ) -> Callable[[int], Batch]:
     """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
     loader = loader_of([prompts.of_source(number) for number in range(len(recipe.dialogue.train))], recipe.dialogue)
+    say_shares(recipe.dialogue.train, loader, steps, display)
     mix: Loader | None = None
     if recipe.mix:
-        texts = open_mix(recipe.mix, start, workdir, display)
+        texts = open_mix(recipe.mix, start, workdir)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
         size = episodes * learner.ppo.mix_rows
         data = DataSettings(sequence_length=recipe.mix_length, batch_size=size, seed=recipe.train.seed)
         mix = Loader(texts, [source.weight for source in recipe.mix], data)
+        say_mix(recipe.mix, texts, mix, steps, display)
 
     def batch_at(step: int) -> Batch:
         batch = loader.batch_at(step)

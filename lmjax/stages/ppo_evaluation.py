@@ -7,9 +7,9 @@ gives numbers and records samples. Its draws are the same at every evaluation, s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,9 @@ from jax.sharding import Mesh
 from lmjax.data.batch import Batch
 from lmjax.data.dialogue import Prompt
 from lmjax.data.dialogue_rows import RECORD
+from lmjax.data.loader import dealt
 from lmjax.data.packing import Rows
+from lmjax.data.source_shares import source_names
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.rows import place_rows
 from lmjax.rlhf.ppo import POLICY
@@ -27,13 +29,22 @@ from lmjax.rlhf.rollout import Rollout
 from lmjax.rlhf_recipes import PPO
 from lmjax.stages.start import Start
 from lmjax.stages.texts import prompt_text, response_texts, write_samples
+from lmjax.stages.training import EvaluationLines
+from lmjax.stages.validation import by_source
 from lmjax.training.loop import Values
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
+from lmjax.training.stop import StopRequest
 
 SHOWN = 4  # responses of an evaluation that are recorded
 
 Scorer = Callable[[Rollout, Sequence[str]], Any]
+
+
+class Numbered(NamedTuple):
+    """The numbers of a batch's prompts, int64 [B], of which the first `used` count."""
+
+    numbers: np.ndarray
+    used: int
 
 
 class PromptSet:
@@ -57,6 +68,22 @@ class PromptSet:
             for name, array in part.items():
                 out.setdefault(name, np.zeros((len(numbers), *array.shape[1:]), array.dtype))[here] = array
         return out | {RECORD: numbers[:, None].astype(np.int32)}
+
+    def read_by_source(self, size: int, most: int | None, stop: StopRequest) -> Iterator[Iterator[Numbered]]:
+        """For each source its batches of `size` prompts that an evaluation of `most` batches reads: data/loader.py.
+
+        The last batch of a source goes on with prompts that are not used, so that all have one shape. Raises
+        Interrupted where a stop is asked for.
+        """
+        counts = np.diff(self._firsts)
+        batches = dealt([-(-count // size) for count in counts.tolist()], most)
+
+        def read(first: int, count: int, own: int) -> Iterator[Numbered]:
+            for begin in range(0, own * size, size):
+                stop.check()
+                yield Numbered(first + np.arange(begin, begin + size) % count, min(size, count - begin))
+
+        return (read(*each) for each in zip(self._firsts.tolist(), counts.tolist(), batches, strict=False))
 
     def of_source(self, source: int) -> Rows:
         """The rows of one source, numbered among all."""
@@ -100,24 +127,28 @@ class PolicyEvaluation:
     score: Scorer
     divergence: Callable[[TrainState, Rollout], Any]
     gold: RewardFunction | None
+    samples: Sequence[str]  # what is continued at each evaluation
+    stop: StopRequest
 
-    def __call__(self, state: TrainState, done: int, recorder: Recorder) -> Values:
-        recipe = self.recipe
-        template, own = recipe.dialogue.template, state.params[POLICY]
-        write_samples(self.policy, own, self.start.tokenizer, recipe.evaluation, template, recorder, done)
-        size, total = recipe.dialogue.batch_size, len(self.prompts)
-        if not total:
+    def __call__(self, state: TrainState, done: int, lines: EvaluationLines) -> Values:
+        """Raises Interrupted between two batches where a stop is asked for."""
+        recipe, own, tokenizer = self.recipe, state.params[POLICY], self.start.tokenizer
+        write_samples(self.policy, own, tokenizer, recipe.evaluation, self.samples, lines, done, self.stop)
+        index, found = 0, []
+        for source in self.prompts.read_by_source(recipe.dialogue.batch_size, recipe.evaluation.batches, self.stop):
+            of_source: list[dict[str, np.ndarray]] = []
+            for numbers, used in source:
+                values, asked, texts = self._batch(state, numbers, index)
+                of_source.append({name: array[: used * recipe.ppo.group] for name, array in values.items()})
+                if index == 0:
+                    _write_responses(of_source[0], asked, texts, recipe.ppo.group, lines, done)
+                index += 1
+            found.append(of_source)
+        if not found:
             return {}
-        batches = -(-total // size)
-        found: list[dict[str, np.ndarray]] = []
-        for index in range(min(batches, recipe.evaluation.batches or batches)):
-            numbers = np.arange(index * size, (index + 1) * size)
-            used = min(size, total - index * size) * recipe.ppo.group  # the rest of the last batch is repeated prompts
-            values, asked, texts = self._batch(state, numbers % total, index)
-            found.append({name: array[:used] for name, array in values.items()})
-            if index == 0:
-                _write_responses(found[0], asked, texts, recipe.ppo.group, recorder, done)
-        return {f"validation_{name}": float(np.concatenate([f[name] for f in found]).mean()) for name in found[0]}
+        names = source_names(recipe.dialogue.validation)
+        whole = [batch for of_source in found for batch in of_source]
+        return _means(whole) | by_source(names, [_means(of_source) for of_source in found])
 
     def _batch(
         self, state: TrainState, numbers: np.ndarray, index: int
@@ -136,15 +167,21 @@ class PolicyEvaluation:
         return fetched | {"length": mask.sum(axis=1), "finished": finished}, asked, texts
 
 
+def _means(batches: Sequence[dict[str, np.ndarray]]) -> Values:
+    """Over all responses of the batches."""
+    names = batches[0]
+    return {f"validation_{name}": float(np.concatenate([b[name] for b in batches]).mean()) for name in names}
+
+
 def _write_responses(
     values: dict[str, np.ndarray],
     asked: Sequence[str],
     texts: Sequence[str],
     group: int,
-    recorder: Recorder,
+    lines: EvaluationLines,
     done: int,
 ) -> None:
     """Records the first response to each of the first prompts, and what it was worth."""
     for row in range(0, min(SHOWN * group, len(values["reward"])), group):
         worth = {f"sample_{name}": float(values[name][row]) for name in ("reward", "gold") if name in values}
-        recorder.write(done, {"prompt": asked[row], "sample": texts[row]} | worth)
+        lines.write(done, {"prompt": asked[row], "sample": texts[row]} | worth)

@@ -44,7 +44,8 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
     fingerprint = tokenizer_fingerprint(tokenizer)
 
     def shards(source: SourceSettings) -> TokenShards:
-        place = workdir / "tokens" / f"{source.kind}-{_digest(source, fingerprint)}"
+        own = dataclasses.replace(source, weight=1.0)  # of which the tokens do not depend; folders were named so
+        place = workdir / "tokens" / f"{source.kind}-{_digest(own, fingerprint)}"
         with display.counting(f"encoding {source.path or source.kind}") as report:
             opened = open_shards(source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report)
         note = f", {opened.manifest.skipped:,} bad records skipped" if opened.manifest.skipped else ""
@@ -95,7 +96,9 @@ def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> T
 
 def _trained_on(recipe: Recipe) -> tuple[Any, ...]:
     trains = recipe.tokenizer.kind != "byte" and not recipe.tokenizer.path
-    return recipe.data.train if trains else ()
+    sources = recipe.data.train if trains else ()
+    alone = len(sources) == 1  # a weight that mixes nothing is told as in older versions, which named folders so
+    return tuple(dataclasses.replace(source, weight=1.0) for source in sources) if alone else sources
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:

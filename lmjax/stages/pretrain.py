@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lmjax.data.batch import FIELD_DTYPES, TOKENS, Batch
+from lmjax.data.batch import FIELD_DTYPES, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.ramp import BatchRamp
-from lmjax.data.tokenizer import build_tokenizer
-from lmjax.generate.decode import SamplingSettings, generate
+from lmjax.data.source_shares import lines_of, source_names
+from lmjax.data.tokenizer import Tokenizer, build_tokenizer
+from lmjax.generate.decode import check_prompts
 from lmjax.model.count import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.language import language_loss
-from lmjax.objective.weighted import LossFunction, added_up
+from lmjax.objective.weighted import LossFunction, Weighted
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule, token_clock
 from lmjax.parallel import multihost
@@ -32,14 +35,17 @@ from lmjax.parallel.shardings import abstract_state, batch_sharding, init_state,
 from lmjax.recipe import Pretrain, flat, to_json
 from lmjax.settings import DataSettings, ModelSettings
 from lmjax.stages.prepare import Prepared, prepare
-from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.stages.texts import write_samples
+from lmjax.stages.training import EvaluationLines, Outcome, Training, train
+from lmjax.stages.validation import Sums, sums_by_source, values_of
+from lmjax.training.evaluated import VALIDATION_LOSS
 from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.step import Step, make_eval_step, make_train_step
 from lmjax.training.stop import StopRequest
+
+TEXT_BYTES = "text_bytes"  # among the sums of an evaluation
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,9 @@ def pretrain(
     check_mesh(dict(mesh.shape), settings, recipe.data, recipe.train.microbatches)
     parts = make_parts(recipe, settings, jax.default_backend(), vocab)
     loader = Loader(prepared.train, [source.weight for source in recipe.data.train], recipe.data)
+    sizes, read = [shards.tokens for shards in prepared.train], loader.epochs_at(recipe.train.steps)
+    for line in lines_of(recipe.data.train, sizes, read, "tokens"):
+        display.say(line)
     counted = count(settings, recipe.data.sequence_length)
     display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
     if jax.process_count() > 1 and recipe.evaluation.prompts:
@@ -137,7 +146,7 @@ def pretrain(
         tokens_in=lambda step: loader.batch_size_at(step) * recipe.data.sequence_length,
         prefetch=recipe.data.prefetch,
         flops_per_token=counted.flops_per_token,
-        evaluate=_evaluation(recipe, parts, abstract, mesh, prepared),
+        evaluate=_evaluation(recipe, parts, abstract, mesh, prepared, stop, display),
         read_so_far=lambda done: _epochs(loader, done),
     )
     state = train(training, workdir, prepared.tokenizer_folder, stop, display)
@@ -168,28 +177,60 @@ def _epochs(loader: Loader, done: int) -> Values:
 
 
 def _evaluation(
-    recipe: Pretrain, parts: Parts, abstract: TrainState, mesh: Mesh, prepared: Prepared
-) -> Callable[[TrainState, int, Recorder], Values]:
+    recipe: Pretrain,
+    parts: Parts,
+    abstract: TrainState,
+    mesh: Mesh,
+    prepared: Prepared,
+    stop: StopRequest,
+    display: ProgressDisplay,
+) -> Callable[[TrainState, int, EvaluationLines], Values]:
     """Loss, perplexity and bits per byte on the validation set, and a continuation of each prompt."""
-    settings = recipe.evaluation
+    settings, tokenizer = recipe.evaluation, prepared.tokenizer
     validation = validation_batches(prepared.validation, recipe.data, recipe.data.batch_size)
+    names = source_names(recipe.data.validation)
     step = jit_eval(make_eval_step(parts.loss_fn), abstract, mesh)
-    batches = min(len(validation), settings.batches or len(validation))
     batch = _placed(validation.batch_at, lambda _: validation.batch_size, recipe.data, mesh)
-    tokens_per_byte = sum(s.tokens for s in prepared.validation) / sum(s.text_bytes for s in prepared.validation)
-    sampling = SamplingSettings(max_tokens=settings.sample_tokens, temperature=settings.temperature)
     prompts = list(settings.prompts) if jax.process_count() == 1 else []  # `pretrain` says so
+    check_prompts("evaluation.prompts", prompts, tokenizer, parts.model.settings.context)
+    lengths = _byte_lengths(tokenizer, display)
 
-    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        sums = added_up(step(state.params, batch(i)) for i in range(batches))
-        loss = float(sums["cross_entropy"].mean())
-        completions = generate(parts.model, state.params, prepared.tokenizer, prompts, sampling)
-        for prompt, completion in zip(prompts, completions, strict=True):
-            recorder.write(done, {"prompt": prompt, "sample": completion.text})
-        return {
-            VALIDATION_LOSS: loss,
-            "validation_perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss * tokens_per_byte / math.log(2),
-        }
+    @functools.cache
+    def counted(number: int) -> Sums:
+        return {} if lengths is None else {TEXT_BYTES: _text_bytes(validation.batch_at(number), lengths)}
+
+    def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
+        def reading(number: int) -> Sums:
+            return step(state.params, batch(number)) | counted(number)
+
+        sums = sums_by_source(reading, validation, settings.batches, stop)
+        write_samples(parts.model, state.params, tokenizer, settings, prompts, lines, done, stop)
+        return values_of(names, sums, _quality)
 
     return evaluate
+
+
+def _quality(sums: Sums) -> Values:
+    """Of text that is predicted: the loss per token, its exponential and, where bytes were counted, bits per byte."""
+    loss = float(sums["cross_entropy"].mean())
+    values = {VALIDATION_LOSS: loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+    if TEXT_BYTES in sums:
+        count = int(sums[TEXT_BYTES].sum)
+        nats = float(sums["cross_entropy"].sum)
+        values |= {"bits_per_byte": nats / count / math.log(2)} if count else {}
+    return values
+
+
+def _byte_lengths(tokenizer: Tokenizer, display: ProgressDisplay) -> np.ndarray | None:
+    """The bytes that each token stands for; None, said aloud, where bits per byte would not be those of the text."""
+    lengths = tokenizer.byte_lengths() if tokenizer.lossless else None
+    if lengths is None:
+        lost = "it loses text" if not tokenizer.lossless else "its tokens do not tell how many bytes they stand for"
+        display.say(f"no bits per byte with this {tokenizer.kind} tokenizer: {lost}; the loss is told per token alone")
+    return lengths
+
+
+def _text_bytes(batch: Batch, lengths: np.ndarray) -> Weighted:
+    """The bytes of a batch's targets, those of no weight left out: a whole number, on the host."""
+    counted = batch[WEIGHTS] > 0
+    return Weighted(lengths[batch[TARGETS][counted]].sum(), counted.sum())

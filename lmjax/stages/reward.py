@@ -14,38 +14,39 @@ import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.data.dialogue_rows import RANKS
-from lmjax.data.loader import ValidationBatches
 from lmjax.data.packing import Rows
+from lmjax.data.source_shares import source_names
 from lmjax.errors import require
 from lmjax.model.count import count
 from lmjax.model.heads import SCALAR, TRUNK, ScalarModel
 from lmjax.objective.preference import answer_scores, present_answers
 from lmjax.objective.ranking import accuracy_by_size, calibration
-from lmjax.objective.weighted import Weighted
+from lmjax.objective.weighted import Weighted, added_up
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import RewardModel
 from lmjax.stages.going_on import (
     check_lengths,
     check_sources,
     loader_of,
-    mean_of,
     mesh_for,
     open_dialogue,
     placed,
     planned_steps,
+    say_shares,
     sums_over,
-    validation_of,
     with_dropout,
 )
 from lmjax.stages.start import open_start
 from lmjax.stages.steps import reward_step
-from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.checkpoint import VALIDATION_LOSS
+from lmjax.stages.training import EvaluationLines, Outcome, Training, train
+from lmjax.stages.validation import Sums, mean_of, values_of
+from lmjax.training.evaluated import VALIDATION_LOSS
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
+
+LABELERS_ACCURACY = "held_out_labelers_accuracy"
 
 
 def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
@@ -74,16 +75,19 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
     )
     scoring = compile_reading(lambda params, batch: _best_scores(model, params, batch), mesh, abstract.params)
 
-    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        def over(rows: Sequence[Rows]) -> dict[str, Weighted]:
-            return sums_over(reading, state.params, validation_of(rows, dialogue), mesh, recipe.evaluation.batches)
+    def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
+        def over(rows: Sequence[Rows]) -> list[Sums]:
+            return sums_over(reading, state.params, rows, dialogue, mesh, recipe.evaluation.batches, stop)
 
         values: Values = {}
         if held_out:
             sums = over(held_out)
-            recorder.write(done, {"calibration": calibration_table(sums)})
-            values |= summary_of(sums, most)
-        return values | ({"held_out_labelers_accuracy": mean_of(over(others)["accuracy"])} if others else {})
+            lines.write(done, {"calibration": calibration_table(added_up(sums))})
+            values |= values_of(source_names(dialogue.validation), sums, lambda own: summary_of(own, most))
+        if others:
+            names = source_names(recipe.held_out_labelers)
+            values |= values_of(names, over(others), lambda own: {LABELERS_ACCURACY: mean_of(own["accuracy"])})
+        return values
 
     def fresh() -> TrainState:
         trunk = start.language_model(abstract.params[TRUNK])
@@ -94,8 +98,8 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
         return jax.jit(create, out_shardings=shardings_of(abstract))(trunk)
 
     def finish(state: TrainState) -> TrainState:
-        batches = ValidationBatches(zero or rows, dialogue.sequence_length, dialogue.batch_size)
-        mean = mean_of(sums_over(scoring, state.params, batches, mesh, None)["score"])
+        sums = sums_over(scoring, state.params, zero or rows, dialogue, mesh, None, stop)
+        mean = mean_of(added_up(sums)["score"])
         finite = "finite scores of the demonstrations"
         require(math.isfinite(mean), "the reward model's last step", mean, finite, "lower optimizer.learning_rate")
         scalar = state.params[SCALAR]
@@ -104,6 +108,7 @@ def reward(recipe: RewardModel, workdir: Path, stop: StopRequest, display: Progr
         return dataclasses.replace(state, params=state.params | {SCALAR: shifted})
 
     loader = loader_of(rows, dialogue)
+    say_shares(dialogue.train, loader, steps, display)
     tokens = dialogue.batch_size * dialogue.sequence_length * loader.batch_at(0)[RANKS].shape[1]
     training = Training(
         recipe=recipe,

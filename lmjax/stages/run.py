@@ -163,7 +163,7 @@ def _finish(
             place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
         outcome = _trained(recipe, folder, stop, display, executable)
         done = int(jax.device_get(outcome.state.step))
-        if done < outcome.steps:
+        if done < outcome.steps or stop.left_off:
             saved = "stopped and saved at" if done else "stopped at"
             display.say(f"{saved} step {done} of {outcome.steps}; the same command goes on")
             return Result(folder, stop.signal, {})
@@ -208,7 +208,8 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "sample",
     )
     merged = {name: value for line in read_metrics(folder) for name, value in line.items()}
-    return {name: merged[name] for name in wanted if name in merged}
+    of_sources = [name for name in merged if "/" in name and name.partition("/")[0] in wanted]
+    return {name: merged[name] for name in (*wanted, *of_sources) if name in merged}
 
 
 def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path) -> None:
@@ -224,6 +225,11 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
     }
     parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
     display.say(f"final: {', '.join(parts)}")
+    told = {"validation_loss": "validation loss", "validation_reward": "reward"}
+    for name, value in summary.items():
+        quantity, _, source = name.partition("/")
+        if source and quantity in told:
+            display.say(f"{told[quantity]} of {source}: {value:.4f}")
     if "sample" in summary:
         display.say(f"sample: {summary['prompt']}{summary['sample']}")
     display.say(f"report: {written}")

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from lmjax.data.loader import RowLoader
-from lmjax.data.packing import pack
+from lmjax.data.packing import Rows, pack
+from lmjax.data.source_shares import mixture_weights, source_names
+from lmjax.data.token_shards import TokenShards
 from lmjax.model.count import count
 from lmjax.parallel.rows import compile_reading, shardings_of
 from lmjax.rlhf_recipes import SFT
 from lmjax.stages.going_on import (
     check_lengths,
     check_sources,
-    mean_of,
     mesh_for,
     open_dialogue,
     open_mix,
     placed,
     planned_steps,
+    say_mix,
+    say_shares,
     sums_over,
-    validation_of,
     with_dropout,
 )
 from lmjax.stages.judge import Judge
 from lmjax.stages.start import open_start
 from lmjax.stages.steps import sft_step
-from lmjax.stages.texts import write_samples
-from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.checkpoint import VALIDATION_LOSS, VALIDATION_REWARD
+from lmjax.stages.texts import samples_asked, write_samples
+from lmjax.stages.training import EvaluationLines, Outcome, Training, train
+from lmjax.stages.validation import Sums, mean_of, values_of
+from lmjax.training.evaluated import VALIDATION_LOSS
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.step import make_eval_step
 from lmjax.training.stop import StopRequest
@@ -51,27 +54,26 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     rows, _ = open_dialogue(dialogue.train, dialogue, start.tokenizer, "demonstration", workdir, display)
     held_out, _ = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "demonstration", workdir, display)
     steps = planned_steps(recipe, rows, dialogue.batch_size)
-    sources, weights = rows, [source.weight for source in dialogue.train]
-    if recipe.mix:
-        texts = open_mix(recipe.mix, start, workdir, display)
-        share = recipe.mix_share / (1.0 - recipe.mix_share) * sum(weights) / sum(s.weight for s in recipe.mix)
-        packed = [pack(shards, dialogue.loading, keep_rest=False) for shards in texts]
-        sources, weights = [*rows, *packed], [*weights, *(source.weight * share for source in recipe.mix)]
+    texts = open_mix(recipe.mix, start, workdir)
+    loader = _loader(recipe, rows, texts)
+    say_shares(dialogue.train, loader, steps, display)
+    say_mix(recipe.mix, texts, loader, steps, display)
 
     step = sft_step(recipe, settings, mesh, steps=steps, entries=start.tokenizer.vocab_size)
     model, optimizer, abstract = step.model, step.optimizer, step.abstract
     reading = compile_reading(make_eval_step(step.loss_of()), mesh, abstract.params)
 
-    judge = Judge(recipe, start, model, mesh, workdir, display) if recipe.judge else None
+    judge = Judge(recipe, start, model, mesh, workdir, display, stop) if recipe.judge else None
+    most, names = recipe.evaluation.batches, source_names(dialogue.validation)
+    prompts = samples_asked(recipe.evaluation, dialogue.template, start.tokenizer, settings.context)
 
-    def evaluate(state: TrainState, done: int, recorder: Recorder) -> Values:
-        template = dialogue.template
-        write_samples(model, state.params, start.tokenizer, recipe.evaluation, template, recorder, done)
+    def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
+        sums = sums_over(reading, state.params, held_out, dialogue, mesh, most, stop)
+        write_samples(model, state.params, start.tokenizer, recipe.evaluation, prompts, lines, done, stop)
         if not held_out:
             return {}
-        sums = sums_over(reading, state.params, validation_of(held_out, dialogue), mesh, recipe.evaluation.batches)
-        values = {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
-        return values | ({} if judge is None else {VALIDATION_REWARD: judge(state.params)})
+        values = values_of(names, sums, _summary)
+        return values | ({} if judge is None else judge.values(names, state.params))
 
     def fresh() -> TrainState:
         params = start.language_model(abstract.params)
@@ -88,7 +90,7 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         abstract=abstract,
         fresh=fresh,
         step=step.compiled,
-        batch_at=placed(RowLoader(sources, weights, dialogue.loading).batch_at, mesh),
+        batch_at=placed(loader.batch_at, mesh),
         tokens_in=lambda _: tokens,
         prefetch=recipe.dialogue.prefetch,
         flops_per_token=count(settings, dialogue.sequence_length).flops_per_token,
@@ -96,3 +98,17 @@ def sft(recipe: SFT, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     )
     state = train(training, workdir, start.tokenizer_folder, stop, display)
     return Outcome(state, steps, settings, dialogue.sequence_length)
+
+
+def _summary(sums: Sums) -> Values:
+    return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+
+
+def _loader(recipe: SFT, rows: Sequence[Rows], texts: Sequence[TokenShards]) -> RowLoader:
+    """The demonstrations and, behind them, the text that is mixed in; mix_share says how many of all rows it has."""
+    dialogue = recipe.dialogue
+    weights = mixture_weights([source.weight for source in dialogue.train], [len(each) for each in rows])
+    packed = [pack(shards, dialogue.loading, keep_rest=False) for shards in texts]
+    own = mixture_weights([source.weight for source in recipe.mix], [len(each) for each in packed])
+    share = recipe.mix_share / (1.0 - recipe.mix_share) * sum(weights) / (sum(own) or 1.0)
+    return RowLoader([*rows, *packed], [*weights, *(weight * share for weight in own)], dialogue.loading)

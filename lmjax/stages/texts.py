@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,13 +10,14 @@ import jax
 from lmjax.data.batch import TOKENS
 from lmjax.data.dialogue import Prompt, Turn, render
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.generate.decode import generate
+from lmjax.generate.decode import check_prompts, generate
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
 from lmjax.rlhf.rollout import Rollout
 from lmjax.rlhf_settings import TemplateSettings
 from lmjax.settings import EvaluationSettings
-from lmjax.training.record import Recorder
+from lmjax.stages.training import EvaluationLines
+from lmjax.training.stop import StopRequest
 
 
 def prompt_text(prompt: Prompt, template: TemplateSettings) -> str:
@@ -30,18 +32,31 @@ def response_texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(ids[live > 0].tolist()) for ids, live in zip(responses, mask, strict=True)]
 
 
+def samples_asked(
+    settings: EvaluationSettings, template: TemplateSettings, tokenizer: Tokenizer, context: int
+) -> list[str]:
+    """The evaluation's prompts, which are what a user says, as the policy reads them.
+
+    Raises UserError where one of them fills the model's context.
+    """
+    prompts = [prompt_text(Prompt((Turn("user", text),)), template) for text in settings.prompts]
+    check_prompts("evaluation.prompts", prompts, tokenizer, context)
+    return prompts
+
+
 def write_samples(
     model: LanguageModel,
     params: Any,
     tokenizer: Tokenizer,
     settings: EvaluationSettings,
-    template: TemplateSettings,
-    recorder: Recorder,
+    prompts: Sequence[str],
+    lines: EvaluationLines,
     done: int,
+    stop: StopRequest,
 ) -> None:
-    """Records an answer to each of the evaluation's prompts, which are what a user says."""
-    if settings.prompts:
-        prompts = [prompt_text(Prompt((Turn("user", text),)), template) for text in settings.prompts]
-        sampling = SamplingSettings(max_tokens=settings.sample_tokens, temperature=settings.temperature)
-        for prompt, answer in zip(prompts, generate(model, params, tokenizer, prompts, sampling), strict=True):
-            recorder.write(done, {"prompt": prompt, "sample": answer.text})
+    """Records a continuation of each prompt. Raises Interrupted where a stop is asked for."""
+    sampling = SamplingSettings(max_tokens=settings.sample_tokens, temperature=settings.temperature)
+    for prompt, answer in zip(
+        prompts, generate(model, params, tokenizer, prompts, sampling, between=stop.check), strict=True
+    ):
+        lines.write(done, {"prompt": prompt, "sample": answer.text})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,11 +18,11 @@ from lmjax.recipe import Pretrain, to_json
 from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.settings import ModelSettings
 from lmjax.training.checkpoint import Checkpointer
-from lmjax.training.loop import Job, Metrics, Values, fit
+from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.state import TrainState
-from lmjax.training.stop import StopRequest
+from lmjax.training.stop import Interrupted, StopRequest
 from lmjax.training.throughput import Meter
 
 TrainingRecipe = Pretrain | SFT | RewardModel | DPO | PPO
@@ -35,6 +36,16 @@ class Outcome:
     steps: int  # of the whole stage
     settings: ModelSettings
     sequence_length: int
+
+
+class EvaluationLines:
+    """What an evaluation adds to the record beside its numbers: samples and tables."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self.written.append(values)
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,9 @@ class Training:
     tokens_in: Callable[[int], int]  # tokens of the batch of a step
     prefetch: int
     flops_per_token: float
-    evaluate: Callable[[TrainState, int, Recorder], Values]
-    finish: Callable[[TrainState], TrainState] = lambda state: state  # of the state that the last step saves
+    evaluate: Callable[[TrainState, int, EvaluationLines], Values]  # Interrupted where a stop is asked for
+    finish: Callable[[TrainState], TrainState] | None = None  # of the state that the last step saves; done twice, it
+    # changes nothing more. Interrupted where a stop is asked for
     read_so_far: Callable[[int], Values] = lambda done: {}  # recorded beside a step's metrics
 
 
@@ -86,8 +98,17 @@ def train(
         display.start(recipe.name, training.steps, first)
         stack.callback(display.finish)
         job = _job(training, checkpointer, recorder, workdir, display)
-        if stop.signal is None and _owes_evaluation(recipe, recorder, first):
-            job.evaluate(state, first)
+        if stop.signal is None and owes_evaluation(recipe, recorder.kept, first, training.steps):
+            try:
+                if first == training.steps and training.finish is not None:
+                    state = training.finish(state)
+                    checkpointer.replace(state, first)
+                values = job.evaluate(state, first)
+            except Interrupted:  # the state is saved, or fresh
+                stop.left_off = True
+                return state
+            if first:
+                job.evaluated(first, values)
         return fit(job, state, stop)
 
 
@@ -97,15 +118,20 @@ def _job(
     recipe = training.recipe
 
     def evaluate(state: TrainState, done: int) -> Values:
-        values = training.evaluate(state, done, recorder)
+        lines = EvaluationLines()
+        values = training.evaluate(state, done, lines)
+        for line in lines.written:  # once the evaluation is whole: an interrupted one is done again
+            recorder.write(done, line)
         if values:
             recorder.write(done, values)
-            numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
-            display.say(f"step {done}: {numbers}")
+            display.say(f"step {done}: {', '.join(_described(*item) for item in values.items())}")
         return values
 
-    def save(state: TrainState, done: int, values: Values) -> None:
-        checkpointer.save(training.finish(state) if done == training.steps else state, done, values)
+    def save(state: TrainState, done: int) -> None:
+        if done == training.steps and training.finish is not None:
+            with suppress(Interrupted):  # `train` finishes what is saved here unfinished
+                state = training.finish(state)
+        checkpointer.save(state, done, {})
 
     return Job(
         steps=training.steps,
@@ -114,6 +140,7 @@ def _job(
         tokens_in=training.tokens_in,
         evaluate=evaluate,
         save=save,
+        evaluated=checkpointer.evaluated,
         record=lambda done, values: recorder.write(done, values | training.read_so_far(done)),
         show=display.update,
         meter=Meter(training.flops_per_token, jax.devices()[0].device_kind, training.mesh.devices.size),
@@ -126,11 +153,18 @@ def _job(
     )
 
 
-def _owes_evaluation(recipe: TrainingRecipe, recorder: Recorder, first: int) -> bool:
-    """Whether the run was stopped, which does not wait for an evaluation, after a step that has one.
+def owes_evaluation(recipe: TrainingRecipe, lines: Sequence[dict[str, Any]], done: int, steps: int) -> bool:
+    """Whether the state after so many of a run's `steps`, whose record is `lines`, is still to be evaluated.
 
-    A policy has one before its first iteration, too: of what it starts from.
+    A run that was stopped does not wait for an evaluation. A policy has one before its first iteration, too: of what it
+    starts from.
     """
-    due = first % recipe.evaluation.every == 0 and (first > 0 or isinstance(recipe, PPO))
-    evaluated = any(name.startswith("validation_") for line in recorder.kept if line["step"] == first for name in line)
-    return due and not evaluated
+    due = evaluation_due(recipe.evaluation, recipe.checkpoint, done, steps) and (done > 0 or isinstance(recipe, PPO))
+    names = {name for line in lines if line["step"] == done for name in line}
+    return due and not any(name.startswith("validation_") or name == "sample" for name in names)
+
+
+def _described(name: str, value: float) -> str:
+    """A number of an evaluation in words; behind a "/" is the source that it is of."""
+    quantity, of, source = name.partition("/")
+    return f"{quantity.replace('_', ' ')}{' of ' if of else ''}{source} {value:.4g}"

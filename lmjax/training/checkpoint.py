@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 import lmjax
 from lmjax.errors import UserError, clear_disk_errors, means_full_disk
 from lmjax.settings import CheckpointSettings
+from lmjax.training.evaluated import BestEvaluated, Evaluated, worth
 from lmjax.training.state import TrainState
 
 STATE, EXTRAS = "state", "extras"
-VALIDATION_LOSS, VALIDATION_REWARD = "validation_loss", "validation_reward"
-WORTH = {VALIDATION_LOSS: -1.0, VALIDATION_REWARD: 1.0}  # whether more of it is better
 
 
 class Checkpointer:
@@ -48,6 +46,7 @@ class Checkpointer:
         self._folder = folder
         self._report = report
         self._best_by = settings.best_by
+        self._evaluated: Evaluated | None = None
         self._extras = {
             "lmjax": lmjax.__version__,
             "recipe": recipe_json,
@@ -57,13 +56,11 @@ class Checkpointer:
         if settings.keep_every:
             keep.append(policies.EveryNSteps(settings.keep_every))
         if settings.keep_best:
-            keep.append(
-                policies.BestN(get_metric_fn=worth, n=settings.keep_best, keep_checkpoints_without_metrics=False)
-            )
+            self._evaluated = Evaluated(folder)
+            keep.append(BestEvaluated(self._evaluated, settings.keep_best))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=worth if settings.keep_best else None,  # without it the numbers are not written, and a resumed run
-            cleanup_tmp_directories=True,  # would not know which were the best
+            cleanup_tmp_directories=True,
         )
         for logger in ("absl", "asyncio"):  # the latter tells of a task that Orbax has lost whenever it is collected
             logging.getLogger(logger).addFilter(_not_told_otherwise)
@@ -81,14 +78,29 @@ class Checkpointer:
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """Starts writing a checkpoint; training goes on once the state has been copied to the host.
 
+        `metrics` are those that are known already: `evaluated` tells of later ones.
         Raises UserError when the disk is full, for this checkpoint or for the one before it.
         """
         arguments = ocp.args.Composite(
             **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
         )
-        known = {self._best_by: metrics[self._best_by]} if self._best_by in metrics else None
+        self.evaluated(step, metrics)
         with clear_disk_errors(self._folder):
-            self._manager.save(step, args=arguments, metrics=known, force=True)
+            self._manager.save(step, args=arguments, force=True)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Keeps the number by which the best checkpoints are told, of a step that was saved."""
+        if self._evaluated is not None:
+            known: dict[str, float] = {self._best_by: float(metrics[self._best_by])} if self._best_by in metrics else {}
+            with clear_disk_errors(self._folder):
+                self._evaluated.note(step, known, self._manager.all_steps())
+
+    def replace(self, state: TrainState, step: int) -> None:
+        """Writes the newest checkpoint, of this step, anew."""
+        self.wait()
+        with clear_disk_errors(self._folder):
+            self._manager.delete(step)
+        self.save(state, step, {})
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError when the disk was full."""
@@ -170,9 +182,8 @@ class Checkpoint:
             raise UserError(f"{self.path}: damaged: its recipe cannot be read: {error}") from error
 
     def metrics(self) -> dict[str, float]:
-        """The number that it was saved with, by its name; nothing where it was not evaluated."""
-        file = self.path / "metrics" / "metrics"  # where Orbax writes it
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        """The number that it is told apart by, by its name; nothing where it was not evaluated."""
+        return Evaluated(self.path.parent).of(self.step)
 
     def unpack_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files into `folder`."""
@@ -183,13 +194,6 @@ class Checkpoint:
                     f"{self.path}: the tokenizer's file {name!r} would leave its folder; expected a plain name"
                 )
             (folder / name).write_bytes(base64.b64decode(content))
-
-
-def worth(metrics: Any) -> float:
-    """How good a checkpoint is by the number saved with it: more is better, and none is worse than any."""
-    values = metrics or {}
-    known = [sign * float(values[name]) for name, sign in WORTH.items() if name in values]
-    return known[0] if known and not math.isnan(known[0]) else -math.inf
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -236,12 +240,10 @@ def _tree(state: TrainState) -> dict[str, Any]:
 
 def _not_told_otherwise(record: logging.LogRecord) -> bool:
     """Drops what Orbax logs of a full disk, a traceback per thread, for the error itself comes out of `save`; of a
-    checkpoint whose process was killed before the time of its commit was noted, which nobody asks for, and of one that
-    was not evaluated."""
+    checkpoint whose process was killed before the time of its commit was noted, which nobody asks for."""
     error = record.exc_info[1] if record.exc_info else None
     text = record.getMessage()
-    expected = ("Metadata file does not exist", "Requested `tracked_metric`; did not provide metrics")
-    return not means_full_disk(error or text) and not text.startswith(expected)
+    return not means_full_disk(error or text) and not text.startswith("Metadata file does not exist")
 
 
 def _packed(folder: Path) -> dict[str, str]:

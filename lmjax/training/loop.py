@@ -1,7 +1,7 @@
 """The one loop: batches into the step, metrics out, and between steps evaluation, checkpoints and a request to stop.
 
 Every stage hands its parts over as a `Job`. The metrics of a step are fetched after the next one was dispatched, so
-that the device never waits for the host.
+that the device never waits for the host. A state is saved before it is evaluated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lmjax.errors import UserError
 from lmjax.objective.weighted import Weighted
 from lmjax.settings import CheckpointSettings, EvaluationSettings, LogSettings
 from lmjax.training.state import TrainState
-from lmjax.training.stop import StopRequest
+from lmjax.training.stop import Interrupted, StopRequest
 from lmjax.training.throughput import Meter
 
 Metrics = dict[str, Any]
@@ -36,8 +36,9 @@ class Job:
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     batch_at: Callable[[int], Batch]  # on the devices
     tokens_in: Callable[[int], int]  # tokens of the batch of a step
-    evaluate: Callable[[TrainState, int], Values]
-    save: Callable[[TrainState, int, Values], None]
+    evaluate: Callable[[TrainState, int], Values]  # raises Interrupted where it leaves off because a stop is asked for
+    save: Callable[[TrainState, int], None]
+    evaluated: Callable[[int, Values], None]  # told of the step that was saved and then evaluated
     record: Callable[[int, Values], None]  # a line of the log
     show: Callable[[int, Values], None]  # the progress display
     meter: Meter
@@ -97,25 +98,65 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
             waiting = (step, metrics)
             job.meter.step(job.tokens_in(step), waited)
             done = step + 1
-            last = done == job.steps
-            saves = last or done % job.checkpoint.every == 0
-            evaluates = last or (done % job.evaluation.every == 0 and not stop.asked(done))
-            if evaluates or saves:
+            saves = save_due(job.checkpoint, done, job.steps)
+            evaluates = evaluation_due(job.evaluation, job.checkpoint, done, job.steps)
+            asked = stop.asked()
+            if saves or evaluates or asked:
                 _settle(job, window, *waiting)
                 waiting = None
-            values: Values = {}
-            if evaluates:
                 with job.meter.paused():
-                    values = job.evaluate(state, done)
-            asked = stop.asked(done)  # last of all, so that no request is missed between saving and leaving
-            if saves or asked:
-                if waiting:
-                    _settle(job, window, *waiting)
-                with job.meter.paused():
-                    job.save(state, done, values)
+                    asked = _between(job, state, done, stop, asked)
             if asked:
                 break
     return state
+
+
+def save_due(checkpoint: CheckpointSettings, done: int, steps: int) -> bool:
+    """Whether a checkpoint is written after so many of a run's steps."""
+    return done == steps or done % checkpoint.every == 0
+
+
+def evaluation_due(evaluation: EvaluationSettings, checkpoint: CheckpointSettings, done: int, steps: int) -> bool:
+    """Whether the state after so many of a run's steps is evaluated.
+
+    It is whenever it is saved, too, where the best of what is saved is kept.
+    """
+    kept = checkpoint.keep_best > 0 and save_due(checkpoint, done, steps)
+    return done == steps or done % evaluation.every == 0 or kept
+
+
+def _between(job: Job, state: TrainState, done: int, stop: StopRequest, asked: bool) -> bool:
+    """Saves and then evaluates the state between two steps, where that is due; whether to stop, with the state saved.
+
+    `asked` says whether a stop is asked for already: then nothing is evaluated.
+    """
+    saved = asked or save_due(job.checkpoint, done, job.steps)
+    if saved:
+        job.save(state, done)
+    if evaluation_due(job.evaluation, job.checkpoint, done, job.steps):
+        stop.left_off = asked or not _evaluated(job, state, done, saved)
+    asked = asked or stop.left_off or stop.asked()
+    if asked and not saved:
+        job.save(state, done)
+    return asked
+
+
+def _evaluated(job: Job, state: TrainState, done: int, saved: bool) -> bool:
+    """Evaluates the state; False where a stop that is asked for interrupts it. A failure loses no step: it saves first.
+
+    Where a run has several processes, it may fail in one of them alone, which cannot save without the others.
+    """
+    try:
+        values = job.evaluate(state, done)
+    except Interrupted:
+        return False
+    except Exception:
+        if not saved and jax.process_count() == 1:
+            job.save(state, done)
+        raise
+    if saved:
+        job.evaluated(done, values)
+    return True
 
 
 def _settle(job: Job, window: Window, step: int, metrics: Metrics) -> None:

@@ -15,6 +15,10 @@ class Stopped(BaseException):
     """Raised by a signal where nothing has to be saved."""
 
 
+class Interrupted(BaseException):
+    """Raised by `StopRequest.check` in what may be left unfinished, such as an evaluation."""
+
+
 class StopRequest:
     """A context manager; inside it `signal` is the number of the first SIGTERM or SIGINT, or None.
 
@@ -22,15 +26,18 @@ class StopRequest:
     between two steps, saves and returns. A second signal acts as it would have without this, so that a user who insists
     is obeyed at once. Outside the main thread, where Python cannot handle signals, it never asks to stop.
 
-    Where a run has several processes, `agree` tells each of them, for a number of steps done, whether all stop there:
-    SIGTERM is then left to what is behind `agree`, and SIGINT becomes a SIGTERM.
+    Where a run has several processes, `agree` tells each of them, for the number of times that it was asked, whether
+    all stop there: they ask at the same places. SIGTERM is then left to what is behind `agree`, and SIGINT becomes a
+    SIGTERM.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, agree: Callable[[int], bool] | None = None) -> None:
         self.signal: int | None = None
+        self.left_off = False  # whether an evaluation that was due is left to the next run
         self._agree = agree
+        self._looks = 0
         self._deferred = False
         self._before: dict[int, Any] = {}
 
@@ -57,11 +64,17 @@ class StopRequest:
         finally:
             self._deferred = False
 
-    def asked(self, done: int) -> bool:
-        """Whether to stop after so many steps; the same answer in all processes of a run."""
-        if self._agree is not None and self.signal is None and self._agree(done):
+    def asked(self) -> bool:
+        """Whether to stop here; the same answer in all processes of a run, which ask equally often."""
+        self._looks += 1
+        if self._agree is not None and self.signal is None and self._agree(self._looks):
             self.signal = signal.SIGTERM
         return self.signal is not None
+
+    def check(self) -> None:
+        """Raises Interrupted where a stop is asked for."""
+        if self.asked():
+            raise Interrupted
 
     def _ask_all(self, number: int, _: FrameType | None) -> None:
         self.__exit__()

@@ -45,12 +45,39 @@ def trained(name):
     return build_tokenizer(KINDS[name], TEXTS)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_tokenizer_says_whether_it_loses_text(name, tmp_path):
+    assert trained(name).lossless == (name in LOSSLESS)
+    trained(name).save(tmp_path)
+    assert load_tokenizer(tmp_path).lossless == (name in LOSSLESS)
+
+
+def test_a_sentencepiece_without_byte_fallback_loses_text():
+    asked = TokenizerSettings(kind="sentencepiece", vocab_size=600, byte_fallback=False)
+    assert not build_tokenizer(asked, TEXTS).lossless
+
+
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(text=st.text())
 @settings(max_examples=150, deadline=None)
 def test_decoding_inverts_encoding(name, text):
     tokenizer = trained(name)
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(parts=st.lists(st.one_of(st.text(), st.sampled_from([*AWKWARD, " ", "\n", "\u2581", "<|user|>", "é à"]))))
+@settings(max_examples=100, deadline=None)
+def test_the_bytes_of_a_texts_ids_add_up_to_its_own(name, parts):
+    tokenizer, text = trained(name), "".join(parts)
+    lengths = tokenizer.byte_lengths()
+    assert lengths.shape == (tokenizer.vocab_size,) and lengths[tokenizer.eos_id] == 0
+    assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "cased"])
+def test_where_text_is_lost_no_id_stands_for_bytes(name):
+    assert trained(name).byte_lengths() is None
 
 
 @pytest.mark.parametrize("name", LOSSLESS)

@@ -329,8 +329,9 @@ def test_sft_is_selected_by_a_reward_models_score_of_its_answers(ran, stages, mo
     scored, plain = [], Judge.__call__
 
     def favouring_the_second(judge, params):
-        scored.append(plain(judge, params))
-        return scored[-1] + (100.0 if len(scored) == 2 else 0.0)
+        found = plain(judge, params)
+        scored.append(float(np.concatenate(found).mean()))
+        return [scores + (100.0 if len(scored) == 2 else 0.0) for scores in found]
 
     monkeypatch.setattr(Judge, "__call__", favouring_the_second)
     best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_reward", select_best=True)

@@ -49,7 +49,8 @@ class Run:
             batch_at=lambda i: {"x": jnp.full(rows(i), value(i), jnp.float32)},
             tokens_in=lambda i: 10 * rows(i),
             evaluate=self.evaluate,
-            save=lambda state, done, values: self.events.append(("save", done, int(state.step), values)),
+            save=lambda state, done: self.events.append(("save", done, int(state.step))),
+            evaluated=lambda done, values: self.events.append(("evaluated", done, values)),
             record=self.record,
             show=lambda done, values: self.events.append(("show", done)),
             meter=Meter(1.0, "cpu", 1),
@@ -129,25 +130,74 @@ def test_evaluation_and_saving_come_at_their_steps_and_at_the_end():
     run = Run(steps=11, evaluation=4, checkpoint=3)
     run.fit()
     assert run.of("evaluate") == [4, 8, 11]
-    saves = {done: values for kind, done, *rest in run.events if kind == "save" for values in [rest[-1]]}
-    assert saves == {3: {}, 6: {}, 9: {}, 11: {"validation_loss": 1 / 11}}
+    assert run.of("save") == [3, 6, 9, 11]
     assert all(step == done for kind, done, step, *_ in (e for e in run.events if e[0] == "save"))
 
 
-def test_a_checkpoint_of_an_evaluated_step_carries_its_validation_loss():
+def test_a_state_is_saved_before_it_is_evaluated_and_then_told_its_validation_loss():
     run = Run(steps=8, evaluation=2, checkpoint=4)
     run.fit()
-    assert [event[3] for event in run.events if event[0] == "save"] == [
-        {"validation_loss": 1 / 4},
-        {"validation_loss": 1 / 8},
+    kinds = ("save", "evaluate", "evaluated")
+    assert [(kind, done) for kind, done, *_ in run.events if kind in kinds] == [
+        ("evaluate", 2),
+        ("save", 4),
+        ("evaluate", 4),
+        ("evaluated", 4),
+        ("evaluate", 6),
+        ("save", 8),
+        ("evaluate", 8),
+        ("evaluated", 8),
     ]
+    told = {done: values for kind, done, *rest in run.events if kind == "evaluated" for values in rest}
+    assert told == {4: {"validation_loss": 1 / 4}, 8: {"validation_loss": 1 / 8}}
+
+
+def test_what_may_be_kept_as_the_best_is_evaluated_whenever_it_is_saved():
+    run = Run(steps=20, evaluation=7, checkpoint=5)
+    run.job = dataclasses.replace(run.job, checkpoint=CheckpointSettings(every=5, keep_best=1))
+    run.fit()
+    assert run.of("evaluate") == [5, 7, 10, 14, 15, 20]
+    assert run.of("evaluated") == run.of("save") == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("checkpoint", [5, 100])
+def test_an_evaluation_that_fails_loses_no_step(checkpoint):
+    run = Run(steps=20, evaluation=5, checkpoint=checkpoint)
+
+    def evaluate(state, done):
+        raise OSError("no such reward model")
+
+    run.job = dataclasses.replace(run.job, evaluate=evaluate)
+    with pytest.raises(OSError, match="no such reward model"):
+        run.fit()
+    assert run.of("save") == [5] and 5 in run.lines
+
+
+@pytest.mark.parametrize("checkpoint", [5, 100])
+@pytest.mark.parametrize("steps", [20, 5])
+def test_a_request_during_an_evaluation_interrupts_it_and_leaves_it_to_the_next_run(checkpoint, steps):
+    run = Run(steps=steps, evaluation=5, checkpoint=checkpoint)
+    parts = []
+
+    def evaluate(state, done):
+        for part in range(100):
+            run.stop.check()
+            parts.append(part)
+            if part == 3:
+                run.stop.signal = signal.SIGTERM
+        return {"validation_loss": 1.0}
+
+    run.job = dataclasses.replace(run.job, evaluate=evaluate)
+    assert int(run.fit().step) == 5
+    assert parts == [0, 1, 2, 3] and run.of("save") == [5]
+    assert run.of("evaluated") == [] and run.stop.left_off
 
 
 def test_a_line_of_a_saved_step_is_written_before_it_is_saved():
     run = Run(steps=10, log=5, evaluation=5, checkpoint=5)
     run.fit()
     order = [event[:2] for event in run.events if event[1] in (5, 10) and event[0] != "step"]
-    assert order[:4] == [("record", 5), ("show", 5), ("evaluate", 5), ("save", 5)]
+    assert order[:4] == [("record", 5), ("show", 5), ("save", 5), ("evaluate", 5)]
 
 
 def test_a_finished_run_does_nothing():
@@ -185,6 +235,7 @@ def test_a_request_during_an_evaluation_is_not_lost():
     run.job = dataclasses.replace(run.job, evaluate=evaluate)
     assert int(run.fit().step) == 5
     assert run.of("save") == [5]
+    assert not run.stop.left_off, "it was whole when the request was seen"
 
 
 def test_a_request_at_any_moment_loses_no_line_of_the_record():
@@ -197,10 +248,10 @@ def test_a_request_at_any_moment_loses_no_line_of_the_record():
             looks = 0
             asks_from = moment
 
-            def asked(self, done):
+            def asked(self):
                 self.looks += 1
                 self.signal = 15 if self.looks >= self.asks_from else None
-                return super().asked(done)
+                return super().asked()
 
         run.stop = Asking()
         reached = int(run.fit().step)
@@ -208,11 +259,12 @@ def test_a_request_at_any_moment_loses_no_line_of_the_record():
         assert run.of("save")[-1] == reached
 
 
-def test_a_request_at_the_last_step_leaves_a_whole_run():
+def test_a_request_at_the_last_step_saves_it_and_leaves_its_evaluation_to_the_next_run():
     run = Run(steps=6, value=float)
     run.job = dataclasses.replace(run.job, tokens_in=lambda i: setattr(run.stop, "signal", 15 if i == 5 else None) or 1)
     run.fit()
-    assert run.of("evaluate") == [6] and run.of("save") == [6] and 5 in run.lines
+    assert run.of("evaluate") == [] and run.of("save") == [6] and 5 in run.lines
+    assert run.stop.left_off
 
 
 def test_a_request_before_the_first_step_runs_none():

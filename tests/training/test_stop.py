@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lmjax.training.stop import Stopped, StopRequest
+from lmjax.training.stop import Interrupted, Stopped, StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +65,20 @@ def test_outside_the_main_thread_nothing_is_installed():
     thread.start()
     thread.join()
     assert seen == [before, None]
+
+
+def test_where_others_decide_they_are_asked_for_place_after_place():
+    """JAX agrees on the first place that no process has come to, and counts on coming to every one."""
+    places = []
+
+    def agree(place):
+        places.append(place)
+        return place == 4
+
+    stop = StopRequest(agree)
+    assert [stop.asked() for _ in range(3)] == [False] * 3
+    stop.signal = None
+    with pytest.raises(Interrupted):
+        stop.check()
+    assert places == [1, 2, 3, 4] and stop.signal == signal.SIGTERM
+    assert not issubclass(Interrupted, Exception), "what guards a user's function does not catch it"

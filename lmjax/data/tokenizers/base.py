@@ -38,6 +38,7 @@ class StoredTokenizer(ABC):
     kind: str
     vocab_size: int
     eos_id: int
+    lossless: bool  # every text can be told from its ids: none is changed, shortened or encoded as unknown
 
     @abstractmethod
     def contents(self) -> Contents:
@@ -50,6 +51,10 @@ class StoredTokenizer(ABC):
     @abstractmethod
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens]; may raise TypeError or UnicodeEncodeError for what is not text."""
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """Bytes of text that each id stands for, int64 [vocab_size]; None where they do not add up to a text's."""
+        return None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens], without any special token. Raises UserError for a lone surrogate."""

@@ -15,12 +15,16 @@ class ByteTokenizer(StoredTokenizer):
     kind = "byte"
     vocab_size = 257
     eos_id = 256
+    lossless = True
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(self.text_ids(ids)).decode("utf-8", errors="replace")
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([1] * 256 + [0], np.int64)
 
     def contents(self) -> Contents:
         return Contents(self.kind, {}, {})

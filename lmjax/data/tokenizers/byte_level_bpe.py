@@ -47,6 +47,7 @@ class BytePairTokenizer(StoredTokenizer):
     """
 
     kind = "bpe"
+    lossless = True  # its vocabulary holds all 256 bytes, and nothing is normalised
 
     def __init__(
         self,
@@ -76,6 +77,11 @@ class BytePairTokenizer(StoredTokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join([self._bytes[index] for index in self.text_ids(ids)]).decode("utf-8", errors="replace")
+
+    def byte_lengths(self) -> np.ndarray:
+        lengths = np.array([len(token) for token in self._bytes], np.int64)
+        lengths[self.eos_id] = 0
+        return lengths
 
     def contents(self) -> Contents:
         own = {token: index for token, index in self._vocabulary.items() if token not in self._added}
