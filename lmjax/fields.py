@@ -33,7 +33,8 @@ def check_types(owner: str, settings: Any) -> None:
 def check_name(name: str) -> None:
     """Raises UserError unless the name can be that of a folder."""
     plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[:1] != "."
-    require(plain, "name", name, "letters, digits, '-', '_' and '.'", "it names a folder")
+    fits = plain and len(name.encode()) <= 200
+    require(fits, "name", name, "at most 200 letters, digits, '-', '_' and '.'", "it names a folder")
 
 
 def check_positive(owner: str, settings: Any, *names: str) -> None:
