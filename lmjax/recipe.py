@@ -179,11 +179,12 @@ def load_recipe(spec: str) -> Any:
     path = _find(name)
     make = _recipe_function(path)
     sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
+    told = shortened(spec)[1:-1]
     if size and not sizes:
-        raise UserError(f"{path} offers no sizes; leave out the size {shortened(size)}")
+        raise UserError(f"{told}: {path} offers no sizes; leave out {shortened(':' + size)}")
     if size and size not in sizes:
         known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
-        raise UserError(f"{path} has no size {shortened(size)}; {known}")
+        raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
     recipe = _run_user_code(path, lambda: make(size) if size else make())
     if type(recipe) not in (Pipeline, *STAGES.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.recipe's stages")

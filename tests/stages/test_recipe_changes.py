@@ -112,7 +112,7 @@ def test_what_is_free_is_taken_and_told_what_has_consequences_needs_force_and_wh
 
 def test_a_long_value_is_shortened():
     long = SourceSettings(kind="text", path="x" * 10_000)
-    (change,) = changes_of(Pretrain(), Pretrain(name="y" * 10_000), 0)
+    (change,) = changes_of(SFT(), SFT(start="y" * 10_000), 0)
     assert len(change.told) < 400
     told = [c.told for c in changes_of(Pretrain(), Pretrain(data=DataSettings(train=(long,))), 0)]
     assert max(map(len, told)) < 400
