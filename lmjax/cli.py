@@ -10,12 +10,14 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lmjax
-from lmjax.errors import PeerLostError, UserError, nearest
+from lmjax.errors import PeerLostError, UserError, nearest, shortened
+from lmjax.files import user_path
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -33,17 +35,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"lmjax: {error}", file=sys.stderr)
+        message = _readable(str(error))
+        print(f"lmjax: {message}", file=sys.stderr)
+        _leave(options, 2, message)
         return 2
+    except SystemExit as leaving:
+        if leaving.code == 2:
+            _leave(options, 2, "its command cannot be read; its own log says why")
+        raise
     except PeerLostError as error:
         print(f"lmjax: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     except KeyboardInterrupt:
         print("lmjax: interrupted", file=sys.stderr)
+        _leave(options, 128 + signal.SIGINT, "interrupted")
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except Exception:
+        traceback.print_exc()
+        _leave(options, 1, "ended early; its own log says why")
+        return 1
+
+
+def _readable(message: str) -> str:
+    """The message, whose words of thousands of characters, which somebody has given, are cut in the middle."""
+    return re.sub(r"\S{300,}", lambda word: shortened(word[0])[1:-1], message)
+
+
+def _path(text: str) -> Path:
+    """A path as an argument gives it: `~` is a home folder."""
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(_readable(str(error))) from error
+
+
+def _leave(options: argparse.Namespace, code: int, message: str) -> None:
+    """Where a run has several processes, tells the others and ends this one at once: JAX would wait for them."""
+    if options.command == "run":
+        from lmjax.parallel import multihost
+
+        sys.stderr.flush()
+        if multihost.tell(message, code):
+            sys.stdout.flush()
+            os._exit(code)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -191,46 +228,10 @@ def _export_hf(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
-    from lmjax.recipe import Pipeline, load_recipe
+    from lmjax.recipe import load_recipe
+    from lmjax.stages.overrides import overridden
 
-    recipe = load_recipe(options.recipe)
-    if not overrides:
-        return recipe
-    import tyro
-
-    prog = f"{options.parser.prog} {options.recipe}"
-    text = f"The fields of {options.recipe}. In a pipeline, a field without a stage's name is the first stage's."
-    if not isinstance(recipe, Pipeline):
-        return tyro.cli(type(recipe), default=recipe, args=overrides, prog=prog, description=text)
-    names = [re.sub(r"\W", "_", stage.name) for stage in recipe.stages]
-    first_fields = [field.name for field in dataclasses.fields(recipe.stages[0])]
-    overrides, of_first = _by_stage(overrides, names, first_fields)
-    if of_first:
-        first = recipe.stages[0]
-        first = tyro.cli(type(first), default=first, args=of_first, prog=prog, description=text)
-        recipe = dataclasses.replace(recipe, stages=(first, *recipe.stages[1:]))
-    kind = dataclasses.make_dataclass("Stages", list(zip(names, map(type, recipe.stages), strict=True)), frozen=True)
-    changed = tyro.cli(kind, default=kind(*recipe.stages), args=overrides, prog=prog, description=text)
-    return dataclasses.replace(recipe, stages=tuple(getattr(changed, name) for name in names))
-
-
-def _by_stage(overrides: list[str], names: list[str], first: list[str]) -> tuple[list[str], list[str]]:
-    """The overrides that name a stage, or ask for help, and those that name a field of the first stage.
-
-    Raises UserError for one that names neither.
-    """
-    stages, fields = ([name.replace("_", "-") for name in known] for known in (names, first))
-    named: list[str] = []
-    others: list[str] = []
-    of = named
-    for word in overrides:
-        if word.startswith("-") and not re.fullmatch(r"-[\d.].*", word):
-            part = re.split(r"[.=]", word.lstrip("-"))[0].replace("_", "-")
-            if part not in ("h", "help", *stages, *fields):
-                raise UserError(f"{word}: neither a stage nor a field of the first; {nearest(part, stages + fields)}")
-            of = others if part in fields and part not in stages else named
-        of.append(word)
-    return named, others
+    return overridden(load_recipe(options.recipe), overrides, options.recipe, options.parser.prog)
 
 
 def _pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:
@@ -265,11 +266,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes"
     )
-    run.add_argument("--workdir", type=Path, help="where everything is written (default: runs/NAME)")
-    run.add_argument("--force", action="store_true", help="go on although the recipe differs from the workdir's")
+    run.add_argument("--workdir", type=_path, help="where everything is written (default: runs/NAME)")
+    run.add_argument("--force", action="store_true", help="go on although the recipe changes the rest of the run")
     run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
-    run.add_argument("--executable", type=Path, metavar="FILE", help="the step, as lmjax plan --save wrote it")
+    run.add_argument("--executable", type=_path, metavar="FILE", help="the step, as lmjax plan --save wrote it")
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
     run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100\n  lmjax run instructgpt --from reward"
 
@@ -292,20 +293,20 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "a reward model's score of each answer in a file"
     score = _add(commands, "score", _score, text, "lmjax score runs/instructgpt/reward answers.jsonl")
-    score.add_argument("checkpoint", type=Path, help="a reward model's workdir or checkpoint")
-    score.add_argument("file", type=Path, help="prompts and answers, in any of the shapes that training takes")
+    score.add_argument("checkpoint", type=_path, help="a reward model's workdir or checkpoint")
+    score.add_argument("file", type=_path, help="prompts and answers, in any of the shapes that training takes")
     score.add_argument("--json", action="store_true", help="one object per answer")
     score.add_argument("--skip-bad", action="store_true", help="leave bad records out, and name them")
 
     _add_prepare(commands)
     report = _add(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")
-    report.add_argument("workdir", type=Path)
+    report.add_argument("workdir", type=_path)
 
     reader = _add(
         commands, "import-hf", _import_hf, "a Hugging Face folder becomes a checkpoint", "lmjax import-hf gpt2/ out/"
     )
-    reader.add_argument("folder", type=Path)
-    reader.add_argument("out", type=Path)
+    reader.add_argument("folder", type=_path)
+    reader.add_argument("out", type=_path)
     writer = _add(
         commands,
         "export-hf",
@@ -313,8 +314,8 @@ def _parser() -> argparse.ArgumentParser:
         "a checkpoint becomes a Hugging Face folder",
         "lmjax export-hf runs/gpt2 out/",
     )
-    writer.add_argument("checkpoint", type=Path)
-    writer.add_argument("out", type=Path)
+    writer.add_argument("checkpoint", type=_path)
+    writer.add_argument("out", type=_path)
     return parser
 
 
@@ -352,8 +353,8 @@ def _add_plan(commands: Any) -> None:
     text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
     plan.add_argument("--limit", type=int, metavar="N", help=text)
     plan.add_argument("--json", action="store_true")
-    plan.add_argument("--hlo", type=Path, help="write the optimized HLO text to this file")
-    plan.add_argument("--save", type=Path, help="write the serialized executable to this file")
+    plan.add_argument("--hlo", type=_path, help="write the optimized HLO text to this file")
+    plan.add_argument("--save", type=_path, help="write the serialized executable to this file")
 
 
 def _add_prepare(commands: Any) -> None:
@@ -365,13 +366,13 @@ def _add_prepare(commands: Any) -> None:
         command = _add(actions, action, call, text, f"lmjax {group} {action} quickstart --out {out}/")
         command.set_defaults(takes_overrides=True)
         command.add_argument("recipe", metavar="RECIPE")
-        command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--out", type=_path, required=True)
         if group == "data":
             command.add_argument("--workers", type=int, help="processes (default: one per core)")
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", type=Path, help="a workdir, a stage's checkpoints or one step's folder")
+    command.add_argument("checkpoint", type=_path, help="a workdir, a stage's checkpoints or one step's folder")
     command.add_argument("--max-tokens", type=int)
     command.add_argument("--temperature", type=float, help="0 is greedy")
     command.add_argument("--top-k", type=int)

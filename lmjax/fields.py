@@ -34,7 +34,8 @@ def check_types(owner: str, settings: Any) -> None:
 def check_name(name: str) -> None:
     """Raises UserError unless the name can be that of a folder."""
     plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[:1] != "."
-    require(plain, "name", name, "letters, digits, '-', '_' and '.'", "it names a folder")
+    fits = plain and len(name.encode()) <= 200
+    require(fits, "name", name, "letters, digits, '-', '_' and '.', at most 200", "it names a folder")
 
 
 def check_positive(owner: str, settings: Any, *names: str) -> None:

@@ -21,7 +21,7 @@ import lmjax.rlhf_settings
 import lmjax.settings
 from lmjax.errors import UserError, nearest, require, shortened
 from lmjax.fields import check_divides, check_name, check_types, described, field_types
-from lmjax.files import decode_json
+from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings, is_function
 from lmjax.settings import (
@@ -167,7 +167,7 @@ def difference(old: Stage, new: Stage) -> list[str]:
     names = [*before, *(name for name in after if name not in before)]
     absent = "(absent)"
     pairs = ((name, before.get(name, absent), after.get(name, absent)) for name in names)
-    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
+    return [f"{name}: {shortened(a)} -> {shortened(b)}" for name, a, b in pairs if a != b]
 
 
 def _without_idle_weights(fields: dict[str, Any]) -> dict[str, Any]:
@@ -187,10 +187,12 @@ def load_recipe(spec: str) -> Any:
     path = _find(name)
     make = _recipe_function(path)
     sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
+    told = shortened(spec)[1:-1]
     if size and not sizes:
-        raise UserError(f"{spec}: {path} offers no sizes; leave out ':{size}'")
+        raise UserError(f"{told}: {path} offers no sizes; leave out {shortened(':' + size)}")
     if size and size not in sizes:
-        raise UserError(f"{spec}: {path} has no size {size!r}; {nearest(size, sizes)} (sizes: {', '.join(sizes)})")
+        known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
+        raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
     recipe = _run_user_code(path, lambda: make(size) if size else make())
     if type(recipe) not in (Pipeline, *STAGES.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.recipe's stages")
@@ -208,16 +210,21 @@ def _folders() -> list[Path]:
 
 def _find(name: str) -> Path:
     candidates = [Path(name)] if name.endswith(".py") else [folder / f"{name}.py" for folder in _folders()]
-    for path in candidates:
+    for path in candidates if is_safe_name(Path(name).name) else ():
         if path.is_file():
             return path
-    looked = ", ".join(map(str, candidates))
-    raise UserError(f"no recipe {name!r}: looked for {looked}; {nearest(name, recipe_names())}")
+        if path.is_dir():
+            raise UserError(f"{path}: it is a folder; expected a recipe file; name a file in it")
+    looked = ", ".join(shortened(str(path))[1:-1] for path in candidates)
+    raise UserError(f"no recipe {shortened(name)}: looked for {looked}; {nearest(name[:200], recipe_names())}")
 
 
 def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:
     spec = importlib.util.spec_from_file_location(f"lmjax_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
+    source = read_bytes(path)
+    if not any(b"coding" in line for line in source.splitlines()[:2]):  # PEP 263: Python knows how to read it
+        decode_text(source, path)
     module = importlib.util.module_from_spec(spec)
     loader = spec.loader
     _run_user_code(path, lambda: loader.exec_module(module))
@@ -230,17 +237,21 @@ def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:
 def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:  # whatever a recipe does wrong is the user's to mend
-        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        own = isinstance(error, SyntaxError) and error.filename == str(path)
+    except (Exception, SystemExit) as error:  # whatever a recipe does wrong is the user's to mend
+        here = (str(path), str(path.absolute()))  # as an import names it
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in here]
+        own = isinstance(error, SyntaxError) and error.filename in here
         line = error.lineno if own and isinstance(error, SyntaxError) else frames[-1] if frames else None
         place = f"{path}:{line}" if line else str(path)
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}{_hint(error)}"
+        what = str(error) if len(str(error)) < 2000 else shortened(str(error), 1000)[1:-1]
+        message = what if isinstance(error, UserError) else f"{type(error).__name__}: {what}{_hint(error)}"
         raise UserError(f"{place}: {message}") from error
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
     """For a keyword that a dataclass does not have: the nearest that it has."""
+    if isinstance(error, SystemExit):
+        return "; a recipe returns, and leaves the process to lmjax"
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     parts: dict[str, Any] = {
         **vars(lmjax.settings),

@@ -78,6 +78,7 @@ class DialogueSettings:
     shuffle: bool = True
     seed: int = 0
     prefetch: int = 2  # batches prepared ahead
+    earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()  # as in DataSettings
 
     def __post_init__(self) -> None:
         check_types("dialogue", self)
@@ -96,6 +97,7 @@ class DialogueSettings:
             shuffle=self.shuffle,
             seed=self.seed,
             prefetch=self.prefetch,
+            earlier_batches=self.earlier_batches,
         )
 
 

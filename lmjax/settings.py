@@ -80,10 +80,15 @@ class DataSettings:
     ramp_tokens: int = 0  # tokens over which it ramps
     ramp_sizes: int = 4  # how many batch sizes the ramp passes through, the last included
     prefetch: int = 2  # batches prepared ahead
+    # sizes of before they changed, which a resumed run fills in: (first step without them, batch_size,
+    # sequence_length, ramp_from or 0, ramp_tokens, ramp_sizes)
+    earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_types("data", self)
         check_positive("data", self, "sequence_length", "batch_size", "ramp_from", "ramp_sizes", "prefetch")
+        ends = [earlier[0] for earlier in self.earlier_batches]
+        require(ends == sorted({*ends} - {0}), "data.earlier_batches", ends, "rising steps", "leave it out")
         for name in ("train", "validation"):
             sources = getattr(self, name)
             require(bool(sources), f"data.{name}", sources, "at least one source", "add a SourceSettings")

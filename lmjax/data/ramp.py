@@ -20,24 +20,38 @@ class RampTable(NamedTuple):
     tokens_before: tuple[int, ...]  # the tokens of all steps before the piece
 
 
+class _Piece(NamedTuple):
+    first_step: int
+    batch_size: int
+    tokens_before: int
+    step_tokens: int
+
+
 class BatchRamp:
     """The pieces of the ramp. Tokens are counted as rows x sequence_length, padding included.
 
     With n sizes, the i-th (from 0) begins once i / (n - 1) of `ramp_tokens` have been seen, so the full batch size
     begins where the ramp ends. Sizes are rounded to multiples of `ramp_from`, except the full one; equal ones merge.
+    `earlier_batches` come first, each with the ramp it had; what follows goes on from the tokens that they read.
     """
 
     def __init__(self, settings: DataSettings) -> None:
-        sizes = _sizes(settings)
-        row_tokens = settings.sequence_length
-        first_steps, tokens_before = [0], [0]
-        for piece, size in enumerate(sizes[:-1], start=1):
-            ends_at = settings.ramp_tokens * piece / (len(sizes) - 1)
-            steps = max(1, -int(-(ends_at - tokens_before[-1]) // (size * row_tokens)))
-            first_steps.append(first_steps[-1] + steps)
-            tokens_before.append(tokens_before[-1] + steps * size * row_tokens)
-        self.table = RampTable(tuple(first_steps), tuple(sizes), tuple(tokens_before))
-        self._row_tokens = row_tokens
+        pieces: list[_Piece] = []
+        step, tokens = 0, 0
+        for until, batch_size, length, ramp_from, ramp_tokens, ramp_sizes in settings.earlier_batches:
+            own = DataSettings(
+                batch_size=batch_size,
+                sequence_length=length,
+                ramp_from=ramp_from or None,
+                ramp_tokens=ramp_tokens,
+                ramp_sizes=ramp_sizes,
+            )
+            pieces += [piece for piece in _pieces(own, step, tokens) if piece.first_step < until]
+            step, tokens = until, pieces[-1].tokens_before + (until - pieces[-1].first_step) * pieces[-1].step_tokens
+        pieces += _pieces(settings, step, tokens)
+        first_steps, batch_sizes, tokens_before, self.step_tokens = zip(*pieces, strict=True)  # one entry per piece
+        self.table = RampTable(first_steps, batch_sizes, tokens_before)
+        self._row_tokens = settings.sequence_length
 
     def batch_size_at(self, step: int) -> int:
         """Rows of this step."""
@@ -47,7 +61,7 @@ class BatchRamp:
         """Tokens of all steps before this one."""
         piece = self._piece(step)
         steps = step - self.table.first_steps[piece]
-        return self.table.tokens_before[piece] + steps * self.table.batch_sizes[piece] * self._row_tokens
+        return self.table.tokens_before[piece] + steps * self.step_tokens[piece]
 
     def rows_at(self, step: int) -> int:
         """Rows of all steps before this one."""
@@ -57,6 +71,22 @@ class BatchRamp:
         if step < 0:
             raise ValueError(f"step {step} is before the first one, 0")
         return bisect_right(self.table.first_steps, step) - 1
+
+
+def _pieces(settings: DataSettings, step: int, tokens: int) -> list[_Piece]:
+    """The pieces of a ramp from this step on, before which so many tokens were read; the last one never ends."""
+    sizes, read = _sizes(settings), tokens
+    pieces = []
+    for number, size in enumerate(sizes, start=1):
+        pieces.append(_Piece(step, size, tokens, size * settings.sequence_length))
+        if number < len(sizes):
+            ends_at = settings.ramp_tokens * number / (len(sizes) - 1)
+            if ends_at <= read:  # before these batches began
+                pieces.pop()
+                continue
+            steps = max(1, -int(-(ends_at - tokens) // pieces[-1].step_tokens))
+            step, tokens = step + steps, tokens + steps * pieces[-1].step_tokens
+    return pieces
 
 
 def _sizes(settings: DataSettings) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 from lmjax.data.documents import BadRecordError, Documents, checked_text
 from lmjax.data.text_files import checksum, list_files
 from lmjax.errors import UserError, nearest
+from lmjax.files import user_path
 from lmjax.settings import SourceSettings
 
 
@@ -138,7 +139,7 @@ class TfdsDocuments(Documents):
 def _open_tfds(path: str, split: str) -> Any:
     import tensorflow_datasets as tfds
 
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     try:
         if (folder / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(folder)

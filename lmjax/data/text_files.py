@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from lmjax.data.documents import BadRecordError, Documents, checked_text
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
+from lmjax.files import user_path
 from lmjax.settings import SourceSettings
 
 Spans = tuple[np.ndarray, np.ndarray]  # first byte of each document and the byte after its last, int64
@@ -34,7 +35,7 @@ _SPACES = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 def list_files(path: str, suffixes: Sequence[str]) -> list[Path]:
     """The files of `path`, sorted: itself, or those of a folder with one of `suffixes`, or those of a glob."""
-    given = Path(path).expanduser()
+    given = user_path(path)
     if given.is_file():
         return [given]
     if given.is_dir():
@@ -45,7 +46,7 @@ def list_files(path: str, suffixes: Sequence[str]) -> list[Path]:
         files = [file for file in anchor.glob(str(given.relative_to(anchor))) if file.is_file()]
         expected = "a file, a folder or a glob that matches files; check the path, which is relative to where you are"
     if not files:
-        raise UserError(f"source.path = {path!r}: expected {expected}")
+        raise UserError(f"source.path = {shortened(path)}: expected {expected}")
     return sorted(files)
 
 

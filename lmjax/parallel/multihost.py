@@ -7,36 +7,51 @@ of it, and every function here then does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src.clusters import ClusterEnv
 
-from lmjax.errors import PeerLostError, UserError, require
+from lmjax.errors import PeerLostError, UserError
+from lmjax.parallel import peers
+from lmjax.parallel.rendezvous import Facts, meet
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-COORDINATOR_SECONDS = 300  # for process 0 to begin to listen
+COORDINATOR_SECONDS = 300  # for every process to come
+MISTAKE_SECONDS = 45  # for which a process that has made a mistake before it has joined tries to tell the others
+_told = False  # whether the others know that this process ends
 HEARTBEAT_SECONDS = 30  # after which a peer that says nothing is taken for dead: it ends the others within a minute
 
 
-def join(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes of this run, where the environment tells of any. Call it before JAX is used.
+def join(facts: Callable[[], Facts], environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of this run, where the environment tells of any, once all are about to do the same.
 
     By hand: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Under srun, and on
-    a TPU slice of several hosts, nothing has to be set. Raises UserError where the variables do not fit together, and
-    when the others do not come; PeerLostError where process 0 does not.
+    a TPU slice of several hosts, nothing has to be set. `facts` gives what this process is about to run. Call it before
+    JAX is used. Raises UserError where the variables do not fit together, where `facts` differ, and where another
+    process has made a mistake; PeerLostError where one does not come.
     """
+    global _told
+    _told = False
     arguments = _arguments(environment)
-    if arguments is None or jax.distributed.is_initialized():
+    if arguments is None:
         return
+    if jax.distributed.is_initialized():
+        if jax.process_count() > 1:
+            peers.agree(facts())
+        return
+    place = _place(arguments)
+    if place is not None:
+        own = facts()
+        _told = True  # whatever goes wrong there, process 0 tells all
+        meet(*place, own, COORDINATOR_SECONDS)
+        _told = False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices only
-    if arguments.get("process_id"):
-        _await(arguments["coordinator_address"], COORDINATOR_SECONDS)
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
@@ -44,24 +59,44 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             f"this run's processes did not find each other: {str(error).splitlines()[0]}; start the same command once "
             f"per host, and look at {', '.join(BY_HAND)} where they are set by hand"
         ) from error
+    if jax.process_count() > 1:
+        peers.watch()
 
 
-def _await(address: str, seconds: float) -> None:
-    """Returns when process 0 listens. Raises PeerLostError where it does not: JAX itself would abort."""
-    host, _, port = address.rpartition(":")
-    require(port.isdecimal() and bool(host), BY_HAND[0], address, "host:port of process 0", "set it to that")
-    deadline = time.monotonic() + seconds
-    while True:
+def tell(message: str, code: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells the other processes of this run, once, that this one ends with `code`, and why. False where it is alone.
+
+    Before they have joined, they learn of mistakes (code 2) alone; each of them then leaves with the same code.
+    """
+    global _told
+    arguments = _arguments(environment)
+    if _told or arguments is None:
+        return _told
+    if jax.distributed.is_initialized():
+        if jax.process_count() == 1:
+            return False
+        _told = True
+        peers.tell(f"process {jax.process_index()} of {jax.process_count()}: {message}", code)
+        return True
+    place = _place(arguments) if code == 2 else None
+    if place is not None:
+        _told = True
+        with contextlib.suppress(UserError, PeerLostError):
+            meet(*place, message, MISTAKE_SECONDS)
+    return place is not None
+
+
+def _place(arguments: dict[str, Any]) -> tuple[str, int, int] | None:
+    """The address of process 0, how many there are and which this is; None for one alone, or where nobody tells."""
+    if not arguments:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise PeerLostError(
-                    f"process 0 of this run does not answer at {BY_HAND[0]} = {address} after {seconds:.0f} s "
-                    f"({error}); see whether it runs, and start all of them again"
-                ) from error
-        time.sleep(1)
+            found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, COORDINATOR_SECONDS)
+        except (RuntimeError, ValueError, KeyError, OSError):  # JAX says so when it is asked to join
+            return None
+        names = ("coordinator_address", "num_processes", "process_id")
+        arguments = dict(zip(names, found[:3], strict=True))
+    address, count, index = (arguments[name] for name in ("coordinator_address", "num_processes", "process_id"))
+    return None if address is None or index is None or (count or 1) == 1 else (address, count, index)
 
 
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -93,6 +128,23 @@ def _on_tpu_vm(devices: Path = Path("/dev")) -> bool:
 
 
 @contextmanager
+def telling_others() -> Iterator[None]:
+    """Whatever ends this process early ends the others of its run, too, with the same exit code and its message."""
+    try:
+        yield
+    except UserError as error:
+        tell(str(error), 2)
+        raise
+    except PeerLostError:
+        raise
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        tell(f"ended early ({what}); its own log says why", 130 if interrupted else 1)
+        raise
+
+
+@contextmanager
 def naming_lost_peers() -> Iterator[None]:
     """Turns what JAX raises when another process dies in the middle of a computation into a PeerLostError.
 
@@ -104,10 +156,19 @@ def naming_lost_peers() -> Iterator[None]:
         words = ("Gloo", "Connection", "heartbeat", "coordination", "UNAVAILABLE")
         if jax.process_count() == 1 or not any(word in str(error) for word in words):
             raise
+        if "timeout" in str(error).lower() or "timed out" in str(error).lower():
+            raise PeerLostError(
+                f"process {jax.process_index()} of {jax.process_count()}: another process was slower than the network "
+                f"layer waits, which has not found it dead; start all of them again to go on ({_first_line(error)})"
+            ) from error
         raise PeerLostError(
             f"process {jax.process_index()} of {jax.process_count()}: another process of this run has died or cannot "
-            f"be reached; its own log says why; start all of them again to go on ({str(error).splitlines()[0]})"
+            f"be reached; its own log says why; start all of them again to go on ({_first_line(error)})"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def is_first() -> bool:
@@ -118,9 +179,7 @@ def is_first() -> bool:
 def barrier(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+        peers.barrier(name)
 
 
 @contextmanager

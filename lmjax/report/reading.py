@@ -19,7 +19,7 @@ from lmjax.model.count import Count, count
 from lmjax.recipe import STAGES, Pretrain, from_json
 from lmjax.rlhf_recipes import PPO, SFT, Compare
 from lmjax.settings import ModelSettings
-from lmjax.training.record import METRICS_FILE, read_metrics
+from lmjax.training.record import CHANGED, METRICS_FILE, read_metrics
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
 PIPELINE_FILE = "pipeline.json"  # the names of a pipeline's stages, in order
@@ -64,7 +64,7 @@ class RunRecord:
         if isinstance(self.recipe, Pretrain):
             return BatchRamp(self.recipe.data).tokens_at(self.reached)
         if isinstance(self.recipe, SFT):
-            return self.reached * self.recipe.dialogue.batch_size * self.recipe.dialogue.sequence_length
+            return BatchRamp(self.recipe.dialogue.loading).tokens_at(self.reached)
         return None
 
     @property
@@ -73,10 +73,10 @@ class RunRecord:
         if self.tokens is not None:
             return self.tokens, "tokens"
         if isinstance(self.recipe, PPO):
-            return self.reached * self.recipe.dialogue.batch_size * self.recipe.ppo.group, "responses"
+            return BatchRamp(self.recipe.dialogue.loading).rows_at(self.reached) * self.recipe.ppo.group, "responses"
         if isinstance(self.recipe, Compare):
             return None
-        return self.reached * self.recipe.dialogue.batch_size, "rankings"
+        return BatchRamp(self.recipe.dialogue.loading).rows_at(self.reached), "rankings"
 
     @property
     def row(self) -> int:
@@ -119,6 +119,11 @@ class RunRecord:
             if "sample" in line:
                 by_step.setdefault(line["step"], []).append(line)
         return by_step
+
+    @property
+    def changes(self) -> list[tuple[int, str]]:
+        """The fields of the recipe that changed between two runs, each with the steps that came before it."""
+        return [(line["step"], told) for line in self.lines for told in line.get(CHANGED, ())]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values, float64 [N] each, of the lines that hold the number `name`; empty where none does."""

@@ -187,7 +187,15 @@ def recipe(run: RunRecord) -> Html:
     what = "The settings that differ from their defaults" if any(rows for _, rows in changed) else "All as by default"
     note = element("p", f"{what}; ", flag, " on the command line.", cls="note")
     shown = details(f"All {sum(len(rows) for _, rows in every)} settings", groups(every))
-    return section("Recipe", note, groups(changed), shown)
+    return section("Recipe", note, groups(changed), _changes(run), shown)
+
+
+def _changes(run: RunRecord) -> Html | None:
+    """What changed in the recipe between two runs of the workdir."""
+    if not run.changes:
+        return None
+    items = [element("li", f"after step {exact(step)}: ", element("code", told)) for step, told in run.changes]
+    return joined((element("h3", "Changed on the way"), element("ul", *items)))
 
 
 def environment(run: RunRecord) -> Html | None:

@@ -27,11 +27,10 @@ from lmjax.rlhf_recipes import Compare
 from lmjax.stages.going_on import check_lengths, open_dialogue
 from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
 from lmjax.stages.texts import prompt_text, response_texts
-from lmjax.stages.workdir import write_whole
+from lmjax.stages.workdir import ANSWERED_FILE, write_whole
 from lmjax.training.progress import ProgressDisplay
 
 COMPARISONS_FILE = "comparisons.jsonl"
-ANSWERED_FILE = "answered.jsonl"  # a line for each batch of prompts, until all are answered
 
 
 def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[str, Any]:

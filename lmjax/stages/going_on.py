@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmjax.data.dialogue_records import Kind
 from lmjax.data.dialogue_rows import open_sources
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.packing import Rows
+from lmjax.data.ramp import BatchRamp
 from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.source_shares import lines_of
 from lmjax.data.tokenizer import Tokenizer, tokenizer_fingerprint
@@ -132,7 +134,12 @@ def planned_steps(recipe: Stage, rows: Sequence[Rows], batch_size: int) -> int:
     if recipe.epochs is None:
         return recipe.train.steps
     mixed = recipe.mix_share if isinstance(recipe, SFT) and recipe.mix else 0.0
-    return max(1, math.ceil(recipe.epochs * sum(map(len, rows)) / (batch_size * (1.0 - mixed))))
+    wanted, earlier = recipe.epochs * sum(map(len, rows)), recipe.dialogue.earlier_batches
+    if not earlier:
+        return max(1, math.ceil(wanted / (batch_size * (1.0 - mixed))))
+    changed = earlier[-1][0]
+    left = wanted / (1.0 - mixed) - BatchRamp(recipe.dialogue.loading).rows_at(changed)
+    return max(1, changed + math.ceil(left / batch_size))
 
 
 def optimizer_of(
@@ -162,7 +169,8 @@ def open_mix(sources: Sequence[SourceSettings], start: Start, workdir: Path) -> 
     fingerprint = tokenizer_fingerprint(start.tokenizer)
     opened = []
     for number, source in enumerate(sources):
-        folder = workdir / "tokens" / f"mix-{number}"
+        known = hashlib.sha256(f"{source}\0{fingerprint}".encode()).hexdigest()[:12]
+        folder = workdir / "tokens" / f"mix-{number}-{known}"
         opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint))
     return opened
 

@@ -15,7 +15,7 @@ from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of
 from lmjax.rlhf_settings import DialogueSourceSettings
 from lmjax.stages.start import place_of, source_beside
-from lmjax.stages.workdir import SUMMARY_FILE, read_json, write_whole
+from lmjax.stages.workdir import SUMMARY_FILE, begun, read_json, write_whole
 
 ORIGINS_FILE = "origins.json"
 
@@ -32,7 +32,8 @@ def origins(stage: Stage, own: Path) -> dict[str, str]:
 
 def changes(stage: Stage, own: Path) -> list[str]:
     """What is another than when the stage began, in words; nothing where it has not begun."""
-    return _changes(stage, own, origins(stage, own)) if (own / ORIGINS_FILE).exists() else []
+    there = (own / ORIGINS_FILE).exists() and begun(own) is not None
+    return _changes(stage, own, origins(stage, own)) if there else []
 
 
 def _changes(stage: Stage, own: Path, now: dict[str, str]) -> list[str]:
@@ -45,7 +46,7 @@ def claim_origins(stage: Stage, own: Path, force: bool) -> None:
     """Writes down what the stage is made from. Raises UserError where that is another than when it began."""
     now = origins(stage, own)
     other = _changes(stage, own, now)
-    if other and not force:
+    if other and not force and begun(own) is not None:
         raise UserError(
             f"{own}: {' and '.join(other)} since this run began; choose another --workdir, or go on with it by --force"
         )

@@ -2,7 +2,7 @@
 everything that goes on from it.
 
 Each stage has a folder of its own in the pipeline's workdir, as if it had been run alone. What a run replaces is kept
-beside it, once, as STAGE.old.
+beside it, once, as STAGE.old, or STAGE.old.old where another stage has that name.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmjax.errors import UserError, nearest, require
-from lmjax.recipe import Pipeline, Stage, difference, from_json, sources_of
+from lmjax.parallel.multihost import barrier, is_first
+from lmjax.recipe import Compare, Pipeline, Pretrain, Stage, difference, sources_of
 from lmjax.stages.origins import changes
-from lmjax.stages.workdir import RECIPE_FILE, SUMMARY_FILE
+from lmjax.stages.recipe_changes import adopted
+from lmjax.stages.workdir import SUMMARY_FILE, begun, read_json
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,13 @@ class Plan:
     reason: str
 
 
-def plan_stages(pipeline: Pipeline, folder: Path, only: str | None = None, start_from: str | None = None) -> list[Plan]:
+def plan_stages(
+    pipeline: Pipeline, folder: Path, only: str | None = None, start_from: str | None = None, force: bool = False
+) -> list[Plan]:
     """What to do with each stage. Raises UserError for an unknown stage, or where `only` lacks what it goes on from.
 
-    `only` runs a single stage; `start_from` runs that one and all behind it anew.
+    `only` runs a single stage; `start_from` runs that one and all behind it anew. A stage whose recipe changed in what
+    the rest of it computes runs anew, or, with `force`, goes on where its weights allow it.
     """
     names = [stage.name for stage in pipeline.stages]
     for option, name in (("--only", only), ("--from", start_from)):
@@ -41,7 +47,7 @@ def plan_stages(pipeline: Pipeline, folder: Path, only: str | None = None, start
     behind = False
     for stage in pipeline.stages:
         behind = behind or stage.name == start_from
-        plan = _plan(stage, folder / stage.name, renewed, behind)
+        plan = _plan(stage, folder / stage.name, renewed, behind, force)
         if only is not None and stage.name != only:
             plan = Plan(stage, "skip", f"left out, as --only {only} says")
         elif only is not None:
@@ -59,12 +65,17 @@ def run_stages(
 
     What is to run anew is set aside before anything runs, so that an interrupted run never takes it for finished.
     """
+    barrier("planned")
+    names = {plan.stage.name for plan in plans}
     for plan in plans:
         own = folder / plan.stage.name
-        if plan.action == "anew" and own.exists():
+        if plan.action == "anew" and own.exists() and is_first():
             old = own.with_name(own.name + ".old")
+            while old.name in names:
+                old = old.with_name(old.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
             own.replace(old)
+    barrier("set aside")
     for plan in plans:
         say(f"{plan.stage.name}: {plan.reason}")
         if plan.action != "skip" and not run_one(plan.stage, folder / plan.stage.name):
@@ -72,14 +83,16 @@ def run_stages(
     return True
 
 
-def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool) -> Plan:
-    path = own / RECIPE_FILE
-    if not path.exists():
+def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool, force: bool) -> Plan:
+    before = begun(own)
+    if before is None:
         return Plan(stage, "run", "to be run")
     if behind:
         return Plan(stage, "anew", "runs anew, as --from says")
-    changed = difference(from_json(path.read_text(encoding="utf-8"), str(path)), stage)
-    if changed:
+    try:
+        adopted(before.recipe, stage, before.step, force, own)
+    except UserError:
+        changed = difference(before.recipe, stage)
         return Plan(stage, "anew", "runs anew, because its recipe changed: " + "; ".join(changed))
     upstream = [source for source in sources_of(stage).values() if source in renewed]
     if upstream:
@@ -87,8 +100,16 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool) -> Pla
     other = changes(stage, own)
     if other:
         return Plan(stage, "anew", f"runs anew, because {' and '.join(other)}")
-    done = (own / SUMMARY_FILE).exists()
+    done = is_done(stage, read_json(own / SUMMARY_FILE))
     return Plan(stage, "skip", "is done") if done else Plan(stage, "run", "is resumed")
+
+
+def is_done(stage: Stage, summary: dict[str, Any] | None) -> bool:
+    """Whether this is the summary of all the steps that the stage has."""
+    if not summary or isinstance(stage, Compare):
+        return bool(summary)
+    by_epochs = not isinstance(stage, Pretrain) and stage.epochs is not None
+    return by_epochs or summary.get("steps") == stage.train.steps
 
 
 def _require_sources(stage: Stage, folder: Path, names: Sequence[str]) -> None:

@@ -207,7 +207,14 @@ def _batches(
         texts = open_mix(recipe.mix, start, workdir)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
         size = episodes * learner.ppo.mix_rows
-        data = DataSettings(sequence_length=recipe.mix_length, batch_size=size, seed=recipe.train.seed)
+        rows_each = size // recipe.dialogue.batch_size
+        earlier = recipe.dialogue.earlier_batches
+        data = DataSettings(
+            sequence_length=recipe.mix_length,
+            batch_size=size,
+            seed=recipe.train.seed,
+            earlier_batches=tuple((until, n * rows_each, recipe.mix_length, 0, 0, 1) for until, n, *_ in earlier),
+        )
         mix = Loader(texts, [source.weight for source in recipe.mix], data)
         say_mix(recipe.mix, texts, mix, steps, display)
 

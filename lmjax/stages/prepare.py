@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,9 +15,11 @@ from typing import Any
 from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.sources import open_source
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.errors import require
+from lmjax.errors import UserError, require
+from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Recipe
 from lmjax.settings import SourceSettings
+from lmjax.training.checkpoint import Checkpoint
 from lmjax.training.progress import ProgressDisplay
 
 
@@ -58,9 +61,20 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
 
 def train_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
     """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(recipe.tokenizer, _texts(recipe))
-    tokenizer.save(folder)
+    with _writing(folder):
+        tokenizer.save(folder)
     return tokenizer
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
 
 
 def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers: int | None = None) -> list[str]:
@@ -68,7 +82,8 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
 
     Returns the overrides with which the recipe trains from them: the same batches, without the text.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, folder, display, workers)
     overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
     if recipe.tokenizer.user_symbols:
@@ -84,6 +99,9 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
 
 
 def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
+    """The tokenizer of the workdir's weights where there are any; else the recipe's, which is kept in `folder`."""
+    if (is_first() or not folder.is_dir()) and _unpacked(folder):
+        return load_tokenizer(folder)
     if not folder.is_dir():
         if recipe.tokenizer.kind != "byte":
             display.say(f"{'loading' if recipe.tokenizer.path else 'training'} the {recipe.tokenizer.kind} tokenizer")
@@ -92,6 +110,21 @@ def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> T
         train_tokenizer(recipe, partial)
         partial.replace(folder)
     return load_tokenizer(folder)
+
+
+def _unpacked(folder: Path) -> bool:
+    """Whether the workdir has a checkpoint with a tokenizer; `folder` then holds that and no other."""
+    found = [Checkpoint(path) for path in folder.parent.glob("checkpoints/*/*") if path.name.isdigit()]
+    for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True):
+        with contextlib.suppress(UserError):  # damaged: whoever restores it says so
+            if checkpoint.extras()["tokenizer"]:
+                partial = folder.with_name(folder.name + ".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                checkpoint.unpack_tokenizer(partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.replace(folder)
+                return True
+    return False
 
 
 def _trained_on(recipe: Recipe) -> tuple[Any, ...]:

@@ -79,8 +79,8 @@ def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_v
     model.implementation(recipe.data.sequence_length)  # raises here, not when the first step is traced
     train = recipe.train
     loss_fn = language_loss(model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=valid_vocab)
-    ramp = BatchRamp(recipe.data).table
-    clock = token_clock(*ramp, row=recipe.data.sequence_length)
+    ramp = BatchRamp(recipe.data)
+    clock = token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
     schedule = make_schedule(recipe.optimizer.schedule, recipe.optimizer.learning_rate, train.steps, clock)
     optimizer = make_optimizer(recipe.optimizer, schedule, model.logical_axes())
     step = make_train_step(loss_fn, optimizer, microbatches=train.microbatches, seed=train.seed, schedule=schedule)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from lmjax.errors import clear_disk_errors, require
+from lmjax.files import user_path
 from lmjax.model.count import count
 from lmjax.parallel import multihost
 from lmjax.parallel.platform import prepare_jax, unused_accelerator
@@ -18,11 +19,12 @@ from lmjax.recipe import Pipeline, Pretrain, Stage
 from lmjax.report.report import write_report
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.stages import workdir as place
+from lmjax.stages.agreement import facts_of
 from lmjax.stages.ahead import check_ahead
 from lmjax.stages.compare import compare
 from lmjax.stages.dpo import dpo
 from lmjax.stages.origins import claim_origins
-from lmjax.stages.pipeline import plan_stages, run_stages
+from lmjax.stages.pipeline import is_done, plan_stages, run_stages
 from lmjax.stages.ppo import ppo
 from lmjax.stages.pretrain import pretrain
 from lmjax.stages.reward import reward
@@ -58,18 +60,32 @@ def run(
 ) -> Result:
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
-    `force` goes on although the workdir's recipe is another one. Of a pipeline, `only` runs one stage, and `start_from`
-    runs that stage and all behind it anew. `executable` is the file of a pretraining step that `lmjax plan` compiled.
-    SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data, and when the disk is
-    full.
+    `force` goes on although the recipe changes what the rest of the run computes. Of a pipeline, `only` runs one stage,
+    and `start_from` runs that stage and all behind it anew. `executable` is the file of a pretraining step that
+    `lmjax plan` compiled. SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data,
+    and when the disk is full.
     """
+    with multihost.telling_others():
+        return _run(recipe, workdir, force, quiet, only, start_from, executable)
+
+
+def _run(
+    recipe: Stage | Pipeline,
+    workdir: Path | str | None,
+    force: bool,
+    quiet: bool,
+    only: str | None,
+    start_from: str | None,
+    executable: Path | None,
+) -> Result:
     alone = not isinstance(recipe, Pipeline)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
     serves = executable is None or isinstance(recipe, Pretrain)
     require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
-    folder = Path(workdir) if workdir is not None else Path("runs") / recipe.name
+    folder = user_path(workdir) if workdir is not None else Path("runs") / recipe.name
     prepare_jax()
-    multihost.join()
+    options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}
+    multihost.join(lambda: facts_of(recipe, options))
     display = ProgressDisplay(silent=quiet or not multihost.is_first())
     unused = unused_accelerator()
     if unused is not None:
@@ -78,7 +94,7 @@ def run(
     with multihost.naming_lost_peers(), StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
         try:
             if isinstance(recipe, Pipeline):
-                return _pipeline(recipe, folder, stop, display, only, start_from)
+                return _pipeline(recipe, folder, stop, display, only, start_from, force)
             return _stage(recipe, folder, stop, display, force, executable)
         except Stopped:
             display.say("stopped; the same command goes on")
@@ -86,18 +102,25 @@ def run(
 
 
 def _pipeline(
-    pipeline: Pipeline, folder: Path, stop: StopRequest, display: ProgressDisplay, only: str | None, first: str | None
+    pipeline: Pipeline,
+    folder: Path,
+    stop: StopRequest,
+    display: ProgressDisplay,
+    only: str | None,
+    first: str | None,
+    force: bool,
 ) -> Result:
     results: dict[str, Result] = {}
 
     def run_one(stage: Stage, own: Path) -> bool:
         own.mkdir(parents=True, exist_ok=True)
-        results[stage.name] = _stage(stage, own, stop, display, force=False)
+        results[stage.name] = _stage(stage, own, stop, display, force)
         return results[stage.name].signal is None
 
-    plans = plan_stages(pipeline, folder, only, first)
+    plans = plan_stages(pipeline, folder, only, first, force)
     check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
-    place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
+    if multihost.is_first():
+        place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
     if multihost.is_first():
         _say_pipeline(pipeline, folder, display)
@@ -113,8 +136,10 @@ def _stage(
     force: bool,
     executable: Path | None = None,
 ) -> Result:
-    place.claim(folder, recipe, force)
+    recipe, changes = place.claim(folder, recipe, force)
     claim_origins(recipe, folder, force)
+    for change in changes:
+        display.say(f"changed: {change}")
     multihost.barrier("claimed")
     if isinstance(recipe, Compare):
         return _compared(recipe, folder, display)
@@ -155,8 +180,7 @@ def _finish(
     recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
 ) -> Result:
     summary = place.read_json(folder / place.SUMMARY_FILE)
-    counts_epochs = not isinstance(recipe, Pretrain) and recipe.epochs is not None
-    if summary and (counts_epochs or summary["steps"] == recipe.train.steps):
+    if is_done(recipe, summary):
         display.say(f"{folder} is done.")
     else:
         if multihost.is_first():

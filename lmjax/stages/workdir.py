@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,26 @@ from typing import Any
 import jax
 
 import lmjax
+from lmjax import files
 from lmjax.errors import UserError
+from lmjax.files import read_text
 from lmjax.parallel.multihost import is_first
-from lmjax.recipe import Stage, difference, from_json, to_json
+from lmjax.recipe import Stage, from_json, to_json
+from lmjax.stages.recipe_changes import adopted
+from lmjax.training.checkpoint import Checkpoint
+from lmjax.training.record import note_changes
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
+ANSWERED_FILE = "answered.jsonl"  # of a comparison: a line for each batch of prompts, until all are answered
 PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The recipe of a workdir's newest steps, and how many they are."""
+
+    recipe: Stage
+    step: int
 
 
 @contextmanager
@@ -45,19 +61,43 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, recipe: Stage, force: bool) -> None:
-    """Writes the recipe into the folder. Raises UserError, with the fields that differ, where it has another one."""
+def begun(workdir: Path) -> Begun | None:
+    """The newest steps in the folder and their recipe; None where nothing has been done that a change could spoil.
+
+    The recipe is that of the newest checkpoint that tells one, and not what a run that took no step left behind.
+    """
+    found = [Checkpoint(path) for path in workdir.glob("checkpoints/*/*") if path.name.isdigit()]
+    steps = sorted((checkpoint for checkpoint in found if checkpoint.step), key=lambda c: c.step, reverse=True)
+    for checkpoint in steps:
+        with contextlib.suppress(UserError):  # damaged: whoever restores it says so
+            text = checkpoint.extras()["recipe"]
+            return Begun(from_json(text, f"{checkpoint.path}: recipe"), checkpoint.step)
     path = workdir / RECIPE_FILE
-    if path.exists() and not force:
-        changed = difference(from_json(path.read_text(), str(path)), recipe)
-        if changed:
-            fields = "\n  ".join(changed)
-            raise UserError(
-                f"{workdir}: its recipe differs from this one in\n  {fields}\n"
-                "choose another --workdir, or go on with the new recipe by --force"
-            )
+    kept = steps or (workdir / SUMMARY_FILE).exists() or (workdir / ANSWERED_FILE).exists()
+    if not kept or not path.exists():
+        return None
+    return Begun(from_json(read_text(path), str(path)), steps[0].step if steps else 0)
+
+
+def claim(workdir: Path, recipe: Stage, force: bool) -> tuple[Stage, list[str]]:
+    """Writes the recipe into the folder and gives it back as it is to be run, with the changes since the last run.
+
+    The recipe binds the folder once it has a checkpoint, a summary or answers. Raises UserError for a change that
+    the steps so far do not allow, or not without `force`; see lmjax/stages/recipe_changes.py.
+    """
+    try:
+        before = begun(workdir)
+    except UserError:
+        if not force:
+            raise
+        before = Begun(recipe, 0)
+    changes: list[str] = []
+    if before is not None:
+        recipe, changes = adopted(before.recipe, recipe, before.step, force, workdir)
     if is_first():
-        write_whole(path, to_json(recipe))
+        files.write_whole(workdir / RECIPE_FILE, to_json(recipe))
+        note_changes(workdir, None if before is None else before.step, changes)
+    return recipe, changes
 
 
 def write_whole(path: Path, text: str) -> None:

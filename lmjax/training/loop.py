@@ -93,6 +93,7 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
             profile(step, state)
             with jax.transfer_guard("disallow"):
                 state, metrics = job.step(state, batch)
+            stop.to_save = True
             if waiting:
                 _settle(job, window, *waiting)
             waiting = (step, metrics)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError
+from lmjax.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 TEXTS = ("prompt", "sample")
+CHANGED = "changed"  # the fields of the recipe that have changed since the step, each as "field: before -> after"
 
 
 class Recorder:
@@ -31,7 +33,7 @@ class Recorder:
         self._path = workdir / METRICS_FILE
         self._silent = silent
         lines = read_metrics(workdir) if self._path.exists() else []
-        self.kept = [line for line in lines if line["step"] <= resumed_at]
+        self.kept = [_no_later(line, resumed_at) for line in lines if line["step"] <= resumed_at or CHANGED in line]
         if silent:
             return
         fresh = self._path.with_suffix(".rewritten")
@@ -57,6 +59,28 @@ class Recorder:
             os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.close()
+
+
+def note_changes(workdir: Path, step: int | None, changes: list[str]) -> None:
+    """Writes what a run changes of the recipe, from `step` on; None: nothing was done, and an old record goes.
+
+    What another run changed at the same step, and took no step with, goes too.
+    """
+    path = workdir / METRICS_FILE
+    if step is None:
+        path.unlink(missing_ok=True)
+        return
+    lines = read_metrics(workdir) if path.exists() else []
+    kept = [line for line in lines if CHANGED not in line or line["step"] < step]
+    place = sum(line["step"] <= step for line in kept)
+    new = [{"step": step, CHANGED: changes}] if changes else []
+    if len(kept) < len(lines) or new:
+        write_whole(path, "".join(map(_line, [*kept[:place], *new, *kept[place:]])))
+
+
+def _no_later(line: dict[str, Any], step: int) -> dict[str, Any]:
+    """A line that stays although the steps after `step` will be run again."""
+    return line | {"step": min(line["step"], step)}
 
 
 class _Events:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from lmjax.errors import PeerLostError, UserError
-from lmjax.parallel.multihost import _arguments, _await
+from lmjax.parallel import rendezvous
+from lmjax.parallel.multihost import _arguments
+from lmjax.parallel.rendezvous import different, meet
 
 RECIPE = """
 from lmjax.recipe import Pretrain
@@ -46,7 +48,7 @@ def start(tmp_path):
     (tmp_path / "text.txt").write_text(text)
     started = []
 
-    def begin(workdir, processes, devices, steps=30):
+    def begin(workdir, processes, devices, steps=30, of_each=None, program=("-m", "lmjax.cli")):
         (tmp_path / "tiny.py").write_text(RECIPE.replace("STEPS", str(steps)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -66,7 +68,8 @@ def start(tmp_path):
                 **(several if processes > 1 else {}),
             }
             log = (tmp_path / f"{workdir}.{index}.log").open("w")
-            command = [sys.executable, "-m", "lmjax.cli", "run", "tiny.py", "--workdir", workdir]
+            own = of_each[index] if of_each else []
+            command = [sys.executable, *program, "run", "tiny.py", "--workdir", workdir, *own]
             process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
             process.log = Path(log.name)
             run.append(process)
@@ -153,18 +156,138 @@ def test_launchers_are_known_by_their_variables():
         assert _arguments(detected) == {}
 
 
-def test_a_first_process_that_does_not_come_is_named_and_one_that_comes_late_is_waited_for():
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))  # bound, so that nobody else takes the port, and not listening
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(PeerLostError, match=f"does not answer at JAX_COORDINATOR_ADDRESS = {address} after 0 s"):
-            _await(address, 0.0)
-        late = threading.Timer(1.5, silent.listen)
-        late.start()
-        _await(address, 60.0)
-        late.join()
+FACTS = {"the recipe": {"train.seed": "3"}, "the data": {"a.txt": "f00"}}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def met(facts, seconds=20.0, late=0.0):
+    """What each of several processes, which are threads here, is told when they meet with these facts."""
+    address = f"127.0.0.1:{free_port()}"
+    told = {}
+
+    def come(index):
+        time.sleep(late if index else 0.0)
+        try:
+            told[index] = meet(address, len(facts), index, facts[index], seconds)
+        except (UserError, PeerLostError) as error:
+            told[index] = error
+
+    threads = [threading.Thread(target=come, args=(index,)) for index in range(len(facts)) if facts[index] is not None]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_processes_that_are_about_to_do_the_same_meet_and_a_late_one_is_waited_for():
+    assert met([FACTS] * 4) == dict.fromkeys(range(4))
+    assert met([FACTS] * 2, late=3.0) == dict.fromkeys(range(2))
+
+
+def test_processes_that_are_about_to_do_different_things_are_all_told_which_differs_in_what():
+    other = {"the recipe": {"train.seed": "4"}, "the data": {"a.txt": "not there"}}
+    told = met([FACTS, FACTS, other])
+    said = (
+        "process 2 differs from process 0 in the recipe (train.seed: '3' there, '4' here), and in the data "
+        "(a.txt: 'f00' there, 'not there' here); expected the same in every process; start the same command with the "
+        "same files and packages on each host"
+    )
+    assert {type(error) for error in told.values()} == {UserError}
+    assert {str(error) for error in told.values()} == {said}
+    many = {"the recipe": {f"field{n}": "x" * 10_000 for n in range(100)}}
+    assert len(different(1, many, {})) < 3000 and "and 92 more" in different(1, many, {})
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_mistake_of_one_process_is_told_to_all_also_to_those_that_come_later(monkeypatch, who):
+    facts = [FACTS] * 3
+    facts[who] = "no recipe 'tinny'"
+    told = met(facts, late=1.0)
+    assert {str(error) for error in told.values()} == {f"process {who}: no recipe 'tinny'"}
+    assert {type(error) for error in told.values()} == {UserError}
+
+
+def test_a_process_that_does_not_come_is_named_by_all_that_did():
+    told = met([FACTS, FACTS, None, None], seconds=1.5)
+    assert {type(error) for error in told.values()} == {PeerLostError} and sorted(told) == [0, 1]
+    assert {str(error) for error in told.values()} == {
+        "processes 2, 3 of 4 did not come within 2 s; see what became of it on its host, and start all of them again"
+    }
+    (alone,) = met([None, FACTS], seconds=1.5).values()
+    assert isinstance(alone, PeerLostError)
+    assert str(alone).startswith("process 0 of this run does not answer at JAX_COORDINATOR_ADDRESS = 127.0.0.1:")
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS = 'somewhere': expected host:port of process 0"):
-        _await("somewhere", 0.0)
+        meet("somewhere", 2, 1, FACTS, 0.0)
+
+
+def test_who_is_no_process_of_the_run_is_not_heard_and_a_taken_port_is_named():
+    port = free_port()
+    host = threading.Thread(target=meet, args=(f"127.0.0.1:{port}", 2, 0, FACTS, 20.0))
+    host.start()
+    for noise in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": 7}\n', b"[" * 100_000 + b"\n", b""):
+        patience = time.monotonic() + 10
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(noise)
+                break
+            except OSError:
+                assert time.monotonic() < patience
+                time.sleep(0.05)
+    meet(f"127.0.0.1:{port}", 2, 1, FACTS, 20.0)
+    host.join()
+    with socket.create_server(("", port)), pytest.raises(UserError, match=f"cannot listen at port {port} "):
+        rendezvous._listening(port)
+
+
+def test_two_processes_with_different_recipes_and_one_with_a_mistake_leave_with_2_before_anything_runs(start, tmp_path):
+    run = start("apart", 2, 4, of_each=[[], ["--train.seed", "4", "--workdir", "elsewhere"]])
+    wrong = start("wrong", 2, 4, of_each=[["--train.stesp", "4"], []])
+    began = time.monotonic()
+    finish(run, [2, 2], 90)
+    for process in run:
+        said = process.log.read_text()
+        assert "process 1 differs from process 0 in the recipe (train.seed: '3' there, '4' here); expected" in said
+        assert "Traceback" not in said and "***" not in said
+    assert not (tmp_path / "apart").exists() and not (tmp_path / "elsewhere").exists()
+    finish(wrong, [2, 2], 90)
+    assert "process 0: its command cannot be read; its own log says why" in wrong[1].log.read_text()
+    assert time.monotonic() - began < 60
+
+
+LATE_MISTAKE = """
+import lmjax.stages.run as module
+from lmjax.cli import main
+from lmjax.errors import UserError
+import sys, time, jax
+prepared, who = module.pretrain, int(sys.argv.pop())
+def pretrain(*arguments):
+    if jax.process_index() == who:
+        time.sleep(1)
+        raise UserError("the file went away")
+    return prepared(*arguments)
+module.pretrain = pretrain
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("who", ["0", "1"])
+def test_a_mistake_after_joining_ends_all_with_2_in_a_minute_whoever_makes_it(start, tmp_path, who):
+    (tmp_path / "late.py").write_text(LATE_MISTAKE)
+    run = start("late", 2, 4, of_each=[[who], [who]], program=["late.py"], steps=100_000)
+    began = time.monotonic()
+    finish(run, [2, 2], 120)
+    assert time.monotonic() - began < 60
+    for process in run:
+        said = process.log.read_text()
+        assert "the file went away" in said and "Traceback" not in said and "***" not in said
+    assert f"lmjax: process {who} of 2: the file went away" in run[1 - int(who)].log.read_text()
 
 
 @pytest.mark.parametrize(

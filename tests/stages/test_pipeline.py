@@ -35,7 +35,9 @@ def finish(folder, stage, seconds=1):
     own.mkdir(parents=True, exist_ok=True)
     (own / "recipe.json").write_text(to_json(stage))
     claim_origins(stage, own, force=True)
-    (own / "summary.json").write_text(json.dumps({"steps": 1, "loss": seconds}))
+    steps = 1 if isinstance(stage, Compare) else stage.train.steps
+    (own / "checkpoints" / stage.name / "1").mkdir(parents=True, exist_ok=True)  # its recipe is in recipe.json alone
+    (own / "summary.json").write_text(json.dumps({"steps": steps, "loss": seconds}))
 
 
 def actions(folder, pipeline, **options):
@@ -254,3 +256,31 @@ def test_a_field_of_a_stage_is_set_under_the_stages_name(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["parameters"] > 0
     assert cli.main(["run", str(path), "--workdir", str(tmp_path / "w"), "--only", "sft"]) == 2
     assert "--only sft: no such stage in 'two'; did you mean 'sft-1'?" in capsys.readouterr().err
+
+
+NAMES = ("1-pretrain", "class", "a-b", "a_b", "pretrain", "pretrain.old", "help", "train")
+
+
+def test_stages_of_any_name_can_be_set_by_their_names(tmp_path, capsys):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "from lmjax.recipe import Pipeline, Pretrain\n"
+        f"def recipe():\n    return Pipeline('odd', tuple(Pretrain(name=name) for name in {NAMES}))\n"
+    )
+    words = [word for n, name in enumerate(NAMES) for word in (f"--{name}.train.seed", str(n + 10))]
+    changed = parsed(path, [*words, "--data.seed=7"])
+    assert {stage.name: stage.train.seed for stage in changed.stages} == {n: i + 10 for i, n in enumerate(NAMES)}
+    assert [stage.data.seed for stage in changed.stages] == [7, *[0] * 7]
+    swapped = parsed(path, ["--1_pretrain.train.seed", "5", "--pretrain-old.train.seed=6"])
+    assert (swapped.stages[0].train.seed, swapped.stages[5].train.seed) == (5, 6)
+    assert parsed(path, []).stages[0].train.seed == 0
+    with pytest.raises(SystemExit):
+        parsed(path, ["--help"])
+    said = capsys.readouterr().out
+    for name in ("1-pretrain", "class", "a-b", "pretrain", "pretrain-old", "help", "train"):
+        assert f"--{name}.train.steps" in said
+    with pytest.raises(SystemExit) as leaving:
+        parsed(path, ["--class.train.stesp", "5"])
+    assert leaving.value.code == 2 and "--class.train.steps" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--klass\.train\.seed: neither a stage nor a field of the first; .*'class'"):
+        parsed(path, ["--klass.train.seed", "5"])

@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +86,42 @@ def test_where_others_decide_they_are_asked_for_place_after_place():
         stop.check()
     assert places == [1, 2, 3, 4] and stop.signal == signal.SIGTERM
     assert not issubclass(Interrupted, Exception), "what guards a user's function does not catch it"
+
+
+BUSY = """
+import contextlib, hashlib
+from lmjax.training import stop
+stop.GRACE_SECONDS = 0.5
+with stop.StopRequest() as request, {within}:
+    {before}
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # in C, as a compiler or the training of a tokenizer
+    print("through", request.signal, flush=True)
+"""
+
+
+def _busy(within: str, before: str, rounds: int) -> tuple[int, str, float]:
+    """How a process ends that gets SIGTERM while it is busy in a library, what it prints, and after how long."""
+    code = BUSY.format(within=within, before=before, rounds=rounds)
+    root = str(Path(__file__).parents[2])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
+    )
+    assert child.stdout.readline() == "busy\n"
+    time.sleep(1.0)  # until it is in the library
+    sent = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=120)
+    return child.returncode, said, time.monotonic() - sent
+
+
+@pytest.mark.parametrize("within", ["contextlib.nullcontext()", "request.deferred()"])
+def test_sigterm_ends_a_process_within_seconds_whatever_library_it_is_busy_in(within):
+    code, said, seconds = _busy(within, "pass", 10**9)
+    assert (code, said) == (143, "stopped; the same command goes on\n")
+    assert seconds < 30, "10^9 rounds take a quarter of an hour"
+
+
+def test_sigterm_waits_for_the_step_where_steps_are_to_be_saved():
+    code, said, _ = _busy("request.deferred()", "request.to_save = True", 10**7)
+    assert (code, said) == (0, f"through {int(signal.SIGTERM)}\n")
