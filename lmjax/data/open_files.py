@@ -21,10 +21,22 @@ from typing import NamedTuple
 from lmjax.data.documents import BadRecordError
 from lmjax.errors import UserError, shortened
 from lmjax.files import unreadable
+from lmjax.kinds import COMPRESSIONS, plain_name, suffix_of
+
+__all__ = [
+    "Buffer",
+    "Files",
+    "as_utf8",
+    "decompressed",
+    "find_files",
+    "list_files",
+    "plain_name",
+    "suffix_of",
+    "utf8_of",
+]
 
 Buffer = bytes | mmap.mmap
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 UTF8_MARK = b"\xef\xbb\xbf"
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins as that of UTF-16 does
     (b"\xff\xfe\x00\x00", "utf-32-le"),
@@ -42,27 +54,17 @@ class Files(NamedTuple):
     left_out: list[str]
 
 
-def plain_name(path: Path | str) -> str:
-    """The file's name in lower case without the suffix of a compression: "a.jsonl" for "A.jsonl.gz"."""
-    name = Path(path).name.lower()
-    return next((name.removesuffix(suffix) for suffix in COMPRESSIONS if name.endswith(suffix)), name)
-
-
-def suffix_of(path: Path | str) -> str:
-    """The file's suffix in lower case without that of a compression: ".jsonl" for "A.jsonl.gz"."""
-    return Path(plain_name(path)).suffix
-
-
 def list_files(path: str, suffixes: Sequence[str], field: str = "source.path") -> list[Path]:
     """The paths of `find_files`, for those who have said what was left out, or need not."""
     return find_files(path, suffixes, field).paths
 
 
-def find_files(path: str, suffixes: Sequence[str], field: str = "source.path") -> Files:
+def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", otherwise: Sequence[str] = ()) -> Files:
     """The files of `path`: itself, those of a folder that have one of `suffixes`, or those that a glob matches.
 
-    Suffixes are in lower case, without a compression. A folder is read with its subfolders, through links too, each
-    file once. Hidden files and folders (".name") are left out unless the path names them.
+    Suffixes are in lower case, without a compression; `otherwise` counts in a folder without any of `suffixes`. A
+    folder is read with its subfolders, through links too, each file once. Hidden files and folders (".name") are left
+    out unless the path names them.
 
     Raises:
       UserError: nothing is found, a folder cannot be read, or a link leads nowhere. `field` names the path.
@@ -78,19 +80,19 @@ def find_files(path: str, suffixes: Sequence[str], field: str = "source.path") -
     if kind == "file":
         return Files([given], [])
     if kind == "folder":
-
-        def wanted(link: Path) -> bool:
-            return not suffix_of(link) or plain_name(link).endswith(tuple(suffixes))
-
-        found = [file for file in _walk(given, (), left_out, wanted) if _ends(file, suffixes, left_out)]
-        expected = f"files that end in {', '.join(suffixes)} in this folder; or name others by a glob such as '*.md'"
+        everything = list(_walk(given, (), left_out, lambda link: _ends(link, (*suffixes, *otherwise, ""))))
+        found = [file for file in everything if _ends(file, suffixes)]
+        found = found or [file for file in everything if _ends(file, otherwise)]
+        left_out["of another ending"] += len(everything) - len(found)
+        endings = ", ".join((*suffixes, *otherwise))
+        expected = f"files that end in {endings} in this folder; or name others by a glob such as '*.md'"
     elif kind:
         found, expected = [], "a regular file, a folder or a glob, found something else; copy the data to a file"
     else:
         found = list(_glob(given, left_out))
         expected = "a file, a folder or a glob that matches files; check the path, which is relative to where you are"
     files = _once(sorted(found), left_out)
-    words = [f"{count:,} {what}" for what, count in left_out.items()]
+    words = [f"{count:,} {what}" for what, count in left_out.items() if count]
     if not files:
         raise UserError(f"{field} = {shortened(path)}: expected {expected}" + (f" ({'; '.join(words)})" * bool(words)))
     return Files(files, words)
@@ -106,11 +108,8 @@ def expanded(path: str, field: str = "source.path") -> Path:
         raise UserError(f"{field} = {shortened(path)}: expected a path ({error}); write it in full") from error
 
 
-def _ends(file: Path, suffixes: Sequence[str], left_out: Counter[str]) -> bool:
-    fits = plain_name(file).endswith(tuple(suffixes))
-    if not fits:
-        left_out["of another ending"] += 1
-    return fits
+def _ends(file: Path, suffixes: Sequence[str]) -> bool:
+    return suffix_of(file) in suffixes
 
 
 def _walk(root: Path, named: Sequence[str], left_out: Counter[str], wanted: Callable[[Path], bool]) -> Iterator[Path]:

@@ -48,23 +48,31 @@ def line_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
 
 def json_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
     """The objects of a JSON list, JSON lines under that name, or one object."""
-    raw = data[:].removeprefix(UTF8_MARK).lstrip()
-    if raw[:1] == b"{" and isinstance(json_object(raw.split(b"\n", 1)[0]), dict):
+    items = listed(data, where)
+    if items is None:
         return line_rows(data, where)
+    return ((f"{where}: record {number}", _object(item)) for number, item in enumerate(items, start=1))
+
+
+def listed(data: Buffer, where: object) -> list[Any] | None:
+    """The items of a JSON list, or of one object; None for JSON lines. Raises BadRecordError for neither."""
+    raw = data[:].removeprefix(UTF8_MARK).lstrip()
+    if not raw or (raw[:1] == b"{" and isinstance(json_object(raw.split(b"\n", 1)[0]), dict)):
+        return None
     try:
         value = parse_json(decode_text(data[:], where))
     except (MalformedJsonError, UserError) as error:
         if raw[:1] == b"{":
-            return line_rows(data, where)
+            return None
         if isinstance(error, UserError):
             raise BadRecordError(str(error)) from None
         place = f"{where}:{error.line}" if error.line else where
         raise BadRecordError(f"{place}: expected a list of JSON objects, or one a line ({error}); mend it") from None
     if isinstance(value, dict):
-        value = [value]
+        return [value]
     if not isinstance(value, list):
         raise BadRecordError(f"{where}: expected a list of JSON objects, found {type(value).__name__}; mend it")
-    return ((f"{where}: record {number}", _object(item)) for number, item in enumerate(value, start=1))
+    return value
 
 
 def json_object(line: bytes) -> Row:

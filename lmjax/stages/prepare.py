@@ -15,6 +15,7 @@ from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.sources import open_source
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
 from lmjax.errors import require
+from lmjax.kinds import unused_fields
 from lmjax.recipe import Recipe
 from lmjax.settings import SourceSettings
 from lmjax.training.progress import ProgressDisplay
@@ -70,6 +71,7 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, folder, display, workers)
     overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
+    overrides += _set_back("--tokenizer", recipe.tokenizer, path=str(prepared.tokenizer_folder))
     if recipe.tokenizer.user_symbols:
         overrides.append("--tokenizer.user-symbols")  # none beyond those that the saved tokenizer holds
     roles = (("train", recipe.data.train, prepared.train), ("validation", recipe.data.validation, prepared.validation))
@@ -77,9 +79,23 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
         for number, (source, shards) in enumerate(zip(sources, opened, strict=True)):
             field = f"--data.{role}.{number}"
             overrides += [f"{field}.kind", "shards", f"{field}.path", str(shards.folder)]
+            overrides += _set_back(field, source, kind="shards")
             if source.kind != "shards" and (source.begin, source.end) != (0.0, 1.0):  # the shards hold that part only
                 overrides += [f"{field}.begin", "0", f"{field}.end", "1"]
     return overrides
+
+
+def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
+    """The overrides that set back to their defaults the fields that `settings`, so changed, no longer uses."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    words = []
+    for name in unused_fields(settings, **changed):
+        dashed, value = name.replace("_", "-"), defaults[name]
+        if isinstance(value, bool):
+            words.append(f"{option}.{dashed}" if value else f"{option}.no-{dashed}")
+        else:
+            words += [f"{option}.{dashed}", str(value)]
+    return words
 
 
 def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:

@@ -184,6 +184,9 @@ def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_the
     assert load_tokenizer(out).vocab_size == 280
 
     given = ["--tokenizer.path", str(out), "--data.sequence-length", "8"]
+    assert main(["data", "prepare", str(spec), "--out", str(tmp_path / "out"), "--workers", "1", *given]) == 2
+    assert "tokenizer.vocab_size = 300: expected 280, the entries of" in capsys.readouterr().err
+    given += ["--tokenizer.vocab-size", "280"]
     assert main(["data", "prepare", str(spec), "--out", str(tmp_path / "out"), "--workers", "1", *given]) == 0
     said = capsys.readouterr().out
     command = shlex.split(said.split("to train from them:")[1])
