@@ -29,7 +29,7 @@ class TokenizerSettings:
     user_symbols: tuple[str, ...] = ()  # strings that are always one token
     split_digits: bool = False  # SentencePiece: each digit is a piece of its own
     lowercase: bool = True  # WordPiece: the "uncased" convention, which also strips accents
-    training_bytes: int = 10_000_000  # at most this much text is read to train a tokenizer
+    training_bytes: int = 10_000_000  # at most this much text trains a tokenizer, of every source by its weight
 
     def __post_init__(self) -> None:
         check_types("tokenizer", self)

@@ -21,6 +21,7 @@ from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.data.tokenizers.byte_level_bpe import BytePairTokenizer, load_bpe, train_bpe
 from lmjax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer, train_sentencepiece
 from lmjax.data.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
+from lmjax.data.training_text import without_long_words
 from lmjax.errors import UserError, nearest, require
 from lmjax.settings import TokenizerSettings
 
@@ -116,7 +117,7 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
     if settings.kind == "byte":
         return ByteTokenizer()
     train = {"sentencepiece": train_sentencepiece, "bpe": train_bpe, "wordpiece": train_wordpiece}[settings.kind]
-    read = list(_at_most(settings.training_bytes, texts))
+    read = list(without_long_words(_at_most(settings.training_bytes, texts)))
     if not any(text.strip() for text in read):
         raise UserError(
             f"the text to train a {settings.kind} tokenizer on: expected some, found none; check data.train"

@@ -6,14 +6,13 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmjax.data.shards import TokenShards, open_shards
-from lmjax.data.sources import open_source
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
+from lmjax.data.training_text import training_text
 from lmjax.errors import require
 from lmjax.kinds import unused_fields
 from lmjax.recipe import Recipe
@@ -47,8 +46,12 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
     def shards(source: SourceSettings) -> TokenShards:
         place = workdir / "tokens" / f"{source.kind}-{_digest(source, fingerprint)}"
         with display.counting(f"encoding {source.path or source.kind}") as report:
-            opened = open_shards(source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report)
-        note = f", {opened.manifest.skipped:,} bad records skipped" if opened.manifest.skipped else ""
+            say = display.say
+            opened = open_shards(
+                source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report, say=say
+            )
+        bad = opened.manifest
+        note = f", {bad.skipped:,} bad records skipped, such as {bad.skipped_examples[0]}" if bad.skipped else ""
         display.say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
         return opened
 
@@ -56,9 +59,19 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
     return Prepared(tokenizer, folder, train, [shards(source) for source in recipe.data.validation])
 
 
-def train_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+def train_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
     """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
-    tokenizer = build_tokenizer(recipe.tokenizer, _texts(recipe))
+    settings = recipe.tokenizer
+    texts: list[str] = []
+    title = f"loading the {settings.kind} tokenizer"
+    if sources := _trained_on(recipe):
+        texts, _ = found = training_text(sources, settings.training_bytes)
+        title = f"training the {settings.kind} tokenizer"
+        display.say(f"{title} on {found.told}")
+    elif settings.path:
+        display.say(title)
+    with display.waiting(title):
+        tokenizer = build_tokenizer(settings, texts)
     tokenizer.save(folder)
     return tokenizer
 
@@ -100,11 +113,9 @@ def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
 
 def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
     if not folder.is_dir():
-        if recipe.tokenizer.kind != "byte":
-            display.say(f"{'loading' if recipe.tokenizer.path else 'training'} the {recipe.tokenizer.kind} tokenizer")
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        train_tokenizer(recipe, partial)
+        train_tokenizer(recipe, partial, display)
         partial.replace(folder)
     return load_tokenizer(folder)
 
@@ -112,14 +123,6 @@ def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> T
 def _trained_on(recipe: Recipe) -> tuple[Any, ...]:
     trains = recipe.tokenizer.kind != "byte" and not recipe.tokenizer.path
     return recipe.data.train if trains else ()
-
-
-def _texts(recipe: Recipe) -> Iterator[str]:
-    for settings in recipe.data.train:
-        source = open_source(settings)
-        for i in range(len(source)):
-            texts, _ = source.read(i, i + 1)
-            yield from texts
 
 
 def _digest(*parts: Any) -> str:
