@@ -12,7 +12,7 @@ from typing import Any
 
 from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.data.training_text import training_text
+from lmjax.data.training_text import MOST_LONG_WORDS, training_text, with_few_long_words
 from lmjax.errors import require
 from lmjax.kinds import unused_fields
 from lmjax.recipe import Recipe
@@ -68,6 +68,12 @@ def train_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> T
         texts, _ = found = training_text(sources, settings.training_bytes)
         title = f"training the {settings.kind} tokenizer"
         display.say(f"{title} on {found.told}")
+        if settings.kind == "sentencepiece" and settings.sentencepiece_model == "unigram":
+            texts, long = with_few_long_words(texts)
+            if long > MOST_LONG_WORDS:
+                display.say(
+                    f"of {long:,} words of more than 1,024 signs {MOST_LONG_WORDS} are used: unigram is slow there"
+                )
     elif settings.path:
         display.say(title)
     with display.waiting(title):

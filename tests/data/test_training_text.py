@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lmjax.data.tokenizer import build_tokenizer
-from lmjax.data.training_text import training_text, without_long_words
+from lmjax.data.training_text import training_text, with_few_long_words, without_long_words
 from lmjax.settings import SourceSettings, TokenizerSettings
 
 
@@ -110,3 +110,13 @@ def test_a_text_without_blanks_trains_in_time_that_grows_with_its_length(kind):
     tokenizer = build_tokenizer(TokenizerSettings(kind=kind, vocab_size=320), [dna])
     assert tokenizer.vocab_size == 320
     assert time.process_time() - began < 10  # over 25 where the text is one word
+
+
+def test_of_very_many_long_words_some_are_used_from_all_over_the_text():
+    words = [chr(0x4E00 + number) * 1024 for number in range(300)]
+    texts = ["before", "".join(words), "behind " + "x" * 1000]
+    kept, long = with_few_long_words(texts)
+    assert (kept[0], kept[-1], long) == ("before", texts[2], 300)
+    used = [words.index(piece) for piece in kept[1:-1]]
+    assert len(used) == 128 and used == sorted(used) and used[0] == 0 and used[-1] >= 297
+    assert with_few_long_words(["a b", "x" * 3000]) == (["a b", "x" * 1024, "x" * 1024, "x" * 952], 2)
