@@ -41,7 +41,7 @@ class TrainingText(NamedTuple):
 def training_text(sources: Sequence[SourceSettings], limit: int) -> TrainingText:
     """At most about `limit` bytes of the sources. Raises UserError for what they cannot read."""
     opened = [open_source(settings) for settings in sources]
-    names = [source.name.removeprefix("source ") for source in opened]
+    names = [_told(source) for source in opened]
     whole = _all(opened, limit)
     if whole is not None:
         sizes = [sum(map(_size, texts)) for texts in whole]
@@ -135,6 +135,11 @@ def _spread(text: str, limit: int) -> list[str]:
         blank = re.search(r"\s", piece) if first else None
         pieces.append(piece[blank.end() :] if blank and blank.end() < len(piece) else piece)
     return pieces
+
+
+def _told(source: Documents) -> str:
+    left_out = f" (not read: {', '.join(source.left_out)})" if source.left_out else ""
+    return source.name.removeprefix("source ") + left_out
 
 
 def _size(text: str) -> int:

@@ -30,6 +30,13 @@ def test_sources_that_fit_are_read_whole_in_their_order(tmp_path):
     assert found.told == f"9,700 bytes: all 5,700 of text {tmp_path}/a.txt, all 4,000 of text {tmp_path}/b.txt"
 
 
+def test_files_that_are_left_out_are_told(tmp_path):
+    for name in ("a.txt", ".b.txt"):
+        lines(tmp_path / name, 2)
+    found = training_text([SourceSettings(path=str(tmp_path))], 1000)
+    assert found.told == f"40 bytes: all 40 of text {tmp_path} (not read: 1 hidden)"
+
+
 @pytest.mark.parametrize("documents", ["line", "file"])
 def test_every_source_has_its_share_all_over_its_length(tmp_path, documents):
     sources = [
