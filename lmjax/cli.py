@@ -189,9 +189,10 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
 
 def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.stages.prepare import train_tokenizer
+    from lmjax.training.progress import ProgressDisplay
 
     recipe = _pretraining(options, overrides)
-    tokenizer = train_tokenizer(recipe, options.out)
+    tokenizer = train_tokenizer(recipe, options.out, ProgressDisplay())
     print(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} entries written to {options.out}")
     return 0
 

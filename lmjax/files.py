@@ -119,19 +119,22 @@ def check_form(value: Any, form: Any, where: object, field: str = "", fix: str =
     return value
 
 
-def user_path(path: str | Path) -> Path:
-    """A path that a person gives, a leading `~` or `~user` being a home folder.
+def user_path(path: str | Path, field: str = "") -> Path:
+    """A path that a person gives, a leading `~` or `~user` being a home folder; `field` names it in errors.
 
     Raises UserError where there is no such user, and for a name that no file can have.
     """
     text = str(path)
+    named = f"{field} = {shortened(text)}" if field else text if len(text) < 200 else shortened(text)
     if "\0" in text or any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in text.split("/")):
-        raise UserError(f"{shortened(text)}: expected names of at most {MAX_NAME_BYTES} bytes, without NUL; shorten it")
+        raise UserError(f"{named}: expected names of at most {MAX_NAME_BYTES} bytes, without NUL; shorten it")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         user = text.split("/")[0][1:]
-        raise UserError(f"{text}: there is no user {user!r}, or no home folder; write ./{text} for a folder") from error
+        raise UserError(
+            f"{named}: there is no user {user!r}, or no home folder; write ./{text} for a folder"
+        ) from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -22,6 +22,7 @@ import lmjax.settings
 from lmjax.errors import UserError, nearest, require, shortened
 from lmjax.fields import check_divides, check_name, check_types, described, field_types
 from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes
+from lmjax.kinds import without_unused
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings, is_function
 from lmjax.settings import (
@@ -296,7 +297,8 @@ def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> An
     for name in value:
         if name not in kinds:
             raise UserError(f"{where}: unknown field {f'{field}.{name}'.lstrip('.')!r}; {nearest(name, kinds)}")
-    values = {name: _decode(kinds[name], v, where, f"{field}.{name}".lstrip(".")) for name, v in value.items()}
+    kept = without_unused(part.__name__, value)
+    values = {name: _decode(kinds[name], v, where, f"{field}.{name}".lstrip(".")) for name, v in kept.items()}
     try:
         return part(**values)
     except UserError as error:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lmjax.errors import require
 from lmjax.fields import check_types, check_weights
+from lmjax.kinds import check_unused
 from lmjax.settings import DataSettings
 
 TEXT = "{text}"  # where a turn's text goes in its template
@@ -49,9 +50,11 @@ class DialogueSourceSettings:
 
     def __post_init__(self) -> None:
         check_types("dialogue source", self)
-        fits = bool(self.path) == (self.kind == "file")
-        expected = "a file, folder or glob, or none where kind is 'embedded'"
-        require(fits, "dialogue source.path", self.path, expected, "set path" if not self.path else "leave it out")
+        if self.path:  # a path beside the embedded corpus, which a recipe has and a command replaces
+            object.__setattr__(self, "kind", "file")
+        fits = bool(self.path) or self.kind != "file"
+        require(fits, "dialogue source.path", self.path, "a file, folder or glob where kind is 'file'", "set path")
+        check_unused("dialogue source", self)
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "dialogue source.begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         weight = self.weight

@@ -12,6 +12,7 @@ from typing import Literal
 
 from lmjax.errors import require
 from lmjax.fields import check_fraction, check_positive, check_types, check_weights
+from lmjax.kinds import check_unused, source_kind
 
 BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
 
@@ -28,11 +29,12 @@ class TokenizerSettings:
     user_symbols: tuple[str, ...] = ()  # strings that are always one token
     split_digits: bool = False  # SentencePiece: each digit is a piece of its own
     lowercase: bool = True  # WordPiece: the "uncased" convention, which also strips accents
-    training_bytes: int = 10_000_000  # at most this much text is read to train a tokenizer
+    training_bytes: int = 10_000_000  # at most this much text trains a tokenizer, of every source by its weight
 
     def __post_init__(self) -> None:
         check_types("tokenizer", self)
         check_positive("tokenizer", self, "vocab_size", "training_bytes")
+        check_unused("tokenizer", self)
 
     @property
     def planned_vocab_size(self) -> int | None:
@@ -42,9 +44,9 @@ class TokenizerSettings:
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """One random-access source of documents."""
+    """One random-access source of documents. The kind of a `path` is found where none is given (lmjax/kinds.py)."""
 
-    kind: Literal["embedded", "text", "jsonl", "parquet", "tfds", "shards"] = "embedded"
+    kind: Literal["embedded", "text", "jsonl", "csv", "parquet", "tfds", "shards"] = "embedded"
     path: str = ""  # a file, a folder or a glob; for TFDS the builder's name or prepared folder
     split: str = "train"  # of the embedded corpus or of a TFDS builder
     field: str = "text"  # the record's field that holds the text
@@ -60,8 +62,10 @@ class SourceSettings:
         require(self.weight is None or self.weight > 0, "source.weight", self.weight, "a number above 0", fix)
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "source.begin, source.end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
+        object.__setattr__(self, "kind", source_kind(self.path, self.kind))
         needs_path = self.kind != "embedded"
         require(bool(self.path) or not needs_path, "source.path", self.path, f"a path for {self.kind!r}", "set path")
+        check_unused("source", self)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 
 from lmjax.errors import UserError, nearest
+from lmjax.files import decode_json, read_bytes
 
 SPLITS = ("train", "validation")
 PACKAGES = ("numpy", "scipy", "jax", "optax", "flax")  # all required by lmjax; by far the most prose for their size
@@ -178,12 +179,16 @@ def _cache_folder() -> Path:
 
 
 def _read_cache(path: Path) -> list[tuple[str, str]] | None:
-    try:
-        return [(name, text) for name, text in json.loads(path.read_bytes())]
-    except (FileNotFoundError, NotADirectoryError):
+    """The documents of a cache file: a line with the SHA-256 of what follows, and JSON. None where there is no file."""
+    if not path.parent.is_dir() or not path.exists():
         return None
-    except (OSError, ValueError, TypeError) as error:
-        warnings.warn(f"{path}: the cached corpus cannot be read ({error}); building it again", stacklevel=2)
+    try:
+        digest, _, text = read_bytes(path).partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise UserError(f"{path}: its digest does not fit what it holds")
+        return [(name, text) for name, text in decode_json(text, path, list[list[str]])]
+    except (UserError, ValueError) as error:
+        warnings.warn(f"the cached corpus cannot be read ({error}); building it again", stacklevel=2)
         return None
 
 
@@ -193,7 +198,8 @@ def _write_cache(path: Path, documents: list[tuple[str, str]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name
-            part.write_text(json.dumps(documents, ensure_ascii=True), encoding="ascii")
+            text = json.dumps(documents, ensure_ascii=True).encode("ascii")
+            part.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             part.replace(path)
     except OSError as error:
         warnings.warn(f"{path}: the embedded corpus is not cached ({error}); set XDG_CACHE_HOME", stacklevel=2)

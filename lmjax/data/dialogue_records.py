@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Record, Response, Role, Turn, Turns
 from lmjax.data.documents import BadRecordError, checked_text
+from lmjax.data.open_files import list_files
 from lmjax.data.openings import openings
-from lmjax.data.text_files import list_files
 from lmjax.errors import UserError
 from lmjax.rlhf_settings import DialogueSourceSettings
 

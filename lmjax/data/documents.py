@@ -31,8 +31,11 @@ class Documents(abc.ABC):
     """A source of documents restricted to `settings.begin .. settings.end`.
 
     `len` counts the records, bad ones included. `source[i]` raises BadRecordError for a bad one; `read` and iteration
-    skip it where `on_bad_record="skip"`. `skipped` is the count of the last iteration.
+    skip it where `on_bad_record="skip"`. `skipped` is the count of the last iteration, `left_out` says what files of
+    the path are not read, with their counts.
     """
+
+    left_out: Sequence[str] = ()
 
     def __init__(self, settings: SourceSettings, total: int) -> None:
         """`total`: the records of the whole source. Raises UserError where the selected part is empty."""

@@ -26,6 +26,7 @@ from lmjax.data.documents import Documents
 from lmjax.data.sources import open_source
 from lmjax.data.token_shards import DOCUMENTS, MANIFEST, Manifest, ShardFile, TokenShards
 from lmjax.errors import UserError
+from lmjax.files import user_path
 from lmjax.settings import SourceSettings
 
 __all__ = ["TokenShards", "open_shards", "prepare_shards"]
@@ -67,11 +68,17 @@ def open_shards(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     report: Report | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TokenShards:
-    """The token shards of any source: those at `settings.path`, or prepared from its text in `folder`."""
+    """The token shards of any source: those at `settings.path`, or prepared from its text in `folder`.
+
+    `say` is told of the files at `settings.path` that are not read.
+    """
     if settings.kind == "shards":
-        return TokenShards(settings.path, fingerprint).part(settings.begin, settings.end)
+        return TokenShards(user_path(settings.path, "source.path"), fingerprint).part(settings.begin, settings.end)
     source = open_source(settings)
+    if say is not None and source.left_out:
+        say(f"{source.name}: not read: {', '.join(source.left_out)}")
     return prepare_shards(
         source, tokenizer, folder, fingerprint=fingerprint, shard_tokens=shard_tokens, workers=workers, report=report
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmjax.data.documents import BadRecordError, Documents, MemoryDocuments, Source
-from lmjax.data.text_files import FileDocuments, JsonLines
+from lmjax.data.text_files import CsvDocuments, FileDocuments, JsonLines
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
 
@@ -20,6 +20,8 @@ def open_source(settings: SourceSettings) -> Documents:
         return FileDocuments(settings)
     if settings.kind == "jsonl":
         return JsonLines(settings)
+    if settings.kind == "csv":
+        return CsvDocuments(settings)
     if settings.kind == "parquet":
         from lmjax.data.tables import ParquetDocuments
 

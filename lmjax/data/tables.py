@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from lmjax.data.documents import BadRecordError, Documents, checked_text
-from lmjax.data.text_files import checksum, list_files
+from lmjax.data.open_files import find_files
+from lmjax.data.record_files import damaged_parquet
+from lmjax.data.text_files import checksum
 from lmjax.errors import UserError, nearest
 from lmjax.files import user_path
 from lmjax.settings import SourceSettings
@@ -24,8 +26,8 @@ class ParquetDocuments(Documents):
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
-        self.paths = list_files(settings.path, (".parquet",))
-        self._group: tuple[int, Any] | None = None
+        self.paths, self.left_out = find_files(settings.path, (".parquet",))
+        self._group: tuple[int, Any] | None = None  # the last row group that was used, or why it cannot be read
         self._groups: list[tuple[int, int]] = []  # file and row group within it
         self._in_file: list[int] = []  # the row group's first row in its file
         first_rows = [0]
@@ -60,15 +62,16 @@ class ParquetDocuments(Documents):
 
         try:
             file = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: cannot be read as Parquet ({error}); check the file") from None
-        schema = file.schema_arrow
+            schema = file.schema_arrow
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise UserError(str(damaged_parquet(path, error))) from None
         field = self.settings.field
-        if field not in schema.names:
-            raise UserError(f"{path}: no column source.field = {field!r}; {nearest(field, schema.names)}")
+        if schema.names.count(field) != 1:
+            found = "two columns" if field in schema.names else "no column"
+            raise UserError(f"{path}: {found} source.field = {field!r}; {nearest(field, schema.names)}")
         kind = schema.field(field).type
         value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if not (pyarrow.types.is_string(value) or pyarrow.types.is_large_string(value)):
+        if str(value) not in _TEXT_TYPES:
             raise UserError(f"{path}: column {field!r} is {kind}, expected string; choose another source.field")
         return file
 
@@ -76,14 +79,28 @@ class ParquetDocuments(Documents):
         group = bisect_right(self._first_rows, index) - 1
         number, group_in_file = self._groups[group]
         if self._group is None or self._group[0] != group:
-            table = self._checked_file(self.paths[number]).read_row_group(group_in_file, [self.settings.field])
-            self._group = (group, table.column(0))
+            self._group = (group, self._column(self.paths[number], group_in_file))
         row = index - self._first_rows[group]
+        where = f"{self.paths[number]}:{self._in_file[group] + row + 1}"
+        column = self._group[1]
+        if isinstance(column, BadRecordError):
+            raise BadRecordError(f"{where}: {column}")
         try:
-            return checked_text(_value(self._group[1][row]), self.settings.field)
+            return checked_text(_value(column[row]), self.settings.field)
         except BadRecordError as error:
-            where = f"{self.paths[number]}:{self._in_file[group] + row + 1}"
             raise BadRecordError(f'{where}: {error}; mend it, or set source.on_bad_record = "skip"') from None
+
+    def _column(self, path: Path, group: int) -> Any:
+        """The column of a row group, or the BadRecordError of all its rows where a page of it is damaged."""
+        import pyarrow
+
+        try:
+            return self._checked_file(path).read_row_group(group, [self.settings.field]).column(0)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            return damaged_parquet(path, error)
+
+
+_TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view"}
 
 
 def _value(cell: Any) -> object:
@@ -139,7 +156,7 @@ class TfdsDocuments(Documents):
 def _open_tfds(path: str, split: str) -> Any:
     import tensorflow_datasets as tfds
 
-    folder = user_path(path)
+    folder = user_path(path, "source.path")
     try:
         if (folder / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(folder)

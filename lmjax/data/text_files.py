@@ -1,17 +1,15 @@
-"""Documents in text files: whole files, lines, blank-line blocks, and the records of JSON lines, plain or gzipped.
+"""Documents in text files: whole files, lines, blank-line blocks, and the records of JSON lines, JSON lists and CSV.
 
-A file is scanned once for its line ends and then read through a memory map. A gzipped file has no random access: it
-is decompressed into memory, one file at a time, so many files of moderate size are better than one of many gigabytes.
-A byte order mark at the start of a file is left out. Lines of nothing but white space separate and are no documents.
+A file is scanned once for its line ends and then read through a memory map. A compressed file, one in UTF-16, a JSON
+list and CSV have no random access: they are read into memory, one file at a time, so many files of moderate size are
+better than one of many gigabytes. A byte order mark at the start of a file is left out. Lines of nothing but white
+space separate and are no documents.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import mmap
-import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,67 +17,57 @@ from pathlib import Path
 import numpy as np
 
 from lmjax.data.documents import BadRecordError, Documents, checked_text
-from lmjax.errors import UserError, shortened
-from lmjax.files import user_path
+from lmjax.data.open_files import UTF8_MARK, Buffer, find_files, suffix_of, utf8_of
+from lmjax.data.record_files import csv_rows, json_object, listed
+from lmjax.errors import UserError, nearest
+from lmjax.files import unreadable
+from lmjax.kinds import KINDS_BY_SUFFIX
 from lmjax.settings import SourceSettings
 
 Spans = tuple[np.ndarray, np.ndarray]  # first byte of each document and the byte after its last, int64
-Buffer = bytes | mmap.mmap
 
 _NEWLINE = 10
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 26  # bytes scanned at a time, which bounds the memory of the scan
 _SAMPLES, _SAMPLE = 64, 1 << 18  # of a big file's checksum: how many parts are read, and their bytes
 _SPACES = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
-def list_files(path: str, suffixes: Sequence[str]) -> list[Path]:
-    """The files of `path`, sorted: itself, or those of a folder with one of `suffixes`, or those of a glob."""
-    given = user_path(path)
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        files = [file for file in given.rglob("*") if file.name.endswith(tuple(suffixes)) and file.is_file()]
-        expected = f"files that end in {', '.join(suffixes)} in this folder; or name others by a glob such as '*.md'"
-    else:
-        anchor = Path(given.anchor)
-        files = [file for file in anchor.glob(str(given.relative_to(anchor))) if file.is_file()]
-        expected = "a file, a folder or a glob that matches files; check the path, which is relative to where you are"
-    if not files:
-        raise UserError(f"source.path = {shortened(path)}: expected {expected}")
-    return sorted(files)
-
-
 def checksum(path: Path) -> str:
     """sha256 of the file's size and contents; of a file above 16 MiB, of 64 parts spread evenly over it."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    starts: Sequence[int] = range(0, size, _SAMPLE)
-    if len(starts) > _SAMPLES:
-        starts = [sample * (size - _SAMPLE) // (_SAMPLES - 1) for sample in range(_SAMPLES)]
-    with path.open("rb") as file:
-        for at in starts:
-            file.seek(at)
-            digest.update(file.read(_SAMPLE))
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        starts: Sequence[int] = range(0, size, _SAMPLE)
+        if len(starts) > _SAMPLES:
+            starts = [sample * (size - _SAMPLE) // (_SAMPLES - 1) for sample in range(_SAMPLES)]
+        with path.open("rb") as file:
+            for at in starts:
+                file.seek(at)
+                digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise unreadable(path, error) from error
     return digest.hexdigest()
 
 
 class FileDocuments(Documents):
     """Documents of text files, sorted by path. `settings.documents` says what one document is."""
 
-    suffixes: tuple[str, ...] = (".txt", ".txt.gz")
+    suffixes: tuple[str, ...] = (".txt",)
+    otherwise: tuple[str, ...] = (".md",)  # in a folder without any of `suffixes`
 
     def __init__(self, settings: SourceSettings) -> None:
-        self.paths = list_files(settings.path, self.suffixes)
+        self.settings = settings
+        self.paths, self.left_out = find_files(settings.path, self.suffixes, otherwise=self.otherwise)
+        self._check_paths()
         self._open: tuple[int, Buffer] | None = None
         self._newlines_before = (-1, 0, 0)  # file, byte offset, newlines before it: where counting lines goes on
         self._unreadable: dict[int, str] = {}
         self._sizes = [0] * len(self.paths)
         self._spans: list[Spans] = []
-        self.settings = settings
         for number in range(len(self.paths)):
             self._spans.append(self._scan(number))
         counts = [len(starts) for starts, _ in self._spans]
+        self.left_out = self.left_out + [f"{counts.count(0):,} empty"] * (0 in counts)
         self._first_of_file = np.concatenate([[0], np.cumsum(counts)]).tolist()
         super().__init__(settings, self._first_of_file[-1])
 
@@ -93,6 +81,20 @@ class FileDocuments(Documents):
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": None}  # a memory map cannot travel to a worker process
+
+    def _check_paths(self) -> None:
+        """Raises UserError for a file that this kind would misread without a word."""
+        for path in self.paths:
+            kind = KINDS_BY_SUFFIX.get(suffix_of(path), "text")
+            if kind != "text":
+                raise UserError(
+                    f"{path}: source.kind = 'text' would read it as plain text: expected {kind!r} for files of this "
+                    f"ending; set source.kind to {kind!r}, or name files of plain text .txt"
+                )
+
+    def _load(self, number: int) -> Buffer:
+        """The bytes of a file whose spans are its records. Raises BadRecordError where it cannot be read."""
+        return utf8_of(self.paths[number])
 
     def _spans_of(self, data: Buffer) -> Spans:
         return text_spans(data, self.settings.documents)
@@ -117,7 +119,7 @@ class FileDocuments(Documents):
         """The bytes of a file; the last one is kept open."""
         if self._open is None or self._open[0] != number:
             self._open = None  # frees a decompressed file before the next is read
-            self._open = (number, _load(self.paths[number]))
+            self._open = (number, self._load(number))
         return self._open[1]
 
     def _record(self, index: int) -> str:
@@ -129,43 +131,95 @@ class FileDocuments(Documents):
         start, end = int(starts[place]), int(ends[place])
         raw = self._buffer(number)[start:end]
         try:
-            return self._text(raw.removeprefix(_BYTE_ORDER_MARK) if start == 0 else raw)
+            return self._text(raw.removeprefix(UTF8_MARK) if start == 0 else raw)
         except UnicodeDecodeError as error:
-            line = self._line(number, start + error.start)
+            at = start + error.start
             bad = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
         except BadRecordError as error:
-            line, bad = self._line(number, start), str(error)
-        raise BadRecordError(f'{self.paths[number]}:{line}: {bad}; mend it, or set source.on_bad_record = "skip"')
+            at, bad = start, str(error)
+        where = self._place(number, at, place)
+        raise BadRecordError(f'{where}: {bad}; mend it, or set source.on_bad_record = "skip"')
 
-    def _line(self, number: int, offset: int) -> int:
-        """The 1-based line of a byte; counting goes on from the last answer where it can."""
+    def _place(self, number: int, offset: int, record: int) -> str:
+        """Where in its file a byte of a record is; counting lines goes on from the last answer where it can."""
         file, counted, newlines = self._newlines_before
         if file != number or counted > offset:
             counted, newlines = 0, 0
         newlines += self._buffer(number)[counted:offset].count(b"\n")
         self._newlines_before = (number, offset, newlines)
-        return newlines + 1
+        return f"{self.paths[number]}:{newlines + 1}"
 
 
 class JsonLines(FileDocuments):
-    """The string field `settings.field` of each line's JSON object, in .jsonl and .jsonl.gz files."""
+    """The string field `settings.field` of each JSON object in .jsonl files, or of .json files: lines, or one list."""
 
-    suffixes = (".jsonl", ".jsonl.gz")
+    suffixes: tuple[str, ...] = (".jsonl",)
+    otherwise: tuple[str, ...] = (".json",)
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._lists: set[int] = set()  # the files that hold one JSON list
+        super().__init__(settings)
+
+    def _check_paths(self) -> None:
+        pass
+
+    def _load(self, number: int) -> Buffer:
+        """A file of JSON lines as it is, a JSON list as lines."""
+        data = utf8_of(self.paths[number])
+        items = listed(data, self.paths[number]) if suffix_of(self.paths[number]) == ".json" else None
+        if items is None:
+            return data
+        self._lists.add(number)
+        return b"\n".join(json.dumps(item).encode() for item in items)
 
     def _spans_of(self, data: Buffer) -> Spans:
         return text_spans(data, "line")
 
     def _text(self, raw: bytes) -> str:
-        try:
-            record = json.loads(raw.decode("utf-8"))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise BadRecordError(f"malformed JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise BadRecordError(f"expected a JSON object, found {type(record).__name__}")
+        record = json_object(raw)
+        if isinstance(record, BadRecordError):
+            raise record
         field = self.settings.field
         if field not in record:
             raise BadRecordError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}")
         return checked_text(record[field], field)
+
+    def _place(self, number: int, offset: int, record: int) -> str:
+        if number in self._lists:
+            return f"{self.paths[number]}: record {record + 1}"
+        return super()._place(number, offset, record)
+
+
+class CsvDocuments(JsonLines):
+    """The column `settings.field` of CSV files with a header (RFC 4180)."""
+
+    suffixes = (".csv",)
+    otherwise: tuple[str, ...] = ()
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._places: dict[int, list[str]] = {}  # of the records of each file
+        super().__init__(settings)
+
+    def _load(self, number: int) -> Buffer:
+        """The file's column as JSON lines: strings, or objects that say why a row cannot be read."""
+        path, field = self.paths[number], self.settings.field
+        places, lines = [], []
+        for place, row in csv_rows(utf8_of(path), path):
+            if not isinstance(row, BadRecordError) and field not in row:
+                raise UserError(f"{path}: no column source.field = {field!r}; {nearest(field, row)}")
+            places.append(place)
+            lines.append(json.dumps({"bad": str(row)} if isinstance(row, BadRecordError) else row[field]))
+        self._places[number] = places
+        return "\n".join(lines).encode()
+
+    def _text(self, raw: bytes) -> str:
+        value = json.loads(raw)
+        if isinstance(value, dict):
+            raise BadRecordError(value["bad"])
+        return checked_text(value, self.settings.field)
+
+    def _place(self, number: int, offset: int, record: int) -> str:
+        return self._places[number][record]
 
 
 def text_spans(data: Buffer, documents: str) -> Spans:
@@ -199,16 +253,3 @@ def _lines(data: Buffer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for line in indented.tolist():
         blank[line] = data[starts[line] : ends[line]].isspace()
     return starts, ends, blank
-
-
-def _load(path: Path) -> Buffer:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise BadRecordError(f"{path}: a truncated or damaged gzip file ({error}); fetch it again") from None
-    except OSError as error:
-        raise BadRecordError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None

@@ -7,6 +7,7 @@ id, since padding is segment 0. The names of special tokens are ordinary text wh
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,8 @@ from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.data.tokenizers.byte_level_bpe import BytePairTokenizer, load_bpe, train_bpe
 from lmjax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer, train_sentencepiece
 from lmjax.data.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
-from lmjax.errors import UserError, nearest
+from lmjax.data.training_text import without_long_words
+from lmjax.errors import UserError, nearest, require
 from lmjax.settings import TokenizerSettings
 
 _EXPECTED = (
@@ -118,11 +120,12 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
                 f"tokenizer.path = {settings.path!r} holds a {loaded.kind!r} tokenizer: expected {settings.kind!r}; "
                 f"set tokenizer.kind to {loaded.kind!r}"
             )
+        _check_entries(settings, loaded)
         return loaded
     if settings.kind == "byte":
         return ByteTokenizer()
     train = {"sentencepiece": train_sentencepiece, "bpe": train_bpe, "wordpiece": train_wordpiece}[settings.kind]
-    read = list(_at_most(settings.training_bytes, texts))
+    read = list(without_long_words(_at_most(settings.training_bytes, texts)))
     if not any(text.strip() for text in read):
         raise UserError(
             f"the text to train a {settings.kind} tokenizer on: expected some, found none; check data.train"
@@ -139,6 +142,14 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
             data = path.read_bytes()
             digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
+
+
+def _check_entries(settings: TokenizerSettings, loaded: Tokenizer) -> None:
+    """Raises UserError where the settings give a size that the loaded tokenizer does not have."""
+    default = next(field.default for field in dataclasses.fields(settings) if field.name == "vocab_size")
+    fits = settings.vocab_size in (default, loaded.vocab_size)
+    expected = f"{loaded.vocab_size}, the entries of {settings.path}"
+    require(fits, "tokenizer.vocab_size", settings.vocab_size, expected, f"use {loaded.vocab_size}")
 
 
 def _load_saved(folder: Path) -> Tokenizer:

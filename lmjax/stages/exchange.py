@@ -80,7 +80,7 @@ def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
     length = min(DataSettings().sequence_length, settings.context)
     return Pretrain(
         name=model.config.model_type,
-        tokenizer=TokenizerSettings(kind=kind, vocab_size=entries),
+        tokenizer=TokenizerSettings() if kind == "byte" else TokenizerSettings(kind=kind, vocab_size=entries),
         data=DataSettings(sequence_length=length),
         model=settings,
     )

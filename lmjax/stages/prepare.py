@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.data.shards import TokenShards, open_shards
-from lmjax.data.sources import open_source
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
+from lmjax.data.training_text import MOST_LONG_WORDS, training_text, with_few_long_words
 from lmjax.errors import UserError, require
+from lmjax.kinds import unused_fields
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Recipe
 from lmjax.settings import SourceSettings
@@ -50,8 +51,12 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
         own = dataclasses.replace(source, weight=1.0)  # of which the tokens do not depend; folders were named so
         place = workdir / "tokens" / f"{source.kind}-{_digest(own, fingerprint)}"
         with display.counting(f"encoding {source.path or source.kind}") as report:
-            opened = open_shards(source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report)
-        note = f", {opened.manifest.skipped:,} bad records skipped" if opened.manifest.skipped else ""
+            say = display.say
+            opened = open_shards(
+                source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report, say=say
+            )
+        bad = opened.manifest
+        note = f", {bad.skipped:,} bad records skipped, such as {bad.skipped_examples[0]}" if bad.skipped else ""
         display.say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
         return opened
 
@@ -59,11 +64,27 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
     return Prepared(tokenizer, folder, train, [shards(source) for source in recipe.data.validation])
 
 
-def train_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+def train_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
     """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(recipe.tokenizer, _texts(recipe))
+    settings = recipe.tokenizer
+    texts: list[str] = []
+    title = f"loading the {settings.kind} tokenizer"
+    if sources := _trained_on(recipe):
+        texts, _ = found = training_text(sources, settings.training_bytes)
+        title = f"training the {settings.kind} tokenizer"
+        display.say(f"{title} on {found.told}")
+        if settings.kind == "sentencepiece" and settings.sentencepiece_model == "unigram":
+            texts, long = with_few_long_words(texts)
+            if long > MOST_LONG_WORDS:
+                display.say(
+                    f"of {long:,} words of more than 1,024 signs {MOST_LONG_WORDS} are used: unigram is slow there"
+                )
+    elif settings.path:
+        display.say(title)
+    with display.waiting(title):
+        tokenizer = build_tokenizer(settings, texts)
     with _writing(folder):
         tokenizer.save(folder)
     return tokenizer
@@ -86,6 +107,7 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
         folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, folder, display, workers)
     overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
+    overrides += _set_back("--tokenizer", recipe.tokenizer, path=str(prepared.tokenizer_folder))
     if recipe.tokenizer.user_symbols:
         overrides.append("--tokenizer.user-symbols")  # none beyond those that the saved tokenizer holds
     roles = (("train", recipe.data.train, prepared.train), ("validation", recipe.data.validation, prepared.validation))
@@ -93,9 +115,23 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
         for number, (source, shards) in enumerate(zip(sources, opened, strict=True)):
             field = f"--data.{role}.{number}"
             overrides += [f"{field}.kind", "shards", f"{field}.path", str(shards.folder)]
+            overrides += _set_back(field, source, kind="shards")
             if source.kind != "shards" and (source.begin, source.end) != (0.0, 1.0):  # the shards hold that part only
                 overrides += [f"{field}.begin", "0", f"{field}.end", "1"]
     return overrides
+
+
+def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
+    """The overrides that set back to their defaults the fields that `settings`, so changed, no longer uses."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    words = []
+    for name in unused_fields(settings, **changed):
+        dashed, value = name.replace("_", "-"), defaults[name]
+        if isinstance(value, bool):
+            words.append(f"{option}.{dashed}" if value else f"{option}.no-{dashed}")
+        else:
+            words += [f"{option}.{dashed}", str(value)]
+    return words
 
 
 def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
@@ -103,11 +139,9 @@ def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> T
     if (is_first() or not folder.is_dir()) and _unpacked(folder):
         return load_tokenizer(folder)
     if not folder.is_dir():
-        if recipe.tokenizer.kind != "byte":
-            display.say(f"{'loading' if recipe.tokenizer.path else 'training'} the {recipe.tokenizer.kind} tokenizer")
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        train_tokenizer(recipe, partial)
+        train_tokenizer(recipe, partial, display)
         partial.replace(folder)
     return load_tokenizer(folder)
 
@@ -132,14 +166,6 @@ def _trained_on(recipe: Recipe) -> tuple[Any, ...]:
     sources = recipe.data.train if trains else ()
     alone = len(sources) == 1  # a weight that mixes nothing is told as in older versions, which named folders so
     return tuple(dataclasses.replace(source, weight=1.0) for source in sources) if alone else sources
-
-
-def _texts(recipe: Recipe) -> Iterator[str]:
-    for settings in recipe.data.train:
-        source = open_source(settings)
-        for i in range(len(source)):
-            texts, _ = source.read(i, i + 1)
-            yield from texts
 
 
 def _digest(*parts: Any) -> str:

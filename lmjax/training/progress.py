@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.text import Text
 
@@ -81,6 +91,29 @@ class ProgressDisplay:
 
         with bar:
             yield show
+
+    @contextmanager
+    def waiting(self, title: str) -> Iterator[None]:
+        """Shows that `title` goes on, and for how long, where nothing can tell how much of it is done."""
+        columns = (TextColumn("{task.description}", markup=False), SpinnerColumn("line"), TimeElapsedColumn())
+        bar = Progress(*columns, console=self._console, transient=True, disable=not self._live)
+        bar.add_task(title, total=None)
+        began, over = time.monotonic(), threading.Event()
+
+        def lines() -> None:
+            while not over.wait(PLAIN_EVERY):
+                self.say(f"{title}: {time.monotonic() - began:.0f} s")
+
+        thread = threading.Thread(target=lines, daemon=True)
+        try:
+            with bar:
+                if not self._live:
+                    thread.start()
+                yield
+        finally:
+            over.set()
+            if not self._live:
+                thread.join()
 
     def say(self, text: str) -> None:
         """A line above the bar, letter by letter: no markup, no emoji codes, no control characters of the terminal."""

@@ -109,11 +109,29 @@ def test_the_second_call_reads_the_cache(documents, cache_folder):
     assert len(builds) == 1
 
 
-def test_a_damaged_cache_is_reported_and_built_again(cache_folder):
+def flipped(raw):
+    """One letter of one document is another, which JSON does not tell."""
+    at = raw.index(b" the ", len(raw) // 2) + 1
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
+DAMAGES = {
+    "cut": lambda raw: raw[:1000],
+    "flipped": flipped,
+    "empty": lambda raw: b"",
+    "deep": lambda raw: b"[" * 100_000,
+    "no texts": lambda raw: b"[[1, 2]]",
+    "binary": lambda raw: bytes(range(256)),
+    "signed": lambda raw: hashlib.sha256(b"[[1, 2]]").hexdigest().encode() + b"\n[[1, 2]]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_reported_and_built_again(cache_folder, damage):
     folder, builds = cache_folder
     first = embedded_corpus("validation")
     (path,) = folder.iterdir()
-    path.write_bytes(path.read_bytes()[:1000])
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     corpus._named_documents.cache_clear()
     with pytest.warns(UserWarning, match="cannot be read"):
         assert embedded_corpus("validation") == first

@@ -34,9 +34,10 @@ def test_a_source_reads_its_part_of_them_as_demonstrations_or_prompts(pairs):
     assert [r.turns[0].text for r in asked if isinstance(r, Prompt)] == [opening for opening, _ in pairs[half:end]]
 
 
-def test_an_embedded_source_has_no_path_and_a_file_has_one():
-    with pytest.raises(UserError, match=r"dialogue source\.path = 'a\.jsonl': .*embedded.*; leave it out"):
-        DialogueSourceSettings("a.jsonl", kind="embedded")
+def test_a_path_beside_the_embedded_corpus_is_read_and_a_file_has_one():
+    assert DialogueSourceSettings("a.jsonl", kind="embedded") == DialogueSourceSettings("a.jsonl")
+    with pytest.raises(UserError, match=r"dialogue source\.split = 'validation': expected its default, 'train'"):
+        DialogueSourceSettings("a.jsonl", kind="embedded", split="validation")
     with pytest.raises(UserError, match=r"dialogue source\.path = '': .*; set path"):
         DialogueSourceSettings()
     stage = SFT(start="base", dialogue=DialogueSettings(train=(DialogueSourceSettings(kind="embedded"),)))

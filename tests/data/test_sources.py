@@ -172,8 +172,8 @@ def test_a_missing_path_names_itself(tmp_path, kind):
 
 
 def test_a_folder_without_fitting_files_says_which_were_looked_for(tmp_path):
-    (tmp_path / "a.md").write_text("text")
-    with pytest.raises(UserError, match=r"\.txt"):
+    (tmp_path / "a.rst").write_text("text")
+    with pytest.raises(UserError, match=r"\.txt, \.md in this folder; .*1 of another ending"):
         open_source(SourceSettings(kind="text", path=str(tmp_path)))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -67,13 +68,27 @@ def test_the_second_time_everything_is_found(tmp_path, tiny, monkeypatch):
 def test_what_is_made_is_told(tmp_path, tiny):
     display = Display()
     prepared = prepare(tiny(tokenizer=BPE), tmp_path / "run", display)
-    assert display.said[0] == "training the bpe tokenizer"
+    read = r"training the bpe tokenizer on ([\d,]+) bytes: all \1 of text .*/train\.txt"
+    assert re.fullmatch(read, display.said[0])
     assert f"{prepared.train[0].tokens:,} tokens in 200 documents" in display.said[1]
     (train, _) = display.counted.values()
     assert train[-1] == (200, 200), "the bar reaches the last document"
     silent = Display()
     prepare(tiny(), tmp_path / "bytes", silent)
     assert not any("tokenizer" in line for line in silent.said), "there is nothing to train about bytes"
+
+
+def test_what_a_folder_leaves_out_and_what_is_bad_are_told(tmp_path, tiny):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in (("a.jsonl", b'{"text": "good"}\n{"text": "caf\xe9"}\n'), ("._a.jsonl", b"\x00"), ("b.md", b"x")):
+        (folder / name).write_bytes(text)
+    display = Display()
+    source = SourceSettings(path=str(folder), on_bad_record="skip")
+    prepare(tiny(data={"train": (source,)}), tmp_path / "run", display)
+    assert display.said[0] == f"source jsonl {folder}: not read: 1 hidden, 1 of another ending"
+    bad = f"1 bad records skipped, such as {folder}/a.jsonl:2: byte 0xe9 is not UTF-8"
+    assert f"5 tokens in 1 documents, {bad}" in display.said[1]
 
 
 def test_a_tokenizer_is_kept_only_whole(tmp_path, tiny, monkeypatch):
@@ -111,7 +126,7 @@ def test_an_edited_text_is_never_taken_for_the_prepared_one(tmp_path, tiny, text
 
 
 def test_a_tokenizer_larger_than_the_table_is_an_error_before_anything_is_encoded(tmp_path, tiny):
-    train_tokenizer(tiny(tokenizer=BPE), tmp_path / "bpe")
+    train_tokenizer(tiny(tokenizer=BPE), tmp_path / "bpe", Display())
     table = ModelSettings(layers=1, width=16, context=16, vocab_size=269)
     loaded = tiny(tokenizer=TokenizerSettings(kind="bpe", path=str(tmp_path / "bpe")), model=table)
     message = r"model.vocab_size = 269: expected at least the tokenizer's 270 entries; raise it"
@@ -184,6 +199,9 @@ def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_the
     assert load_tokenizer(out).vocab_size == 280
 
     given = ["--tokenizer.path", str(out), "--data.sequence-length", "8"]
+    assert main(["data", "prepare", str(spec), "--out", str(tmp_path / "out"), "--workers", "1", *given]) == 2
+    assert "tokenizer.vocab_size = 300: expected 280, the entries of" in capsys.readouterr().err
+    given += ["--tokenizer.vocab-size", "280"]
     assert main(["data", "prepare", str(spec), "--out", str(tmp_path / "out"), "--workers", "1", *given]) == 0
     said = capsys.readouterr().out
     command = shlex.split(said.split("to train from them:")[1])

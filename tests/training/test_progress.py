@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -123,3 +124,19 @@ def test_counting_on_a_terminal_shows_how_many_of_how_many():
     with display.counting("encoding a[b].txt") as count:
         count(3000, 4000)
     assert "encoding a[b].txt" in out.getvalue() and "3000/4000" in out.getvalue()
+
+
+def test_what_cannot_be_counted_is_told_every_ten_seconds_without_a_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.05)
+    display, out = _plain()
+    with display.waiting("training"):
+        time.sleep(0.2)
+    assert set(out.getvalue().splitlines()) == {"training: 0 s"}
+    display, out = _plain()
+    with display.waiting("training"):
+        pass
+    assert out.getvalue() == ""
+    live, shown = _live()
+    with live.waiting("training"):
+        time.sleep(0.2)
+    assert "training" in shown.getvalue() and "0:00:00" in shown.getvalue()
