@@ -1,0 +1,303 @@
+"""Opens files of data: which files a path means, decompression by suffix, encodings by byte order mark.
+
+A path comes in; out come sorted files with a word on what is left out, and the bytes of a file as UTF-8. A file that
+cannot be read raises BadRecordError with its path, so that whoever reads decides whether to skip it.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import gzip
+import lzma
+import mmap
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lmjax.data.documents import BadRecordError
+from lmjax.errors import UserError, shortened
+from lmjax.files import unreadable
+
+Buffer = bytes | mmap.mmap
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+UTF8_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins as that of UTF-16 does
+    (b"\xff\xfe\x00\x00", "utf-32-le"),
+    (b"\x00\x00\xfe\xff", "utf-32-be"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
+    (UTF8_MARK, "utf-8"),
+)
+
+
+class Files(NamedTuple):
+    """The files that a path means, sorted, and what was left out, in words: one entry per kind, with its count."""
+
+    paths: list[Path]
+    left_out: list[str]
+
+
+def plain_name(path: Path | str) -> str:
+    """The file's name in lower case without the suffix of a compression: "a.jsonl" for "A.jsonl.gz"."""
+    name = Path(path).name.lower()
+    return next((name.removesuffix(suffix) for suffix in COMPRESSIONS if name.endswith(suffix)), name)
+
+
+def suffix_of(path: Path | str) -> str:
+    """The file's suffix in lower case without that of a compression: ".jsonl" for "A.jsonl.gz"."""
+    return Path(plain_name(path)).suffix
+
+
+def list_files(path: str, suffixes: Sequence[str], field: str = "source.path") -> list[Path]:
+    """The paths of `find_files`, for those who have said what was left out, or need not."""
+    return find_files(path, suffixes, field).paths
+
+
+def find_files(path: str, suffixes: Sequence[str], field: str = "source.path") -> Files:
+    """The files of `path`: itself, those of a folder that have one of `suffixes`, or those that a glob matches.
+
+    Suffixes are in lower case, without a compression. A folder is read with its subfolders, through links too, each
+    file once. Hidden files and folders (".name") are left out unless the path names them.
+
+    Raises:
+      UserError: nothing is found, a folder cannot be read, or a link leads nowhere. `field` names the path.
+    """
+    given = expanded(path, field)
+    try:
+        kind = "folder" if given.is_dir() else "file" if given.is_file() else "other" if given.exists() else ""
+        if not kind and given.is_symlink():
+            raise _broken(given)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field} = {shortened(path)}: cannot be read ({error}); check the path") from error
+    left_out: Counter[str] = Counter()
+    if kind == "file":
+        return Files([given], [])
+    if kind == "folder":
+
+        def wanted(link: Path) -> bool:
+            return not suffix_of(link) or plain_name(link).endswith(tuple(suffixes))
+
+        found = [file for file in _walk(given, (), left_out, wanted) if _ends(file, suffixes, left_out)]
+        expected = f"files that end in {', '.join(suffixes)} in this folder; or name others by a glob such as '*.md'"
+    elif kind:
+        found, expected = [], "a regular file, a folder or a glob, found something else; copy the data to a file"
+    else:
+        found = list(_glob(given, left_out))
+        expected = "a file, a folder or a glob that matches files; check the path, which is relative to where you are"
+    files = _once(sorted(found), left_out)
+    words = [f"{count:,} {what}" for what, count in left_out.items()]
+    if not files:
+        raise UserError(f"{field} = {shortened(path)}: expected {expected}" + (f" ({'; '.join(words)})" * bool(words)))
+    return Files(files, words)
+
+
+def expanded(path: str, field: str = "source.path") -> Path:
+    """The path with `~` replaced. Raises UserError where there is no such user, or the path holds a NUL."""
+    try:
+        if "\0" in path:
+            raise RuntimeError("it holds a NUL character")
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{field} = {shortened(path)}: expected a path ({error}); write it in full") from error
+
+
+def _ends(file: Path, suffixes: Sequence[str], left_out: Counter[str]) -> bool:
+    fits = plain_name(file).endswith(tuple(suffixes))
+    if not fits:
+        left_out["of another ending"] += 1
+    return fits
+
+
+def _walk(root: Path, named: Sequence[str], left_out: Counter[str], wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """The files below a folder, each folder once: real ones first, then those that links lead to.
+
+    named: patterns of hidden names to read all the same. wanted: whether a link that leads nowhere is an error.
+    """
+    folders: list[Path] = [root]
+    linked: list[Path] = []
+    seen = set()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop(0)
+        try:
+            identity = folder.stat()
+            if (identity.st_dev, identity.st_ino) in seen:
+                continue  # read already, under another name
+            seen.add((identity.st_dev, identity.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise unreadable(folder, error) from error
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith(".") and not any(fnmatch.fnmatchcase(entry.name, one) for one in named):
+                left_out["hidden"] += 1
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(path)
+            elif entry.is_file():
+                yield path
+            elif path.exists():
+                left_out["devices, pipes or sockets"] += 1
+            elif wanted(path):
+                raise _broken(path)
+            else:
+                left_out["broken links of another ending"] += 1
+
+
+def _broken(link: Path) -> UserError:
+    return UserError(f"{link}: a link to {str(link.readlink())!r}, which is missing; restore it, or delete the link")
+
+
+def _glob(pattern: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """The files that match; leading parts that exist are taken as they are, so that brackets in them are no pattern."""
+    base, parts = Path(pattern.anchor), list(pattern.parts[1:] if pattern.anchor else pattern.parts)
+    while parts and (base / parts[0]).exists():
+        base /= parts.pop(0)
+    level = [base]
+    while parts and parts[0] != "**":
+        part = parts.pop(0)
+        level = [found for folder in level for found in _children(folder, part, left_out)]
+        if parts:
+            level = [path for path in level if path.is_dir()]
+    for path in level:
+        if parts:
+            yield from _below(path, parts, left_out)
+        elif path.is_file():
+            yield path
+        elif path.is_dir():
+            left_out["folders (end the glob in /** to read them)"] += 1
+        elif path.exists():
+            left_out["devices, pipes or sockets"] += 1
+        else:
+            raise _broken(path)
+
+
+def _below(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Iterator[Path]:
+    """The files at any depth below a folder that match the parts of a glob from a "**" on."""
+
+    def matches(path: Path) -> bool:
+        return _matches(path.relative_to(folder).parts, parts)
+
+    named = [part for part in parts if part.startswith(".")]
+    yield from filter(matches, _walk(folder, named, left_out, matches))
+
+
+def _children(folder: Path, pattern: str, left_out: Counter[str]) -> Iterator[Path]:
+    """What a folder holds that matches one part of a glob; hidden names only where the part begins with a dot."""
+    if not set(pattern) & set("*?["):
+        if os.path.lexists(folder / pattern):
+            yield folder / pattern
+        return
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    for name in fnmatch.filter(names, pattern):
+        if name.startswith(".") and not pattern.startswith("."):
+            left_out["hidden"] += 1
+        else:
+            yield folder / name
+
+
+def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return any(_matches(names[skipped:], parts[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _matches(names[1:], parts[1:])
+
+
+def _once(paths: Sequence[Path], left_out: Counter[str]) -> list[Path]:
+    """The paths without those that are another one's file by a link."""
+    files: dict[str, Path] = {}
+    for path in sorted(paths, key=os.path.islink):  # of a file and a link to it, the file
+        if files.setdefault(os.path.realpath(path), path) is not path:
+            left_out["links to files read already"] += 1
+    return sorted(files.values())
+
+
+class _DamagedError(Exception):
+    """Compressed data that cannot be read to their end."""
+
+
+def decompressed(path: Path) -> Buffer:
+    """The bytes of a file: a memory map, or all of them where its suffix is that of a compression.
+
+    Raises BadRecordError where the file cannot be read or is damaged; an empty file is empty bytes.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return b""
+            if suffix in COMPRESSIONS:
+                return _DECOMPRESS[suffix](file.read())
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _DamagedError) as error:
+        kind = {".gz": "gzip"}.get(suffix, suffix[1:])
+        raise BadRecordError(f"{path}: a truncated or damaged {kind} file ({error}); fetch it again") from None
+    except (OSError, ValueError) as error:
+        raise BadRecordError(str(unreadable(path, error))) from None
+
+
+def _streams(data: bytes, suffix: str) -> bytes:
+    """All streams of a .bz2 or .xz file; unlike the library's own function, nothing behind them is passed over."""
+    parts = []
+    while data:
+        decompressor = bz2.BZ2Decompressor() if suffix == ".bz2" else lzma.LZMADecompressor(lzma.FORMAT_AUTO)
+        try:
+            parts.append(decompressor.decompress(data))
+        except (OSError, ValueError) as error:
+            raise _DamagedError(str(error)) from None
+        if not decompressor.eof:
+            raise _DamagedError("it ends too early")
+        data = decompressor.unused_data
+        if suffix == ".xz" and len(data) % 4 == 0 and not data.strip(b"\0"):
+            break  # the padding that the format allows
+    return b"".join(parts)
+
+
+def _zstd(data: bytes) -> bytes:
+    import pyarrow  # half a second that others need not wait for
+
+    try:
+        with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
+            return stream.read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _DamagedError(str(error)) from None
+
+
+_DECOMPRESS = {
+    ".gz": gzip.decompress,
+    ".bz2": lambda data: _streams(data, ".bz2"),
+    ".xz": lambda data: _streams(data, ".xz"),
+    ".zst": _zstd,
+}
+
+
+def as_utf8(data: Buffer, where: object) -> Buffer:
+    """`data` in UTF-8: itself, or decoded as its byte order mark says. Invalid UTF-8 is not looked for.
+
+    Raises BadRecordError where UTF-16 or UTF-32 is damaged, or has no byte order mark to tell it by.
+    """
+    mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if data[:4].startswith(mark)), (b"", ""))
+    if encoding == "utf-8":
+        return data  # whose mark its readers drop: the memory map stays one
+    if encoding:
+        try:
+            return data[len(mark) :].decode(encoding).encode("utf-8")
+        except UnicodeError as error:
+            raise BadRecordError(f"{where}: damaged {encoding.upper()} text ({error}); fetch it again") from None
+    head = data[:64]
+    even, odd = head[0::2], head[1::2]
+    if len(head) >= 8 and (not even.strip(b"\0") or not odd.strip(b"\0")) and head.strip(b"\0"):
+        raise BadRecordError(f"{where}: looks like UTF-16 or UTF-32 without a byte order mark; convert it to UTF-8")
+    return data
+
+
+def utf8_of(path: Path) -> Buffer:
+    """The contents of a text file in UTF-8, decompressed. Raises BadRecordError with its path."""
+    return as_utf8(decompressed(path), path)

@@ -1,0 +1,163 @@
+"""The records of a file: JSON lines, JSON lists, CSV and Parquet, whatever they are compressed with.
+
+A file comes in; out come its rows in order, each with its place in the file. A row that cannot be read comes as its
+BadRecordError, so that whoever reads decides whether to skip it; a file that cannot be read raises one with its path.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmjax.data.documents import BadRecordError
+from lmjax.data.open_files import UTF8_MARK, Buffer, suffix_of, utf8_of
+from lmjax.errors import UserError, shortened
+from lmjax.files import MalformedJsonError, decode_text, parse_json
+
+Row = dict[str, Any] | BadRecordError  # a record, or why it cannot be read
+
+RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131,072
+
+
+def rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Each record of a .jsonl, .json, .csv or .parquet file with its place, in order.
+
+    Raises BadRecordError where the file as a whole cannot be read.
+    """
+    suffix = suffix_of(path)
+    if suffix == ".parquet":
+        return parquet_rows(path)
+    data = utf8_of(path)
+    return {".csv": csv_rows, ".json": json_rows}.get(suffix, line_rows)(data, path)
+
+
+def line_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
+    """Each line that is not blank as a JSON object. A line ends at a line feed and nowhere else."""
+    start, number = 3 if data[:3] == UTF8_MARK else 0, 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        line, start, number = data[start:end], end + 1, number + 1
+        if not line.isspace() and line:
+            yield f"{where}:{number}", json_object(line)
+
+
+def json_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSON list, JSON lines under that name, or one object."""
+    raw = data[:].removeprefix(UTF8_MARK).lstrip()
+    if raw[:1] == b"{" and isinstance(json_object(raw.split(b"\n", 1)[0]), dict):
+        return line_rows(data, where)
+    try:
+        value = parse_json(decode_text(data[:], where))
+    except (MalformedJsonError, UserError) as error:
+        if raw[:1] == b"{":
+            return line_rows(data, where)
+        if isinstance(error, UserError):
+            raise BadRecordError(str(error)) from None
+        place = f"{where}:{error.line}" if error.line else where
+        raise BadRecordError(f"{place}: expected a list of JSON objects, or one a line ({error}); mend it") from None
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise BadRecordError(f"{where}: expected a list of JSON objects, found {type(value).__name__}; mend it")
+    return ((f"{where}: record {number}", _object(item)) for number, item in enumerate(value, start=1))
+
+
+def json_object(line: bytes) -> Row:
+    """The JSON object of a line, or why it is none."""
+    try:
+        return _object(parse_json(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        return BadRecordError(f"byte {line[error.start]:#04x} is not UTF-8")
+    except MalformedJsonError as error:
+        return BadRecordError(f"malformed JSON ({error})")
+
+
+def _object(value: object) -> Row:
+    if isinstance(value, dict):
+        return value
+    return BadRecordError(f"expected a JSON object, found {type(value).__name__}")
+
+
+def csv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
+    """The rows of CSV (RFC 4180) below its header, by column; the place is the line where a row begins.
+
+    A row with more or fewer cells than the header, a quote that does not close and bytes that are not UTF-8 make a
+    bad record. Raises BadRecordError for a header that names a column twice.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    text = data[:].removeprefix(UTF8_MARK).decode("utf-8", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if header is None:
+                raise BadRecordError(f"{where}:{line}: malformed CSV ({error}); mend the header") from None
+            yield f"{where}:{line}", BadRecordError(f"malformed CSV ({error})")
+            continue
+        if not cells:
+            continue
+        if header is None:
+            header = cells
+            if len(set(header)) < len(header) or _escaped(header):
+                expected = f"expected a header of different names in UTF-8, found {shortened(header)}"
+                raise BadRecordError(f"{where}:{line}: {expected}; mend it")
+        else:
+            yield f"{where}:{line}", _row(header, cells)
+
+
+def _row(header: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(header):
+        return BadRecordError(f"expected {len(header)} cells as in the header, found {len(cells)}")
+    if bad := _escaped(cells):
+        return BadRecordError(f"byte {bad:#04x} is not UTF-8")
+    return dict(zip(header, cells, strict=True))
+
+
+def _escaped(cells: list[str]) -> int | None:
+    """The first byte that was not UTF-8."""
+    found = (
+        ord(char) - 0xDC00 for cell in cells if not cell.isascii() for char in cell if "\udc80" <= char <= "\udcff"
+    )
+    return next(found, None)
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of a Parquet file. Raises BadRecordError where it, or a page of it, is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield f"{path}:{number}", _arrow_row(batch, index)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from None
+
+
+def _arrow_row(batch: Any, index: int) -> Row:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except (UnicodeDecodeError, ValueError, OverflowError) as error:
+            return BadRecordError(f"column {name!r} cannot be read ({shortened(str(error))})")
+    return row
+
+
+def damaged_parquet(path: Path, error: BaseException) -> BadRecordError:
+    """The error for a file that is no Parquet, or whose pages cannot be read."""
+    reason = " ".join(str(error).split())[:200]
+    return BadRecordError(f"{path}: cannot be read as Parquet ({reason}); a damaged file: fetch it again")
