@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lmjax.errors import require
+from lmjax.errors import nearest, require
 from lmjax.fields import check_types
 from lmjax.settings import DataSettings
 
 TEXT = "{text}"  # where a turn's text goes in its template
+PLACES = (  # what a field map can give to a record's fields
+    *("system", "history", "messages", "prompt", "input", "answer", "label", "reward"),
+    *("chosen", "rejected", "score_chosen", "score_rejected", "answers", "ranks", "scores"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class TemplateSettings:
 
 @dataclass(frozen=True)
 class DialogueSourceSettings:
-    """One file, folder or glob of JSONL (or JSON lists, or CSV) in any of the public shapes, found by their fields.
+    """One file, folder or glob of JSONL, JSON lists, CSV or Parquet in any of the public shapes, found by their fields.
 
     Or, where `kind` is "embedded", openings of sentences in the embedded corpus and how they go on (data/openings.py).
+    Where a file's fields have other names, a field map says which is which: fields={"prompt": "inputs"}.
     """
 
     path: str = ""
@@ -46,15 +51,28 @@ class DialogueSourceSettings:
     on_bad_record: Literal["error", "skip"] = "error"
     kind: Literal["file", "embedded"] = "file"
     split: Literal["train", "validation"] = "train"  # of the embedded corpus
+    # which field of the file holds what: pairs of a name of PLACES and the file's name, or the same as a dict
+    fields: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()  # fields of records or messages that mean something and are left out all the same
 
     def __post_init__(self) -> None:
+        if isinstance(self.fields, dict):
+            object.__setattr__(self, "fields", tuple(self.fields.items()))
         check_types("dialogue source", self)
+        self._check_fields()
         fits = bool(self.path) == (self.kind == "file")
         expected = "a file, folder or glob, or none where kind is 'embedded'"
         require(fits, "dialogue source.path", self.path, expected, "set path" if not self.path else "leave it out")
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "dialogue source.begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         require(self.weight > 0, "dialogue source.weight", self.weight, "a number above 0", "leave the source out")
+
+    def _check_fields(self) -> None:
+        for place, _ in self.fields:
+            require(place in PLACES, "dialogue source.fields", place, "a known place", nearest(place, PLACES))
+        for role, names in zip(("place", "field"), zip(*self.fields, strict=True), strict=False):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            require(not twice, "dialogue source.fields", twice, f"each {role} once", "leave one out")
 
     @property
     def name(self) -> str:

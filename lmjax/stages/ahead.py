@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmjax.data.dialogue_records import SUFFIXES
-from lmjax.data.text_files import list_files
+from lmjax.data.open_files import list_files
 from lmjax.errors import UserError
 from lmjax.recipe import PPO, Compare, Pretrain, Stage, dialogue_sources, from_json, functions_of
 from lmjax.rlhf.reward_function import load_function

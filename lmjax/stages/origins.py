@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from lmjax.data.dialogue_records import SUFFIXES
-from lmjax.data.text_files import checksum, list_files
+from lmjax.data.open_files import list_files
+from lmjax.data.text_files import checksum
 from lmjax.errors import UserError
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of
