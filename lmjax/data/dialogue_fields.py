@@ -164,7 +164,7 @@ class Reader:
         given = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
         if given is None:
             raise BadRecordError(
-                f"field {field!r}: a turn of the {role} without text (null); calls of tools are not read"
+                f"field {field!r}: a turn of the {role} is without text (null); calls of tools are not read"
             )
         content = _joined(given, field)
         flags = [_is_yes(message[key], f"{field}.{key}") for key in _LEARNED_FIELDS if message.get(key) is not None]
@@ -355,7 +355,7 @@ def _is_yes(value: object, field: str) -> bool:
     word = str(value).strip().casefold() if isinstance(value, bool | int | float | str) else ""
     if word not in _YES + _NO:
         raise BadRecordError(
-            f"field {field!r} = {shortened(value)}: expected true or false, 1 or 0: whether it is learned"
+            f"field {field!r} = {shortened(value)}: expected true or false, 1 or 0; ignore it if it is no weight"
         )
     return word in _YES
 

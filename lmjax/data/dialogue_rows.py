@@ -267,5 +267,5 @@ def _require_some(kept: Sequence[object], counts: Counts, where: str, settings: 
     if not kept:
         raise UserError(
             f"{where}: none of its {counts.records} records fits into dialogue.sequence_length = "
-            f"{settings.sequence_length} tokens; raise it, or cut the other side (dialogue.too_long)"
+            f"{settings.sequence_length} tokens ({counts}); raise it, or cut the other side (dialogue.too_long)"
         )

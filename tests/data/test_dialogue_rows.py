@@ -11,7 +11,8 @@ from lmjax.data.dialogue_rows import RANKS, RECORD, open_rows, open_sources
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, TemplateSettings
+from lmjax.stages.texts import prompt_text
 
 BYTES = ByteTokenizer()
 EOS = BYTES.eos_id
@@ -146,6 +147,138 @@ def test_a_comparison_loses_its_prompts_beginning_and_not_its_answers(tmp_path):
         opened(tmp_path, rows, "ranking", sequence_length=32, too_long="right")
 
 
+@pytest.mark.parametrize("answers", [("It is small and red.", "Red."), ("Red.", "It is small and red.")])
+def test_the_prompts_of_a_comparison_lose_as_much(tmp_path, answers):
+    prompt = "Describe a cherry in one sentence please."
+    rows = [{"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}]
+    batch = batch_of(opened(tmp_path, rows, "ranking", sequence_length=48)[0])
+    excess = len(f"User: {prompt}\nAssistant: It is small and red.") + 1 - 48
+    for k, answer in enumerate(answers):
+        expected = [*BYTES.encode(f"User: {prompt}\nAssistant: {answer}"), EOS][excess:]
+        assert batch["tokens"][0, k][batch["segments"][0, k] == 1].tolist() == expected
+
+
+def test_an_answer_longer_than_a_row_loses_its_own_beginning_too(tmp_path):
+    rows = [{"prompt": "q", "chosen": "a" * 40 + "yes", "rejected": "no"}]
+    made, counts, _ = opened(tmp_path, rows, "ranking", sequence_length=24)
+    batch = batch_of(made)
+    texts = [BYTES.decode(batch["tokens"][0, k][batch["segments"][0, k] == 1].tolist()) for k in range(2)]
+    assert texts == ["a" * 20 + "yes", " no"]  # of the prompt nothing is left in either
+    assert counts.cut == 2
+
+
+def test_answers_that_are_equal_when_they_are_truncated_are_dropped_and_counted(tmp_path):
+    story = " And then the long story that both of them tell"
+    rows = [
+        {"prompt": "q", "chosen": "A cherry in summer, red.", "rejected": "A cherry in summer, blue."},
+        {"prompt": "q", "chosen": "Red." + story, "rejected": "Blue." + story},
+        {"prompt": "q", "answers": ["yes" + story, "no" + story, "maybe"], "ranks": [0, 1, 2]},
+    ]
+    with pytest.raises(UserError, match="none of its 1 records"):
+        opened(tmp_path, rows[1:2], "ranking", sequence_length=32, too_long="left")
+    made, counts, kept = opened(tmp_path, rows, "ranking", sequence_length=48, too_long="left")
+    assert [record.answers[0] for record in kept] == [rows[0]["chosen"]]
+    assert (counts.equal, counts.left_out, len(made)) == (4, 2, 1)
+    assert str(counts) == "3 records, 5 truncated, 2 left out, 4 equal answers at different ranks"
+
+
+def test_equal_answers_at_different_ranks_are_not_compared(tmp_path):
+    rows = [
+        {"prompt": "q", "answers": ["a", "a", "b", "c"], "ranks": [1, 2, 3, 4]},
+        {"prompt": "q", "answers": ["a", "a", "b"], "ranks": [1, 1, 3]},
+        {"prompt": "q", "answers": ["a", "a", "b"], "ranks": [1, 2, 3]},
+    ]
+    made, counts, kept = opened(tmp_path, rows, "ranking")
+    batch = batch_of(made)
+    np.testing.assert_array_equal(batch[RANKS], [[2, 3, -1], [0, 0, 1]])
+    assert BYTES.decode(batch["tokens"][0, 0].tolist()).startswith("User: q\nAssistant: b")
+    assert (counts.equal, counts.left_out, len(kept)) == (4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("side", "seen"),
+    [("right", "User: Describe a cherry in o\nAssistant:"), ("left", " cherry in one sentence.\nAssistant:")],
+)
+def test_a_long_prompt_keeps_the_opening_of_the_answer_and_knows_what_is_left_of_it(tmp_path, side, seen):
+    rows = [{"prompt": "Describe a cherry in one sentence."}, {"prompt": "Hi"}]
+    made, counts, kept = opened(tmp_path, rows, "prompt", sequence_length=len(seen), too_long=side)
+    batch = batch_of(made)
+    assert BYTES.decode(batch["tokens"][0].tolist()) == seen
+    assert [record.seen for record in kept] == [seen, ""]
+    assert [prompt_text(record, TemplateSettings()) for record in kept] == [seen, "User: Hi\nAssistant:"]
+    assert counts.cut == 1
+
+
+def test_a_prompt_of_which_only_the_opening_would_be_left_is_left_out(tmp_path):
+    rows = [{"prompt": "Describe a cherry."}, {"prompt": ""}, {"prompt": "x"}]
+    with pytest.raises(UserError, match="none of its 2 records fits"):
+        opened(tmp_path, rows[::2], "prompt", sequence_length=10, too_long="right")
+
+
+@pytest.mark.parametrize("kind", ["demonstration", "response"])
+def test_turns_that_are_not_to_be_learned_have_no_weight_and_end_as_answers_do(tmp_path, kind):
+    said = [("user", "q", None), ("assistant", "bad", 0), ("user", "r", None), ("assistant", "good", 1)]
+    row = {"messages": [{"role": role, "content": text, "weight": weight} for role, text, weight in said]}
+    batch = batch_of(opened(tmp_path, [row], kind)[0])
+    weights, targets = batch["weights"].reshape(-1), batch["targets"].reshape(-1)
+    assert targets[weights > 0].tolist() == [*BYTES.encode(" good"), EOS]
+    text = [*BYTES.encode("User: q\nAssistant: bad"), EOS, *BYTES.encode("\nUser: r\nAssistant: good"), EOS]
+    assert batch["tokens"].reshape(-1)[: len(text) - 1].tolist() == text[:-1]
+
+
+def warnings_of(tmp_path, rows, kind="demonstration", **changes):
+    return opened(tmp_path, rows, kind, **changes)[1].warnings
+
+
+@pytest.mark.parametrize(
+    ("answers", "marker"),
+    [
+        (["one.###end###", "two.###end###", "three.###end###"], "###end###"),
+        (["one</s>", "two </s>", "three</s>"], "</s>"),
+        (["one <|im_end|>", "two <|im_end|>", "three <|im_end|>"], "<|im_end|>"),
+        (["one.", "two.", "three."], ""),
+        (["one###end###", "two###end###", "three"], ""),
+        (["one###end###", "twice one###end###", "###end###"], "###end###"),
+        (["a {x}", "b {x}", "c {x}"], "{x}"),
+        (["a say so", "b say so", "c say so"], ""),
+    ],
+)
+def test_an_end_marker_that_all_answers_share_is_a_warning(tmp_path, answers, marker):
+    rows = [{"prompt": "q", "answer": answer} for answer in answers]
+    pairs = [{"prompt": "q", "answers": [*answers[:2], "x" + answers[2]], "ranks": [0, 1, 2]}]
+    for told in (warnings_of(tmp_path, rows), warnings_of(tmp_path, pairs, "ranking")):
+        expected = (
+            [f"every answer ends with {marker!r}, which is trained on and read by rewards as text; "] if marker else []
+        )
+        assert [warning.split("set ")[0] for warning in told] == expected
+
+
+def test_two_answers_are_too_few_to_tell_a_marker_from_their_text(tmp_path):
+    assert warnings_of(tmp_path, [{"prompt": "q", "answer": f"{word}</s>"} for word in ("one", "two", "one")]) == []
+
+
+def test_an_end_marker_that_is_named_is_no_warning(tmp_path):
+    rows = [{"prompt": "q", "answer": f"{word}###"} for word in ("one", "two", "three")]
+    source = DialogueSourceSettings(path=written(tmp_path, rows), answer_end="###")
+    _, counts, _ = open_rows(source, DialogueSettings(sequence_length=64), BYTES, "demonstration")
+    assert counts.warnings == []
+
+
+@pytest.mark.parametrize("kind", ["demonstration", "prompt", "ranking"])
+def test_a_truncated_share_above_a_fifth_is_a_warning(tmp_path, kind):
+    def rows(long):
+        texts = [f"{number}" + "q" * 80 * (number < long) for number in range(10)]
+        return [{"prompt": text, "chosen": "a", "rejected": "b"} for text in texts]
+
+    assert warnings_of(tmp_path, rows(2), kind) == []
+    (warning,) = warnings_of(tmp_path, rows(3), kind)
+    cut, total = (6, 20) if kind == "ranking" else (3, 10)
+    assert warning == (
+        f"{cut} of {total} conversations (30%) are longer than dialogue.sequence_length = 64 tokens and lose their "
+        "beginning (dialogue.too_long = 'left'); raise dialogue.sequence_length"
+    )
+
+
 def test_answers_beyond_the_most_are_left_out_and_counted(tmp_path):
     rows = [{"prompt": "q", "answers": list("abcd"), "ranks": [0, 0, 1, 2]}, *RANKED]
     made, counts, kept = opened(tmp_path, rows, "ranking", most_answers=2)
@@ -221,6 +354,7 @@ def test_public_files_are_read_as_they_are(shared_data, folder, file, kind, coun
     source = DialogueSourceSettings(path=path, answer_end=answer_end, on_bad_record="skip")
     rows, counts, kept = open_rows(source, DialogueSettings(sequence_length=512), BYTES, kind)
     assert (counts.records, counts.bad, len(kept) + counts.left_out) == (count, skipped, count)
+    assert not any("answer ends" in warning for warning in counts.warnings)
     batch = rows.batch(np.arange(min(8, len(rows))))
     if kind == "demonstration":
         assert not any("###" in r.turns[-1].text[-20:] for r in kept)
@@ -237,3 +371,10 @@ def test_the_rankings_of_the_trees_have_two_to_nine_answers(shared_data):
     records = read_records(source, "ranking").records
     assert Counter(len(record.answers) for record in records) == {3: 79, 2: 35, 4: 14, 6: 3, 5: 1, 8: 1, 9: 1}
     assert any(len(record.prompt) > 2 for record in records)
+
+
+@pytest.mark.data
+def test_the_end_marker_of_a_public_set_is_found(shared_data):
+    source = DialogueSourceSettings(path=str(shared_data("dolly") / "dolly_dev.jsonl"))
+    _, counts, _ = open_rows(source, DialogueSettings(sequence_length=4096), BYTES, "demonstration")
+    assert ["'###eos_token###'" in warning for warning in counts.warnings] == [True]
