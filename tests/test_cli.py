@@ -16,11 +16,12 @@ import pytest
 import lmjax
 from lmjax.cli import main
 from lmjax.model.presets import PRESETS
+from lmjax.recipe import from_json, to_json
 
 ROOT = Path(__file__).parents[1]
 
 RECIPE = """
-from lmjax.recipe import Pretrain, from_json, to_json
+from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings, CheckpointSettings, DataSettings, EvaluationSettings, ModelSettings,
     SourceSettings, TrainSettings,
