@@ -126,7 +126,10 @@ class RewardSettings:
     """Where a response's reward comes from, and what is done to it before it is learned from."""
 
     source: str = ""  # a reward model's stage or checkpoint, or a Python function (prompts, responses) -> scores,
-    # named "package.module:function" or "file.py:function"
+    # named "package.module:function" or "file.py:function" (rlhf/reward_function.py says what else it may be given)
+    functions: tuple[str, ...] = ()  # more of them, beside a source that is one: the scores of all are added up, and
+    # None, which all but one may give for a response, is no opinion
+    timeout: float | None = None  # seconds that one call of a function may take; None waits for it
     gold: str = ""  # a known reward, a Python function: told beside the one that is learned from, which it never enters
     missing_end_penalty: float = 0.0  # taken from the score of a response that did not end by itself
     clip: float | None = None  # scores beyond +- this are cut
@@ -135,9 +138,21 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         check_types("reward", self)
+        for number, function in enumerate(self.functions):
+            named = is_function(function)
+            require(named, f"reward.functions.{number}", function, "a Python function", 'name it "file.py:function"')
+        alone = not self.functions or is_function(self.source)
+        require(alone, "reward.source", self.source, "a function beside reward.functions", "move one of those here")
+        require(self.timeout is None or self.timeout > 0, "reward.timeout", self.timeout, "seconds above 0", "use 60")
         penalty = self.missing_end_penalty
         require(penalty >= 0, "reward.missing_end_penalty", penalty, "0 or more; it is subtracted", "use 1.0")
         require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "a number above 0", "leave it out")
+
+    @property
+    def functions_by_field(self) -> dict[str, str]:
+        """The functions whose scores are added up, by the fields that name them; none where a model is the source."""
+        own = {"reward.source": self.source} if is_function(self.source) else {}
+        return own | {f"reward.functions.{number}": name for number, name in enumerate(self.functions)}
 
 
 @dataclass(frozen=True)
