@@ -1,8 +1,13 @@
 """Records of conversations in the public shapes are read by their fields; bad ones are told with their line."""
 
+import bz2
 import gzip
 import json
+import lzma
+import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Turn
@@ -176,3 +181,95 @@ def test_parts_of_a_source_make_up_the_whole_and_files_may_be_lists_csv_or_gzipp
     for name in ("list.json", "t.csv", "z.jsonl.gz"):
         assert read_records(DialogueSourceSettings(path=str(tmp_path / name)), "demonstration").records == whole
     assert len(read_records(DialogueSourceSettings(path=str(tmp_path)), "demonstration").records) == 28
+
+
+# ---- files ----
+
+FAR = "\u2028 \x85 \x0c \x1c \u2029"  # str.splitlines cuts at each of these
+FILES = [{"prompt": f"q {FAR} {i}", "answer": "long " * 40_000 + f"{i}"} for i in range(2)]  # above csv's own limit
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet(rows):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def as_csv(rows):
+    return ("prompt,answer\r\n" + "".join(f"{row['prompt']},{row['answer']}\r\n" for row in rows)).encode()
+
+
+def lines(rows):
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", as_csv(FILES)),
+        ("a.csv.xz", lzma.compress(as_csv(FILES))),
+        ("a.jsonl.bz2", bz2.compress(lines(FILES))),
+        ("a.jsonl.zst", zstd(lines(FILES))),
+        ("a.json", lines(FILES)),
+        ("a.json.gz", gzip.compress(json.dumps(FILES, indent=1).encode())),
+        ("a.parquet", parquet(FILES)),
+        ("utf16.jsonl", lines(FILES).decode().encode("utf-16")),
+    ],
+)
+def test_a_file_of_any_form_gives_its_records_whole(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    for path in (tmp_path / name, tmp_path):
+        records = read_records(DialogueSourceSettings(path=str(path)), "demonstration").records
+        assert records == [Demonstration((user(row["prompt"]), assistant(row["answer"]))) for row in FILES]
+
+
+NESTED = {"prompt": {"text": "q", "role": "prompter", "replies": ["no object"]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "places", "good"),
+    [
+        ("a.jsonl", b'{"prompt": "caf\xe9", "answer": "a"}\n' + lines(FILES), [":1: byte 0xe9 is not UTF-8"], 2),
+        ("a.jsonl", lines(FILES) + b'\n{"prompt": ' + b"7" * 5000 + b"}", [":3: malformed JSON (Exceeds"], 2),
+        ("a.jsonl", lines([NESTED, *FILES]), [":1: field 'replies': a message is str"], 2),
+        ("a.csv", as_csv(FILES) + b"one\r\na,b,c\r\n", [":4: expected 2 cells", ":5: expected 2 cells"], 2),
+        ("a.csv", as_csv(FILES) + b"caf\xe9,b\r\n", [":4: byte 0xe9 is not UTF-8"], 2),
+    ],
+)
+def test_a_bad_record_of_a_file_loses_itself_alone_and_is_told_with_its_line(tmp_path, name, data, places, good):
+    (tmp_path / name).write_bytes(data)
+    source = DialogueSourceSettings(path=str(tmp_path / name), on_bad_record="skip")
+    records, skipped, _ = read_records(source, "demonstration")
+    assert len(records) == good
+    assert [
+        message.removeprefix(source.path)[: len(place)] for message, place in zip(skipped, places, strict=True)
+    ] == places
+    with pytest.raises(UserError, match=re.escape(f"{name}{places[0].partition(' ')[0]} expected a demonstration")):
+        read_records(DialogueSourceSettings(path=source.path), "demonstration")
+
+
+def test_a_damaged_file_is_one_bad_record_where_those_are_skipped(tmp_path):
+    written(tmp_path, FILES)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(FILES))[:100])
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz: a truncated or damaged gzip file"):
+        read_records(DialogueSourceSettings(path=str(tmp_path)), "demonstration")
+    records, skipped, _ = read_records(
+        DialogueSourceSettings(path=str(tmp_path), on_bad_record="skip"), "demonstration"
+    )
+    assert (len(records), len(skipped)) == (2, 1)
+
+
+def test_records_inside_an_object_and_other_separators_are_told(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"prompt": "q", "answer": "a"}]}))
+    with pytest.raises(UserError, match="the records seem to be in 'data': write them as a list, or one a line"):
+        read_records(DialogueSourceSettings(path=str(tmp_path / "a.json")), "demonstration")
+    (tmp_path / "a.csv").write_text("prompt;answer\nq;a\n")
+    with pytest.raises(UserError, match="cells are expected to stand apart by commas"):
+        read_records(DialogueSourceSettings(path=str(tmp_path / "a.csv")), "demonstration")
