@@ -35,6 +35,7 @@ class Counts:
     conversations: int = 0  # that could be truncated: of a ranking, each answer with its prompt
     messages: list[str] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)  # sound records without use, by the reason
+    files_left_out: list[str] = field(default_factory=list)  # of a folder or glob, in words
     warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -48,6 +49,7 @@ class Counts:
         }
         parts += [f"{getattr(self, name):,} {words}" for name, words in names.items() if getattr(self, name)]
         parts += [f"{count:,} {reason}" for reason, count in self.unused.items()]
+        parts += [f"files left out: {', '.join(self.files_left_out)}"] if self.files_left_out else []
         return ", ".join(parts)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.dialogue import Demonstration, Encoded, Prompt, Ranking, Record, Response, Turn, Turns, encode
 from lmjax.data.dialogue_cut import Counts, fit_answers, fit_prompt, fit_to, last_run, warn, without_equal
-from lmjax.data.dialogue_records import Kind, read_records
+from lmjax.data.dialogue_records import SUFFIXES, Kind, read_records
 from lmjax.data.first_fit import Plan
+from lmjax.data.open_files import find_files
 from lmjax.data.packing import FirstFitRows, Rows
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import UserError
@@ -35,6 +36,8 @@ def open_rows(
     """
     records, skipped, left_out = read_records(source, kind)
     counts = Counts(len(records), len(skipped), messages=skipped, unused=left_out)
+    if source.kind == "file":
+        counts.files_left_out = find_files(source.path, SUFFIXES).left_out
     make = {
         "demonstration": _demonstration_rows,
         "answer": _answer_rows,

@@ -279,6 +279,15 @@ def test_a_truncated_share_above_a_fifth_is_a_warning(tmp_path, kind):
     )
 
 
+def test_files_of_a_folder_that_are_left_out_are_counted(tmp_path):
+    written(tmp_path, [{"prompt": "q", "answer": "a"}])
+    for name in (".hidden.jsonl", "._data.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("\0")
+    source = DialogueSourceSettings(path=str(tmp_path))
+    _, counts, _ = open_rows(source, DialogueSettings(), BYTES, "demonstration")
+    assert str(counts) == "1 records, files left out: 2 hidden, 1 of another ending"
+
+
 def test_answers_beyond_the_most_are_left_out_and_counted(tmp_path):
     rows = [{"prompt": "q", "answers": list("abcd"), "ranks": [0, 0, 1, 2]}, *RANKED]
     made, counts, kept = opened(tmp_path, rows, "ranking", most_answers=2)
