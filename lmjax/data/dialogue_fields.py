@@ -55,10 +55,10 @@ class LeftOutError(Exception):
     """A record that is sound and that this kind of rows has no use for; the message says why, for a count."""
 
 
-def is_empty(value: object) -> bool:
-    """Whether a field holds nothing: null, blank text, an empty list or object, also as JSON in a string."""
+def is_empty(value: object, *, in_json: bool = False) -> bool:
+    """Whether a field holds nothing: null, blank text, an empty list or object, also one `in_json`, in a string."""
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}")
+        return value.strip() in ("", "[]", "{}") if in_json else not value.strip()
     return value is None or (isinstance(value, list | dict) and not value)
 
 
@@ -91,7 +91,7 @@ class Reader:
         said = set(said)
         for name in known:
             value = self.row.get(name)
-            if name in self._read or is_empty(value):
+            if name in self._read or is_empty(value, in_json=name in (*HISTORY_FIELDS, *UNREAD_FIELDS)):
                 continue
             texts = self._texts(value)
             if texts is None or not said.issuperset(texts):
@@ -222,7 +222,7 @@ class Reader:
             own = Turn("system", checked_text(self.take(field), field).strip())
             system = system if own in system else (own, *system)
         field = self.first(HISTORY_FIELDS)
-        if field is not None and not is_empty(self.row[field]):
+        if field is not None and not is_empty(self.row[field], in_json=True):
             history = self._history(self.take(field), field)
             rest = rest if rest[: len(history)] == history else (*history, *rest)
         return (*system, *rest)

@@ -76,6 +76,13 @@ def test_what_stands_before_an_answer_is_read_wherever_the_record_has_it(read, r
     assert read([row], "response").records == [Response(prompt, "a"), Response(prompt, "b")]
 
 
+def test_empty_lists_in_cells_are_nothing_in_a_history_and_an_answer_in_an_answer(read):
+    row = {"instruction": "q", "output": "[]", "history": "[]", "tools": "[]"}
+    assert read([row], "demonstration").records == [Demonstration((Q, Turn("assistant", "[]")))]
+    with pytest.raises(UserError, match="field 'response' = 'a' has no place beside"):
+        read([{**row, "response": "a"}], "demonstration")
+
+
 @pytest.mark.parametrize(
     ("message", "turn"),
     [
