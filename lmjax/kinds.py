@@ -25,7 +25,10 @@ _UNUSED: dict[str, dict[str, set[str]]] = {  # by the settings' class and kind
         "tfds": {"documents"},
         "shards": {"split", "field", "documents", "on_bad_record"},
     },
-    "DialogueSourceSettings": {"embedded": {"path", "answer_end", "on_bad_record"}, "file": {"split"}},
+    "DialogueSourceSettings": {
+        "embedded": {"path", "answer_end", "on_bad_record", "fields", "ignore"},
+        "file": {"split"},
+    },
     "TokenizerSettings": {
         "byte": {*_TRAINING, *_SENTENCEPIECE, "lowercase"},
         "bpe": {*_SENTENCEPIECE, "lowercase"},

@@ -140,7 +140,7 @@ def functions_of(stage: Stage) -> dict[str, str]:
     """The Python functions that a stage calls, by the fields that name them."""
     named: dict[str, str] = {}
     if isinstance(stage, PPO):
-        named = {"reward.source": stage.reward.source, "reward.gold": stage.reward.gold}
+        named = stage.reward.functions_by_field | {"reward.gold": stage.reward.gold}
     if isinstance(stage, Compare):
         named = {"gold": stage.gold}
     return {field: source for field, source in named.items() if is_function(source)}

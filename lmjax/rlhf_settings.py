@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lmjax.errors import require
+from lmjax.errors import nearest, require
 from lmjax.fields import check_types, check_weights
 from lmjax.kinds import check_unused
 from lmjax.settings import DataSettings
 
 TEXT = "{text}"  # where a turn's text goes in its template
+PLACES = (  # what a field map can give to a record's fields
+    *("system", "history", "messages", "prompt", "input", "answer", "label", "reward"),
+    *("chosen", "rejected", "score_chosen", "score_rejected", "answers", "ranks", "scores"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,10 @@ class TemplateSettings:
 
 @dataclass(frozen=True)
 class DialogueSourceSettings:
-    """One file, folder or glob of JSONL (or JSON lists, or CSV) in any of the public shapes, found by their fields.
+    """One file, folder or glob of JSONL, JSON lists, CSV or Parquet in any of the public shapes, found by their fields.
 
     Or, where `kind` is "embedded", openings of sentences in the embedded corpus and how they go on (data/openings.py).
+    Where a file's fields have other names, a field map says which is which: fields={"prompt": "inputs"}.
     """
 
     path: str = ""
@@ -47,9 +52,15 @@ class DialogueSourceSettings:
     on_bad_record: Literal["error", "skip"] = "error"
     kind: Literal["file", "embedded"] = "file"
     split: Literal["train", "validation"] = "train"  # of the embedded corpus
+    # which field of the file holds what: pairs of a name of PLACES and the file's name, or the same as a dict
+    fields: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()  # fields of records or messages that mean something and are left out all the same
 
     def __post_init__(self) -> None:
+        if isinstance(self.fields, dict):
+            object.__setattr__(self, "fields", tuple(self.fields.items()))
         check_types("dialogue source", self)
+        self._check_fields()
         if self.path:  # a path beside the embedded corpus, which a recipe has and a command replaces
             object.__setattr__(self, "kind", "file")
         fits = bool(self.path) or self.kind != "file"
@@ -59,6 +70,13 @@ class DialogueSourceSettings:
         require(inside, "dialogue source.begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         weight = self.weight
         require(weight is None or weight > 0, "dialogue source.weight", weight, "a number above 0", "leave it out")
+
+    def _check_fields(self) -> None:
+        for place, _ in self.fields:
+            require(place in PLACES, "dialogue source.fields", place, "a known place", nearest(place, PLACES))
+        for role, names in zip(("place", "field"), zip(*self.fields, strict=True), strict=False):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            require(not twice, "dialogue source.fields", twice, f"each {role} once", "leave one out")
 
     @property
     def name(self) -> str:
@@ -115,7 +133,10 @@ class RewardSettings:
     """Where a response's reward comes from, and what is done to it before it is learned from."""
 
     source: str = ""  # a reward model's stage or checkpoint, or a Python function (prompts, responses) -> scores,
-    # named "package.module:function" or "file.py:function"
+    # named "package.module:function" or "file.py:function" (rlhf/reward_function.py says what else it may be given)
+    functions: tuple[str, ...] = ()  # more of them, beside a source that is one: the scores of all are added up, and
+    # None, which all but one may give for a response, is no opinion
+    timeout: float | None = None  # seconds that one call of a function may take; None waits for it
     gold: str = ""  # a known reward, a Python function: told beside the one that is learned from, which it never enters
     missing_end_penalty: float = 0.0  # taken from the score of a response that did not end by itself
     clip: float | None = None  # scores beyond +- this are cut
@@ -124,9 +145,21 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         check_types("reward", self)
+        for number, function in enumerate(self.functions):
+            named = is_function(function)
+            require(named, f"reward.functions.{number}", function, "a Python function", 'name it "file.py:function"')
+        alone = not self.functions or is_function(self.source)
+        require(alone, "reward.source", self.source, "a function beside reward.functions", "move one of those here")
+        require(self.timeout is None or self.timeout > 0, "reward.timeout", self.timeout, "seconds above 0", "use 60")
         penalty = self.missing_end_penalty
         require(penalty >= 0, "reward.missing_end_penalty", penalty, "0 or more; it is subtracted", "use 1.0")
         require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "a number above 0", "leave it out")
+
+    @property
+    def functions_by_field(self) -> dict[str, str]:
+        """The functions whose scores are added up, by the fields that name them; none where a model is the source."""
+        own = {"reward.source": self.source} if is_function(self.source) else {}
+        return own | {f"reward.functions.{number}": name for number, name in enumerate(self.functions)}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 import lmjax
 from lmjax.cli import main
 from lmjax.model.presets import PRESETS
+from lmjax.recipe import from_json, to_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,6 +166,32 @@ def test_overrides_reach_nested_and_tuple_fields_with_their_types(monkeypatch, c
     assert recipe.evaluation.prompts == ("The cat", "A") and recipe.log.profile == (1, 2)
     assert recipe.tokenizer.user_symbols == () and recipe.model.attention.pattern == ("dense", "banded")
     assert seen["workdir"] == Path("w") and seen["force"] is True
+
+
+def test_a_field_map_is_overridden_as_pairs_and_kept_by_a_recipes_json(tmp_path, monkeypatch):
+    path = tmp_path / "mapped.py"
+    path.write_text(MAPPED)
+    seen = {}
+    monkeypatch.setattr(lmjax, "run", lambda recipe, **_: seen.update(recipe=recipe) or _Done(), raising=False)
+    for change, fields, ignore in (
+        (["--train.steps", "3"], (("prompt", "inputs"), ("answer", "targets")), ()),
+        (["--dialogue.train.0.fields", "prompt", "q", "answer", "a"], (("prompt", "q"), ("answer", "a")), ()),
+        (["--dialogue.train.0.ignore", "b", "c"], (("prompt", "inputs"), ("answer", "targets")), ("b", "c")),
+    ):
+        assert main(["run", str(path), *change]) == 7
+        source = seen["recipe"].dialogue.train[0]
+        assert (source.fields, source.ignore) == (fields, ignore)
+        assert from_json(to_json(seen["recipe"])) == seen["recipe"]
+
+
+MAPPED = """
+from lmjax.recipe import SFT
+from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+
+def recipe():
+    source = DialogueSourceSettings(path="a.jsonl", fields={"prompt": "inputs", "answer": "targets"})
+    return SFT(start="base", dialogue=DialogueSettings(train=(source,)))
+"""
 
 
 class _Done:

@@ -7,9 +7,9 @@ from exactly what it was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Turn(NamedTuple):
 
     role: Role
     text: str
+    learned: bool = True  # of an answer: whether it is to be imitated, or is only read
 
 
 Turns = tuple[Turn, ...]
@@ -56,9 +57,16 @@ class Response:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation whose next answer is to be sampled."""
+    """A conversation whose next answer is to be sampled, and the record that it comes from."""
 
     turns: Turns
+    where: str = field(default="", compare=False, repr=False)  # file and line
+    fields: Mapping[str, Any] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # of the record, as they are in the file
+    seen: str = field(
+        default="", compare=False, repr=False
+    )  # what is left of its text where it was too long for its row
 
 
 Record = Demonstration | Ranking | Response | Prompt
@@ -69,13 +77,14 @@ class Piece(NamedTuple):
 
     text: str
     is_answer: bool
+    learned: bool = True
 
 
 class Encoded(NamedTuple):
     """A conversation in tokens."""
 
     ids: np.ndarray  # int32 [n]
-    is_answer: np.ndarray  # bool [n]: the assistant's tokens, end-of-text included
+    is_answer: np.ndarray  # bool [n]: the tokens of answers that are to be learned, end-of-text included
 
 
 def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
@@ -92,7 +101,7 @@ def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
             context += shape.replace(TEXT, turn.text)
             continue
         pieces.append(Piece(context + template.assistant, False))
-        pieces.append(Piece(template.answer.replace(TEXT, turn.text), True))
+        pieces.append(Piece(template.answer.replace(TEXT, turn.text), True, turn.learned))
         context = template.between if place < last else ""
     if not turns or turns[-1].role != "assistant":
         pieces.append(Piece(context + template.assistant, False))
@@ -107,6 +116,7 @@ def encode(conversations: Sequence[Sequence[Turn]], template: TemplateSettings, 
     out = []
     for pieces in rendered:
         parts = [np.concatenate([next(ids), end]) if piece.is_answer else next(ids) for piece in pieces]
-        marks = [np.full(len(part), piece.is_answer) for part, piece in zip(parts, pieces, strict=True)]
+        learned = (piece.is_answer and piece.learned for piece in pieces)
+        marks = [np.full(len(part), learns) for part, learns in zip(parts, learned, strict=True)]
         out.append(Encoded(np.concatenate(parts).astype(np.int32), np.concatenate(marks)))
     return out

@@ -7,14 +7,15 @@ what was cut or left out. Nothing here knows about steps or devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.dialogue import Demonstration, Encoded, Prompt, Ranking, Record, Response, Turn, Turns, encode
-from lmjax.data.dialogue_records import Kind, read_records
+from lmjax.data.dialogue_cut import Counts, fit_answers, fit_prompt, fit_to, last_run, warn, without_equal
+from lmjax.data.dialogue_records import SUFFIXES, Kind, read_records
 from lmjax.data.first_fit import Plan
+from lmjax.data.open_files import find_files
 from lmjax.data.packing import FirstFitRows, Rows
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import UserError
@@ -22,24 +23,6 @@ from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 
 RANKS = "ranks"  # [B, K] int32: of each answer of a prompt, 0 the best; -1 where there is none
 RECORD = "record"  # [B, 1] int32: the number of the prompt among those of its source
-
-
-@dataclass
-class Counts:
-    """How many records a source gave, and what became of those that did not fit."""
-
-    records: int = 0
-    bad: int = 0  # skipped when read
-    cut: int = 0  # truncated
-    left_out: int = 0  # too long, or nothing of the answer left after truncation
-    answers_left_out: int = 0  # of rankings, beyond most_answers
-    messages: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = [f"{self.records:,} records"]
-        names = {"bad": "bad", "cut": "truncated", "left_out": "left out", "answers_left_out": "answers left out"}
-        parts += [f"{getattr(self, name):,} {words}" for name, words in names.items() if getattr(self, name)]
-        return ", ".join(parts)
 
 
 def open_rows(
@@ -51,8 +34,10 @@ def open_rows(
     rows padded on the left. Raises UserError for bad records, for an example that is too long where the settings say
     so, and where none is left.
     """
-    records, skipped = read_records(source, kind)
-    counts = Counts(len(records), len(skipped), messages=skipped)
+    records, skipped, left_out = read_records(source, kind)
+    counts = Counts(len(records), len(skipped), messages=skipped, unused=left_out)
+    if source.kind == "file":
+        counts.files_left_out = find_files(source.path, SUFFIXES).left_out
     make = {
         "demonstration": _demonstration_rows,
         "answer": _answer_rows,
@@ -61,6 +46,7 @@ def open_rows(
         "prompt": _prompt_rows,
     }
     rows, kept = make[kind](records, settings, tokenizer, counts, source.name)
+    warn(counts, records, source, settings)
     return rows, counts, kept
 
 
@@ -73,24 +59,6 @@ def open_sources(
     most = max((each.answers for each in rows if isinstance(each, AnswerRows)), default=0)
     widened = [each.widened(most) if isinstance(each, AnswerRows) else each for each in rows]
     return widened, [counts for _, counts, _ in opened], [records for _, _, records in opened]
-
-
-def fit_to(encoded: Encoded, most: int, settings: DialogueSettings, counts: Counts, where: str) -> Encoded | None:
-    """The conversation, cut to `most` tokens if it is longer, or None where it is to be left out."""
-    excess = len(encoded.ids) - most
-    if excess <= 0:
-        return encoded
-    if settings.too_long == "error":
-        raise UserError(
-            f"{where}: a conversation of {len(encoded.ids)} tokens: expected at most {most}; raise "
-            'dialogue.sequence_length, or set dialogue.too_long to "left", "right" or "skip"'
-        )
-    if settings.too_long == "skip":
-        counts.left_out += 1
-        return None
-    counts.cut += 1
-    kept = slice(excess, None) if settings.too_long == "left" else slice(None, most)
-    return Encoded(encoded.ids[kept], encoded.is_answer[kept])
 
 
 class MemoryTokens:
@@ -156,7 +124,7 @@ class AnswerRows:
             for answer, (ids, is_answer) in enumerate(self._groups[index]):
                 at, before = (row, answer, slice(0, len(ids))), (row, answer, slice(0, len(ids) - 1))
                 out[TOKENS][at], out[SEGMENTS][at], out[POSITIONS][at] = ids, 1, np.arange(len(ids))
-                out[TARGETS][before], out[WEIGHTS][before] = ids[1:], _last_run(is_answer)[1:]
+                out[TARGETS][before], out[WEIGHTS][before] = ids[1:], last_run(is_answer)[1:]
         return out | {RANKS: self._ranks_RK[indices]}
 
 
@@ -182,14 +150,6 @@ class PromptRows:
         return out | {RECORD: indices[:, None].astype(np.int32)}
 
 
-def _last_run(is_answer: np.ndarray) -> np.ndarray:
-    """True for the last answer alone, of those in a conversation that ends with one."""
-    others = np.flatnonzero(~is_answer)
-    last = np.zeros_like(is_answer)
-    last[(others[-1] + 1 if len(others) else 0) :] = True
-    return last
-
-
 Made = tuple[Rows, list[Record]]
 
 
@@ -198,6 +158,7 @@ def _demonstration_rows(
 ) -> Made:
     chosen = [record for record in records if isinstance(record, Demonstration)]
     encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    counts.conversations = len(encoded)
     examples, kept = [], []
     for record, example in zip(chosen, encoded, strict=True):
         cut = fit_to(example, settings.sequence_length + 1, settings, counts, where)  # the last token is only a target
@@ -218,16 +179,25 @@ def _ranking_rows(
     counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in chosen)
     asked = [(record.prompt, record.answers[:most]) for record in chosen]
     encoded = _answer_groups(asked, settings, tokenizer, counts, where)
-    fit = [group is not None and len(set(r.ranks[:most])) > 1 for group, r in zip(encoded, chosen, strict=True)]
-    groups = [group for group, fits in zip(encoded, fit, strict=True) if group is not None and fits]
-    kept = [record for record, fits in zip(chosen, fit, strict=True) if fits]
+    groups: list[list[Encoded]] = []
+    ranked: list[list[int]] = []
+    kept: list[Record] = []
+    for record, group in zip(chosen, encoded, strict=True):
+        if group is None:
+            continue
+        places = without_equal(group, record.ranks[:most])
+        counts.equal += len(group) - len(places)
+        ranks = [record.ranks[place] for place in places]
+        if len(set(ranks)) > 1:
+            groups.append([group[place] for place in places])
+            ranked.append(ranks)
+            kept.append(record)
     counts.left_out = len(chosen) - len(kept)
     _require_some(groups, counts, where, settings)
-    ranks = np.full((len(groups), max(map(len, groups))), -1, np.int32)
-    for row, record in enumerate(kept):
-        own = record.ranks[:most]
-        ranks[row, : len(own)] = own
-    return AnswerRows(groups, ranks, settings.sequence_length), list(kept)
+    ranks_RK = np.full((len(groups), max(map(len, groups))), -1, np.int32)
+    for row, ranks in enumerate(ranked):
+        ranks_RK[row, : len(ranks)] = ranks
+    return AnswerRows(groups, ranks_RK, settings.sequence_length), kept
 
 
 def _answer_rows(
@@ -273,16 +243,10 @@ def _answer_groups(
 ) -> list[list[Encoded] | None]:
     """The encoded answers to each prompt, or None where one of them is too long or loses all of its answer."""
     conversations = [(*prompt, Turn("assistant", answer)) for prompt, answers in asked for answer in answers]
+    counts.conversations = len(conversations)
     encoded = iter(encode(conversations, settings.template, tokenizer))
-    groups: list[list[Encoded] | None] = []
-    for _, answers in asked:
-        own = Counts()
-        fitted = [fit_to(next(encoded), settings.sequence_length, settings, own, where) for _ in answers]
-        group = [answer for answer in fitted if answer is not None and answer.is_answer[-1]]
-        whole = len(group) == len(answers)
-        counts.cut += own.cut if whole else 0
-        groups.append(group if whole else None)
-    return groups
+    groups = ([next(encoded) for _ in answers] for _, answers in asked)
+    return [fit_answers(group, settings.sequence_length, settings, counts, where) for group in groups]
 
 
 def _prompt_rows(
@@ -290,19 +254,21 @@ def _prompt_rows(
 ) -> Made:
     chosen = [record for record in records if isinstance(record, Prompt)]
     encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
-    prompts, kept = [], []
+    counts.conversations = len(encoded)
+    prompts: list[Encoded] = []
+    kept: list[Record] = []
     for record, example in zip(chosen, encoded, strict=True):
-        cut = fit_to(example, settings.sequence_length, settings, counts, where)
-        if cut is not None:
-            prompts.append(cut)
-            kept.append(record)
+        fitted = fit_prompt(record, example, settings, tokenizer, counts, where)
+        if fitted is not None:
+            kept.append(fitted[0])
+            prompts.append(fitted[1])
     _require_some(prompts, counts, where, settings)
-    return PromptRows(prompts, settings.sequence_length), list(kept)
+    return PromptRows(prompts, settings.sequence_length), kept
 
 
 def _require_some(kept: Sequence[object], counts: Counts, where: str, settings: DialogueSettings) -> None:
     if not kept:
         raise UserError(
             f"{where}: none of its {counts.records} records fits into dialogue.sequence_length = "
-            f"{settings.sequence_length} tokens; raise it, or cut the other side (dialogue.too_long)"
+            f"{settings.sequence_length} tokens ({counts}); raise it, or cut the other side (dialogue.too_long)"
         )

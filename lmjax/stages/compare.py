@@ -49,8 +49,9 @@ def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[st
     found, gold = [], []
     for source_rows, source_records in zip(rows, records, strict=True):
         for given in sampler.answers(source_rows, source_records):
-            prompts = [prompt_text(record, recipe.dialogue.template) for record in given.records for _ in range(K)]
-            gold.append(gold_function(prompts, given.texts).reshape(-1, K))
+            asked = [record for record in given.records for _ in range(K)]
+            prompts = [prompt_text(record, recipe.dialogue.template) for record in asked]
+            gold.append(gold_function(prompts, given.texts, asked).reshape(-1, K))
             found.append(given)
     gold_BK = np.concatenate(gold)
     values = {"gold": gold_BK, "finished": np.concatenate([given.finished for given in found])}

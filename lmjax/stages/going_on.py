@@ -90,6 +90,8 @@ def open_dialogue(
     rows, counts, records = open_sources(beside, settings, tokenizer, kind)
     for source, count in zip(sources, counts, strict=True):
         display.say(f"{source.name}: {count} ({kind}s)")
+        for warning in count.warnings:
+            display.say(f"warning: {source.name}: {warning}")
     return rows, records
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lmjax.data.batch import Batch
+from lmjax.data.dialogue import Prompt
 from lmjax.data.loader import Loader
+from lmjax.errors import UserError
 from lmjax.model.count import count
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
 from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
 from lmjax.parallel.shardings import on_mesh
 from lmjax.rlhf.ppo import MIX, POLICY, Learner
-from lmjax.rlhf.reward_function import load_function
+from lmjax.rlhf.reward_function import load_function, load_functions
 from lmjax.rlhf.rollout import Rollout, Vocabulary
 from lmjax.rlhf_recipes import PPO
-from lmjax.rlhf_settings import is_function
 from lmjax.settings import DataSettings
 from lmjax.stages.going_on import (
     check_lengths,
@@ -43,7 +45,7 @@ from lmjax.stages.start import Start, abstract_on, open_reference, open_reward_m
 from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
 from lmjax.stages.texts import response_texts, samples_asked
 from lmjax.stages.training import Outcome, Training, train
-from lmjax.training.loop import Metrics
+from lmjax.training.loop import Metrics, UnfinishedStepError
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
@@ -55,10 +57,11 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     start = open_start(recipe.start, workdir)
     recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
     assert recipe.model is not None
-    by_function = is_function(recipe.reward.source)
-    judge = None if by_function else open_reward_model(recipe.reward.source, workdir, start)
-    function = load_function(recipe.reward.source, "reward.source") if by_function else None
-    gold = load_function(recipe.reward.gold, "reward.gold") if recipe.reward.gold else None
+    reward = recipe.reward
+    functions = reward.functions_by_field
+    judge = None if functions else open_reward_model(reward.source, workdir, start)
+    function = load_functions(functions, reward.timeout) if functions else None
+    gold = load_function(reward.gold, "reward.gold", reward.timeout) if reward.gold else None
     check_lengths(recipe, start.settings, None if judge is None else judge.settings)
     mesh = mesh_for(recipe, start.settings)
     rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
@@ -79,10 +82,10 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
     phases = compile_phases(learner, mesh, abstract, frozen)
 
-    def score(rollout: Rollout, prompts: Sequence[str]) -> Any:
+    def score(rollout: Rollout, prompts: Sequence[str], records: Sequence[Prompt]) -> Any:
         if function is None:
             return phases.score(frozen["reward"], rollout)
-        scores = function(prompts, response_texts(rollout, start.tokenizer))
+        scores = function(prompts, response_texts(rollout, start.tokenizer), records)
         with jax.transfer_guard("allow"):  # what a Python function says comes from the host
             return place_rows({"scores": scores}, mesh)["scores"]
 
@@ -91,11 +94,14 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if whole is not None:
             return whole(state, frozen, batch)
-        rollout, asked = phases.roll(state, batch), prompts.texts(recipe, batch)
-        state, metrics = phases.learn(state, reference, rollout, score(rollout, asked), batch)
+        rollout, texts, records = phases.roll(state, batch), prompts.texts(recipe, batch), prompts.asked(recipe, batch)
+        with _saving(state):
+            scores = score(rollout, texts, records)
+        state, metrics = phases.learn(state, reference, rollout, scores, batch)
         if gold is None:
             return state, metrics
-        golds = gold(asked, response_texts(rollout, start.tokenizer))  # while devices learn
+        with _saving(state):
+            golds = gold(texts, response_texts(rollout, start.tokenizer), records)  # while devices learn
         return state, metrics | {"gold": Weighted(*jax.device_put((golds.sum(), np.float32(len(golds)))))}
 
     evaluate = PolicyEvaluation(
@@ -131,6 +137,15 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
     )
     state = train(training, workdir, start.tokenizer_folder, stop, display)
     return Outcome(state, steps, start.settings, row)
+
+
+@contextmanager
+def _saving(state: TrainState) -> Iterator[None]:
+    """Has the state saved before a mistake of a reward function ends the run."""
+    try:
+        yield
+    except UserError as error:
+        raise UnfinishedStepError(str(error), state) from error
 
 
 def _fresh(

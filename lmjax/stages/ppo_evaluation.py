@@ -37,7 +37,7 @@ from lmjax.training.stop import StopRequest
 
 SHOWN = 4  # responses of an evaluation that are recorded
 
-Scorer = Callable[[Rollout, Sequence[str]], Any]
+Scorer = Callable[[Rollout, Sequence[str], Sequence[Prompt]], Any]
 
 
 class Numbered(NamedTuple):
@@ -91,9 +91,12 @@ class PromptSet:
 
     def texts(self, recipe: PPO, batch: Batch) -> list[str]:
         """The text of the prompt of each response to a batch."""
+        return [prompt_text(record, recipe.dialogue.template) for record in self.asked(recipe, batch)]
+
+    def asked(self, recipe: PPO, batch: Batch) -> list[Prompt]:
+        """The prompt of each response to a batch."""
         numbers = np.asarray(jax.device_get(batch[RECORD]))[:, 0]
-        texts = [prompt_text(self.records[number], recipe.dialogue.template) for number in numbers]
-        return [text for text in texts for _ in range(recipe.ppo.group)]
+        return [self.records[number] for number in numbers for _ in range(recipe.ppo.group)]
 
 
 class _SourceRows:
@@ -159,10 +162,11 @@ class PolicyEvaluation:
         rollout = self.roll(dataclasses.replace(state, step=drawn), batch)
         asked = self.prompts.texts(self.recipe, batch)
         texts = response_texts(rollout, self.start.tokenizer)
-        values = {"reward": self.score(rollout, asked), "kl": self.divergence(state, rollout)}
+        records = self.prompts.asked(self.recipe, batch)
+        values = {"reward": self.score(rollout, asked, records), "kl": self.divergence(state, rollout)}
         fetched = {name: np.asarray(value) for name, value in jax.device_get(values).items()}
         if self.gold is not None:
-            fetched["gold"] = self.gold(asked, texts)
+            fetched["gold"] = self.gold(asked, texts, records)
         finished, mask = jax.device_get((rollout.finished, rollout.mask))
         return fetched | {"length": mask.sum(axis=1), "finished": finished}, asked, texts
 

@@ -47,6 +47,8 @@ def print_scores(checkpoint: Path, file: Path, *, as_json: bool, skip_bad: bool)
         print(f"skipped: {message}", file=sys.stderr)
     if counts.cut:
         print(f"{counts.cut} of {counts.records} responses: the beginning of the prompt is cut", file=sys.stderr)
+    for warning in counts.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     scored = []
     for each in responses:
         scored.append(each)

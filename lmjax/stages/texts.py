@@ -21,8 +21,8 @@ from lmjax.training.stop import StopRequest
 
 
 def prompt_text(prompt: Prompt, template: TemplateSettings) -> str:
-    """A prompt as the policy reads it."""
-    return "".join(piece.text for piece in render(prompt.turns, template))
+    """A prompt as the policy reads it: where it was too long, what is left of it."""
+    return prompt.seen or "".join(piece.text for piece in render(prompt.turns, template))
 
 
 def response_texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:

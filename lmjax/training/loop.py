@@ -28,6 +28,14 @@ Metrics = dict[str, Any]
 Values = dict[str, float]
 
 
+class UnfinishedStepError(UserError):
+    """A mistake of the user's that a step met when it had a whole state, of before or after it: that can be saved."""
+
+    def __init__(self, message: str, state: TrainState) -> None:
+        super().__init__(message)
+        self.state = state
+
+
 @dataclass(frozen=True)
 class Job:
     """What the loop runs. The functions that may be slow (`evaluate`, `save`) are called between steps."""
@@ -81,7 +89,8 @@ class Window:
 def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
     """Runs the steps from `state.step` to `job.steps`, or until `stop` asks; what it returns has been saved.
 
-    Raises UserError when `job.abort_after_skipped` steps in a row had a loss or gradient that is not finite.
+    Raises UserError when `job.abort_after_skipped` steps in a row had a loss or gradient that is not finite, and what
+    a step raises; where that is an UnfinishedStepError, its state is saved first.
     """
     if stop.signal is not None:
         return state
@@ -91,8 +100,14 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
     with _profiler(job) as profile, closing(prefetch(job.batch_at, first, job.steps, job.prefetch)) as batches:
         for step, batch, waited in batches:
             profile(step, state)
-            with jax.transfer_guard("disallow"):
-                state, metrics = job.step(state, batch)
+            try:
+                with jax.transfer_guard("disallow"):
+                    state, metrics = job.step(state, batch)
+            except UnfinishedStepError as error:
+                if waiting:
+                    _settle(job, window, *waiting)
+                _save_unsaved(job, error.state, first, step)
+                raise
             stop.to_save = True
             if waiting:
                 _settle(job, window, *waiting)
@@ -158,6 +173,17 @@ def _evaluated(job: Job, state: TrainState, done: int, saved: bool) -> bool:
     if saved:
         job.evaluated(done, values)
     return True
+
+
+def _save_unsaved(job: Job, state: TrainState, first: int, step: int) -> None:
+    """Saves the state that a failed step left, unless it was begun with or is saved already.
+
+    Where a run has several processes, the step may have failed in one of them alone, which cannot save without them.
+    """
+    done = int(jax.device_get(state.step))
+    saved = done == first or (done == step and save_due(job.checkpoint, done, job.steps))
+    if not saved and jax.process_count() == 1:
+        job.save(state, done)
 
 
 def _settle(job: Job, window: Window, step: int, metrics: Metrics) -> None:

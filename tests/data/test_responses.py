@@ -96,7 +96,7 @@ def test_a_bad_response_is_an_error_that_says_how_to_leave_it_out(tmp_path, row,
         UserError, match=rf"jsonl:2: expected a response: .*{message}.*; mend it, .*--skip-bad of lmjax"
     ):
         read_records(source(tmp_path, rows), "response")
-    records, skipped = read_records(source(tmp_path, rows, on_bad_record="skip"), "response")
+    records, skipped, _ = read_records(source(tmp_path, rows, on_bad_record="skip"), "response")
     assert records == responses("a") and len(skipped) == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import lmjax
 from lmjax.cli import main
+from lmjax.errors import UserError
 from lmjax.model.heads import TRUNK, ScalarModel
 from lmjax.parallel.mesh import make_mesh
 from lmjax.recipe import PPO, SFT, RewardModel
@@ -98,6 +99,58 @@ def test_a_value_head_is_trained_beside_the_policy(rewarded, common, prompts, re
     like |= {"bias": jax.ShapeDtypeStruct((), "float32", sharding=one)}
     head = find_checkpoint(rewarded / "headed").restore({"params": {"value": like}})["params"]["value"]
     assert np.abs(head["kernel"]).max() > 1e-3 and abs(head["bias"]) > 1e-3  # both were 0
+
+
+GRADERS = """
+import os
+
+def matches(prompts, responses, ground_truth, weight=1.0):
+    seen.append((tuple(prompts), tuple(ground_truth)))
+    if len(seen) == FAILS_AT:
+        raise TimeoutError("the grader is down")
+    return [float(len(response)) for response in responses]
+
+def silent(prompts, responses):
+    return [None for _ in responses]
+
+seen = []
+FAILS_AT = int(os.environ.get("FAILS_AT", 0))
+"""
+
+
+def test_a_grader_that_fails_loses_no_iteration_and_sees_its_records(
+    rewarded, common, tmp_path, write_rows, monkeypatch, record
+):
+    (tmp_path / "graders.py").write_text(GRADERS)
+    rows = [{"prompt": c * 9, "ground_truth": ord(c)} for c in "abcdefgh"]
+    sources = write_rows(tmp_path / "asked.jsonl", rows)
+    recipe = PPO(
+        name="graded",
+        start=str(rewarded / "base"),
+        reward=RewardSettings(source=f"{tmp_path}/graders.py:matches", functions=(f"{tmp_path}/graders.py:silent",)),
+        dialogue=DialogueSettings(train=sources, sequence_length=19, batch_size=8, shuffle=False, too_long="right"),
+        ppo=PPOSettings(response_tokens=4, baseline="value_head"),
+        train=TrainSettings(steps=4),
+        evaluation=EvaluationSettings(every=100),
+        checkpoint=CheckpointSettings(every=100),
+        optimizer=RATE,
+        value_optimizer=RATE,
+        **common,
+    )
+    monkeypatch.setenv("FAILS_AT", "3")
+    expected = r"graders\.py:7: TimeoutError: the grader is down; the 8 responses to the prompts of .*asked\.jsonl:1, "
+    with pytest.raises(UserError, match=r"reward\.source = .*" + expected):
+        lmjax.run(recipe, tmp_path / "graded", quiet=True)
+    assert find_checkpoint(tmp_path / "graded").path.name == "2"
+    assert list(record(tmp_path / "graded", "reward")) == [1, 2]
+    seen = []
+    monkeypatch.setattr("builtins.seen", seen, raising=False)
+    monkeypatch.delenv("FAILS_AT")
+    (tmp_path / "graders.py").write_text(GRADERS.replace("seen = []", ""))
+    assert lmjax.run(recipe, tmp_path / "graded", quiet=True, force=True).exit_code == 0
+    assert list(record(tmp_path / "graded", "reward")) == [1, 2, 3, 4]
+    texts = tuple(f"User: {c * 2}\nAssistant:" for c in "abcdefgh")  # what is left of the prompts in 19 tokens
+    assert seen == [(texts, tuple(map(ord, "abcdefgh")))] * 2
 
 
 def mean_score(checkpoint, file, capsys):

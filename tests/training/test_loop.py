@@ -17,7 +17,7 @@ import pytest
 from lmjax.errors import UserError
 from lmjax.objective.weighted import Weighted
 from lmjax.settings import CheckpointSettings, EvaluationSettings, LogSettings
-from lmjax.training.loop import Job, fit
+from lmjax.training.loop import Job, UnfinishedStepError, fit
 from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
 from lmjax.training.throughput import Meter
@@ -366,3 +366,29 @@ def test_a_real_signal_is_seen_between_steps():
         state = run.fit()
     assert run.stop.signal == signal.SIGTERM
     assert int(state.step) == 31 and run.of("save") == [31]
+
+
+@pytest.mark.parametrize(
+    ("failing", "kept", "every", "saves"),
+    [
+        (3, 0, 100, [3]),  # met before the step: the three that are done are saved
+        (3, 1, 100, [4]),  # met behind it
+        (3, 0, 3, [3]),  # saved already, as due
+        (3, 1, 4, [4]),
+        (0, 0, 100, []),  # nothing is done
+    ],
+)
+def test_what_a_step_that_failed_had_done_is_saved_before_the_error_is_raised(failing, kept, every, saves):
+    run = Run(steps=6, checkpoint=every, log=1)
+
+    def step(state, batch):
+        if len([event for event in run.events if event[0] == "step"]) == failing:
+            after = run.step(state, batch)[0] if kept else state
+            raise UnfinishedStepError("rewards.py:3: ValueError", after)
+        return run.step(state, batch)
+
+    job = dataclasses.replace(run.job, step=step)
+    with pytest.raises(UserError, match=r"rewards\.py:3"):
+        fit(job, TrainState(jnp.int32(0), jnp.float32(0), ()), run.stop)
+    assert [event[1:3] for event in run.events if event[0] == "save"] == [(done, done) for done in saves]
+    assert list(run.lines) == list(range(1, failing + 1))  # every iteration that is done is in the record
