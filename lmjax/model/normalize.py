@@ -71,7 +71,7 @@ normalize.defvjp(_forward, _backward)
 
 
 def _shifted(x: jax.Array, centered: bool) -> jax.Array:
-    """x in float32; `centered`, each row less its first element. The mean is subtracted from this, never added to it."""
+    """x in float32; `centered`, each row less its first element."""
     wide = x.astype(jnp.float32)
     return wide - wide[..., :1] if centered else wide
 
