@@ -17,7 +17,7 @@ from lmjax.plan.planner import plan
 from lmjax.recipe import load_recipe
 
 HERE = Path(__file__).parent
-# With --as-it-comes: Gcycles of a step, GiB of HBM at the peak, of the collectives' results, and sent by a device for them
+# With --as-it-comes: Gcycles of a step, GiB of HBM at the peak, of the collectives' results, and that a device sends
 MAXTEXT = {
     "gpt2_124m": (0.2895, 6.53, 0.3038, 0.5697),
     "gpt3_6b": (1.4550, 12.13, 31.13, 41.08),
