@@ -9,8 +9,10 @@ It wants a Python 3.12 of its own, and compiles for minutes a case:
         tiktoken tokamax transformers qwix blobfile cloud-accelerator-diagnostics google-cloud-mldiagnostics
     maxtext/bin/pip install --no-deps libtpu==0.0.52 maxtext==0.2.5
     export PYTHONPATH=. JAX_PLATFORMS=cpu
-    maxtext/bin/python experiments/benchmarks/maxtext_step.py gpt3_6b [FILE.hlo [SETTING=VALUE ...]]
+    maxtext/bin/python experiments/benchmarks/maxtext_step.py gpt3_6b [--as-it-comes] [FILE.hlo [SETTING=VALUE ...]]
 
+MaxText gets the vector memory that lmjax's recipe of the case takes (VECTOR_MEMORY), by its own setting
+`compile_xla_flags`, which it hands to the compiler as lmjax does; `--as-it-comes` leaves libtpu's 16 MiB instead.
 The compiled text is counted as that of lmjax's steps is, by `lmjax/plan/hlo.py`.
 """
 
@@ -54,6 +56,16 @@ CASES = {  # with the remat policy that takes the fewest cycles among those that
 }
 
 
+# MiB of a TPU's vector memory that one fusion may use, as in lmjax's recipe for the case; libtpu's default is 16.
+VECTOR_MEMORY = {"gpt2_124m": 48, "gpt3_6b": 32, "gpt3_22b": 48, "gpt3_175b": 48}
+
+
+def settings_of(name: str, *, as_it_comes: bool = False) -> tuple[str, ...]:
+    """MaxText's settings for a case, with lmjax's vector memory unless it is taken `as_it_comes`."""
+    flags = f"compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib={1024 * VECTOR_MEMORY[name]}"
+    return CASES[name] if as_it_comes else (*CASES[name], flags)
+
+
 def compiled_step(settings: tuple[str, ...]) -> Any:
     """MaxText's compiled training step, kept where it would have been written to a file."""
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
@@ -68,8 +80,11 @@ def compiled_step(settings: tuple[str, ...]) -> Any:
     return kept[0]
 
 
-def main(name: str, file: str | None = None, *changes: str) -> None:
-    compiled = compiled_step((*CASES[name], *changes))
+def main(name: str, *rest: str) -> None:
+    as_it_comes = rest[:1] == ("--as-it-comes",)
+    file, *changes = rest[as_it_comes:] or (None,)
+    settings = (*settings_of(name, as_it_comes=as_it_comes), *changes)
+    compiled = compiled_step(settings)
     text = compiled.as_text()
     if file is not None:
         Path(file).write_text(text, encoding="utf-8")
@@ -81,6 +96,7 @@ def main(name: str, file: str | None = None, *changes: str) -> None:
         count[each.kind] += each.count
     about = {
         "case": name,
+        "settings": settings[len(CASES[name]) :],
         "gcycles": spent.cycles / 1e9,
         "peak_hbm_gib": compiled.memory_analysis().peak_memory_in_bytes / GIB,
         "collective_gib": sum(gib.values()),

@@ -14,7 +14,7 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import require
 from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext, LayerCache
-from lmjax.model.gpt import GPT, LayerCaches
+from lmjax.model.gpt import GPT, LayerCaches, unstack_layers
 from lmjax.model.masks import Mask
 from lmjax.model.remat import OFFLOADED_POLICIES
 from lmjax.settings import ComputeSettings, ModelSettings
@@ -92,12 +92,13 @@ class LanguageModel:
         )
 
     def init(self, rng: jax.Array) -> Params:
-        """Fresh float32 parameters."""
-        return nn.meta.unbox(self._boxed(rng))
+        """Fresh float32 parameters: the same ones for a seed whether layers are scanned or not."""
+        params = nn.meta.unbox(self._boxed(rng, scan_layers=True))
+        return params if self.compute.scan_layers else unstack_layers(params)
 
     def logical_axes(self) -> Any:
         """A tree like the parameters whose leaves are tuples of logical axis names."""
-        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+        boxed = jax.eval_shape(functools.partial(self._boxed, scan_layers=self.compute.scan_layers), jax.random.key(0))
         is_box = functools.partial(_is_instance, kind=nn.meta.AxisMetadata)
         return jax.tree.map(lambda leaf: tuple(leaf.names), boxed, is_leaf=is_box)
 
@@ -166,9 +167,9 @@ class LanguageModel:
         context = BlockContext(self.settings, self.dtype, on_cpu, attention, on_cpu, tpu, block)
         return GPT(context, self.compute.scan_layers, self.compute.remat)
 
-    def _boxed(self, rng: jax.Array) -> Any:
+    def _boxed(self, rng: jax.Array, *, scan_layers: bool) -> Any:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        module = GPT(BlockContext(self.settings, self.dtype, False, "einsum"), self.compute.scan_layers, "none")
+        module = GPT(BlockContext(self.settings, self.dtype, False, "einsum"), scan_layers, "none")
         return module.init(rng, tokens, tokens, Mask(True, None), None, None)["params"]
 
 

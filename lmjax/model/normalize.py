@@ -1,7 +1,12 @@
 """LayerNorm and RMSNorm as one function with its own gradient: float32 inside, statistics in one pass over the input.
 
-What the backward pass needs beside the input are two numbers a row. They have a name, so that a remat policy can keep
-them instead of reading the input once more.
+E[x^2] - E[x]^2 cancels where a row's mean is large beside its deviation. LayerNorm therefore takes the statistics of
+the row less its own first element, x_0, which changes no deviation: as x_0 is one of D elements, its distance from the
+mean is at most sqrt(D - 1) deviations, so that what cancels is bounded whatever the row holds (Chan, Golub & LeVeque
+1983, section 3, on shifted data).
+
+What the backward pass needs beside the input are two numbers a row, the mean of the shifted row and 1/deviation. They
+have a name, so that a remat policy can keep them instead of reading the input once more.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ def normalize(
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float, centered: bool, materialize: bool
 ) -> tuple[jax.Array, Residuals]:
-    wide = x.astype(jnp.float32)
+    wide = _shifted(x, centered)
     square = jnp.mean(wide * wide, -1)
     mean = jnp.mean(wide, -1) if centered else jnp.zeros_like(square)
     rate = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + eps)
@@ -51,7 +56,7 @@ def _backward(
     x, scale, bias, mean, rate = residuals
     gradient = jax.lax.optimization_barrier(gradient) if materialize else gradient
     wide = gradient.astype(jnp.float32)
-    standard = _standard(x.astype(jnp.float32), mean, rate)
+    standard = _standard(_shifted(x, centered), mean, rate)
     rows = tuple(range(x.ndim - 1))
     inner = wide * _over(scale, wide)
     along = jnp.mean(inner * standard, -1, keepdims=True)
@@ -63,6 +68,12 @@ def _backward(
 
 
 normalize.defvjp(_forward, _backward)
+
+
+def _shifted(x: jax.Array, centered: bool) -> jax.Array:
+    """x in float32; `centered`, each row less its first element."""
+    wide = x.astype(jnp.float32)
+    return wide - wide[..., :1] if centered else wide
 
 
 def _standard(wide: jax.Array, mean: jax.Array, rate: jax.Array) -> jax.Array:

@@ -50,15 +50,28 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask > 0, values, 0.0).sum() / jnp.maximum(count, 1.0)
 
 
+def deviations(values: jax.Array, mask: jax.Array, axis: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """Values less the mean of those along `axis` whose mask is 1 (0 where it is not), and that mean, its axes kept.
+
+    The mean is taken of the distances from the largest value: equal values deviate by exactly 0, whatever they are, as
+    n times a value over n need not be that value again.
+    """
+    shown = mask > 0
+    largest = jnp.max(values, axis, keepdims=True, where=shown, initial=-jnp.inf)
+    below = jnp.where(shown, values - largest, 0.0)
+    mean = below.sum(axis, keepdims=True) / jnp.maximum(shown.sum(axis, keepdims=True), 1)
+    return jnp.where(shown, below - mean, 0.0), largest + mean
+
+
 def whiten(values_BT: jax.Array, mask_BT: jax.Array, *, centre: bool) -> jax.Array:
     """Values divided by their standard deviation over all tokens of the batch (population variance).
 
     With `centre` their mean becomes 0 (advantages); without, it stays what it was (rewards; Ziegler et al. 2019).
+    Equal values become 0 with `centre`, and stay what they are without.
     """
-    mean = masked_mean(values_BT, mask_BT)
-    variance = masked_mean((values_BT - mean) ** 2, mask_BT)
-    white_BT = (values_BT - mean) * jax.lax.rsqrt(variance + 1e-8)
-    return jnp.where(mask_BT > 0, white_BT if centre else white_BT + mean, 0.0)
+    from_mean_BT, mean_11 = deviations(values_BT, mask_BT)
+    white_BT = from_mean_BT * jax.lax.rsqrt(masked_mean(from_mean_BT**2, mask_BT) + 1e-8)
+    return jnp.where(mask_BT > 0, white_BT if centre else white_BT + mean_11, 0.0)
 
 
 def advantages_and_returns(

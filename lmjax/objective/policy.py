@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lmjax.objective.advantage import estimate_kl
+from lmjax.objective.advantage import deviations, estimate_kl
 from lmjax.objective.ranking import ranking_loss
 from lmjax.objective.weighted import Weighted
 
@@ -56,7 +56,7 @@ def explained_variance(values_BT: jax.Array, returns_BT: jax.Array, mask_BT: jax
     """1 - Var(returns - values) / Var(returns) over tokens: 1 for a perfect value model, 0 for a constant one."""
 
     def variance(x_BT: jax.Array) -> jax.Array:
-        return masked((x_BT - masked(x_BT, mask_BT).mean()) ** 2, mask_BT).mean()
+        return masked(deviations(x_BT, mask_BT)[0] ** 2, mask_BT).mean()
 
     total = variance(returns_BT)
     return jnp.where(total > 0, 1.0 - variance(returns_BT - values_BT) / jnp.where(total > 0, total, 1.0), 0.0)
@@ -95,10 +95,10 @@ def group_advantages(scores_B: jax.Array, group: int, *, divide: bool = True) ->
     """GRPO's advantages: a response's score less the mean of its group, over the group's standard deviation.
 
     Responses to one prompt are `group` neighbours (Shao et al. 2024, section 4.1.2; population variance). Without
-    `divide` they are only centred (Liu et al. 2025).
+    `divide` they are only centred (Liu et al. 2025). Those of a group whose scores are equal are exactly 0.
     """
     scores_GK = scores_B.reshape(-1, group)
-    centred_GK = scores_GK - scores_GK.mean(axis=1, keepdims=True)
+    centred_GK, _ = deviations(scores_GK, jnp.ones_like(scores_GK), axis=1)
     if divide:
         centred_GK /= jnp.sqrt((centred_GK**2).mean(axis=1, keepdims=True)) + 1e-4
     return centred_GK.reshape(-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ from lmjax.settings import AttentionSettings
 TERA = 1e12
 # Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
 SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+class ImpossibleEstimateError(Exception):
+    """A figure that no chip can reach, or a kernel that cannot be read: a fault of the estimate, not of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,12 @@ def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
     needed, executed = work.flops / where.devices, spent.flops + kernel_flops
     scores = (work.scores + work.cached) / where.devices
     in_kernels = work.scores / where.devices if kernels else 0.0
+    shares = {
+        "mfu": needed / step_seconds / where.device_flops,
+        "mfu_without_attention": (needed - scores) / compute_seconds / where.device_flops,
+    }
+    matrix_units = spent.flops / compute_seconds / where.device_flops
+    _check_shares(shares | {"share of the matrix units": matrix_units}, needed, spent, kernel_flops, step_seconds)
     return {
         "gcycles": spent.cycles / 1e9,
         "model_tflop": needed / TERA,
@@ -145,10 +156,24 @@ def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
         "collectives": tuple(traffic),
         "step_seconds": step_seconds,
         "tokens_per_second": work.tokens / step_seconds,
-        "mfu": needed / step_seconds / where.device_flops,
-        "mfu_without_attention": (needed - scores) / compute_seconds / where.device_flops,
+        **shares,
         "bound_by": _bound(where, spent.flops, compute_seconds, kernel_seconds, traffic),
     }
+
+
+def _check_shares(
+    shares: dict[str, float], needed: float, spent: Costs, kernel_flops: float, step_seconds: float
+) -> None:
+    """Raises ImpossibleEstimateError where a share of the chip's peak is above 1: something was not counted."""
+    beyond = ", ".join(f"{name} {share:.4f}" for name, share in shares.items() if not share <= 1.0)
+    if beyond:
+        kernels = Counter(call.name for call in spent.kernels)
+        raise ImpossibleEstimateError(
+            f"{beyond}, where 1 is the chip's peak: {needed / TERA:.4f} TFLOP needed of a device; counted were "
+            f"{spent.flops / TERA:.4f} in products and {kernel_flops / TERA:.4f} in kernels, {spent.cycles} cycles, "
+            f"{step_seconds:.6f} s, {spent.unknown_loops} loops of unknown length, kernels {dict(kernels)}; please "
+            "report this with the recipe and the topology"
+        )
 
 
 def _bound(
@@ -170,9 +195,12 @@ def kernel_work(call: KernelCall, attention: AttentionSettings, length: int) -> 
     if call.flops is not None:
         return float(call.flops)
     products = next((n for part, n in SPLASH_PRODUCTS.items() if f"_{part}_" in f"{call.name}_"), 0)
-    arrays = [a.dims for a in call.operands if a.dtype in ("bf16", "f32") and len(a.dims) >= 4]
-    if "splash" not in call.name or not products or len(arrays) < 2:
+    if "splash" not in call.name or not products:
         return 0.0
+    # Queries [..., T, K], then keys [..., S, K]: rows and heads stand before, but axes of size 1 may have been dropped.
+    arrays = [a.dims for a in call.operands if a.dtype in ("bf16", "f32") and len(a.dims) >= 2]
+    if len(arrays) < 2 or arrays[0][-1] != arrays[1][-1]:
+        raise ImpossibleEstimateError(f"{call.name}: no queries and keys among its operands {call.operands}")
     queries, keys = arrays[0], arrays[1]
     scores = math.prod(queries[:-1]) * keys[-2]
     return 2.0 * products * scores * queries[-1] * _visited(attention, length)

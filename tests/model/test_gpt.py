@@ -202,6 +202,16 @@ def test_the_residual_projections_start_smaller_by_the_root_of_twice_the_depth(s
         assert not np.asarray(block["attention"][name]["bias"]).any()
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_seed_draws_the_same_parameters_whether_layers_are_scanned_or_not(name):
+    scanned, apart = (LanguageModel(ARCHITECTURES[name], ComputeSettings(scan_layers=scan)) for scan in (True, False))
+    key = fast_key(3)
+    found, expected = jax.jit(apart.init)(key), unstack_layers(jax.jit(scanned.init)(key))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(leaf, other, err_msg=jax.tree_util.keystr(path))
+
+
 def loss_and_gradients(model, batch):
     weight = np.random.default_rng(5).normal(size=(2, 12, SMALL["vocab_size"])).astype(np.float32)
     weight *= (batch["segments"] != 0)[:, :, None]

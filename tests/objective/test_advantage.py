@@ -124,6 +124,26 @@ def test_padding_contributes_nothing_to_any_of_them(garbage):
         np.testing.assert_array_equal(function(dirty), function(clean))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -3.0, 1000.1, 1e30])
+def test_equal_values_whiten_to_exactly_nothing_and_stay_what_they_are_uncentred(value, dtype):
+    for size in range(1, 18):
+        mask = jnp.asarray([[1.0] * size + [0.0], [1.0] + [0.0] * size])
+        values = jnp.where(mask > 0, jnp.asarray(value, dtype), jnp.asarray(7, dtype))
+        np.testing.assert_array_equal(whiten(values, mask, centre=True), jnp.zeros(mask.shape))
+        kept = jnp.where(mask > 0, values, 0).astype(jnp.float32)
+        np.testing.assert_array_equal(whiten(values, mask, centre=False).astype(jnp.float32), kept)
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1e-2, 1.0])
+def test_values_that_nearly_agree_whiten_by_their_true_deviation(apart):
+    """At 1,000 floats are 6e-5 apart: the deviation is that of what was rounded, in float64."""
+    values = (1000.1 + apart * np.asarray([[0.0, 1.0, 2.0, 0.0, 1.0, 0.0, 5.0]])).astype(np.float32)
+    wide = values.astype(np.float64)
+    expected = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-8)
+    np.testing.assert_allclose(whiten(values, jnp.ones((1, 7)), centre=True), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_whitening_of_equal_values_and_of_nothing_is_finite():
     np.testing.assert_array_equal(whiten(jnp.full((2, 3), 2.0), jnp.ones((2, 3)), centre=True), 0.0)
     np.testing.assert_array_equal(whiten(jnp.full((2, 3), 2.0), jnp.zeros((2, 3)), centre=False), 0.0)

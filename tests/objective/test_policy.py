@@ -123,6 +123,13 @@ def test_explained_variance_is_one_for_the_truth_and_nothing_for_a_constant():
     assert float(explained_variance(values, returns, MASK)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("value", [0.1, 1.0, 1000.1, 1e30, -3.0])
+def test_of_equal_returns_nothing_is_explained(value):
+    returns = jnp.full_like(MASK, value)
+    for values in (returns, jnp.zeros_like(returns), ragged(7)[1]):
+        assert float(explained_variance(values, returns, MASK)) == 0.0
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_the_mixed_objective_is_the_sum_of_two_means_however_it_is_cut(parts):
     rng = np.random.default_rng(8)
@@ -178,6 +185,34 @@ def test_group_advantages_are_centred_and_forget_scale_and_shift(scores, scale, 
     shifted = group_advantages(scores + shift, 4, divide=False)
     np.testing.assert_allclose(shifted, plain, atol=1e-4)
     np.testing.assert_allclose(group_advantages(scores * scale, 4, divide=False), plain * scale, atol=1e-3)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -3.0, 1000.1, 1e30])
+def test_equal_scores_of_a_group_are_no_reason_to_learn(value, dtype, divide):
+    """Also where another group of the batch differs, and where the sum of a group rounds."""
+    for group in range(2, 18):
+        scores = jnp.concatenate([jnp.full(group, value, dtype), jnp.arange(group).astype(dtype)])
+        equal, others = group_advantages(scores, group, divide=divide).reshape(2, group)
+        np.testing.assert_array_equal(equal, jnp.zeros(group, dtype))
+        assert float(others[-1]) > 0.4
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-(2.0**100), 2.0**100, width=32), st.integers(2, 64), st.booleans())
+def test_a_group_of_any_size_with_any_equal_score_has_no_advantages(value, group, divide):
+    found = group_advantages(jnp.full(2 * group, value, jnp.float32), group, divide=divide)
+    np.testing.assert_array_equal(found, np.zeros(2 * group))
+
+
+@pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])
+def test_scores_that_nearly_agree_have_advantages_that_fade_with_their_distance(apart):
+    """The 1e-4 beside the deviation makes them go to 0 without a step as scores become equal."""
+    scores = np.asarray([0.1, 0.1, 0.1, 0.1 + apart], np.float32)
+    wide = scores.astype(np.float64)
+    expected = (wide - wide.mean()) / (wide.std() + 1e-4)
+    np.testing.assert_allclose(group_advantages(jnp.asarray(scores), 4), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_the_grpo_loss_is_a_mean_within_each_response():

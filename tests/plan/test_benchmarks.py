@@ -3,16 +3,21 @@
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lmjax.model.count import count
+from lmjax.parallel.compiler_options import compiler_options
 from lmjax.plan.planner import plan
 from lmjax.plan.topology import GIB, find_slice
 from lmjax.recipe import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
-MAXTEXT = runpy.run_path(str(BENCHMARKS / "plan_against_maxtext.py"))["MAXTEXT"]
+PEER = runpy.run_path(str(BENCHMARKS / "plan_against_maxtext.py"))
+MAXTEXT, SAME_VECTOR_MEMORY = PEER["MAXTEXT"], PEER["SAME_VECTOR_MEMORY"]
+STEP = runpy.run_path(str(BENCHMARKS / "maxtext_step.py"))
 
 
 def recipe_of(name):
@@ -32,18 +37,67 @@ def test_benchmarks_say_what_they_are(name, parameters):
     assert tokens == (16 * 1024 if name == "gpt2_124m" else 4096)
 
 
+@pytest.mark.parametrize("name", MAXTEXT)
+def test_maxtext_is_compiled_with_the_option_that_lmjax_s_recipe_takes(name):
+    """A peer is compared at its best options; what it takes with libtpu's own default stands beside that."""
+    kind = "TPU v5" if name == "gpt3_175b" else "TPU v5 lite"
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)]))
+    (option,) = compiler_options(mesh, recipe_of(name).compute).items()
+    assert STEP["settings_of"](name)[-1] == "compile_xla_flags=--{}={}".format(*option)
+    assert not any("xla_flags" in each for each in STEP["settings_of"](name, as_it_comes=True))
+    assert SAME_VECTOR_MEMORY[name] < MAXTEXT[name][0]
+
+
+@pytest.mark.parametrize(("options", "flags", "file"), [([], 1, None), (["--as-it-comes"], 0, "x"), ([], 1, "x")])
+def test_maxtext_s_step_takes_or_leaves_the_option(monkeypatch, tmp_path, capsys, options, flags, file):
+    text = """HloModule m
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %a = f32[2] parameter(0)
+  ROOT %b = f32[2] negate(%a), backend_config={"estimated_cycles":"3000000"}
+}
+"""
+    memory = SimpleNamespace(peak_memory_in_bytes=GIB)
+    compiled = SimpleNamespace(as_text=lambda: text, memory_analysis=lambda: memory)
+    asked = []
+    main = STEP["main"]
+    monkeypatch.setitem(main.__globals__, "compiled_step", lambda settings: asked.append(settings) or compiled)
+    changes = [str(tmp_path / file), "remat_policy=full"] if file else []
+    main("gpt3_6b", *options, *changes)
+    (settings,) = asked
+    given = ("compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib=32768",) * flags + tuple(changes[1:])
+    assert settings == STEP["CASES"]["gpt3_6b"] + given
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["gcycles"] == 0.003 and printed["settings"] == list(given)
+    assert not file or (tmp_path / file).read_text() == text
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
+def test_the_pages_print_both_of_maxtext_s_columns_and_what_follows_from_them(page):
+    lines = (BENCHMARKS.parents[1] / page).read_text(encoding="utf-8").splitlines()
+    for name, same in SAME_VECTOR_MEMORY.items():
+        row = next(line for line in lines if line.startswith("| `") and name in line and str(same) in line)
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        ours, usual, saved, vector_memory, its, saved_at_same = cells[-8:-2] if page == "README.md" else cells[1:7]
+        found = float(ours.split()[0])
+        assert float(usual) == pytest.approx(MAXTEXT[name][0], rel=5e-4)
+        assert float(its) == pytest.approx(same, rel=5e-4)
+        assert vector_memory == f"{STEP['VECTOR_MEMORY'][name]} MiB"
+        assert float(saved.strip("%")) == pytest.approx(100 * (1 - found / MAXTEXT[name][0]), abs=0.06)
+        assert float(saved_at_same.strip("%")) == pytest.approx(100 * (1 - found / same), abs=0.06)
+
+
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 @pytest.mark.parametrize(
-    ("name", "cycles", "collectives"),
+    ("name", "cycles", "at_same", "collectives"),
     [
-        pytest.param("gpt2_124m", 0.75, 1.01, marks=pytest.mark.slow),
-        ("gpt3_6b", 0.90, 1.0),
-        pytest.param("gpt3_22b", 0.90, 1.0, marks=pytest.mark.slow),
-        pytest.param("gpt3_175b", 0.90, 1.0, marks=pytest.mark.slow),
+        pytest.param("gpt2_124m", 0.75, 0.64, 1.01, marks=pytest.mark.slow),
+        ("gpt3_6b", 0.90, 0.91, 1.0),
+        pytest.param("gpt3_22b", 0.90, 0.94, 1.0, marks=pytest.mark.slow),
+        pytest.param("gpt3_175b", 0.90, 1.035, 1.0, marks=pytest.mark.slow),
     ],
 )
-def test_a_benchmark_fits_and_takes_fewer_cycles_than_maxtext_and_no_more_collectives(name, cycles, collectives):
+def test_a_benchmark_fits_and_takes_no_more_cycles_and_collectives_beside_maxtext(name, cycles, at_same, collectives):
     recipe = recipe_of(name)
     found = json.loads(plan(recipe).to_json())
     assert {"peak_hbm_gib", "gcycles", "mfu", "step_seconds", "collective_gib"} <= found.keys()
@@ -51,5 +105,6 @@ def test_a_benchmark_fits_and_takes_fewer_cycles_than_maxtext_and_no_more_collec
     assert found["fits"], f"{found['over_by_gib']} GiB too much"
     assert found["peak_hbm_gib"] <= find_slice(recipe.plan.topology).device_hbm / GIB
     assert found["gcycles"] <= cycles * its_cycles
+    assert found["gcycles"] <= at_same * SAME_VECTOR_MEMORY[name]
     assert found["collective_gib"] <= collectives * its_collectives
     assert found["step_seconds"] > 0 and 0 < found["mfu"] < 1

@@ -5,8 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lmjax.errors import UserError
 from lmjax.plan.compile import OutOfMemory, Program
-from lmjax.plan.estimate import AxisTraffic, _bound, collective_traffic, estimate, kernel_work
+from lmjax.plan.estimate import (
+    AxisTraffic,
+    ImpossibleEstimateError,
+    _bound,
+    collective_traffic,
+    estimate,
+    kernel_work,
+)
 from lmjax.plan.hlo import Array, Collective, KernelCall
 from lmjax.plan.topology import GIB, find_slice
 from lmjax.recipe import Pretrain
@@ -68,6 +76,33 @@ def test_splash_kernels_do_the_products_of_the_blocks_that_the_mask_leaves(part,
     assert kernel_work(splash(part), banded, 4096) == products * whole * (10 + 7) / 2 / 16
 
 
+@pytest.mark.parametrize(("part", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "scores"),
+    [
+        ((12, 2048, 64), (12, 2048, 64), 12 * 2048**2),  # one row on a device
+        ((1, 2048, 64), (1, 2048, 64), 2048**2),  # and one head
+        ((2048, 64), (2048, 64), 2048**2),
+        ((2, 6, 2048, 64), (2, 2048, 64), 12 * 2048**2),  # one row, six queries to a key
+        ((12, 512, 64), (12, 2048, 64), 12 * 512 * 2048),  # a quarter of one row's queries
+        ((3, 2, 6, 2048, 64), (3, 2, 2048, 64), 36 * 2048**2),
+    ],
+)
+def test_splash_kernels_are_counted_whatever_axes_of_size_one_were_dropped(part, products, queries, keys, scores):
+    q, kv, mask = Array("bf16", queries), Array("bf16", keys), Array("s8", (1, 2, 2))
+    row = Array("f32", (*queries[:-2], 8, queries[-2]))  # log-sums, of as many axes as the keys may have
+    segments = Array("s32", (2048, 128))
+    operands = (mask, mask, q, kv, kv, row, q, row, segments)
+    call = KernelCall("tpu_custom_call", f"splash_mha_{part}_residuals", operands, (q,), 1)
+    assert kernel_work(call, AttentionSettings(heads=12), 2048) == 2 * products * scores * 64 * 3 / 4
+
+
+def test_a_splash_kernel_without_queries_and_keys_is_an_internal_error():
+    call = KernelCall("tpu_custom_call", "splash_mha_fwd", (Array("bf16", (12, 2048, 64)),), (), 1)
+    with pytest.raises(ImpossibleEstimateError, match=r"splash_mha_fwd: .*2048, 64"):
+        kernel_work(call, AttentionSettings(heads=12), 2048)
+
+
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=128, batch_size=32),
     model=ModelSettings(layers=2, width=64, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
@@ -95,6 +130,26 @@ def test_a_program_becomes_seconds_tokens_and_mfu():
     assert found.mfu_without_attention == pytest.approx(6 * matrices * 256 / 0.002 / 197e12)
     assert found.executed_tflop == pytest.approx(2 * 16 * 64 * 32 / 1e12)
     assert found.bound_by == "HBM and vector units"
+
+
+@pytest.mark.parametrize(
+    ("dot", "cycles", "named"),
+    [
+        # the model's own products and scores at 197 TFLOP/s and 1.5 GHz take 1,726 cycles on each of 16 devices
+        ((16, 64, 32), 1700, r"^mfu 1\.0153, where"),
+        ((16, 64, 32), 1500, r"^mfu 1\.1507, mfu_without_attention 1\.0220, where"),
+        ((1024, 1024, 512), 8000, r"^share of the matrix units 1\.0220, where"),
+    ],
+)
+def test_a_share_above_a_chip_s_peak_is_an_internal_error_that_names_the_numbers(dot, cycles, named):
+    """What a loop or a kernel did and no line counted would otherwise be printed as an MFU of more than 1."""
+    (a, b, c), mesh = dot, mesh_of((1, 4, 4, 1, 1), SQUARE)
+    text = TEXT.replace("16,64", f"{a},{b}").replace("64,32", f"{b},{c}").replace("16,32", f"{a},{c}")
+    program = Program(None, text.replace("3000000", str(cycles)), GIB, 2 * GIB, 3 * GIB, 9.0)
+    with pytest.raises(ImpossibleEstimateError, match=named) as raised:
+        estimate(RECIPE, find_slice("v5e-16"), mesh, program)
+    assert not isinstance(raised.value, UserError)
+    assert f"{cycles} cycles" in str(raised.value) and "0 loops of unknown length" in str(raised.value)
 
 
 @pytest.mark.parametrize(
