@@ -134,10 +134,11 @@ def _by_parts(text: str, ids: Mapping[str, int], tokenizer: Tokenizer) -> list[i
     return [index for part in parts if part for index in ([ids[part]] if part in ids else tokenizer.encode(part))]
 
 
-def as_jinja(template: TemplateSettings) -> str:
+def as_jinja(template: TemplateSettings, end: str = "eos_token") -> str:
     """A stage's template in Jinja: it writes the texts that `lmjax.data.dialogue.render` does, ends of text included.
 
-    Without add_generation_prompt a conversation that ends with a user's turn is not opened for the answer.
+    `end` is the name under which the tokenizer has its end of text. Without add_generation_prompt a conversation that
+    ends with a user's turn is not opened for the answer.
     """
 
     def around(shape: str) -> str:
@@ -150,7 +151,7 @@ def as_jinja(template: TemplateSettings) -> str:
         "{%- if message['role'] == 'system' -%}{{- " + around(template.system) + " -}}"
         "{%- elif message['role'] == 'user' -%}{{- " + around(template.user) + " -}}"
         "{%- elif message['role'] == 'assistant' -%}"
-        "{{- " + repr(template.assistant) + " + " + around(template.answer) + " + eos_token -}}"
+        "{{- " + repr(template.assistant) + " + " + around(template.answer) + f" + {end} -}}}}"
         "{%- if not loop.last or add_generation_prompt -%}{{- " + repr(template.between) + " -}}{%- endif -%}"
         "{%- else -%}{{- raise_exception('roles are system, user and assistant, not ' + message['role']) -}}"
         "{%- endif -%}{%- endfor -%}"
@@ -166,7 +167,10 @@ def write_stage_template(folder: Path, template: TemplateSettings) -> bool:
     path = folder / CONFIG
     if not path.is_file():
         return False
-    values = read_json(path, dict[str, Any]) | {"chat_template": as_jinja(template)}
+    values = read_json(path, dict[str, Any])
+    values["chat_template"] = as_jinja(
+        template, "eos_token" if values.get("eos_token") else "sep_token"
+    )  # as BERT's is
     path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (folder / JINJA).unlink(missing_ok=True)
     return True

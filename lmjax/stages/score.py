@@ -75,8 +75,8 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
     def scored() -> Iterator[Scored]:
         for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
             assert isinstance(record, Response)
-            score, finite = float(scores_K[0]), "a finite score: the training that wrote it diverged"
-            require(math.isfinite(score), f"{checkpoint}: a score", score, finite, "take an older checkpoint")
+            score, fix = float(scores_K[0]), "the training that wrote the checkpoint diverged: take an older one"
+            require(math.isfinite(score), f"{checkpoint}: a score", score, "a finite number", fix)
             prompt = "".join(piece.text for piece in render(record.prompt, dialogue.template))
             yield Scored(prompt, record.answer, score, record.reward)
 

@@ -153,5 +153,7 @@ def test_a_stage_s_template_takes_the_place_of_another_and_a_model_s_own_stays_a
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
     plain = write(tmp_path / "plain", tokenizer_config={})
     assert write_own_template(plain, template("C")) and read_chat_template(plain).template == "C"
+    assert write_stage_template(plain, TemplateSettings())  # of a BERT, whose texts end with its [SEP]
+    assert read_chat_template(plain).template == as_jinja(TemplateSettings(), "sep_token")
     empty = write(tmp_path / "empty")
     assert not write_stage_template(empty, TemplateSettings()) and not write_own_template(empty, template("C"))
