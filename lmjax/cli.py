@@ -17,7 +17,7 @@ from typing import Any
 
 import lmjax
 from lmjax.errors import PeerLostError, UserError, nearest, shortened
-from lmjax.files import user_path
+from lmjax.files import open_streams, user_path
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Where another process of the run has died it ends this one with 1, at once: JAX would wait for the dead one.
     """
+    open_streams()
     options, rest = _parser().parse_known_args(arguments)
     try:
         if rest and not options.takes_overrides:
@@ -159,19 +160,10 @@ def _search(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _generate(options: argparse.Namespace, _: list[str]) -> int:
-    trained = lmjax.load(options.checkpoint)
-    prompts = options.prompt or [sys.stdin.read().removesuffix("\n")]
-    completions = trained.generate(prompts, **_sampling(options), top=options.top)
-    if options.json:
-        for prompt, completion in zip(prompts, completions, strict=True):
-            print(json.dumps({"prompt": prompt, **dataclasses.asdict(completion)}, ensure_ascii=False))
-        return 0
-    for prompt, completion in zip(prompts, completions, strict=True):
-        print(prompt + completion.text)
-        if options.top:
-            from lmjax.generate.table import print_alternatives
+    from lmjax.stages.completions import print_completions
 
-            print_alternatives(completion, trained.token_texts(completion))
+    prompts = options.prompt or [sys.stdin.read().removesuffix("\n")]
+    print_completions(options.checkpoint, prompts, as_json=options.json, top=options.top, **_sampling(options))
     return 0
 
 
@@ -224,7 +216,7 @@ def _import_hf(options: argparse.Namespace, _: list[str]) -> int:
 def _export_hf(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.stages.exchange import export_folder
 
-    print(export_folder(options.checkpoint, options.out))
+    print(export_folder(options.checkpoint, options.out, keep_rows=options.keep_rows))
     return 0
 
 
@@ -252,7 +244,7 @@ def _nearest_option(parser: argparse.ArgumentParser, wrong: str) -> str:
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "beyond_context")
     given = {name: getattr(options, name) for name in names}
     return {name: value for name, value in given.items() if value is not None} | {"stop": tuple(options.stop)}
 
@@ -317,6 +309,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     writer.add_argument("checkpoint", type=_path)
     writer.add_argument("out", type=_path)
+    text = "write the rows of the table that no token has, too; other libraries give them probability"
+    writer.add_argument("--keep-rows", action="store_true", help=text)
     return parser
 
 
@@ -381,6 +375,8 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repetition-penalty", type=float)
     command.add_argument("--stop", action="append", default=[], help="stop before this string; may be repeated")
     command.add_argument("--seed", type=int)
+    text = "where the context is full: stop (default), or read its last half again and continue"
+    command.add_argument("--beyond-context", choices=("stop", "slide"), help=text)
 
 
 if __name__ == "__main__":

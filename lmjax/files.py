@@ -1,14 +1,19 @@
 """Reading and writing whole files, for the whole project: text, JSON of a known form, names that come out of files.
 
+And the terminal's streams, which take any text.
+
 Every reader raises UserError with the path (and line) for a file that is absent, forbidden, a folder, not UTF-8 or
 not JSON. A file is written whole or not at all.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import json
 import os
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from typing import Any
 from lmjax.errors import UserError, shortened
 from lmjax.fields import described, fits
 
+ESCAPED = "lmjax-escaped"  # how a codec writes what it lacks: by escapes that JSON reads, too
 MAX_NAME_BYTES = 255  # of one file name, on the file systems in use
 
 
@@ -178,3 +184,27 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def open_streams() -> None:
+    """Lets standard output and error take any text, and standard input any bytes, whatever the terminal's encoding.
+
+    What the encoding lacks is written as an escape that JSON reads, too; ASCII input is read as UTF-8, and bytes that
+    are not UTF-8 become lone surrogates, which tokenizers refuse by name.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPED)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        ascii_only = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if ascii_only else None, errors="surrogateescape")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(ESCAPED, _escaped)

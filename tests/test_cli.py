@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,6 +298,57 @@ def test_a_conversation_can_be_piped_in(capsys, workdir, monkeypatch):
     assert said.count("> ") == 3 and said.endswith("> \n")
     (first,) = lmjax.load(workdir).generate("User: hello\nAssistant:", max_tokens=3, temperature=0.0)
     assert said.startswith(f"> {first.text}")
+
+
+@pytest.fixture
+def ascii_terminal(monkeypatch):
+    """Standard streams as PYTHONIOENCODING=ascii makes them; a function from what is typed to where output goes."""
+
+    def opened(typed: bytes = b""):
+        out, err = io.BytesIO(), io.BytesIO()
+        for name, raw in (("stdout", out), ("stderr", err)):
+            monkeypatch.setattr(f"sys.{name}", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="ascii"))
+        return out, err
+
+    return opened
+
+
+def test_a_terminal_that_has_only_ascii_shows_every_text_and_reads_utf_8(ascii_terminal, workdir, tmp_path):
+    given = [str(workdir), "--max-tokens", "2", "--temperature", "0"]
+    out, _ = ascii_terminal()
+    assert main(["generate", *given, "--prompt", "caf\u00e9 \U0001f600", "--top", "2"]) == 0
+    assert out.getvalue().startswith(rb"caf\u00e9 \ud83d\ude00")
+    out, _ = ascii_terminal("caf\u00e9\n".encode())
+    assert main(["generate", *given, "--json"]) == 0
+    assert json.loads(out.getvalue())["prompt"] == "caf\u00e9"
+    out, err = ascii_terminal("caf\u00e9\n".encode() + b"\xff\nthe\n")
+    assert main(["chat", *given]) == 0
+    assert out.getvalue().count(b"> ") == 4 and b"lone surrogate U+DCFF" in out.getvalue()
+    assert b"no chat template" in err.getvalue()
+    out, err = ascii_terminal(b"\xff")
+    assert main(["generate", *given]) == 2 and b"lone surrogate U+DCFF" in err.getvalue()
+    copy = tmp_path / "\u00e9"
+    shutil.copytree(workdir, copy)
+    out, _ = ascii_terminal()
+    assert main(["report", str(copy)]) == 0 and rb"\u00e9" in out.getvalue()
+    out, err = ascii_terminal()
+    assert main(["count", "gpt\u00e9"]) == 2 and rb"gpt\u00e9" in err.getvalue()
+
+
+def test_a_text_that_the_context_ends_is_told_of_on_standard_error_and_may_slide(capsys, workdir):
+    given = ["generate", str(workdir), "--prompt", "the cat " * 7, "--temperature", "0", "--max-tokens"]
+    assert main([*given, "999999999999"]) == 0
+    said = capsys.readouterr()
+    full = "where the model's context of 64 is full; --beyond-context slide continues\n"
+    assert said.err == f"the text ends after 8 tokens, {full}" and said.out.startswith("the cat the cat")
+    assert main([*given, "40", "--beyond-context", "slide", "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and len(json.loads(said.out)["tokens"]) == 40
+    assert main([*given, "40", "--prompt", "a", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["context_full"] for line in said.out.splitlines()] == [True, False]
+    assert said.err == f"prompt 1 ends after 8 tokens, {full}"
 
 
 def test_the_report_is_written_again(capsys, workdir):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from lmjax.errors import require
+from lmjax.fields import check_types
 
-EXCLUDED = -1e30  # the logit of a token that may not be drawn
+EXCLUDED = -jnp.inf  # the logit of a token that may not be drawn, whatever the temperature
+MOST = 1e6  # of a temperature or a penalty: far beyond what is of use, and logits stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -22,18 +25,26 @@ class SamplingSettings:
     top_p: float | None = None  # only the most likely tokens that together have this probability (Holtzman et al. 2020)
     repetition_penalty: float = 1.0  # Keskar et al. 2019, section 4.1; 1 is none
     stop: tuple[str, ...] = ()  # the text ends before the first of these
+    ends: tuple[int, ...] = ()  # tokens that end a text, beside the tokenizer's end of text
     seed: int = 0
     top: int = 0  # how many alternatives to report per token
+    # Where the model's context is full: stop there, or read the last half of it again and continue.
+    beyond_context: Literal["stop", "slide"] = "stop"
 
     def __post_init__(self) -> None:
+        check_types("", self)
         require(self.max_tokens > 0, "max_tokens", self.max_tokens, "a number above 0", "use at least 1")
         require(self.temperature >= 0, "temperature", self.temperature, "0 or more", "use 0 for greedy decoding")
+        within = self.temperature == 0 or 1 / MOST <= self.temperature <= MOST
+        expected = f"0, or a number from {1 / MOST:g} to {MOST:g}"
+        require(within, "temperature", self.temperature, expected, "use 0 for greedy decoding")
         require(
             self.top_k is None or self.top_k > 0, "top_k", self.top_k, "a number above 0", "leave it out for no limit"
         )
         p = self.top_p
         require(p is None or 0 < p <= 1, "top_p", p, "a probability in (0, 1]", "leave it out for no limit")
-        require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0", "use 1 for none")
+        penalty = self.repetition_penalty
+        require(0 < penalty <= MOST, "repetition_penalty", penalty, f"above 0, at most {MOST:g}", "use 1 for none")
         require(0 <= self.seed < 2**32, "seed", self.seed, "a number from 0 to 2^32 - 1", "use a smaller one")
         require(self.top >= 0, "top", self.top, "0 or more", "use 0 for no alternatives")
         require(all(self.stop), "stop", self.stop, "strings that are not empty", "leave the empty one out")

@@ -35,14 +35,16 @@ class TensorFiles:
         return tuple(self._slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as float32. Raises UserError for a dtype that float32 does not hold."""
+        """The tensor as float32. Raises UserError for a dtype that float32 does not hold, and for NaN or infinity."""
         kind = self._slice(name).get_dtype()
         if kind not in _READABLE:
             raise UserError(
                 f"{self.files[name]}: {name} has dtype {kind}: expected {', '.join(_READABLE)}; "
                 "save the model in one of these, unquantized"
             )
-        return np.asarray(self.handles[self.files[name]].get_tensor(name)).astype(np.float32)
+        tensor = np.asarray(self.handles[self.files[name]].get_tensor(name)).astype(np.float32)
+        check_finite(tensor, f"{self.files[name]}: {name}", "the training that wrote it diverged: take another copy")
+        return tensor
 
     def _slice(self, name: str) -> Any:
         return self.handles[self.files[name]].get_slice(name)
@@ -67,8 +69,20 @@ def open_tensors(folder: Path) -> Iterator[TensorFiles]:
             raise UserError(_nothing_in(folder))
 
 
+def check_finite(tensor: np.ndarray, what: str, fix: str) -> None:
+    """Raises UserError that says how many entries of the tensor are NaN and infinite, where some are."""
+    if np.isfinite(tensor).all():
+        return
+    nan, infinite = int(np.isnan(tensor).sum()), int(np.isinf(tensor).sum())
+    raise UserError(
+        f"{what}: {nan:,} of {tensor.size:,} entries are NaN and {infinite:,} infinite: expected none; {fix}"
+    )
+
+
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes float32 tensors to one file. Raises UserError where it cannot be written."""
+    """Writes float32 tensors to one file. Raises UserError where it cannot be written, and for NaN or infinity."""
+    for name, tensor in tensors.items():
+        check_finite(tensor, f"the tensor {name}", "the training diverged: export an older checkpoint")
     plain = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
         save_file(plain, path, metadata={"format": "pt"})  # transformers reads no file without this word

@@ -114,8 +114,18 @@ class LanguageModel:
         """The float32 matrix [V, D] that turns hidden states into logits."""
         return params["tokens" if self.settings.tied_head else "head"]
 
-    def project(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [B, T, V] of hidden states."""
+    def project(self, params: Params, hidden_BTD: jax.Array, entries: int | None = None) -> jax.Array:
+        """Float32 logits [B, T, V] of hidden states.
+
+        `entries` is the tokenizer's size where the table has more rows: the logits of the others are -inf.
+        """
+        logits_BTV = self._products(params, hidden_BTD)
+        V = logits_BTV.shape[-1]
+        if entries is None or entries >= V:
+            return logits_BTV
+        return jnp.where((jnp.arange(V) < entries)[None, None, :], logits_BTV, -jnp.inf)
+
+    def _products(self, params: Params, hidden_BTD: jax.Array) -> jax.Array:
         head = self.head(params).astype(self.dtype)
         B, T, D = hidden_BTD.shape
         if self.platform != "cpu" or not 1 < B * T <= FEW_ROWS:
@@ -124,9 +134,11 @@ class LanguageModel:
         logits_VN = jnp.einsum("vd,nd->vn", head, rows, preferred_element_type=jnp.float32)
         return jax.lax.optimization_barrier(logits_VN).T.reshape(B, T, -1)
 
-    def logits(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """Float32 logits [B, T, V]."""
-        return self.project(params, self.hidden(params, batch, rng))
+    def logits(
+        self, params: Params, batch: Batch, rng: jax.Array | None = None, entries: int | None = None
+    ) -> jax.Array:
+        """Float32 logits [B, T, V]; see `project` for `entries`."""
+        return self.project(params, self.hidden(params, batch, rng), entries)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache of `length` slots for `rows` rows, in the compute dtype."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
-from lmjax.generate.decode import advance, start
+from lmjax.generate.decoding import advance, start
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.heads import ScalarModel, apply_scalar
 from lmjax.model.language_model import LanguageModel

@@ -6,6 +6,7 @@ Both write to a new place, whole or not at all, and return what was done, in sen
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -18,12 +19,20 @@ import jax.numpy as jnp
 
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import UserError
+from lmjax.generate.chat import StageTurns
+from lmjax.interop.chat_template import (
+    ChatTemplate,
+    read_chat_template,
+    reads_alike,
+    write_own_template,
+    write_stage_template,
+)
 from lmjax.interop.hf import HuggingFaceModel, read_model, write_model
 from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
 from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pretrain, to_json
 from lmjax.settings import CheckpointSettings, DataSettings, TokenizerSettings
-from lmjax.stages.load import NoTokenizer, load
+from lmjax.stages.load import NoTokenizer, Trained, load
 from lmjax.stages.workdir import RECIPE_FILE, write_whole
 from lmjax.training.checkpoint import Checkpointer
 from lmjax.training.state import TrainState
@@ -41,11 +50,15 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     folder, out = Path(folder), Path(out)
     model = read_model(folder)
     tokenizer, reason = read_tokenizer(folder)
+    template = read_chat_template(folder)
     if tokenizer is not None:
         _check_fits(folder, model, tokenizer)
     recipe = _recipe(model, tokenizer)
     with _whole(out) as partial:
-        with tempfile.TemporaryDirectory() as files, _checkpointer(partial, recipe, tokenizer, Path(files)) as writer:
+        with (
+            tempfile.TemporaryDirectory() as files,
+            _checkpointer(partial, recipe, tokenizer, Path(files), template) as writer,
+        ):
             writer.save(TrainState(jnp.zeros((), jnp.int32), model.params, {}), 0, {})
         write_whole(partial / RECIPE_FILE, to_json(recipe))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
@@ -55,19 +68,50 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     return "\n".join(lines + _remarks(model, tokenizer))
 
 
-def export_folder(checkpoint: Path | str, out: Path | str) -> str:
+def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = False) -> str:
     """Writes the newest checkpoint of a workdir, or the one named, as a Hugging Face folder `out`.
 
-    Raises UserError for a model that is neither a GPT-1, a GPT-2 nor a Llama, and where `out` is not empty.
+    Rows of the table beyond the tokenizer's entries, which lmjax never gives any probability, are left out; with
+    `keep_rows` they are written, and other libraries give them some. Raises UserError for a model that is neither a
+    GPT-1, a GPT-2 nor a Llama, for parameters that are not finite, and where `out` is not empty.
     """
     trained, out = load(checkpoint), Path(out)
     absent = isinstance(trained.tokenizer, NoTokenizer)
     eos_id = None if absent else trained.tokenizer.eos_id
+    settings, params, lines = trained.model.settings, trained.params, []
+    rows = settings.vocab_size or 0
+    entries = rows if absent else trained.tokenizer.vocab_size
+    if entries < rows:
+        beyond = f"rows {entries:,} to {rows - 1:,} of the table, which no token has"
+        if keep_rows:
+            lines.append(f"{beyond}, are written: other libraries do not mask them and may draw their ids")
+        else:
+            lines.append(f"{beyond}, are left out; --keep-rows keeps them")
+            settings = dataclasses.replace(settings, vocab_size=entries)
+            params = params | {name: params[name][:entries] for name in ("tokens", "head") if name in params}
     with _whole(out) as partial:
-        model_type = write_model(partial, trained.model.settings, trained.params, eos_id=eos_id)
-        context = trained.model.settings.context
-        kind = "none" if absent else write_tokenizer(partial, trained.tokenizer, context)
-    return f"{out}: {model_type} of step {trained.step}; tokenizer: {kind}"
+        model_type = write_model(partial, settings, params, eos_id=eos_id)
+        kind = "none" if absent else write_tokenizer(partial, trained.tokenizer, settings.context)
+        lines += _write_template(partial, trained)
+    return "\n".join([f"{out}: {model_type} of step {trained.step}; tokenizer: {kind}", *lines])
+
+
+def _write_template(folder: Path, trained: Trained) -> list[str]:
+    """Writes the model's chat template, if it has one, and returns what there is to say of it."""
+    turns = trained.turns
+    if isinstance(turns, ChatTemplate):
+        return ["chat template: that of the imported model"] if write_own_template(folder, turns) else []
+    if not isinstance(turns, StageTurns):
+        return []
+    if not write_stage_template(folder, turns.template):
+        return ["chat template: none, as there is no tokenizer_config.json to hold it"]
+    lines = [f"chat template: that of the stage {trained.recipe.name!r}"]
+    if not reads_alike(turns.template, trained.tokenizer):
+        lines.append(
+            "chat template: read as one text, an answer's first tokens differ from those trained on, as the tokenizer "
+            "joins them with the prompt's last; begin dialogue.template.answer with a blank to avoid it"
+        )
+    return lines
 
 
 def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
@@ -86,9 +130,13 @@ def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
     )
 
 
-def _checkpointer(out: Path, recipe: Pretrain, tokenizer: Tokenizer | None, files: Path) -> Checkpointer:
+def _checkpointer(
+    out: Path, recipe: Pretrain, tokenizer: Tokenizer | None, files: Path, template: ChatTemplate | None
+) -> Checkpointer:
     if tokenizer is not None:
         tokenizer.save(files)
+        if template is not None:
+            template.save(files)
     return Checkpointer(
         out / "checkpoints" / STAGE,
         CheckpointSettings(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -76,8 +77,10 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
     def scored() -> Iterator[Scored]:
         for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
             assert isinstance(record, Response)
+            score, fix = float(scores_K[0]), "the training that wrote the checkpoint diverged: take an older one"
+            require(math.isfinite(score), f"{checkpoint}: a score", score, "a finite number", fix)
             prompt = "".join(piece.text for piece in render(record.prompt, dialogue.template))
-            yield Scored(prompt, record.answer, float(scores_K[0]), record.reward)
+            yield Scored(prompt, record.answer, score, record.reward)
 
     return scored(), counts
 

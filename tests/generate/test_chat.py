@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
+from lmjax.data.dialogue import Turn, encode
+from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.errors import UserError
 from lmjax.generate import chat as chat_module
-from lmjax.generate.chat import ChatFormat, chat, stream
+from lmjax.generate.chat import ChatFormat, StageTurns, chat, stream
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
+from lmjax.rlhf_settings import TemplateSettings
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,91 @@ def test_an_interrupt_during_an_answer_ends_the_conversation(subject, monkeypatc
     terminal = Terminal("x", "y")
     converse(subject, terminal, max_tokens=8)
     assert terminal.written == "b\n" and terminal.lines == ["y"]
+
+
+TEMPLATE = TemplateSettings(user="Q: {text}\n", assistant="A:", answer=" <{text}>", between="\n\n")
+
+
+def talk(subject, monkeypatch, turns, answers, *lines, **settings):
+    """What the model was given, with which settings, for each line; what was written, and what was told."""
+    sent, pending = [], [list(pieces) for pieces in answers]
+
+    def answer(model, params, tokenizer, prompt, settings):
+        sent.append((prompt, settings))
+        pieces = pending.pop(0)
+        yield from pieces[:-1]
+        return pieces[-1]
+
+    monkeypatch.setattr(chat_module, "stream", answer)
+    terminal, told = Terminal(*lines), []
+    settings = SamplingSettings(max_tokens=8, **settings)
+    chat(subject.model, subject.params, ByteTokenizer(), settings, turns, terminal.read, terminal.write, told.append)
+    return sent, terminal.written, told
+
+
+def test_turns_are_the_very_tokens_that_the_stage_trained_on_with_an_end_of_text_behind_each_answer(
+    subject, monkeypatch
+):
+    answers = [(" <", "ye", "s>", False), (" <no>", False)]
+    sent, written, told = talk(subject, monkeypatch, StageTurns(TEMPLATE), answers, "x", "y")
+    conversation = [Turn("user", "x"), Turn("assistant", "yes"), Turn("user", "y"), Turn("assistant", "no")]
+    for number in (0, 1):
+        expected = encode([conversation[: 2 * number + 1]], TEMPLATE, ByteTokenizer())[0].ids.tolist()
+        assert sent[number][0] == expected and sent[number][1].stop == ()
+    assert sent[1][0] == [*b"Q: x\nA: <yes>", 256, *b"\n\nQ: y\nA:"]
+    assert written == "yes\nno\n\n" and told == []
+
+
+def test_what_a_template_puts_around_an_answer_is_not_shown_and_text_like_it_is(subject, monkeypatch):
+    for pieces, shown in (
+        ((" <a>", "b>"), "a>b"),
+        ((" ", "<", "a", ">"), "a"),
+        (("a",), "a"),
+        ((" <",), ""),
+        ((" <a> ",), "a> "),
+    ):
+        _, written, _ = talk(subject, monkeypatch, StageTurns(TEMPLATE), [(*pieces, False)], "x")
+        assert written == shown + "\n\n"
+
+
+def test_a_model_without_a_template_is_told_of_once_and_one_with_is_not(subject, monkeypatch):
+    _, _, told = talk(subject, monkeypatch, ChatFormat(), [("b", False), ("b", False)], "x", "y")
+    assert len(told) == 1 and "no chat template" in told[0] and r"'User: ...\nAssistant:'" in told[0]
+
+
+def test_an_answer_that_the_context_cuts_off_is_told_of(subject, monkeypatch):
+    _, _, told = talk(subject, monkeypatch, StageTurns(TEMPLATE), [("b", True), ("b", False)], "x", "y")
+    assert told == ["the answer ends where the model's context of 128 tokens is full; --beyond-context slide continues"]
+
+
+def test_tokens_that_end_a_template_s_answers_end_them(subject, monkeypatch):
+    sent, _, _ = talk(subject, monkeypatch, StageTurns(TEMPLATE, ends=(7, 9)), [("b", False)], "x")
+    assert sent[0][1].ends == (7, 9)
+
+
+def test_a_line_that_the_template_refuses_is_told_of_and_the_conversation_goes_on_without_it(subject, monkeypatch):
+    class Turns(StageTurns):
+        def prompt(self, turns, tokenizer):
+            if turns[-1].text == "bad":
+                raise UserError("the template refuses it")
+            return super().prompt(turns, tokenizer)
+
+    sent, written, _ = talk(subject, monkeypatch, Turns(TEMPLATE), [(" <b>", False)], "bad", "x")
+    assert written == "the template refuses it\nb\n\n"
+    assert [prompt for prompt, _ in sent] == [list(b"Q: x\nA:")]
+
+
+def test_streaming_takes_ids_and_says_whether_the_context_ended_it(subject):
+    settings = SamplingSettings(max_tokens=60, temperature=0.7, seed=0)
+    ids = subject.tokenizer.encode("ab" * 50)
+
+    def read(prompt):
+        pieces, text = stream(subject.model, subject.params, subject.tokenizer, prompt, settings), ""
+        while True:
+            try:
+                text += next(pieces)
+            except StopIteration as end:
+                return text, end.value
+
+    assert read(ids) == read("ab" * 50)
+    assert read("ab" * 50)[1] and not read("a")[1]

@@ -1,21 +1,28 @@
 """Import and export as the commands do them: a checkpoint that loads, applies and generates, and clean refusals."""
 
 import dataclasses
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import lmjax
 from lmjax.cli import main
+from lmjax.data.dialogue import Turn, encode
 from lmjax.data.tokenizer import build_tokenizer
 from lmjax.errors import UserError
+from lmjax.generate.chat import stream
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.interop.chat_template import as_jinja
 from lmjax.interop.hf import read_model, write_model
 from lmjax.interop.hf_tokenizer import write_tokenizer
 from lmjax.model.language_model import LanguageModel
 from lmjax.recipe import Pretrain, to_json
+from lmjax.rlhf_recipes import SFT
+from lmjax.rlhf_settings import DialogueSettings, TemplateSettings
 from lmjax.settings import AttentionSettings, CheckpointSettings, DataSettings, ModelSettings, TokenizerSettings
 from lmjax.stages.exchange import export_folder, import_folder
 from lmjax.training.checkpoint import Checkpointer
@@ -68,8 +75,10 @@ def test_the_three_commands_take_a_folder_in_and_out_again(folder, tmp_path, cap
     assert completion["tokens"] == logits[first:-1].argmax(-1).tolist()
     assert [len(step) for step in completion["alternatives"]] == [5] * len(completion["tokens"])
 
-    assert main(["export-hf", checkpoint, out]) == 0
-    assert capsys.readouterr().out == f"{out}: gpt2 of step 0; tokenizer: a byte-level BPE\n"
+    assert main(["export-hf", checkpoint, out, "--keep-rows"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{out}: gpt2 of step 0; tokenizer: a byte-level BPE"
+    assert said[1].startswith("rows 270 to 279 of the table, which no token has, are written: ")
     ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path / "back", folder))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
@@ -132,7 +141,7 @@ def test_nothing_is_written_over_and_nothing_half_written(folder, tmp_path, caps
 def test_an_empty_folder_is_as_good_as_none(folder, tmp_path):
     for call, source in ((import_folder, folder), (export_folder, tmp_path / "import_folder")):
         (tmp_path / call.__name__).mkdir()
-        call(source, tmp_path / call.__name__)
+        call(source, tmp_path / call.__name__, **({"keep_rows": True} if call is export_folder else {}))
     assert (tmp_path / "export_folder" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
@@ -158,3 +167,77 @@ def test_a_model_that_no_folder_holds_is_refused_and_leaves_nothing(tmp_path, pa
     with pytest.raises(UserError, match=r"model\.attention\.pattern = \('dense', 'banded'\): expected \('dense',\)"):
         export_folder(tmp_path / "ours", tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "tokenizer"]
+
+
+def test_rows_that_no_token_has_are_left_out_of_an_export_unless_asked_for(folder, tmp_path, capsys, params):
+    import_folder(folder, tmp_path / "ours")
+    assert main(["export-hf", str(tmp_path / "ours"), str(tmp_path / "cut")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "rows 270 to 279 of the table, which no token has, are left out; --keep-rows keeps them"
+    cut = read_model(tmp_path / "cut")
+    assert cut.settings == dataclasses.replace(SETTINGS, vocab_size=270)
+    np.testing.assert_array_equal(cut.params["tokens"], params["tokens"][:270])
+    tokens = [[1, 2, 269, 7]]
+    import_folder(tmp_path / "cut", tmp_path / "again")
+    whole, again = (lmjax.load(tmp_path / name).apply(tokens) for name in ("ours", "again"))
+    np.testing.assert_allclose(np.asarray(whole)[..., :270], again, atol=1e-6)
+    assert (np.asarray(whole)[..., 270:] == -np.inf).all()
+    kept = export_folder(tmp_path / "ours", tmp_path / "kept", keep_rows=True)
+    assert "rows 270 to 279 of the table, which no token has, are written" in kept
+    assert json.loads((tmp_path / "kept" / "config.json").read_text())["vocab_size"] == 280
+
+
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "3 of 256 entries are NaN and 0"), (-np.inf, "0 of 256 entries")])
+def test_weights_that_are_not_finite_are_refused_in_and_out_by_tensor_and_number(
+    folder, tmp_path, capsys, params, value, told
+):
+    tensors = load_file(folder / "model.safetensors")
+    name = "transformer.h.1.attn.c_proj.weight"
+    broken = tensors[name].copy()
+    broken[1, :3] = value
+    save_file(tensors | {name: broken}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main(["import-hf", str(folder), str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'model.safetensors'}: {name}: {told}" in error and not (tmp_path / "ours").exists()
+    kernel = params["periods"]["block_0"]["attention"]["out"]["kernel"].copy()
+    kernel[1].reshape(16, 16)[1, :3] = value
+    params["periods"]["block_0"]["attention"]["out"]["kernel"] = kernel
+    with pytest.raises(UserError, match=f"the tensor {name}: {told}"):
+        write_model(tmp_path / "out", SETTINGS, params)
+
+
+def test_a_folder_s_chat_template_is_kept_and_used(folder, tmp_path, monkeypatch, capsys, tokenizer):
+    path = folder / "tokenizer_config.json"
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant:"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": source}))
+    import_folder(folder, tmp_path / "ours")
+    trained = lmjax.load(tmp_path / "ours")
+    asked = [*tokenizer.encode("user: the cat"), tokenizer.eos_id, *tokenizer.encode("assistant:")]
+    assert trained.turns.prompt((Turn("user", "the cat"),), tokenizer) == asked
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n"))
+    given = ["--max-tokens", "3", "--temperature", "0"]
+    assert main(["chat", str(tmp_path / "ours"), *given]) == 0
+    said = capsys.readouterr()
+    settings = SamplingSettings(max_tokens=3, temperature=0)
+    answer = "".join(stream(trained.model, trained.params, tokenizer, asked, settings))
+    assert said.out == f"> {answer}\n> \n" and said.err.count("no chat template") == 0
+    message = export_folder(tmp_path / "ours", tmp_path / "back")
+    assert "chat template: that of the imported model" in message
+    assert json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())["chat_template"] == source
+
+
+def test_a_stage_s_checkpoint_talks_and_is_exported_by_the_stage_s_template(tmp_path, params, tokenizer):
+    template = TemplateSettings(user="the {text}\n", assistant="cat:", answer=" {text}.")
+    tokenizer.save(tmp_path / "tokenizer")
+    recipe = SFT(start="pretrain", model=SETTINGS, dialogue=DialogueSettings(template=template, sequence_length=24))
+    options = {"recipe_json": to_json(recipe), "tokenizer_folder": tmp_path / "tokenizer", "report": print}
+    with Checkpointer(tmp_path / "ours", CheckpointSettings(), **options) as checkpointer:
+        checkpointer.save(TrainState(np.int32(3), params, {}), 3, {})
+    asked = encode([[Turn("user", "mat")]], template, tokenizer)[0].ids.tolist()
+    assert lmjax.load(tmp_path / "ours").turns.prompt((Turn("user", "mat"),), tokenizer) == asked
+    message = export_folder(tmp_path / "ours", tmp_path / "out")
+    assert "chat template: that of the stage 'sft'" in message and "differ" not in message
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == as_jinja(template)
+    import_folder(tmp_path / "out", tmp_path / "again")
+    assert lmjax.load(tmp_path / "again").turns.prompt((Turn("user", "mat"),), tokenizer) == asked

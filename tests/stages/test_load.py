@@ -1,5 +1,6 @@
 """A trained model comes back from its checkpoint with the same parameters, logits, tokenizer and recipe."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,11 @@ def trained(tmp_path_factory, tiny, train):
     folder = tmp_path_factory.mktemp("trained")
     recipe = tiny(tokenizer=TokenizerSettings(kind="bpe", vocab_size=270))
     return recipe, folder, train(recipe, folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return lmjax.load(trained[1])
 
 
 def test_parameters_recipe_step_and_tokenizer_come_back(trained, assert_same_bits):
@@ -52,10 +58,65 @@ def test_apply_gives_the_logits_of_every_position(trained):
     positions = np.broadcast_to(np.arange(4, dtype=np.int32), (2, 4))
     batch = {"tokens": tokens.astype(np.int32), "positions": positions, "segments": np.ones((2, 4), np.int32)}
     one_device = jax.tree.map(np.asarray, state.params)
-    np.testing.assert_allclose(logits, model.logits(one_device, batch), atol=1e-6)
+    entries = loaded.tokenizer.vocab_size
+    assert entries == 270
+    np.testing.assert_allclose(logits[..., :entries], model.logits(one_device, batch)[..., :entries], atol=1e-6)
     changed = loaded.apply(np.array([[5, 6, 7, 200], [9, 9, 1, 2]]))
     np.testing.assert_allclose(logits[:, :3], changed[:, :3], atol=1e-6)
-    assert np.abs(logits[0, 3] - changed[0, 3]).max() > 1e-3
+    assert np.abs(logits[0, 3, :entries] - changed[0, 3, :entries]).max() > 1e-3
+
+
+def test_rows_of_the_table_that_no_token_has_get_no_probability(loaded):
+    shares = np.asarray(jax.nn.softmax(loaded.apply([[5, 6, 7, 300]]), axis=-1))  # 300 is such a row, and may be read
+    assert (shares[..., 270:] == 0).all()
+    np.testing.assert_allclose(shares[..., :270].sum(-1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([1, 2, 3], r"an array of shape \(3,\): expected rows of token ids"),
+        ([[1, 2], [3]], r"found \[\[1, 2\], \[3\]\] .*: expected rows of token ids, all of one length"),
+        ([[1.0, 2.0]], r"of float64: expected rows of token ids"),
+        ([[True]], r"of bool: expected rows of token ids"),
+        ([["a"]], r"expected rows of token ids.* a text becomes ids by tokenizer\.encode"),
+        ("the cat", r"expected rows of token ids"),
+        (None, r"expected rows of token ids"),
+        ([], r"found none: expected rows"),
+        ([[]], r"found none: expected rows"),
+        ([[[1]]], r"an array of shape \(1, 1, 1\)"),
+        ([[2**80]], r"of object: expected rows"),
+        ([[5, 6], [7, 384]], r"token id 384 \(row 1, column 1\): expected 0 to 383"),
+        ([[-1]], r"token id -1 \(row 0, column 0\): expected 0 to 383"),
+        ([[2**40]], r"token id 1099511627776 .*: expected 0 to 383"),
+        (np.array([[2**64 - 1]], np.uint64), r"token id 18446744073709551615"),
+        ([[1] * 17], r"tokens of a row = 17: expected at most the model's context of 16"),
+    ],
+)
+def test_what_is_no_row_of_ids_is_an_error_that_says_what_is_one(loaded, rows, message):
+    with pytest.raises(UserError, match=message):
+        loaded.apply(rows)
+
+
+def test_ids_may_be_of_any_integer_type_on_any_device_and_under_jit(loaded):
+    expected = loaded.apply([[1, 2, 3]])
+    for rows in (np.array([[1, 2, 3]], np.uint16), jax.numpy.array([[1, 2, 3]]), ((1, 2, 3),)):
+        np.testing.assert_array_equal(loaded.apply(rows), expected)
+    np.testing.assert_allclose(jax.jit(loaded.apply)(np.array([[1, 2, 3]])), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("prompts", [5, None, [1, 2], [[1, 2]], b"the", {"the": 1}])
+def test_a_prompt_that_is_no_text_is_refused(loaded, prompts):
+    with pytest.raises(UserError, match=r"generate: found .*: expected a text or a list of texts"):
+        loaded.generate(prompts)
+
+
+def test_parameters_that_are_not_finite_are_named_before_anything_is_drawn(loaded):
+    table = loaded.params["tokens"].at[3, :2].set(np.nan).at[4, 0].set(np.inf)
+    broken = dataclasses.replace(loaded, params=loaded.params | {"tokens": table})
+    for use in (lambda: broken.generate("the"), broken.chat):
+        with pytest.raises(UserError, match=r"step 10: 3 entries of the parameter tokens are NaN or infinite"):
+            use()
 
 
 def test_one_prompt_or_several_may_be_continued(trained):

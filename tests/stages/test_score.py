@@ -9,9 +9,10 @@ import pytest
 
 from lmjax.cli import main
 from lmjax.data.dialogue import Turn, encode
+from lmjax.errors import UserError
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
-from lmjax.stages.score import Scored, correlation, open_scorer
+from lmjax.stages.score import Scored, correlation, open_scorer, score_file
 from lmjax.stages.start import abstract_params
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
@@ -72,6 +73,14 @@ def test_the_correlation_with_the_given_rewards_is_told_behind_the_scores(reward
     code, lines, err = scored(capsys, rewarded / "reward", tmp_path / "none.jsonl")
     assert code == 0 and len(lines) == 7 and "correlation" not in err
     assert [line.split(maxsplit=1)[1] for line in lines] == [json.dumps(answer) for answer in ANSWERS[2:9]]
+
+
+def test_a_score_that_is_no_number_is_an_error(rewarded, tmp_path, write_rows, monkeypatch):
+    monkeypatch.setattr("lmjax.stages.score.scores_of", lambda recipe, start, rows: iter([np.array([np.nan])]))
+    file = tmp_path / "answers.jsonl"
+    write_rows(file, [{"prompt": "a", "completion": "b", "label": True}])
+    with pytest.raises(UserError, match=r"a score = nan: expected a finite number; the training .* diverged"):
+        list(score_file(rewarded / "reward", file)[0])
 
 
 def test_the_correlation_is_that_of_the_responses_with_rewards():

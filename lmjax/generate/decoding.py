@@ -1,0 +1,175 @@
+"""The compiled part of decoding: a prefill, then one loop over tokens with an explicit key-value cache.
+
+In: left-padded rows of tokens, padding being segment 0. Out: a `Decoding`, which `advance` takes further. A row's
+tokens depend on its prompt, the seed and its number, never on the other rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
+from lmjax.model.gpt import unstack_layers
+from lmjax.model.language_model import Cache, LanguageModel
+from lmjax.settings import ComputeSettings
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *("cache", "logits", "seen", "key", "slot", "position", "produced", "done", "eos"),
+        *("limits", "tokens", "log_probs", "top_tokens", "top_probabilities"),
+    ],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Decoding:
+    """A batch in the middle of decoding. N is the most tokens that can be produced."""
+
+    cache: Cache
+    logits: jax.Array  # [B, V] float32: of the next token
+    seen: jax.Array  # [B, V] bool: tokens that the row holds; [B, 0] where there is no repetition penalty
+    key: jax.Array
+    slot: jax.Array  # where the next token goes in the cache
+    position: jax.Array  # [B]: of the next token
+    produced: jax.Array  # [B]: tokens produced so far
+    done: jax.Array  # [B] bool
+    eos: jax.Array  # the tokens that end a row: one, or [E]
+    limits: jax.Array  # [B]: the most tokens that each row may produce
+    tokens: jax.Array  # [B, N] int32
+    log_probs: jax.Array  # [B, N] float32
+    top_tokens: jax.Array  # [B, N, top] int32
+    top_probabilities: jax.Array  # [B, N, top] float32
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab", "most"))
+def start(
+    model: LanguageModel,
+    params: Any,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    limits_B: jax.Array,
+    key: jax.Array,
+    eos: jax.Array,
+    *,
+    settings: SamplingSettings,
+    vocab: int,
+    most: int,
+) -> Decoding:
+    """Reads the left-padded prompts. `most` bounds what can be produced, `vocab` is the tokenizer's size."""
+    decoder, params = unrolled(model, params)
+    top = min(settings.top, vocab)
+    B, T = tokens_BT.shape
+    positions = jnp.maximum(jnp.cumsum(segments_BT != 0, axis=1) - 1, 0).astype(jnp.int32)
+    cache = decoder.empty_cache(B, T + most)
+    hidden, cache = decoder.extend(params, cache, tokens_BT, positions, segments_BT, 0)
+    seen = jnp.zeros((B, 0), bool)
+    if settings.repetition_penalty != 1.0:
+        rows_B1 = jnp.arange(B)[:, None]
+        seen = jnp.zeros((B, params["tokens"].shape[0]), bool).at[rows_B1, tokens_BT].max(segments_BT != 0)
+    return Decoding(
+        cache=cache,
+        logits=decoder.project(params, hidden[:, -1:], vocab)[:, 0],
+        seen=seen,
+        key=key,
+        slot=jnp.int32(T),
+        position=positions[:, -1] + 1,
+        produced=jnp.zeros(B, jnp.int32),
+        done=limits_B <= 0,
+        eos=eos,
+        limits=limits_B,
+        tokens=jnp.zeros((B, most), jnp.int32),
+        log_probs=jnp.zeros((B, most), jnp.float32),
+        top_tokens=jnp.zeros((B, most, top), jnp.int32),
+        top_probabilities=jnp.zeros((B, most, top), jnp.float32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab"), donate_argnames=("decoding",))
+def advance(
+    model: LanguageModel, params: Any, decoding: Decoding, count: jax.Array, *, settings: SamplingSettings, vocab: int
+) -> Decoding:
+    """Produces up to `count` more tokens per row, in one loop that ends early when every row is done."""
+    decoder, params = unrolled(model, params)
+
+    def goes_on(carry: tuple[jax.Array, Decoding]) -> jax.Array:
+        i, state = carry
+        return (i < count) & ~state.done.all()
+
+    def one(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
+        i, state = carry
+        return i + 1, _one_token(decoder, params, state, settings, vocab)
+
+    return jax.lax.while_loop(goes_on, one, (jnp.int32(0), decoding))[1]
+
+
+def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+    """The model with its layers in a row and its matrices in the compute dtype: a token slices and casts nothing."""
+    params = unstack_layers(params) if model.compute.scan_layers else params
+    compute = ComputeSettings(dtype=model.compute.dtype, scan_layers=False)
+    matrices = jax.tree.map(lambda p: p.astype(model.dtype) if p.ndim > 1 else p, params)
+    return dataclasses.replace(model, compute=compute), matrices
+
+
+def ready(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+    """`unrolled`, done once for all calls of `start` and `advance` instead of in each of them."""
+    decoder = dataclasses.replace(model, compute=ComputeSettings(dtype=model.compute.dtype, scan_layers=False))
+    unchanged = not model.compute.scan_layers and model.dtype == jnp.float32
+    return decoder, params if unchanged else _unrolled_params(model, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unrolled_params(model: LanguageModel, params: Any) -> Any:
+    return unrolled(model, params)[1]
+
+
+def compiled_settings(settings: SamplingSettings) -> SamplingSettings:
+    """What the compiled program depends on; the seed, what ends a row and what happens then are not among it."""
+    return dataclasses.replace(settings, seed=0, stop=(), ends=(), max_tokens=1, beyond_context="stop")
+
+
+def _one_token(
+    decoder: LanguageModel, params: Any, state: Decoding, settings: SamplingSettings, vocab: int
+) -> Decoding:
+    rows = jnp.arange(state.done.shape[0])
+    logits = state.logits / (settings.temperature or 1.0)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    choices = logits
+    if settings.repetition_penalty != 1.0:
+        choices = penalise_repetition(logits, state.seen, settings.repetition_penalty)
+    keys = jax.vmap(lambda row, i: jax.random.fold_in(jax.random.fold_in(state.key, row), i))(rows, state.produced)
+    token = draw(choices, keys, settings)
+    live = ~state.done
+    at = (rows, jnp.minimum(state.produced, state.tokens.shape[1] - 1))
+
+    def put(array: jax.Array, value: jax.Array) -> jax.Array:
+        keep = live.reshape(-1, *[1] * (value.ndim - 1))
+        return array.at[at].set(jnp.where(keep, value, array[at]))
+
+    top_log_probs, top_tokens = jax.lax.top_k(log_probs, state.top_tokens.shape[-1])
+    produced = state.produced + live
+    done = state.done | (token[:, None] == state.eos.reshape(1, -1)).any(axis=1) | (produced >= state.limits)
+    hidden, cache = decoder.extend(
+        params, state.cache, token[:, None], state.position[:, None], live.astype(jnp.int32)[:, None], state.slot
+    )
+    seen = state.seen.at[rows, token].set(True) if settings.repetition_penalty != 1.0 else state.seen
+    return dataclasses.replace(
+        state,
+        cache=cache,
+        logits=decoder.project(params, hidden, vocab)[:, 0],
+        seen=seen,
+        slot=state.slot + 1,
+        position=jnp.minimum(state.position + 1, decoder.settings.context - 1),
+        produced=produced,
+        done=done,
+        tokens=put(state.tokens, token),
+        log_probs=put(state.log_probs, log_probs[rows, token]),
+        top_tokens=put(state.top_tokens, top_tokens),
+        top_probabilities=put(state.top_probabilities, jnp.exp(top_log_probs)),
+    )

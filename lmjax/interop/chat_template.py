@@ -1,0 +1,252 @@
+"""Chat templates: the Jinja in which Hugging Face folders say how a conversation is written, read and written.
+
+In: a folder's template, which runs in Jinja's sandbox with what transformers gives it and nothing else; or the template
+of an lmjax stage. Out: the tokens of a conversation that is opened for an answer; or Jinja that writes the very text
+that the stage trained on.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lmjax.data.dialogue import Turn, Turns, encode
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.errors import UserError
+from lmjax.files import check_form, decode_json, read_json, read_text, write_whole
+from lmjax.rlhf_settings import TEXT, TemplateSettings
+
+FILE = "lmjax_chat_template.json"  # beside a checkpoint's tokenizer files
+JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_FIX = "correct the template, or remove it"
+
+
+class _Saved(TypedDict):
+    template: str
+    tokens: dict[str, str]
+    ids: dict[str, int]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A model's own template: how its turns are written and which tokens end its answers.
+
+    `tokens` are the special tokens by the names that templates use, such as "eos_token"; `ids` are those of all added
+    tokens by their texts, which are these tokens wherever they stand in what the template writes, as in transformers.
+    """
+
+    template: str
+    tokens: Mapping[str, str]
+    ids: Mapping[str, int]
+    ends: tuple[int, ...]
+    where: str
+
+    note: str = ""
+    stop: tuple[str, ...] = ()
+    around: tuple[str, str] = ("", "")
+
+    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as text. Raises UserError where the template fails or refuses the conversation."""
+        given = {"messages": [dict(message) for message in messages], "tools": None, "documents": None}
+        try:
+            compiled = _compiled(self.template)
+            return compiled.render(**given, add_generation_prompt=add_generation_prompt, **self.tokens)
+        except Exception as error:  # a template may raise whatever an expression of Python's can
+            line = getattr(error, "lineno", None)
+            at = f" (line {line})" if line else ""
+            raise UserError(
+                f"{self.where}: its chat template{at} failed: {type(error).__name__}: {error}; {_FIX}"
+            ) from error
+
+    def prompt(self, turns: Turns, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of a conversation that is opened for the next answer, as transformers' apply_chat_template's."""
+        text = self.render([{"role": turn.role, "content": turn.text} for turn in turns])
+        return encode_rendered(text, self.ids, tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """Writes the template beside a checkpoint's tokenizer files."""
+        saved: _Saved = {
+            "template": self.template,
+            "tokens": dict(self.tokens),
+            "ids": dict(self.ids),
+            "ends": list(self.ends),
+        }
+        write_whole(folder / FILE, json.dumps(saved, ensure_ascii=False, indent=1))
+
+
+def saved_chat_template(files: Mapping[str, str], where: object) -> ChatTemplate | None:
+    """The template among a checkpoint's tokenizer files, which are in base64; None where there is none."""
+    if FILE not in files:
+        return None
+    saved: _Saved = decode_json(base64.b64decode(files[FILE]), f"{where}: {FILE}", _Saved)
+    return ChatTemplate(saved["template"], saved["tokens"], saved["ids"], tuple(saved["ends"]), str(where))
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The template of a Hugging Face folder; None where it has none.
+
+    It is chat_template.jinja, or else "chat_template" of tokenizer_config.json; where that holds several, the one named
+    "default". Raises UserError for files that are damaged.
+    """
+    values = _object(folder / CONFIG)
+    source = values.get("chat_template")
+    if isinstance(source, list):
+        forms = check_form(source, list[dict[str, str]], folder / CONFIG, "chat_template")
+        source = {form.get("name"): form.get("template") for form in forms}.get("default")
+    if (folder / JINJA).is_file():
+        source = read_text(folder / JINJA)
+    if source is None:
+        return None
+    check_form(source, str, folder / CONFIG, "chat_template")
+    named = _object(folder / "special_tokens_map.json") | values
+    tokens = {name: text for name in _NAMED if (text := _content(named.get(name))) is not None}
+    ids = _added_ids(folder)
+    ends = [ids[tokens["eos_token"]]] if tokens.get("eos_token") in ids else []
+    for name in ("generation_config.json", "config.json"):
+        value = _object(folder / name).get("eos_token_id")
+        ends += [index for index in (value if isinstance(value, list) else [value]) if type(index) is int]
+    return ChatTemplate(source, tokens, ids, tuple(dict.fromkeys(ends)), str(folder))
+
+
+def encode_rendered(text: str, ids: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text in which the added tokens `ids` stand for themselves, whatever the tokenizer makes of them.
+
+    A tokenizer that reads them itself reads the text as a whole; of others, the parts between them.
+    """
+    present = [name for name in ids if name and name in text]
+    if all(tokenizer.encode(name) == [ids[name]] for name in present):
+        return tokenizer.encode(text)
+    return _by_parts(text, {name: ids[name] for name in present}, tokenizer)
+
+
+def _by_parts(text: str, ids: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
+    longest_first = sorted(ids, key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    return [index for part in parts if part for index in ([ids[part]] if part in ids else tokenizer.encode(part))]
+
+
+def as_jinja(template: TemplateSettings, end: str = "eos_token") -> str:
+    """A stage's template in Jinja: it writes the texts that `lmjax.data.dialogue.render` does, ends of text included.
+
+    `end` is the name under which the tokenizer has its end of text. Without add_generation_prompt a conversation that
+    ends with a user's turn is not opened for the answer.
+    """
+
+    def around(shape: str) -> str:
+        before, _, behind = shape.partition(TEXT)
+        parts = [repr(before)] * bool(before) + ["message['content']"] + [repr(behind)] * bool(behind)
+        return " + ".join(parts)
+
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'system' -%}{{- " + around(template.system) + " -}}"
+        "{%- elif message['role'] == 'user' -%}{{- " + around(template.user) + " -}}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        "{{- " + repr(template.assistant) + " + " + around(template.answer) + f" + {end} -}}}}"
+        "{%- if not loop.last or add_generation_prompt -%}{{- " + repr(template.between) + " -}}{%- endif -%}"
+        "{%- else -%}{{- raise_exception('roles are system, user and assistant, not ' + message['role']) -}}"
+        "{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- " + repr(template.assistant) + " -}}{%- endif -%}"
+    )
+
+
+def write_stage_template(folder: Path, template: TemplateSettings) -> bool:
+    """Puts a stage's template into tokenizer_config.json of a folder that is written; False where it has none.
+
+    It takes the place of any other template: transformers prefers a file of its own to this field.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return False
+    values = read_json(path, dict[str, Any])
+    values["chat_template"] = as_jinja(
+        template, "eos_token" if values.get("eos_token") else "sep_token"
+    )  # as BERT's is
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (folder / JINJA).unlink(missing_ok=True)
+    return True
+
+
+def write_own_template(folder: Path, template: ChatTemplate) -> bool:
+    """Puts the template that a model came with into tokenizer_config.json, unless the folder has it already."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return False
+    values = read_json(path, dict[str, Any])
+    if "chat_template" not in values and not (folder / JINJA).is_file():
+        values["chat_template"] = template.template
+        path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return True
+
+
+def reads_alike(template: TemplateSettings, tokenizer: Tokenizer) -> bool:
+    """Whether a conversation's text, read as a whole, has the tokens that the stage trained on, piece by piece.
+
+    Where not, a tokenizer joins the end of a prompt with the beginning of its answer.
+    """
+    turns = [Turn("user", "Is it so?"), Turn("assistant", "Yes."), Turn("user", "Why?"), Turn("assistant", "It is.")]
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    end = "\0end of text\0"
+    text = _compiled(as_jinja(template)).render(messages=messages, add_generation_prompt=False, eos_token=end)
+    pieces = encode([turns], template, tokenizer)[0].ids.tolist()
+    return _by_parts(text, {end: tokenizer.eos_id}, tokenizer) == pieces
+
+
+@functools.cache
+def _compiled(source: str) -> Any:
+    """The template in the sandbox that transformers runs it in: nothing of Python is in reach, nothing is changed."""
+    import jinja2
+    import jinja2.ext
+    import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} marks an answer for training; the text is that between the tags."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+def _added_ids(folder: Path) -> dict[str, int]:
+    """The ids of tokens that were added to the vocabulary, from whichever files of the folder name them."""
+    pipeline = _object(folder / "tokenizer.json").get("added_tokens") or []
+    decoder = _object(folder / CONFIG).get("added_tokens_decoder") or {}
+    found = [(token, token.get("id")) for token in pipeline if isinstance(token, dict)]
+    found += [(token, int(index)) for index, token in decoder.items() if index.isdecimal() and len(index) < 10]
+    ids = {_content(token): index for token, index in found} | _object(folder / "added_tokens.json")
+    return {name: index for name, index in ids.items() if isinstance(name, str) and type(index) is int}
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token, which is a string or an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json(path, dict[str, Any]) if path.is_file() else {}
