@@ -35,6 +35,7 @@ class Tokenizer(Protocol):
     kind: str
     vocab_size: int  # ids are 0 to vocab_size - 1
     eos_id: int  # separates documents; decodes to nothing
+    lossless: bool  # every text can be told from its ids: none is changed, shortened or encoded as unknown
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -146,7 +146,7 @@ def test_bert_vocabulary_gives_the_published_ids(lowercase, shared_data, tmp_pat
 def test_published_sentencepiece_models_give_their_ids(shared_data, tmp_path):
     folder = shared_data("vocab_sentencepiece")
     small = load_tokenizer(folder / "seqio_test_sentencepiece.model")
-    assert (small.vocab_size, small.eos_id) == (26, 1)
+    assert (small.vocab_size, small.eos_id, small.lossless) == (26, 1, False)
     assert small.encode("a see") == small.encode("  a   see ")  # published: blanks are collapsed
     assert small.encode("that is") == small.encode_batch(["that is"])[0].tolist()
     larger = load_tokenizer(folder / "hf_test_sentencepiece.model")

@@ -45,6 +45,18 @@ def trained(name):
     return build_tokenizer(KINDS[name], TEXTS)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_tokenizer_says_whether_it_loses_text(name, tmp_path):
+    assert trained(name).lossless == (name in LOSSLESS)
+    trained(name).save(tmp_path)
+    assert load_tokenizer(tmp_path).lossless == (name in LOSSLESS)
+
+
+def test_a_sentencepiece_without_byte_fallback_loses_text():
+    asked = TokenizerSettings(kind="sentencepiece", vocab_size=600, byte_fallback=False)
+    assert not build_tokenizer(asked, TEXTS).lossless
+
+
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(text=st.text())
 @settings(max_examples=150, deadline=None)

@@ -16,6 +16,7 @@ class PieceTokenizer(StoredTokenizer):
     """One id per piece, and the last for the end of a text."""
 
     kind = "pieces"
+    lossless = False
 
     def __init__(self, eos_id=len(PIECES)):
         self.vocab_size = len(PIECES) + 1

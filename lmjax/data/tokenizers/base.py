@@ -38,6 +38,7 @@ class StoredTokenizer(ABC):
     kind: str
     vocab_size: int
     eos_id: int
+    lossless: bool  # every text can be told from its ids: none is changed, shortened or encoded as unknown
 
     @abstractmethod
     def contents(self) -> Contents:

@@ -15,6 +15,7 @@ class ByteTokenizer(StoredTokenizer):
     kind = "byte"
     vocab_size = 257
     eos_id = 256
+    lossless = True
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) for text in texts]

@@ -47,6 +47,7 @@ class BytePairTokenizer(StoredTokenizer):
     """
 
     kind = "bpe"
+    lossless = True  # its vocabulary holds all 256 bytes, and nothing is normalised
 
     def __init__(
         self,

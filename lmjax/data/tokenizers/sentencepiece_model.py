@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from lmjax.data.tokenizers.base import Contents, StoredTokenizer
 from lmjax.errors import UserError
@@ -49,6 +51,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         self.eos_id = eos_id if eos_id >= 0 else pieces
         self.vocab_size = max(pieces, self.eos_id + 1)
         self._exact = exact
+        self.lossless = exact or _keeps_text(model)
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -72,6 +75,19 @@ class SentencePieceTokenizer(StoredTokenizer):
     @classmethod
     def from_contents(cls, contents: Contents, where: object) -> SentencePieceTokenizer:
         return cls(contents.files.get(_FILE, b""), where, exact=bool(contents.parameters.get("exact", False)))
+
+
+def _keeps_text(model: bytes) -> bool:
+    """Whether a published model normalises nothing and has a piece for every byte.
+
+    It still reads U+2581 as a blank, as all of them do.
+    """
+    definitions: Any = sentencepiece_model_pb2  # which names no classes to mypy
+    proto = definitions.ModelProto.FromString(model)
+    rules = proto.normalizer_spec
+    byte_pieces = sum(piece.type == piece.BYTE for piece in proto.pieces)
+    changes = rules.precompiled_charsmap or rules.remove_extra_whitespaces or not rules.escape_whitespaces
+    return byte_pieces == 256 and not changes
 
 
 def train_sentencepiece(settings: TokenizerSettings, texts: Iterable[str]) -> SentencePieceTokenizer:

@@ -41,6 +41,7 @@ class WordPieceTokenizer(StoredTokenizer):
     """
 
     kind = "wordpiece"
+    lossless = False  # blanks are dropped, and words without pieces become [UNK]
 
     def __init__(
         self,
