@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.errors import UserError
+from lmjax.data.tokenizers.huggingface_config import PIPELINE
+from lmjax.errors import UserError, shortened
 from lmjax.interop.hf import HuggingFaceModel, read_model, write_model
 from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
 from lmjax.parallel.platform import prepare_jax
@@ -40,7 +41,7 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     prepare_jax()
     folder, out = Path(folder), Path(out)
     model = read_model(folder)
-    tokenizer, reason = read_tokenizer(folder)
+    tokenizer, reason = read_tokenizer(folder, model.settings.vocab_size)
     if tokenizer is not None:
         _check_fits(folder, model, tokenizer)
     recipe = _recipe(model, tokenizer)
@@ -119,6 +120,8 @@ def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
         lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
+    if beyond := getattr(tokenizer, "beyond_rows", []):
+        lines.append(f"{PIPELINE}: the model has no rows for {shortened(beyond)}; a text that holds one is refused")
     return lines
 
 

@@ -244,7 +244,7 @@ def test_missing_and_unknown_files_are_errors_that_name_the_path(tmp_path):
         ("empty.model", b"", "expected a SentencePiece model"),
         ("vocab.txt", b"a\nb\n", r"expected the lines \[UNK\] and \[SEP\]"),
         ("twice.txt", b"[UNK]\n[SEP]\na\na\n", "'a' is repeated"),
-        ("latin.txt", b"[UNK]\n[SEP]\n\xe9\n", "expected UTF-8 text, found byte 0xe9 at 12"),
+        ("latin.txt", b"[UNK]\n[SEP]\n\xe9\n", "byte 0xe9 is not UTF-8"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.*{message}"):
@@ -261,7 +261,7 @@ def test_damaged_saved_folders_are_errors_that_name_the_path(name, tmp_path):
         with pytest.raises(UserError, match=rf"{path.name}: expected the SHA-256"):
             load_tokenizer(tmp_path)
         path.unlink()
-        with pytest.raises(UserError, match=rf"{path.name}: expected a readable tokenizer file"):
+        with pytest.raises(UserError, match=rf"{path.name}: cannot be read"):
             load_tokenizer(tmp_path)
         path.write_bytes(whole)
     whole = json.loads(metadata.read_text())
@@ -270,5 +270,5 @@ def test_damaged_saved_folders_are_errors_that_name_the_path(name, tmp_path):
         with pytest.raises(UserError, match=rf"lmjax_tokenizer.json: {message}"):
             load_tokenizer(tmp_path)
     metadata.write_text("{}")
-    with pytest.raises(UserError, match="expected format, kind, parameters and sha256"):
+    with pytest.raises(UserError, match=r"lmjax_tokenizer\.json: no field 'format'"):
         load_tokenizer(tmp_path)

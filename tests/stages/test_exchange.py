@@ -89,7 +89,7 @@ def test_an_imported_model_is_the_folder_s_model(folder, tmp_path, params, token
 def test_a_folder_without_a_tokenizer_applies_and_says_what_to_do(folder, tmp_path, capsys):
     message = import_folder(without_tokenizer(folder), tmp_path / "ours")
     assert "no tokenizer" in message
-    assert "to generate text, put vocab.json and merges.txt" in message
+    assert "to generate text, put tokenizer.json, with tokenizer_config.json" in message
     trained = lmjax.load(tmp_path / "ours")
     assert trained.apply(np.zeros((1, 5), np.int32)).shape == (1, 5, 280)
     assert main(["generate", str(tmp_path / "ours"), "--prompt", "a"]) == 2
