@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizers.huggingface_config import PIPELINE
-from lmjax.errors import UserError, shortened
+from lmjax.errors import UserError
 from lmjax.interop.hf import HuggingFaceModel, read_model, write_model
 from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
 from lmjax.parallel.platform import prepare_jax
@@ -120,8 +120,7 @@ def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
         lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
-    if beyond := getattr(tokenizer, "beyond_rows", []):
-        lines.append(f"{PIPELINE}: the model has no rows for {shortened(beyond)}; a text that holds one is refused")
+    lines += [f"{PIPELINE}: {remark}" for remark in getattr(tokenizer, "remarks", [])]
     return lines
 
 

@@ -164,10 +164,23 @@ def test_the_end_of_a_text_is_looked_for_by_name_and_then_in_the_model_s_files(f
 
 def test_added_tokens_without_a_row_are_refused_in_texts_alone(folder):
     tokenizer = load_tokenizer(folder("llama2_model"), rows=600)
-    assert (tokenizer.vocab_size, tokenizer.beyond_rows) == (600, ["<pad>"])
+    said = "the model has no rows for ['<pad>']; a text that holds one is refused"
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.remarks) == (600, None, [said])
     assert tokenizer.encode("the cat") == load_tokenizer(folder("llama2")).encode("the cat")
     with pytest.raises(UserError, match=r"holds '<pad>', token 600, for which the model's table of 600 rows"):
         tokenizer.encode_batch(["fine", "a <pad> b"])
+
+
+def test_an_end_or_a_class_that_the_model_or_the_file_contradicts_is_named(folder):
+    path = folder("llama2_model")
+    edit(path / "tokenizer_config.json", eos_token="<pad>")
+    with pytest.raises(NoTokenizerError, match=r"eos_token has the id 600: expected one of the 600 rows"):
+        load_tokenizer(path, rows=600)
+    for name, own in (("gpt2", []), ("llama2", []), ("bert", []), ("bert_own", [])):
+        assert load_tokenizer(folder(name)).remarks == own
+    path = folder("smollm")
+    edit(path / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    assert load_tokenizer(path).remarks[0].startswith("tokenizer_class = 'GPT2Tokenizer', for which transformers 5")
 
 
 def test_what_has_no_token_is_named_with_its_place(folder):

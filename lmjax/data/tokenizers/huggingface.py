@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from lmjax.data.tokenizers.base import Contents, StoredTokenizer
-from lmjax.data.tokenizers.huggingface_config import PIPELINE, lay_over, read_config
+from lmjax.data.tokenizers.huggingface_config import PIPELINE, lay_over, makes_its_own_steps, read_config
 from lmjax.data.tokenizers.pipeline import UnknownPieces, keeps_text, open_pipeline
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form
@@ -58,10 +58,18 @@ class HuggingFaceTokenizer(StoredTokenizer):
         self.lossless = keeps_text(self._tokenizer, self._unknown.none_possible)
 
     @property
-    def beyond_rows(self) -> list[str]:
-        """The added tokens for which the model has no row."""
+    def remarks(self) -> list[str]:
+        """What a reader of the folder has to know: tokens without a row, and a class that says other than the file."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        return sorted(token for token, index in vocabulary.items() if index >= self.vocab_size)
+        beyond = sorted(token for token, index in vocabulary.items() if index >= self.vocab_size)
+        said = [f"the model has no rows for {shortened(beyond)}; a text that holds one is refused"] if beyond else []
+        named = self._parameters["tokenizer_class"]
+        if makes_its_own_steps(self._tokenizer, named):
+            said.append(
+                f"tokenizer_class = {named!r}, for which transformers 5 sets the steps of {PIPELINE} aside; lmjax "
+                "follows the file"
+            )
+        return said
 
     def token(self, index: int) -> str:
         """The token of an id, as it is written in the vocabulary."""

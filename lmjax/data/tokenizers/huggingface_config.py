@@ -141,6 +141,17 @@ def lay_over(tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_cl
         tokenizer.encode_special_tokens = True
 
 
+def makes_its_own_steps(tokenizer: tokenizers.Tokenizer, tokenizer_class: str | None) -> bool:
+    """Whether transformers 5 cuts otherwise than the file, as its class brings a normalizer and a pre-tokenizer."""
+    normal, cut = state(tokenizer.normalizer), state(tokenizer.pre_tokenizer).get("type")
+    if tokenizer_class == "GPT2Tokenizer":
+        return bool(normal) or cut != "ByteLevel"
+    if tokenizer_class == "LlamaTokenizer":
+        kinds = {step["type"] for step in steps(tokenizer.pre_tokenizer)}
+        return "ByteLevel" not in kinds and (bool(normal) or cut != "Metaspace")
+    return tokenizer_class in _BERT and (normal.get("type"), cut) != ("BertNormalizer", "BertPreTokenizer")
+
+
 def class_of_model(model_type: object) -> str | None:
     """The tokenizer class that transformers takes where tokenizer_config.json names none."""
     return _MODEL_CLASSES.get(model_type) if isinstance(model_type, str) else None

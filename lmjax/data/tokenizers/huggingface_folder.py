@@ -60,10 +60,15 @@ def read_huggingface(folder: Path, rows: int | None = None) -> HuggingFaceTokeni
             config = dataclasses.replace(config, values=names | dict(config.values))
             files[CONFIG] = as_json(config.values)
     lay_over(pipeline, config, named_class, where)
-    parameters = _ids(folder, pipeline, config, named_class, model)
-    return HuggingFaceTokenizer(
-        files, parameters | {"tokenizer_class": named_class, "rows": _rows(pipeline, rows)}, where
-    )
+    rows = _rows(pipeline, rows)
+    ids = _ids(folder, pipeline, config, named_class, model)
+    kept = {name: None if index is None or (rows and index >= rows) else index for name, index in ids.items()}
+    if kept["eos_id"] is None:
+        raise NoTokenizerError(
+            f"{folder / CONFIG}: eos_token has the id {ids['eos_id']}: expected one of the {rows} rows of the model's "
+            "table; name another token"
+        )
+    return HuggingFaceTokenizer(files, {**kept, "tokenizer_class": named_class, "rows": rows}, where)
 
 
 def _from_older_files(
