@@ -26,7 +26,7 @@ from lmjax.data.tokenizers.huggingface_config import PIPELINE
 from lmjax.data.tokenizers.huggingface_folder import is_huggingface, read_huggingface
 from lmjax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer, train_sentencepiece
 from lmjax.data.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
-from lmjax.errors import UserError, nearest
+from lmjax.errors import UserError, nearest, shortened
 from lmjax.files import read_bytes
 from lmjax.settings import TokenizerSettings
 
@@ -165,7 +165,7 @@ def _load_saved(folder: Path) -> Tokenizer:
     contents = base.read_folder(folder)
     if contents.kind not in _FROM_CONTENTS:
         known = nearest(str(contents.kind), _FROM_CONTENTS)
-        raise UserError(f"{folder / base.METADATA}: kind = {contents.kind!r}: expected a known kind; {known}")
+        raise UserError(f"{folder / base.METADATA}: kind = {shortened(contents.kind)}: expected a known kind; {known}")
     return _FROM_CONTENTS[contents.kind](contents, folder)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import lzma
 import pickle
+import random
 from base64 import b64decode
 from pathlib import Path
 
@@ -270,3 +271,28 @@ def test_junk_in_a_pipeline_is_a_user_error(folder):
                 assert harmless, (keys, value)
             except UserError as error:
                 assert not harmless and "tokenizer.json" in str(error)
+
+
+def flipped(rng, data):
+    """The bytes with a few bits flipped, or cut short."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 3, 20])):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed) if rng.random() < 0.7 else data[: rng.randrange(len(data))]
+
+
+@pytest.mark.slow
+def test_damage_anywhere_is_followed_or_a_user_error(folder):
+    rng = random.Random(0)
+    for name in sorted(KINDS):
+        path = folder(name)
+        for file in sorted(path.iterdir()):
+            whole = file.read_bytes()
+            for _ in range(20):
+                file.write_bytes(flipped(rng, whole))
+                try:
+                    tokenizer = load_tokenizer(path)
+                    tokenizer.decode(tokenizer.encode("the caf\u00e9 <x>"))
+                except UserError as error:
+                    assert len(str(error)) < 1500
+            file.write_bytes(whole)

@@ -15,7 +15,7 @@ import tokenizers
 
 from lmjax.data.tokenizers.base import Contents, StoredTokenizer
 from lmjax.data.tokenizers.huggingface_config import PIPELINE, lay_over, makes_its_own_steps, read_config
-from lmjax.data.tokenizers.pipeline import UnknownPieces, keeps_text, open_pipeline
+from lmjax.data.tokenizers.pipeline import UnknownPieces, is_library_error, keeps_text, open_pipeline
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form
 
@@ -66,8 +66,8 @@ class HuggingFaceTokenizer(StoredTokenizer):
         named = self._parameters["tokenizer_class"]
         if makes_its_own_steps(self._tokenizer, named):
             said.append(
-                f"tokenizer_class = {named!r}, for which transformers 5 sets the steps of {PIPELINE} aside; lmjax "
-                "follows the file"
+                f"tokenizer_class = {shortened(named)}, for which transformers 5 sets the steps of {PIPELINE} aside; "
+                "lmjax follows the file"
             )
         return said
 
@@ -109,8 +109,10 @@ class HuggingFaceTokenizer(StoredTokenizer):
             return encode(texts, add_special_tokens=specials)
         except (TypeError, UnicodeEncodeError):
             raise
-        except Exception as error:  # the library raises nothing narrower, and does not say for which text
-            if len(texts) > 1:
+        except BaseException as error:
+            if not is_library_error(error):
+                raise
+            if len(texts) > 1:  # the library does not say which
                 for text in texts:
                     self._encodings(encode, [text], specials=specials)
             raise UserError(

@@ -19,7 +19,7 @@ from lmjax.data.tokenizers.byte_level_bpe import parse_merges
 from lmjax.data.tokenizers.huggingface_config import AS_IN_FILE, CONFIG, FolderConfig
 from lmjax.data.tokenizers.pipeline import library_call
 from lmjax.data.tokenizers.wordpiece import parse_vocabulary
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
 from lmjax.files import read_bytes, read_json, read_text
 
 _MARK = "\u2581"  # SentencePiece's blank
@@ -81,11 +81,13 @@ def sentencepiece(
         pieces = [piece.piece for piece in proto.pieces]
     except Exception as error:  # whatever protobuf raises, the file cannot be read
         raise UserError(f"{path}: expected a SentencePiece model ({error}); copy or train it again") from error
-    if not pieces or len(set(pieces)) < len(pieces):
+    if not pieces or len(set(pieces)) < len(pieces) or not all(isinstance(piece, str) for piece in pieces):
         raise UserError(f"{path}: expected a SentencePiece model, each piece once; copy or train it again")
     llama = named_class == "LlamaTokenizer"
     legacy = config.flag("legacy")
-    made = _llama(proto, pieces, config, bool(legacy)) if llama else _as_spelled(proto, pieces, legacy is not False)
+    made = library_call(
+        lambda: _llama(pieces, config, bool(legacy)) if llama else _as_spelled(proto, pieces, legacy is not False), path
+    )
     specials = [
         tokenizers.AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
         for piece in proto.pieces
@@ -103,7 +105,7 @@ def sentencepiece(
     return made, {} if llama else {name: piece for name, (index, piece) in names.items() if index >= 0}
 
 
-def _llama(proto: Any, pieces: list[str], config: FolderConfig, legacy: bool) -> tokenizers.Tokenizer:
+def _llama(pieces: list[str], config: FolderConfig, legacy: bool) -> tokenizers.Tokenizer:
     """What transformers makes of a .model under the name LlamaTokenizer, whatever the model's own normalisation is."""
     ids = {piece: index for index, piece in enumerate(pieces)}
     prefix = config.flag("add_prefix_space") is not False
@@ -213,8 +215,8 @@ _SAVE = "save it with transformers, which writes tokenizer.json"
 def _expect(path: Path, named_class: str | None, *classes: str | None) -> None:
     if named_class not in classes:
         raise NoTokenizerError(
-            f"{path.parent / CONFIG}: tokenizer_class = {named_class!r}: expected {classes[0]!r} beside {path.name}; "
-            f"{_SAVE}"
+            f"{path.parent / CONFIG}: tokenizer_class = {shortened(named_class)}: expected {classes[0]!r} beside "
+            f"{path.name}; {_SAVE}"
         )
 
 

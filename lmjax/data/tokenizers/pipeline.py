@@ -42,8 +42,10 @@ def open_pipeline(data: bytes, where: object) -> tokenizers.Tokenizer:
             f"{where}: model.dropout = {tokenizer.model.dropout:g}: expected none, as it gives a text other ids each "
             "time; set it to null"
         )
-    if tokenizer.get_vocab_size(with_added_tokens=True) == 0:
-        raise UserError(f"{where}: the vocabulary is empty; expected some tokens; {_FIX}")
+    ids = list(tokenizer.get_vocab(with_added_tokens=True).values())
+    if not ids or len(set(ids)) < len(ids):
+        what = "two tokens of the vocabulary have one id" if ids else "the vocabulary is empty"
+        raise UserError(f"{where}: {what}; expected tokens with an id each; {_FIX}")
     for token in added:
         own = tokenizer.token_to_id(token["content"])
         if own != token["id"]:
@@ -59,10 +61,15 @@ def library_call(call: Any, where: object) -> Any:
     try:
         return call()
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_library_error(error):
             raise
         reason = str(error).split("\n")[0][:300]
         raise UserError(f"{where}: expected a tokenizer.json of Hugging Face ({reason}); {_FIX}") from error
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Whether the tokenizers library can have raised it, which raises nothing narrower; its panics are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def state(part: Any) -> dict[str, Any]:
