@@ -21,8 +21,8 @@ BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
 class TokenizerSettings:
     """Which tokenizer, and how to train it when `path` is empty."""
 
-    kind: Literal["byte", "sentencepiece", "bpe", "wordpiece"] = "byte"
-    path: str = ""  # a trained tokenizer: a .model file, a vocab.txt, or a folder with vocabulary and merges
+    kind: Literal["byte", "sentencepiece", "bpe", "wordpiece", "huggingface"] = "byte"  # "byte": what `path` holds
+    path: str = ""  # a trained tokenizer: a folder that lmjax or transformers wrote, a .model file or a vocab.txt
     vocab_size: int = 4096  # entries, when trained here; the byte tokenizer has its own
     sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
     byte_fallback: bool = True  # SentencePiece: unknown characters become bytes

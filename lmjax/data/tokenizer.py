@@ -1,8 +1,9 @@
 """Text to token ids and back, behind one protocol.
 
-In: a tokenizer's settings and, to train one, texts; or a folder or published files. Out: a `Tokenizer`. Four kinds:
-"byte", "sentencepiece", "bpe" (byte-level) and "wordpiece". `eos_id` separates documents; no tokenizer has a padding
-id, since padding is segment 0. The names of special tokens are ordinary text wherever they occur in data.
+In: a tokenizer's settings and, to train one, texts; or a folder or published files. Out: a `Tokenizer`. Four kinds are
+trained here: "byte", "sentencepiece", "bpe" (byte-level) and "wordpiece"; to them the names of special tokens are
+ordinary text wherever they occur in data. The fifth, "huggingface", is any folder that transformers reads, and gives
+the ids that transformers gives. `eos_id` separates documents; no batch needs a padding id, since padding is segment 0.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from typing import Protocol
 import numpy as np
 
 from lmjax.data.tokenizers import base
+from lmjax.data.tokenizers.base import NoTokenizerError
 from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.data.tokenizers.byte_level_bpe import BytePairTokenizer, load_bpe, train_bpe
+from lmjax.data.tokenizers.huggingface import KIND as HUGGINGFACE
+from lmjax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from lmjax.data.tokenizers.huggingface_config import PIPELINE
+from lmjax.data.tokenizers.huggingface_folder import is_huggingface, read_huggingface
 from lmjax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer, train_sentencepiece
 from lmjax.data.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
 from lmjax.data.training_text import without_long_words
-from lmjax.errors import UserError, nearest, require
+from lmjax.errors import UserError, nearest, require, shortened
+from lmjax.files import read_bytes
 from lmjax.settings import TokenizerSettings
 
 _EXPECTED = (
-    "a folder that lmjax saved, a .model file, a vocab.txt, or a folder with vocab.json or encoder.json and "
-    "merges.txt or vocab.bpe"
+    "a folder that lmjax saved, a Hugging Face folder with tokenizer.json, a .model file, a vocab.txt, or a folder "
+    "with vocab.json or encoder.json and merges.txt or vocab.bpe"
 )
+_ANY = ("byte", HUGGINGFACE)  # kinds under which a folder that transformers writes is read as transformers does
 
 
 class Tokenizer(Protocol):
@@ -66,19 +74,30 @@ _FROM_CONTENTS: dict[str, Callable[[base.Contents, object], Tokenizer]] = {
     "sentencepiece": SentencePieceTokenizer.from_contents,
     "bpe": BytePairTokenizer.from_contents,
     "wordpiece": WordPieceTokenizer.from_contents,
+    HUGGINGFACE: HuggingFaceTokenizer.from_contents,
 }
 
 
-def load_tokenizer(path: str | Path, *, lowercase: bool = True, user_symbols: Sequence[str] = ()) -> Tokenizer:
-    """A tokenizer from a folder that `save` wrote, or from published files.
+def load_tokenizer(
+    path: str | Path,
+    *,
+    kind: str = HUGGINGFACE,
+    lowercase: bool = True,
+    user_symbols: Sequence[str] = (),
+    rows: int | None = None,
+) -> Tokenizer:
+    """A tokenizer from a folder that `save` wrote, from a Hugging Face folder, or from published files.
 
     Args:
       path: the folder or file.
+      kind: which files of a Hugging Face folder are read: "bpe", "sentencepiece" and "wordpiece" take the published
+        vocabulary alone, where there is one.
       lowercase: of a published `vocab.txt`, which does not tell; a saved folder does.
       user_symbols: further strings that are always one token, for published BPE and WordPiece files.
+      rows: of the model's table, for a Hugging Face folder: added tokens beyond them have no ids.
 
     Raises:
-      UserError: something is missing, damaged or of an unknown kind.
+      UserError: something is missing, damaged or of an unknown kind; NoTokenizerError where there is none.
     """
     path = Path(path)
     if not path.exists():
@@ -86,6 +105,10 @@ def load_tokenizer(path: str | Path, *, lowercase: bool = True, user_symbols: Se
     if (path / base.METADATA).exists() or path.name == base.METADATA:
         _refuse_symbols(user_symbols, f"{path} keeps the ones it was saved with")
         return _load_saved(path if path.is_dir() else path.parent)
+    folder = path.parent if path.name == PIPELINE else path
+    if is_huggingface(folder) and (kind in _ANY or not _published(folder, kind)):
+        _refuse_symbols(user_symbols, f"{folder} has its own added tokens")
+        return read_huggingface(folder, rows)
     if vocabulary := _first(path, ["vocab.json", "encoder.json"]):
         merges = _first(vocabulary.parent, ["merges.txt", "vocab.bpe"])
         if merges is None:
@@ -96,10 +119,10 @@ def load_tokenizer(path: str | Path, *, lowercase: bool = True, user_symbols: Se
         raise UserError(f"{path}: expected one .model file, found {[model.name for model in models]}; name one of them")
     if models:
         _refuse_symbols(user_symbols, f"{models[0]} fixes its own when it is trained")
-        return SentencePieceTokenizer(base.read_bytes(models[0]), models[0])
+        return SentencePieceTokenizer(read_bytes(models[0]), models[0])
     if vocabulary := _first(path, ["vocab.txt"]) or (path if path.suffix == ".txt" else None):
         return load_wordpiece(vocabulary, lowercase, user_symbols)
-    raise UserError(f"{path}: found no tokenizer in it; expected {_EXPECTED}; check tokenizer.path")
+    raise NoTokenizerError(f"{path}: found no tokenizer in it; expected {_EXPECTED}; check tokenizer.path")
 
 
 def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
@@ -111,11 +134,13 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
     Raises:
       UserError: the files are of another kind, or the text does not support the vocabulary size.
     """
-    if settings.kind == "byte":
+    if settings.kind == "byte" and not settings.path:
         _refuse_symbols(settings.user_symbols, "the byte tokenizer has none")
     if settings.path:
-        loaded = load_tokenizer(settings.path, lowercase=settings.lowercase, user_symbols=settings.user_symbols)
-        if loaded.kind != settings.kind:
+        loaded = load_tokenizer(
+            settings.path, kind=settings.kind, lowercase=settings.lowercase, user_symbols=settings.user_symbols
+        )
+        if settings.kind not in ("byte", loaded.kind):  # "byte" is the default, and there are no files of that kind
             raise UserError(
                 f"tokenizer.path = {settings.path!r} holds a {loaded.kind!r} tokenizer: expected {settings.kind!r}; "
                 f"set tokenizer.kind to {loaded.kind!r}"
@@ -124,6 +149,8 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
         return loaded
     if settings.kind == "byte":
         return ByteTokenizer()
+    if settings.kind == HUGGINGFACE:
+        raise UserError("tokenizer.path = '': expected a folder for tokenizer.kind 'huggingface'; name one")
     train = {"sentencepiece": train_sentencepiece, "bpe": train_bpe, "wordpiece": train_wordpiece}[settings.kind]
     read = list(without_long_words(_at_most(settings.training_bytes, texts)))
     if not any(text.strip() for text in read):
@@ -156,8 +183,14 @@ def _load_saved(folder: Path) -> Tokenizer:
     contents = base.read_folder(folder)
     if contents.kind not in _FROM_CONTENTS:
         known = nearest(str(contents.kind), _FROM_CONTENTS)
-        raise UserError(f"{folder / base.METADATA}: kind = {contents.kind!r}: expected a known kind; {known}")
+        raise UserError(f"{folder / base.METADATA}: kind = {shortened(contents.kind)}: expected a known kind; {known}")
     return _FROM_CONTENTS[contents.kind](contents, folder)
+
+
+def _published(folder: Path, kind: str) -> bool:
+    """Whether the folder has a vocabulary that is read as this kind."""
+    patterns = {"bpe": ("vocab.json", "encoder.json"), "sentencepiece": ("*.model",), "wordpiece": ("vocab.txt",)}
+    return any(True for pattern in patterns.get(kind, ()) for _ in folder.glob(pattern))
 
 
 def _first(path: Path, names: Sequence[str]) -> Path | None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.tokenizers.huggingface_config import PIPELINE
 from lmjax.errors import UserError
 from lmjax.generate.chat import StageTurns
 from lmjax.interop.chat_template import (
@@ -49,7 +50,7 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     prepare_jax()
     folder, out = Path(folder), Path(out)
     model = read_model(folder)
-    tokenizer, reason = read_tokenizer(folder)
+    tokenizer, reason = read_tokenizer(folder, model.settings.vocab_size)
     template = read_chat_template(folder)
     if tokenizer is not None:
         _check_fits(folder, model, tokenizer)
@@ -167,6 +168,7 @@ def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
         lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
+    lines += [f"{PIPELINE}: {remark}" for remark in getattr(tokenizer, "remarks", [])]
     return lines
 
 

@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
 from lmjax.errors import UserError, clear_disk_errors, means_full_disk
+from lmjax.files import check_form, safe_name
 from lmjax.settings import CheckpointSettings
 from lmjax.training.evaluated import BestEvaluated, Evaluated, worth
 from lmjax.training.state import TrainState
@@ -188,12 +189,17 @@ class Checkpoint:
     def unpack_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.extras()["tokenizer"].items():
-            if Path(name).name != name:
+        files = check_form(
+            self.extras().get("tokenizer"), dict[str, str], self.path, "tokenizer", "restore the checkpoint"
+        )
+        for name, content in files.items():
+            try:
+                data = base64.b64decode(content, validate=True)
+            except (TypeError, ValueError) as error:
                 raise UserError(
-                    f"{self.path}: the tokenizer's file {name!r} would leave its folder; expected a plain name"
-                )
-            (folder / name).write_bytes(base64.b64decode(content))
+                    f"{self.path}: the tokenizer's file {name!r} is damaged; restore the checkpoint"
+                ) from error
+            (folder / safe_name(name, f"{self.path}: tokenizer")).write_bytes(data)
 
 
 def find_checkpoint(path: Path) -> Checkpoint:

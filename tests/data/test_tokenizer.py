@@ -259,7 +259,7 @@ def test_missing_and_unknown_files_are_errors_that_name_the_path(tmp_path):
         ("empty.model", b"", "expected a SentencePiece model"),
         ("vocab.txt", b"a\nb\n", r"expected the lines \[UNK\] and \[SEP\]"),
         ("twice.txt", b"[UNK]\n[SEP]\na\na\n", "'a' is repeated"),
-        ("latin.txt", b"[UNK]\n[SEP]\n\xe9\n", "expected UTF-8 text, found byte 0xe9 at 12"),
+        ("latin.txt", b"[UNK]\n[SEP]\n\xe9\n", "byte 0xe9 is not UTF-8"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.*{message}"):
@@ -276,7 +276,7 @@ def test_damaged_saved_folders_are_errors_that_name_the_path(name, tmp_path):
         with pytest.raises(UserError, match=rf"{path.name}: expected the SHA-256"):
             load_tokenizer(tmp_path)
         path.unlink()
-        with pytest.raises(UserError, match=rf"{path.name}: expected a readable tokenizer file"):
+        with pytest.raises(UserError, match=rf"{path.name}: cannot be read"):
             load_tokenizer(tmp_path)
         path.write_bytes(whole)
     whole = json.loads(metadata.read_text())
@@ -285,5 +285,43 @@ def test_damaged_saved_folders_are_errors_that_name_the_path(name, tmp_path):
         with pytest.raises(UserError, match=rf"lmjax_tokenizer.json: {message}"):
             load_tokenizer(tmp_path)
     metadata.write_text("{}")
-    with pytest.raises(UserError, match="expected format, kind, parameters and sha256"):
+    with pytest.raises(UserError, match=r"lmjax_tokenizer\.json: no field 'format'"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/dev/zero", "/etc/hostname", "sub/file", "..", "", "~root"])
+def test_a_saved_folder_s_list_of_files_stays_in_it(name, tmp_path):
+    trained("bpe").save(tmp_path / "saved")
+    metadata = tmp_path / "saved" / "lmjax_tokenizer.json"
+    (tmp_path / "outside").write_text("secret")
+    whole = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(whole | {"sha256": {name: "0" * 64}}))
+    with pytest.raises(UserError, match=r"lmjax_tokenizer\.json: .* names a file: expected one plain name"):
+        load_tokenizer(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("/dev/zero", "expected a plain file, found a folder or a device"), ("../x", "a link to")]
+)
+def test_a_saved_file_that_is_a_link_out_of_its_folder_is_refused(target, reason, tmp_path):
+    trained("bpe").save(tmp_path / "saved")
+    path = tmp_path / "saved" / "vocab.json"
+    path.rename(tmp_path / "x")
+    path.symlink_to(target)
+    with pytest.raises(UserError, match=rf"vocab\.json: {reason}"):
+        load_tokenizer(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("field", ["kind", "parameters", "sha256", "format"])
+def test_any_value_in_a_saved_folder_s_description_is_a_user_error(name, field, tmp_path):
+    trained(name).save(tmp_path)
+    metadata = tmp_path / "lmjax_tokenizer.json"
+    whole = json.loads(metadata.read_text())
+    parameters = [{key: 7} for key in whole["parameters"]] if field == "parameters" else []
+    for junk in (None, 7, "x", [], [1], {"vocab.json": 3}, 10**400, *parameters):
+        metadata.write_text(json.dumps(whole | {field: junk}))
+        if junk == {"vocab.json": 3} and field == "parameters":
+            continue  # an unknown parameter
+        with pytest.raises(UserError, match=r"lmjax_tokenizer|parameters"):
+            load_tokenizer(tmp_path)

@@ -98,7 +98,7 @@ def test_an_imported_model_is_the_folder_s_model(folder, tmp_path, params, token
 def test_a_folder_without_a_tokenizer_applies_and_says_what_to_do(folder, tmp_path, capsys):
     message = import_folder(without_tokenizer(folder), tmp_path / "ours")
     assert "no tokenizer" in message
-    assert "to generate text, put vocab.json and merges.txt" in message
+    assert "to generate text, put tokenizer.json, with tokenizer_config.json" in message
     trained = lmjax.load(tmp_path / "ours")
     assert trained.apply(np.zeros((1, 5), np.int32)).shape == (1, 5, 280)
     assert main(["generate", str(tmp_path / "ours"), "--prompt", "a"]) == 2
@@ -241,3 +241,33 @@ def test_a_stage_s_checkpoint_talks_and_is_exported_by_the_stage_s_template(tmp_
     assert config["chat_template"] == as_jinja(template)
     import_folder(tmp_path / "out", tmp_path / "again")
     assert lmjax.load(tmp_path / "again").turns.prompt((Turn("user", "mat"),), tokenizer) == asked
+
+
+def test_a_chat_folder_s_end_pad_and_special_tokens_go_in_and_come_out(folder, tmp_path, params):
+    """The last symbol ends a text, and one more token is padding that has no row: as in published chat models."""
+    tokenizer = build_tokenizer(TokenizerSettings(kind="bpe", vocab_size=270, user_symbols=("<|im_end|>",)), TEXT)
+    write_tokenizer(folder, tokenizer, SETTINGS.context)
+    (folder / "lmjax_tokenizer.json").unlink()
+    eos_id = tokenizer.encode("<|im_end|>")[0]
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    assert "a huggingface tokenizer of 271 entries" in import_folder(folder, tmp_path / "ours")
+    trained = lmjax.load(tmp_path / "ours")
+    assert (trained.tokenizer.eos_id, trained.tokenizer.pad_id) == (eos_id, 270)
+    assert trained.recipe.tokenizer.kind == "huggingface"
+
+    export_folder(tmp_path / "ours", tmp_path / "back")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (folder / file).read_bytes()
+    for file in ("config.json", "generation_config.json"):
+        written = json.loads((tmp_path / "back" / file).read_text())
+        assert (written["eos_token_id"], written["pad_token_id"]) == (eos_id, 270)
+
+    cut = params | {"tokens": params["tokens"][:270]}  # a table without a row for the padding
+    write_model(folder, dataclasses.replace(SETTINGS, vocab_size=270), cut, eos_id=eos_id)
+    said = import_folder(folder, tmp_path / "cut")
+    assert "tokenizer.json: the model has no rows for ['<|pad|>']; a text that holds one is refused" in said
+    trained = lmjax.load(tmp_path / "cut")
+    assert (trained.tokenizer.vocab_size, trained.tokenizer.pad_id) == (270, None)
+    with pytest.raises(UserError, match=r"holds '<\|pad\|>', token 270, for which the model's table of 270 rows"):
+        trained.generate("the cat<|pad|>", max_tokens=1)

@@ -165,7 +165,7 @@ def test_a_tokenizer_file_that_would_leave_its_folder_is_refused(tmp_path, monke
         checkpointer.save(_state(), 3, {})
     checkpoint = find_checkpoint(tmp_path)
     monkeypatch.setattr(type(checkpoint), "extras", lambda self: {"tokenizer": {"../evil": ""}})
-    with pytest.raises(UserError, match="would leave its folder"):
+    with pytest.raises(UserError, match=r"'\.\./evil' names a file: expected one plain name"):
         checkpoint.unpack_tokenizer(tmp_path / "out")
 
 

@@ -13,14 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
+from lmjax.files import read_bytes, read_json, safe_name
 
 METADATA = "lmjax_tokenizer.json"
 _FORMAT = 1
+
+
+class NoTokenizerError(UserError):
+    """A folder without a tokenizer, or with one that lmjax cannot follow: its model can still be read."""
 
 
 @dataclass(frozen=True)
@@ -108,54 +113,38 @@ def write_folder(folder: Path, contents: Contents) -> None:
     (folder / METADATA).write_text(json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=True) + "\n")
 
 
+class _Metadata(TypedDict):
+    format: int
+    kind: str
+    parameters: dict[str, Any]
+    sha256: dict[str, str]
+
+
 def read_folder(folder: Path) -> Contents:
-    """The contents that `write_folder` wrote. Raises UserError where they are missing, damaged or from the future."""
+    """The contents that `write_folder` wrote. Raises UserError where they are missing, damaged or from the future.
+
+    Its files are plain ones in the folder itself: a name that leads out of it, a link or a device is refused.
+    """
     path = Path(folder) / METADATA
-    metadata = read_json(path)
-    if not isinstance(metadata, dict) or not {"format", "kind", "parameters", "sha256"} <= metadata.keys():
-        raise UserError(f"{path}: expected format, kind, parameters and sha256 in it; save the tokenizer again")
+    metadata = read_json(path, _Metadata, "save the tokenizer again")
     if metadata["format"] != _FORMAT:
         raise UserError(f"{path}: format = {metadata['format']!r}: expected {_FORMAT}; read it with a newer lmjax")
     files = {}
     for name, digest in metadata["sha256"].items():
-        files[name] = read_bytes(path.parent / name)
+        files[name] = read_own_file(path.parent, name, path)
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise UserError(
-                f"{path.parent / name}: expected the SHA-256 {digest[:12]}... that {METADATA} gives; "
-                "the file was damaged or edited: copy the folder again"
+                f"{path.parent / name}: expected the SHA-256 {shortened(digest[:12])}... that {METADATA} gives; "
+                f"the file was damaged or edited: copy the folder again, or remove {METADATA} to read the other files"
             )
     return Contents(metadata["kind"], metadata["parameters"], files)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's bytes. Raises UserError naming the path where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: expected a readable tokenizer file ({error.strerror}); check the path") from error
-
-
-def read_text(path: Path) -> str:
-    """The file as UTF-8. Raises UserError naming the path where it is not."""
-    return decode_text(read_bytes(path), path)
-
-
-def decode_text(data: bytes, where: object) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: expected UTF-8 text, found byte {data[error.start]:#04x} at {error.start}"
-        ) from error
-
-
-def read_json(path: Path) -> Any:
-    """The file as JSON. Raises UserError naming path and line where it is not."""
-    return decode_json(read_bytes(path), path)
-
-
-def decode_json(data: bytes, where: object) -> Any:
-    try:
-        return json.loads(decode_text(data, where))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}:{error.lineno}: expected JSON ({error.msg}); copy or save the file again") from error
+def read_own_file(folder: Path, name: str, where: object) -> bytes:
+    """The bytes of the plain file `name`, which `where` names, in the folder. Raises UserError for any other."""
+    path = folder / safe_name(name, where)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: expected a plain file, found a folder or a device; restore the file")
+    if path.exists() and path.resolve().parent != folder.resolve():
+        raise UserError(f"{path}: a link to {path.resolve()}; expected a file of this folder; copy the file into it")
+    return read_bytes(path)

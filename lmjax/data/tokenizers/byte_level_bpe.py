@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from lmjax.data.tokenizers.base import Contents, StoredTokenizer, decode_json, decode_text, read_json, read_text
+from lmjax.data.tokenizers.base import Contents, NoTokenizerError, StoredTokenizer
 from lmjax.errors import UserError
+from lmjax.files import check_form, decode_json, decode_text, read_json, read_text
 from lmjax.settings import TokenizerSettings
 
 END_OF_TEXT = "<|endoftext|>"
@@ -32,6 +34,10 @@ def byte_characters() -> dict[str, int]:
 
 
 _BYTES = byte_characters()
+
+
+class _Parameters(TypedDict, total=False):
+    user_symbols: list[str]
 
 
 class BytePairTokenizer(StoredTokenizer):
@@ -91,14 +97,15 @@ class BytePairTokenizer(StoredTokenizer):
 
     @classmethod
     def from_contents(cls, contents: Contents, where: object) -> BytePairTokenizer:
-        vocabulary = decode_json(contents.files.get(_VOCABULARY, b""), where)
-        merges = _parse_merges(decode_text(contents.files.get(_MERGES, b""), where), where)
+        check_form(dict(contents.parameters), _Parameters, where, "parameters")
+        vocabulary = decode_json(decode_text(contents.files.get(_VOCABULARY, b""), where), where)
+        merges = parse_merges(decode_text(contents.files.get(_MERGES, b""), where), where)
         return cls(vocabulary, merges, contents.parameters.get("user_symbols", ()), where)
 
 
 def load_bpe(vocabulary: Path, merges: Path, user_symbols: Sequence[str] = ()) -> BytePairTokenizer:
     """A published pair of files: `vocab.json` or `encoder.json`, and `merges.txt` or `vocab.bpe`."""
-    pairs = _parse_merges(read_text(merges), merges)
+    pairs = parse_merges(read_text(merges), merges)
     return BytePairTokenizer(read_json(vocabulary), pairs, user_symbols, vocabulary)
 
 
@@ -140,7 +147,7 @@ def _complete(vocabulary: Mapping[str, int], symbols: Sequence[str], where: obje
         raise UserError(f"{where}: expected a JSON object from tokens to the ids 0 to n-1; use a published vocab.json")
     missing = [character for character in _BYTES if character not in vocabulary]
     if missing:
-        raise UserError(
+        raise NoTokenizerError(
             f"{where}: expected all 256 bytes of a byte-level BPE vocabulary, {len(missing)} are missing; "
             "a vocabulary of another kind (GPT-1's, for one) does not load as bpe"
         )
@@ -162,7 +169,8 @@ def _token_bytes(token: str, symbols: Sequence[str]) -> bytes:
     return bytes([_BYTES[character] for character in token])
 
 
-def _parse_merges(text: str, where: object) -> list[tuple[str, str]]:
+def parse_merges(text: str, where: object) -> list[tuple[str, str]]:
+    """The pairs of a merges.txt."""
     merges = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.rstrip("\r")

@@ -17,6 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from lmjax.data.tokenizers.base import Contents, StoredTokenizer
 from lmjax.errors import UserError
+from lmjax.files import check_form
 from lmjax.settings import TokenizerSettings
 
 _FILE = "sentencepiece.model"
@@ -86,7 +87,8 @@ class SentencePieceTokenizer(StoredTokenizer):
 
     @classmethod
     def from_contents(cls, contents: Contents, where: object) -> SentencePieceTokenizer:
-        return cls(contents.files.get(_FILE, b""), where, exact=bool(contents.parameters.get("exact", False)))
+        exact = check_form(contents.parameters.get("exact", False), bool, where, "parameters.exact")
+        return cls(contents.files.get(_FILE, b""), where, exact=exact)
 
 
 def _keeps_text(model: bytes) -> bool:

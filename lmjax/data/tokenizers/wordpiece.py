@@ -11,21 +11,29 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from lmjax.data.tokenizers.base import Contents, StoredTokenizer, decode_text, read_text
-from lmjax.errors import UserError
+from lmjax.data.tokenizers.base import Contents, StoredTokenizer
+from lmjax.errors import UserError, shortened
+from lmjax.files import check_form, decode_text, read_text
 from lmjax.settings import TokenizerSettings
 
 _FILE = "vocab.txt"
 _UNKNOWN, _SEPARATOR = "[UNK]", "[SEP]"
-_SPECIAL = ("[PAD]", _UNKNOWN, "[CLS]", _SEPARATOR, "[MASK]")
+_PADDING = "[PAD]"
+_SPECIAL = (_PADDING, _UNKNOWN, "[CLS]", _SEPARATOR, "[MASK]")
 _CONTINUED = "##"
 _LONGEST_WORD = 100  # characters; a longer word is [UNK], as in the published tokenizer
 _ALPHABET = 8000  # characters that training keeps, the most frequent ones; rarer ones become [UNK]
+
+
+class _Parameters(TypedDict, total=False):
+    lowercase: bool
+    user_symbols: list[str]
 
 
 class WordPieceTokenizer(StoredTokenizer):
@@ -51,16 +59,12 @@ class WordPieceTokenizer(StoredTokenizer):
         where: object = "the WordPiece vocabulary",
     ) -> None:
         _check_symbols(user_symbols)
+        _check_vocabulary(tokens, where)
         self._tokens = list(dict.fromkeys((*tokens, *user_symbols)))
-        if len(set(tokens)) < len(tokens):
-            repeated = Counter(tokens).most_common(1)[0][0]
-            raise UserError(f"{where}: expected each token once, {repeated!r} is repeated; copy the file again")
-        absent = [token for token in (_UNKNOWN, _SEPARATOR) if token not in self._tokens]
-        if absent:
-            raise UserError(f"{where}: expected the lines [UNK] and [SEP], {absent} not found; use BERT's vocab.txt")
         self._lowercase, self._symbols = lowercase, tuple(user_symbols)
         self.vocab_size = len(self._tokens)
         self.eos_id = self._tokens.index(_SEPARATOR)
+        self.pad_id = self._tokens.index(_PADDING) if _PADDING in self._tokens else None
         ids = {token: index for index, token in enumerate(self._tokens)}
         model = models.WordPiece(ids, unk_token=_UNKNOWN, max_input_chars_per_word=_LONGEST_WORD)
         self._tokenizer = _pipeline(model, lowercase)
@@ -80,14 +84,15 @@ class WordPieceTokenizer(StoredTokenizer):
 
     @classmethod
     def from_contents(cls, contents: Contents, where: object) -> WordPieceTokenizer:
-        tokens = _parse(decode_text(contents.files.get(_FILE, b""), where))
+        tokens = parse_vocabulary(decode_text(contents.files.get(_FILE, b""), where), where)
         parameters = contents.parameters
-        return cls(tokens, bool(parameters.get("lowercase", True)), parameters.get("user_symbols", ()), where)
+        check_form(dict(parameters), _Parameters, where, "parameters")
+        return cls(tokens, parameters.get("lowercase", True), parameters.get("user_symbols", ()), where)
 
 
 def load_wordpiece(path: Path, lowercase: bool, user_symbols: Sequence[str] = ()) -> WordPieceTokenizer:
     """A published `vocab.txt`."""
-    return WordPieceTokenizer(_parse(read_text(path)), lowercase, user_symbols, path)
+    return WordPieceTokenizer(parse_vocabulary(read_text(path), path), lowercase, user_symbols, path)
 
 
 def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> WordPieceTokenizer:
@@ -160,6 +165,20 @@ def _check_symbols(symbols: Sequence[str]) -> None:
             )
 
 
-def _parse(text: str) -> list[str]:
-    """One token per line. Only line feeds end a line: BERT's vocabularies hold other Unicode line separators."""
-    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+def parse_vocabulary(text: str, where: object) -> list[str]:
+    """The tokens of a vocab.txt, one per line, with [UNK] and [SEP] among them. Raises UserError where they are not.
+
+    Only line feeds end a line: BERT's vocabularies hold other Unicode line separators.
+    """
+    tokens = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+    _check_vocabulary(tokens, where)
+    return tokens
+
+
+def _check_vocabulary(tokens: Sequence[str], where: object) -> None:
+    if len(set(tokens)) < len(tokens):
+        repeated = Counter(tokens).most_common(1)[0][0]
+        raise UserError(f"{where}: expected each token once, {shortened(repeated)} is repeated; copy the file again")
+    absent = [token for token in (_UNKNOWN, _SEPARATOR) if token not in set(tokens)]
+    if absent:
+        raise UserError(f"{where}: expected the lines [UNK] and [SEP], {absent} not found; use BERT's vocab.txt")
