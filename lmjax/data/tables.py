@@ -16,7 +16,7 @@ from lmjax.data.documents import BadRecordError, Documents, checked_text
 from lmjax.data.open_files import find_files
 from lmjax.data.record_files import damaged_parquet
 from lmjax.data.text_files import checksum
-from lmjax.errors import UserError, nearest
+from lmjax.errors import UserError, nearest, shortened
 from lmjax.files import user_path
 from lmjax.settings import SourceSettings
 
@@ -36,8 +36,11 @@ class ParquetDocuments(Documents):
             metadata = self._checked_file(path).metadata
             self._sizes.append(path.stat().st_size)
             row = 0
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if sum(counts) != metadata.num_rows or min(counts, default=0) < 0:
+                counted = f"row groups of {shortened(counts)} rows make up no {metadata.num_rows:,}"
+                raise UserError(str(damaged_parquet(path, ValueError(counted))))
+            for group, rows in enumerate(counts):
                 self._groups.append((number, group))
                 self._in_file.append(row)
                 row += rows
@@ -79,7 +82,8 @@ class ParquetDocuments(Documents):
         group = bisect_right(self._first_rows, index) - 1
         number, group_in_file = self._groups[group]
         if self._group is None or self._group[0] != group:
-            self._group = (group, self._column(self.paths[number], group_in_file))
+            rows = self._first_rows[group + 1] - self._first_rows[group]
+            self._group = (group, self._column(self.paths[number], group_in_file, rows))
         row = index - self._first_rows[group]
         where = f"{self.paths[number]}:{self._in_file[group] + row + 1}"
         column = self._group[1]
@@ -90,12 +94,15 @@ class ParquetDocuments(Documents):
         except BadRecordError as error:
             raise BadRecordError(f'{where}: {error}; mend it, or set source.on_bad_record = "skip"') from None
 
-    def _column(self, path: Path, group: int) -> Any:
+    def _column(self, path: Path, group: int, rows: int) -> Any:
         """The column of a row group, or the BadRecordError of all its rows where a page of it is damaged."""
         import pyarrow
 
         try:
-            return self._checked_file(path).read_row_group(group, [self.settings.field]).column(0)
+            column = self._checked_file(path).read_row_group(group, [self.settings.field]).column(0)
+            if len(column) != rows:
+                raise ValueError(f"{len(column):,} rows where {rows:,} are announced")
+            return column
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             return damaged_parquet(path, error)
 

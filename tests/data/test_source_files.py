@@ -137,3 +137,13 @@ def test_a_damaged_parquet_page_is_told_and_its_rows_are_counted(tmp_path):
     documents = source(path, on_bad_record="skip")
     assert list(documents) == [f"row {i}" for i in (*range(5), *range(10, 20))]
     assert documents.skipped == 5
+
+
+def test_a_row_group_of_fewer_or_more_rows_than_are_announced_is_damaged(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), path)
+    documents = source(path)
+    assert documents._column(path, 0, 3).to_pylist() == ["a", "b", "c"]
+    for rows in (2, 4):
+        error = documents._column(path, 0, rows)
+        assert isinstance(error, BadRecordError) and f"3 rows where {rows} are announced" in str(error)
