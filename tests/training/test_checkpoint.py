@@ -146,7 +146,7 @@ def test_damage_to_every_checkpoint_is_an_error_that_lists_them(tmp_path):
     with _open(tmp_path) as checkpointer:
         checkpointer.save(_state(step=1), 1, {})
     _damage_largest(tmp_path / "1", "truncated")
-    with _open(tmp_path) as checkpointer, pytest.raises(UserError, match=r"none of the checkpoints \[1\] is whole"):
+    with pytest.raises(UserError, match=r"none of the checkpoints \[1\] is whole"), _open(tmp_path) as checkpointer:
         checkpointer.restore(_abstract(_state()))
 
 
@@ -165,7 +165,7 @@ def test_a_tokenizer_file_that_would_leave_its_folder_is_refused(tmp_path, monke
         checkpointer.save(_state(), 3, {})
     checkpoint = find_checkpoint(tmp_path)
     monkeypatch.setattr(type(checkpoint), "extras", lambda self: {"tokenizer": {"../evil": ""}})
-    with pytest.raises(UserError, match="would leave its folder"):
+    with pytest.raises(UserError, match="nothing outside the folder is read or written"):
         checkpoint.unpack_tokenizer(tmp_path / "out")
 
 
