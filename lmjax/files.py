@@ -153,6 +153,12 @@ def safe_name(name: object, where: object) -> str:
     return name
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: lmjax in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "lmjax"
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of the file's bytes, in hexadecimal, read in pieces. Raises UserError where it cannot be read."""
     try:

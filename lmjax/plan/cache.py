@@ -11,15 +11,14 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.files import cache_folder
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.recipe import Recipe
 from lmjax.stages.pretrain import planned_entries, planned_model
@@ -70,7 +69,7 @@ class Cache:
     """Results by key in a folder, by default lmjax/plans in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
 
     def __init__(self, folder: Path | None = None, say: Callable[[str], None] = lambda line: None) -> None:
-        self.folder = folder or _default_folder()
+        self.folder = folder or cache_folder() / "plans"
         self.say = say
 
     def get(self, recipe: Recipe, topology: str) -> Result | None:
@@ -123,9 +122,3 @@ def _versions() -> dict[str, str]:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
     return packages | {"lmjax": lmjax.__version__, "sources": digest.hexdigest()}
-
-
-def _default_folder() -> Path:
-    home: Any = os.environ.get("XDG_CACHE_HOME")
-    base = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
-    return base / "lmjax" / "plans"

@@ -143,7 +143,7 @@ def open_mix(
     opened = []
     for number, source in enumerate(sources):
         folder = workdir / "tokens" / f"mix-{number}"
-        opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint))
+        opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint, say=display.say))
         display.say(f"mix: {opened[-1].manifest.source_name}: {opened[-1].tokens:,} tokens")
     return opened
 

@@ -46,7 +46,9 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
     def shards(source: SourceSettings) -> TokenShards:
         place = workdir / "tokens" / f"{source.kind}-{_digest(source, fingerprint)}"
         with display.counting(f"encoding {source.path or source.kind}") as report:
-            opened = open_shards(source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report)
+            opened = open_shards(
+                source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report, say=display.say
+            )
         note = f", {opened.manifest.skipped:,} bad records skipped" if opened.manifest.skipped else ""
         display.say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
         return opened

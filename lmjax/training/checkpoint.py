@@ -153,8 +153,8 @@ class Checkpointer:
                 errors[step] = str(error).removesuffix(f"; {OLDER}")
         if errors and len(errors) == len(steps):
             raise self._none_is_whole(steps)
-        for error in errors.values():
-            self._report(f"{error}; it is set aside")
+        for reason in errors.values():
+            self._report(f"{reason}; it is set aside")
         self._rename(list(errors))
 
     def _none_is_whole(self, steps: Sequence[int]) -> UserError:
