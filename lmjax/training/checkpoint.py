@@ -7,9 +7,12 @@ tokenizer's files and the version of lmjax; and a digest of every file. Nothing 
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import functools
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
-from lmjax.errors import UserError, clear_disk_errors, means_full_disk, shortened
+from lmjax.errors import UserError, clear_disk_errors, means_full_disk, shortened, storage_reason
 from lmjax.files import decode_json, read_json, safe_name
 from lmjax.settings import CheckpointSettings
 from lmjax.training.digests import (
@@ -81,10 +84,13 @@ class Checkpointer:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             best_fn=worth if settings.keep_best else None,  # without it the numbers are not written, and a resumed run
             cleanup_tmp_directories=True,  # would not know which were the best
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._write_digests,
+                create_directories_asynchronously=False,  # threads would wait 300 s for a folder that cannot be made
+            ),
         )
         for logger in ("absl", "asyncio"):  # the latter tells of a task that Orbax has lost whenever it is collected
-            logging.getLogger(logger).addFilter(_not_told_otherwise)
+            logging.getLogger(logger).addFilter(functools.partial(_not_told_otherwise, folder))
         with clear_disk_errors(folder):
             self._set_unreadable_aside()
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(STATE, EXTRAS))
@@ -95,12 +101,15 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.wait()
-        self._manager.close()
+            self._manager.close()
+            return
+        with contextlib.suppress(Exception):  # what a save came to is told already, or hidden by what ends the run
+            self._manager.close()
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """Starts writing a checkpoint; training goes on once the state has been copied to the host.
 
-        Raises UserError when the disk is full, for this checkpoint or for the one before it.
+        Raises UserError when the disk is full or refuses, for this checkpoint or for the one before it.
         """
         arguments = ocp.args.Composite(
             **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
@@ -112,14 +121,16 @@ class Checkpointer:
             self._manager.save(step, args=arguments, metrics=known, force=True)
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises UserError when the disk was full."""
+        """Returns when everything is on disk. Raises UserError when the disk was full or refused."""
         with clear_disk_errors(self._folder):
             self._manager.wait_until_finished()
 
     def _write_digests(self) -> None:
         """Called by Orbax on the first process, in the thread that saves, when all files of all processes are written
         and before the checkpoint becomes visible."""
-        (partial,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        partial = self._folder / f"{self._saving}.orbax-checkpoint-tmp"
+        if not partial.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
         write_digests(partial, self._saving)
 
     def restore(self, abstract: TrainState) -> TrainState | None:
@@ -330,14 +341,15 @@ def _tree(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _not_told_otherwise(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs of a full disk, a traceback per thread, for the error itself comes out of `save`; of a
-    checkpoint whose process was killed before the time of its commit was noted, which nobody asks for, and of one that
-    was not evaluated."""
+def _not_told_otherwise(folder: Path, record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs of a disk that is full or refuses, a traceback per thread, for the error itself comes out
+    of `save`; of a checkpoint whose process was killed before the time of its commit was noted, which nobody asks for,
+    and of one that was not evaluated."""
     error = record.exc_info[1] if record.exc_info else None
     text = record.getMessage()
     expected = ("Metadata file does not exist", "Requested `tracked_metric`; did not provide metrics")
-    return not means_full_disk(error or text) and not text.startswith(expected)
+    storage = means_full_disk(error or text) or storage_reason(error or text, folder)
+    return not storage and not text.startswith(expected)
 
 
 def _packed(folder: Path) -> dict[str, str]:
