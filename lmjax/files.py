@@ -90,6 +90,11 @@ def read_json(path: Path, form: Any = Any, fix: str = "restore the file") -> Any
     return decode_json(decode_text(read_bytes(path), path), path, form, fix)
 
 
+def read_json_if_there(path: Path, form: Any = Any, fix: str = "restore the file") -> Any:
+    """As `read_json`; None where there is no such file."""
+    return read_json(path, form, fix) if path.exists() else None
+
+
 def check_form(value: Any, form: Any, where: object, field: str = "", fix: str = "restore the file") -> Any:
     """`value`, of the type `form`: list[str], dict[str, float], a Literal, unions, or a TypedDict of named fields.
 

@@ -20,7 +20,8 @@ from typing import Any
 import lmjax.rlhf_settings
 import lmjax.settings
 from lmjax.errors import UserError, nearest, require
-from lmjax.fields import check_divides, check_name, check_types, described, field_types
+from lmjax.fields import check_divides, check_name, check_types, described, field_types, require_local
+from lmjax.files import MalformedJsonError, parse_json, read_text
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings, is_function
 from lmjax.settings import (
@@ -153,12 +154,18 @@ def to_json(recipe: Stage) -> str:
 def from_json(text: str, where: str = "recipe.json") -> Any:
     """The recipe that `to_json` wrote. Raises UserError naming the first field that does not fit."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}; restore the file or start anew") from error
+        value = parse_json(text)
+    except MalformedJsonError as error:
+        place = f"{where}:{error.line}" if error.line else where
+        raise UserError(f"{place}: not JSON: {error}; restore the file or start anew") from error
     if not isinstance(value, dict) or str(value.get("stage")) not in STAGES:
         raise UserError(f"{where}: expected an object whose 'stage' is one of {', '.join(STAGES)}")
     return _decode(STAGES[value.pop("stage")], value, where)
+
+
+def read_recipe(path: Path) -> Any:
+    """The recipe in a file that holds what `to_json` gave. Raises UserError where it is damaged, or left empty."""
+    return from_json(read_text(path), str(path))
 
 
 def difference(old: Stage, new: Stage) -> list[str]:
@@ -174,6 +181,7 @@ def difference(old: Stage, new: Stage) -> list[str]:
 
 def load_recipe(spec: str) -> Any:
     """Reads `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where the recipe offers sizes."""
+    require_local("RECIPE", spec)
     name, _, size = spec.partition(":")
     path = _find(name)
     make = _recipe_function(path)

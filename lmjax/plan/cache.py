@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import lmjax
 from lmjax.errors import UserError
-from lmjax.files import cache_folder
+from lmjax.fields import check_types
+from lmjax.files import cache_folder, parse_json
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.recipe import Recipe
 from lmjax.stages.pretrain import planned_entries, planned_model
@@ -56,13 +58,15 @@ class Result:
 
 
 def from_json(text: str) -> Result:
-    """The result that `to_json` wrote. Raises ValueError, KeyError or TypeError where it is something else."""
-    value = json.loads(text)
+    """The result that `to_json` wrote. Raises ValueError, KeyError, TypeError or UserError where it is not that."""
+    value = parse_json(text)
     figures = value["estimate"]
     if figures is None:
         return Result(refusal=str(value["refusal"]))
-    traffic = tuple(AxisTraffic(**each) for each in figures["collectives"])
-    return Result(Estimate(**figures | {"collectives": traffic}))
+    estimate = Estimate(**figures | {"collectives": tuple(AxisTraffic(**each) for each in figures["collectives"])})
+    for part in (estimate, *estimate.collectives):
+        check_types("estimate", part)
+    return Result(estimate)
 
 
 class Cache:
@@ -79,7 +83,7 @@ class Cache:
             found = from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, UserError) as error:
             self.say(f"{path}: not read ({type(error).__name__}: {error}); it is compiled again")
             return None
         if found.estimate is None:
@@ -93,6 +97,8 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".new", delete=False, encoding="utf-8") as f:
                 f.write(result.to_json())
+                f.flush()
+                os.fsync(f.fileno())
             Path(f.name).replace(path)
         except OSError as error:
             fix = "set XDG_CACHE_HOME to a folder that can be written to"

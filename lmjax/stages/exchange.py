@@ -18,13 +18,15 @@ import jax.numpy as jnp
 
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import UserError
+from lmjax.fields import require_local
+from lmjax.files import write_whole
 from lmjax.interop.hf import HuggingFaceModel, read_model, write_model
 from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
 from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pretrain, to_json
 from lmjax.settings import CheckpointSettings, DataSettings, TokenizerSettings
 from lmjax.stages.load import NoTokenizer, load
-from lmjax.stages.workdir import RECIPE_FILE, write_whole
+from lmjax.stages.workdir import RECIPE_FILE
 from lmjax.training.checkpoint import Checkpointer
 from lmjax.training.state import TrainState
 
@@ -37,6 +39,8 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     A folder without a tokenizer that lmjax has gives a checkpoint without one: it can be applied to token ids. Raises
     UserError for what cannot be followed, for a vocabulary larger than the model's table, and where `out` is not empty.
     """
+    require_local("folder", folder)
+    require_local("out", out)
     prepare_jax()
     folder, out = Path(folder), Path(out)
     model = read_model(folder)
@@ -60,6 +64,7 @@ def export_folder(checkpoint: Path | str, out: Path | str) -> str:
 
     Raises UserError for a model that is neither a GPT-1, a GPT-2 nor a Llama, and where `out` is not empty.
     """
+    require_local("out", out)
     trained, out = load(checkpoint), Path(out)
     absent = isinstance(trained.tokenizer, NoTokenizer)
     eos_id = None if absent else trained.tokenizer.eos_id

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmjax.errors import UserError, nearest, require
-from lmjax.recipe import Pipeline, Stage, difference, from_json, sources_of
+from lmjax.recipe import Pipeline, Stage, difference, read_recipe, sources_of
 from lmjax.stages.origins import changes
 from lmjax.stages.workdir import RECIPE_FILE, SUMMARY_FILE
 
@@ -78,7 +78,7 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool) -> Pla
         return Plan(stage, "run", "to be run")
     if behind:
         return Plan(stage, "anew", "runs anew, as --from says")
-    changed = difference(from_json(path.read_text(encoding="utf-8"), str(path)), stage)
+    changed = difference(read_recipe(path), stage)
     if changed:
         return Plan(stage, "anew", "runs anew, because its recipe changed: " + "; ".join(changed))
     upstream = [source for source in sources_of(stage).values() if source in renewed]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.files import write_whole
 from lmjax.parallel.multihost import is_first
-from lmjax.recipe import Stage, difference, from_json, to_json
+from lmjax.recipe import Stage, difference, read_recipe, to_json
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
 PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order
@@ -49,7 +48,7 @@ def claim(workdir: Path, recipe: Stage, force: bool) -> None:
     """Writes the recipe into the folder. Raises UserError, with the fields that differ, where it has another one."""
     path = workdir / RECIPE_FILE
     if path.exists() and not force:
-        changed = difference(from_json(path.read_text(), str(path)), recipe)
+        changed = difference(read_recipe(path), recipe)
         if changed:
             fields = "\n  ".join(changed)
             raise UserError(
@@ -58,18 +57,6 @@ def claim(workdir: Path, recipe: Stage, force: bool) -> None:
             )
     if is_first():
         write_whole(path, to_json(recipe))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The value in a file that `write_whole` wrote; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def environment() -> dict[str, str]:

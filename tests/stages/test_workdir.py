@@ -11,9 +11,11 @@ import pytest
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.files import read_json_if_there as read_json
+from lmjax.files import write_whole
 from lmjax.recipe import Pretrain, from_json
 from lmjax.settings import TrainSettings
-from lmjax.stages.workdir import RECIPE_FILE, claim, environment, locked, read_json, write_whole
+from lmjax.stages.workdir import RECIPE_FILE, claim, environment, locked
 
 
 def test_a_workdir_is_made_with_its_parents_and_holds_the_recipe(tmp_path):
