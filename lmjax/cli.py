@@ -16,6 +16,7 @@ from typing import Any
 
 import lmjax
 from lmjax.errors import PeerLostError, UserError, nearest
+from lmjax.fields import require_local
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if rest and not options.takes_overrides:
             raise UserError(f"unknown arguments: {shlex.join(rest)}; {_nearest_option(options.parser, rest[0])}")
+        _refuse_urls(options)
         code = options.call(options, rest)
         sys.stdout.flush()
         return code
@@ -44,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _refuse_urls(options: argparse.Namespace) -> None:
+    """Before anything is read, written or trained."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            option = f"--{name.replace('_', '-')}"
+            require_local(option if option in options.parser.format_help() else name.upper(), value)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
-from lmjax.fields import check_types
+from lmjax.fields import check_types, require_local
 from lmjax.settings import DataSettings
 
 TEXT = "{text}"  # where a turn's text goes in its template
@@ -49,6 +49,7 @@ class DialogueSourceSettings:
 
     def __post_init__(self) -> None:
         check_types("dialogue source", self)
+        require_local("dialogue source.path", self.path)
         fits = bool(self.path) == (self.kind == "file")
         expected = "a file, folder or glob, or none where kind is 'embedded'"
         require(fits, "dialogue source.path", self.path, expected, "set path" if not self.path else "leave it out")
@@ -117,6 +118,8 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         check_types("reward", self)
+        require_local("reward.source", self.source)
+        require_local("reward.gold", self.gold)
         penalty = self.missing_end_penalty
         require(penalty >= 0, "reward.missing_end_penalty", penalty, "0 or more; it is subtracted", "use 1.0")
         require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "a number above 0", "leave it out")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
-from lmjax.fields import check_fraction, check_positive, check_types
+from lmjax.fields import check_fraction, check_positive, check_types, require_local
 
 BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
 
@@ -32,6 +32,7 @@ class TokenizerSettings:
 
     def __post_init__(self) -> None:
         check_types("tokenizer", self)
+        require_local("tokenizer.path", self.path)
         check_positive("tokenizer", self, "vocab_size", "training_bytes")
 
     @property
@@ -60,6 +61,7 @@ class SourceSettings:
         inside = 0.0 <= self.begin < self.end <= 1.0
         require(inside, "source.begin, source.end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         needs_path = self.kind != "embedded"
+        require_local("source.path", self.path)
         require(bool(self.path) or not needs_path, "source.path", self.path, f"a path for {self.kind!r}", "set path")
 
 

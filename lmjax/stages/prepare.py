@@ -15,6 +15,7 @@ from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.sources import open_source
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
 from lmjax.errors import require
+from lmjax.fields import require_local
 from lmjax.recipe import Recipe
 from lmjax.settings import SourceSettings
 from lmjax.training.progress import ProgressDisplay
@@ -59,6 +60,7 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
 
 def train_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
     """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
+    require_local("out", folder)
     tokenizer = build_tokenizer(recipe.tokenizer, _texts(recipe))
     tokenizer.save(folder)
     return tokenizer
@@ -69,6 +71,7 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
 
     Returns the overrides with which the recipe trains from them: the same batches, without the text.
     """
+    require_local("out", folder)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, folder, display, workers)
     overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
