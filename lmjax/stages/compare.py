@@ -13,8 +13,8 @@ import numpy as np
 from lmjax.data.dialogue import Prompt
 from lmjax.data.dialogue_rows import RECORD
 from lmjax.data.packing import Rows
-from lmjax.errors import require
-from lmjax.files import decode_json, read_text, write_whole
+from lmjax.errors import UserError, require
+from lmjax.files import MalformedJsonError, check_form, parse_json, read_text, write_whole
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import make_mesh
@@ -124,6 +124,14 @@ class _Kept(TypedDict):
     scores: list[float] | None
 
 
+def _kept(line: str, where: str) -> dict[str, Any]:
+    fix = "delete the line and those behind it, which are sampled again"
+    try:
+        return check_form(parse_json(line), _Kept, where, fix=fix)
+    except MalformedJsonError as error:
+        raise UserError(f"{where}: expected JSON ({error}); {fix}") from error
+
+
 class _Answered:
     """What each batch of prompts was answered with, kept in a file by the first process."""
 
@@ -131,9 +139,8 @@ class _Answered:
         self._path = path
         text = read_text(path) if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
-        fix = "delete the line and those behind it, which are sampled again"
         lines = enumerate(whole.split("\n")[:-1], start=1)
-        self._kept = [decode_json(line, f"{path}:{number}", _Kept, fix) for number, line in lines]
+        self._kept = [_kept(line, f"{path}:{number}") for number, line in lines]
         if is_first():
             write_whole(path, whole)
         self._next = 0
