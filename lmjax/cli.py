@@ -17,6 +17,7 @@ from typing import Any
 
 import lmjax
 from lmjax.errors import PeerLostError, UserError, nearest, shortened
+from lmjax.fields import require_local
 from lmjax.files import open_streams, user_path
 
 Command = Callable[[argparse.Namespace, list[str]], int]
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if rest and not options.takes_overrides:
             raise UserError(f"unknown arguments: {shlex.join(rest)}; {_nearest_option(options.parser, rest[0])}")
+        _refuse_urls(options)
         code = options.call(options, rest)
         sys.stdout.flush()
         return code
@@ -82,6 +84,14 @@ def _leave(options: argparse.Namespace, code: int, message: str) -> None:
         if multihost.tell(message, code):
             sys.stdout.flush()
             os._exit(code)
+
+
+def _refuse_urls(options: argparse.Namespace) -> None:
+    """Before anything is read, written or trained."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            option = f"--{name.replace('_', '-')}"
+            require_local(option if option in options.parser.format_help() else name.upper(), value)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:

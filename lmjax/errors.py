@@ -1,9 +1,10 @@
-"""The errors that a user can cause and mend. The command line prints them without a traceback and exits 2."""
+"""The errors that a user can cause and fix. The command line prints them without a traceback and exits 2."""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,12 +59,41 @@ def means_full_disk(error: BaseException | str) -> bool:
     return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(error) for words in said)
 
 
+_OF_STORAGE = (errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+
+
+def storage_reason(error: BaseException | str, folder: Path) -> str | None:
+    """What the storage of `folder` said, whichever layer noticed it: no permission, read-only, gone, broken.
+
+    None where this is another error: of another file, or none of the storage's.
+    """
+    if isinstance(error, OSError):
+        name = error.filename if isinstance(error.filename, str) else ""
+        here, there = folder.absolute(), Path(name).absolute()
+        if name and (there.is_relative_to(here) or here.is_relative_to(there)):
+            return f"{error.strerror}: {name}"
+        return error.strerror if not name and error.errno in _OF_STORAGE else None
+    text = str(error)
+    if str(folder.absolute()) not in text:
+        return None
+    status = re.search(
+        r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]|\b([A-Z]{3,}_[A-Z_]+): ", text
+    )  # as tensorstore writes it
+    return status and (status.group(1) or status.group(2).replace("_", " ").lower())
+
+
 @contextmanager
 def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk into a UserError; the older checkpoints are intact."""
+    """Turns what the storage of `folder` refuses into a UserError; the older checkpoints are intact."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError) or not means_full_disk(error):
+        if means_full_disk(error):
+            raise UserError(f"{folder}: the disk is full; free some space and run the same command again") from error
+        reason = storage_reason(error, folder)
+        if reason is None:
             raise
-        raise UserError(f"{folder}: the disk is full; free some space and run the same command again") from error
+        fix = "check the folder, its permissions and its disk, and run the same command again"
+        raise UserError(f"{folder}: cannot be read or written ({reason}); {fix}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -36,6 +37,22 @@ def check_name(name: str) -> None:
     plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[:1] != "."
     fits = plain and len(name.encode()) <= 200
     require(fits, "name", name, "letters, digits, '-', '_' and '.', at most 200", "it names a folder")
+
+
+def require_local(field: str, path: object) -> None:
+    """Raises UserError where the path is a URL: lmjax reads and writes files of this machine, or mounted on it alone.
+
+    `Path` makes one slash of two, so that one is enough to know it by. None passes.
+    """
+    scheme, colon, rest = str(path or "").partition(":")
+    if not colon or not rest.startswith("/") or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        return
+    url = f"{scheme}://{rest.lstrip('/')}"
+    mounted = "mount the bucket (gcsfuse --implicit-dirs BUCKET DIR; tpu_setup/bootstrap.sh does it)"
+    fix = mounted if scheme.lower() in ("gs", "gcs") else "mount it, or copy the files here"
+    raise UserError(
+        f"{field} = {shortened(url)}: expected a path of this machine, lmjax opens no URLs; {fix}, and name that folder"
+    )
 
 
 def check_positive(owner: str, settings: Any, *names: str) -> None:

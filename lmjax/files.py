@@ -96,6 +96,11 @@ def read_json(path: Path, form: Any = Any, fix: str = "restore the file") -> Any
     return decode_json(decode_text(read_bytes(path), path), path, form, fix)
 
 
+def read_json_if_there(path: Path, form: Any = Any, fix: str = "restore the file") -> Any:
+    """As `read_json`; None where there is no such file."""
+    return read_json(path, form, fix) if path.exists() else None
+
+
 def check_form(value: Any, form: Any, where: object, field: str = "", fix: str = "restore the file") -> Any:
     """`value`, of the type `form`: list[str], dict[str, float], a Literal, unions, or a TypedDict of named fields.
 
@@ -175,6 +180,12 @@ def safe_name(name: object, where: object) -> str:
         )
     assert isinstance(name, str)
     return name
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: lmjax in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "lmjax"
 
 
 def sha256(path: Path) -> str:

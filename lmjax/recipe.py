@@ -20,8 +20,8 @@ from typing import Any
 import lmjax.rlhf_settings
 import lmjax.settings
 from lmjax.errors import UserError, nearest, require, shortened
-from lmjax.fields import check_divides, check_name, check_types, described, field_types
-from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes
+from lmjax.fields import check_divides, check_name, check_types, described, field_types, require_local
+from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings, is_function
@@ -160,6 +160,11 @@ def from_json(text: str, where: str = "recipe.json") -> Any:
     return _decode(STAGES[value.pop("stage")], value, where)
 
 
+def read_recipe(path: Path) -> Any:
+    """The recipe in a file that holds what `to_json` gave. Raises UserError where it is damaged, or left empty."""
+    return from_json(read_text(path), str(path))
+
+
 def difference(old: Stage, new: Stage) -> list[str]:
     """One line per field that differs: `train.steps: 100 -> 200`."""
     if type(old) is not type(new):
@@ -184,6 +189,7 @@ def _without_idle_weights(fields: dict[str, Any]) -> dict[str, Any]:
 
 def load_recipe(spec: str) -> Any:
     """Reads `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where the recipe offers sizes."""
+    require_local("RECIPE", spec)
     name, _, size = spec.partition(":")
     path = _find(name)
     make = _recipe_function(path)

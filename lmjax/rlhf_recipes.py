@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmjax.errors import require
-from lmjax.fields import check_divides, check_name, check_types, check_weights
+from lmjax.fields import check_divides, check_name, check_types, check_weights, require_local
 from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     CheckpointSettings,
@@ -30,6 +30,8 @@ from lmjax.settings import (
 def _check_start(stage: SFT | RewardModel | DPO | PPO | Compare) -> None:
     check_types("", stage)
     check_name(stage.name)
+    for field in ("start", "reference", "judge", "proxy", "gold"):
+        require_local(field, getattr(stage, field, None))
     require(stage.start != stage.name, "start", stage.start, "another stage or a checkpoint", "name the one before")
 
 

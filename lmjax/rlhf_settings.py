@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import nearest, require
-from lmjax.fields import check_types, check_weights
+from lmjax.fields import check_types, check_weights, require_local
 from lmjax.kinds import check_unused
 from lmjax.settings import DataSettings
 
@@ -61,6 +61,7 @@ class DialogueSourceSettings:
             object.__setattr__(self, "fields", tuple(self.fields.items()))
         check_types("dialogue source", self)
         self._check_fields()
+        require_local("dialogue source.path", self.path)
         if self.path:  # a path beside the embedded corpus, which a recipe has and a command replaces
             object.__setattr__(self, "kind", "file")
         fits = bool(self.path) or self.kind != "file"
@@ -151,6 +152,8 @@ class RewardSettings:
         alone = not self.functions or is_function(self.source)
         require(alone, "reward.source", self.source, "a function beside reward.functions", "move one of those here")
         require(self.timeout is None or self.timeout > 0, "reward.timeout", self.timeout, "seconds above 0", "use 60")
+        require_local("reward.source", self.source)
+        require_local("reward.gold", self.gold)
         penalty = self.missing_end_penalty
         require(penalty >= 0, "reward.missing_end_penalty", penalty, "0 or more; it is subtracted", "use 1.0")
         require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "a number above 0", "leave it out")

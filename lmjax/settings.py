@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
-from lmjax.fields import check_fraction, check_positive, check_types, check_weights
+from lmjax.fields import check_fraction, check_positive, check_types, check_weights, require_local
 from lmjax.kinds import check_unused, source_kind
 
 BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
@@ -33,6 +33,7 @@ class TokenizerSettings:
 
     def __post_init__(self) -> None:
         check_types("tokenizer", self)
+        require_local("tokenizer.path", self.path)
         check_positive("tokenizer", self, "vocab_size", "training_bytes")
         check_unused("tokenizer", self)
 
@@ -64,6 +65,7 @@ class SourceSettings:
         require(inside, "source.begin, source.end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
         object.__setattr__(self, "kind", source_kind(self.path, self.kind))
         needs_path = self.kind != "embedded"
+        require_local("source.path", self.path)
         require(bool(self.path) or not needs_path, "source.path", self.path, f"a path for {self.kind!r}", "set path")
         check_unused("source", self)
 

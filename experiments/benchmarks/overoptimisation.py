@@ -28,12 +28,12 @@ import numpy as np
 from measuring import print_table
 
 import lmjax
+from lmjax.files import read_json_if_there
 from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
 from lmjax.report.charts import Chart, Series, write_png
 from lmjax.rlhf_settings import KLSettings
 from lmjax.settings import AttentionSettings, ModelSettings
 from lmjax.stages.compare import COMPARISONS_FILE
-from lmjax.stages.workdir import read_json
 from lmjax.training.record import read_metrics
 
 SIZES = {  # what the reward models start from; the policy has the large one's size
@@ -107,7 +107,7 @@ def by_ppo(folder: Path, size: str) -> list[Point]:
 
 
 def by_best_of(folder: Path, size: str) -> list[Point]:
-    found = read_json(folder / f"best-of-{size}" / "summary.json")
+    found = read_json_if_there(folder / f"best-of-{size}" / "summary.json")
     assert found is not None
     return [Point(*(row[name] for name in ("n", "kl", "proxy", "gold"))) for row in found["best_of"]]
 
@@ -144,7 +144,7 @@ def main() -> None:
     curves: dict[str, dict[str, list[Point]]] = {"PPO": {}, "best of n": {}}
     for size in SIZES:
         factor, shift, correlation = scale(folder, size)
-        judge = read_json(folder / f"reward-{size}" / "summary.json")
+        judge = read_json_if_there(folder / f"reward-{size}" / "summary.json")
         assert judge is not None
         print(
             f"{size} reward model: {judge['parameters']:,} parameters, {judge['non_embedding_parameters']:,} without "

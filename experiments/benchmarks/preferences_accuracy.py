@@ -20,8 +20,8 @@ from measuring import print_table
 
 from lmjax.data.dialogue import Ranking
 from lmjax.data.dialogue_rows import open_rows
+from lmjax.files import read_json_if_there
 from lmjax.stages.score import open_scorer, scores_of
-from lmjax.stages.workdir import read_json
 
 SETS = ("hh_rlhf", "oasst_en", "pref_demo")
 
@@ -61,7 +61,7 @@ def main() -> None:
     for name in SETS:
         right_B, longer_B, pairs_B = np.array(list(held_out(folder / name))).T
         found = [share(each, pairs_B) for each in (right_B, longer_B, right_B - longer_B)]
-        summary = read_json(folder / name / "summary.json") or {}
+        summary = read_json_if_there(folder / name / "summary.json") or {}
         numbers = [f"{mean:.3f} +- {error:.3f}" for mean, error in found]
         rows.append([name, f"{len(pairs_B)}", f"{pairs_B.sum():.0f}", *numbers, f"{summary['steps']}"])
     heads = ("", "prompts", "pairs", "reward model", "longer answer", "difference", "steps")

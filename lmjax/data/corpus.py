@@ -16,7 +16,6 @@ import importlib.util
 import inspect
 import itertools
 import json
-import os
 import platform
 import re
 import tempfile
@@ -27,7 +26,7 @@ from functools import cache
 from pathlib import Path
 
 from lmjax.errors import UserError, nearest
-from lmjax.files import decode_json, read_bytes
+from lmjax.files import cache_folder, decode_json, read_bytes
 
 SPLITS = ("train", "validation")
 PACKAGES = ("numpy", "scipy", "jax", "optax", "flax")  # all required by lmjax; by far the most prose for their size
@@ -68,7 +67,7 @@ def split_of(name: str) -> str:
 
 @cache
 def _named_documents() -> list[tuple[str, str]]:
-    path = _cache_folder() / f"corpus-{_versions_key()}.json"
+    path = cache_folder() / f"corpus-{_versions_key()}.json"
     if (cached := _read_cache(path)) is not None:
         return cached
     documents = build_documents()
@@ -172,10 +171,6 @@ def _versions_key() -> str:
     versions = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     return hashlib.sha256("\n".join([platform.python_version(), *versions, recipe]).encode()).hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmjax"
 
 
 def _read_cache(path: Path) -> list[tuple[str, str]] | None:

@@ -25,6 +25,7 @@ import numpy as np
 from lmjax.data.documents import Documents
 from lmjax.data.sources import open_source
 from lmjax.data.token_shards import DOCUMENTS, MANIFEST, Manifest, ShardFile, TokenShards
+from lmjax.data.verified import verify_once
 from lmjax.errors import UserError
 from lmjax.files import user_path
 from lmjax.settings import SourceSettings
@@ -38,6 +39,7 @@ _BIG_BYTES = 1 << 24  # from here on workers pay for their start
 _EXAMPLES = 10  # messages of skipped records that the manifest keeps
 
 Report = Callable[[int, int], None]  # documents done, documents in all
+Say = Callable[[str], None]
 
 
 class Encoder(Protocol):
@@ -68,20 +70,32 @@ def open_shards(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     report: Report | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say = lambda line: None,
 ) -> TokenShards:
     """The token shards of any source: those at `settings.path`, or prepared from its text in `folder`.
 
-    `say` is told of the files at `settings.path` that are not read.
+    Those that were there are verified once on this machine, which `say` is told, as it is of files that are not read.
     """
     if settings.kind == "shards":
-        return TokenShards(user_path(settings.path, "source.path"), fingerprint).part(settings.begin, settings.end)
+        shards = TokenShards(user_path(settings.path, "source.path"), fingerprint)
+        verify_once(shards, tokenizer.vocab_size, say)
+        return shards.part(settings.begin, settings.end)
+    there = (folder / MANIFEST).is_file()
     source = open_source(settings)
-    if say is not None and source.left_out:
+    if source.left_out:
         say(f"{source.name}: not read: {', '.join(source.left_out)}")
-    return prepare_shards(
-        source, tokenizer, folder, fingerprint=fingerprint, shard_tokens=shard_tokens, workers=workers, report=report
+    shards = prepare_shards(
+        source,
+        tokenizer,
+        folder,
+        fingerprint=fingerprint,
+        shard_tokens=shard_tokens,
+        workers=workers,
+        report=report,
     )
+    if there:
+        verify_once(shards, tokenizer.vocab_size, say)
+    return shards
 
 
 def prepare_shards(
@@ -197,6 +211,8 @@ class _Writer:
     def _write(self, name: str, array: np.ndarray) -> None:
         raw = np.ascontiguousarray(array).tobytes()
         (self.folder / name).write_bytes(raw)
+        with (self.folder / name).open("rb") as file:
+            os.fsync(file.fileno())  # before the manifest says that it is there
         self.files.append(ShardFile(name, len(raw), hashlib.sha256(raw).hexdigest()))
 
 

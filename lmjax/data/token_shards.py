@@ -13,14 +13,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
+from lmjax.files import read_json, safe_name, unreadable, write_whole
 
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.bin"
 FORMAT = "lmjax token shards 1"
+_READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,32 @@ class ShardFile:
     name: str
     bytes: int
     sha256: str
+
+
+class _WrittenFile(TypedDict):
+    name: str
+    bytes: int
+    sha256: str
+
+
+class _Written(TypedDict):
+    """The manifest as JSON."""
+
+    tokenizer: str
+    vocab_size: int
+    eos_id: int
+    dtype: Literal["uint16", "uint32"]
+    shard_tokens: int
+    tokens: int
+    documents: int
+    text_bytes: int
+    skipped: int
+    skipped_examples: list[str]
+    empty: int
+    source_name: str
+    source: dict[str, Any]
+    files: list[_WrittenFile]
+    format: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +82,7 @@ class Manifest:
     format: str = FORMAT
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -61,17 +90,29 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise UserError(f"{folder}: no token shards here ({MANIFEST} is missing); `lmjax data prepare` writes them")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values.get("format") != FORMAT:
-                raise UserError(
-                    f"{path}: format {values.get('format')!r}, expected {FORMAT!r}; prepare the shards again"
-                )
-            files = tuple(ShardFile(**file) for file in values.pop("files"))
-            examples = tuple(values.pop("skipped_examples"))
-            return cls(**values, files=files, skipped_examples=examples)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path}: a damaged manifest ({error}); prepare the shards again") from None
+        fix = "prepare the shards again"
+        written = read_json(path, dict[str, Any], fix).get("format")
+        if written != FORMAT:
+            raise UserError(f"{path}: format {shortened(written)}, expected {FORMAT!r}; {fix}")
+        values = read_json(path, _Written, fix)
+        files = tuple(
+            ShardFile(safe_name(file["name"], path), file["bytes"], file["sha256"]) for file in values["files"]
+        )
+        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        manifest = cls(**known | {"files": files, "skipped_examples": tuple(values["skipped_examples"])})
+        manifest._check(path, fix)
+        return manifest
+
+    def _check(self, path: Path, fix: str) -> None:
+        """Raises UserError where the numbers do not fit together."""
+        width = 2 if self.dtype == "uint16" else 4
+        counts = [file.bytes // width for file in self.files[:-1]]
+        cut = bool(counts) and all(n == self.shard_tokens for n in counts[:-1]) and 0 < counts[-1] <= self.shard_tokens
+        wanted = f"{self.tokens:,} tokens in files of {self.shard_tokens:,}, then {DOCUMENTS}"
+        if not cut or sum(counts) != self.tokens or self.files[-1].name != DOCUMENTS:
+            raise UserError(f"{path}: files = {shortened(self.files)}: expected {wanted}; {fix}")
+        if self.files[-1].bytes != 16 * (self.documents + 1):
+            raise UserError(f"{path}: documents = {self.documents:,}: expected as many as {DOCUMENTS} holds; {fix}")
 
 
 class TokenShards:
@@ -179,17 +220,18 @@ class TokenShards:
             out[here] = self._shards[first + index][positions[here] - (first + index) * size]
         return out
 
-    def verify(self) -> None:
-        """Reads every file and compares its checksum; raises UserError naming the first that differs."""
+    def verify(self, entries: int | None = None) -> None:
+        """Reads every file; raises UserError naming the first whose checksum differs, or with an id from `entries` on.
+
+        entries: of the tokenizer; without it ids are not looked at.
+        """
         for file in self.manifest.files:
             self._check_size(file)
-            with (self.folder / file.name).open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != file.sha256:
-                raise UserError(
-                    f"{self.folder / file.name}: sha256 {found}, expected {file.sha256}; the file is damaged: prepare "
-                    "or copy the shards again"
-                )
+            verify_file(self.folder / file.name, file.sha256, self.dtype_of(file), entries)
+
+    def dtype_of(self, file: ShardFile) -> np.dtype | None:
+        """Of the tokens in a file; None for the document index."""
+        return None if file.name == DOCUMENTS else np.dtype(self.manifest.dtype).newbyteorder("<")
 
     def _check_size(self, file: ShardFile) -> None:
         path = self.folder / file.name
@@ -197,6 +239,40 @@ class TokenShards:
         if size != file.bytes:
             found = "is missing" if size is None else f"holds {size} bytes"
             raise UserError(f"{path}: {found}, expected {file.bytes} bytes; prepare or copy the shards again")
+
+
+def verify_file(path: Path, sha256: str, dtype: np.dtype | None, entries: int | None) -> None:
+    """Reads the file once. Raises UserError where its checksum differs, or where a token's id is not below `entries`.
+
+    dtype: of the tokens; None for a file that holds none.
+    """
+    digest, read, outside = hashlib.sha256(), 0, ""
+    buffer = memoryview(bytearray(_READ_BYTES))
+    try:
+        with path.open("rb") as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                if dtype is not None and entries is not None and not outside:
+                    outside = _outside(np.frombuffer(buffer[: count - count % dtype.itemsize], dtype), read, entries)
+                read += count // (dtype.itemsize if dtype is not None else 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if digest.hexdigest() != sha256:
+        beside = f", and {outside}" if outside else ""
+        raise UserError(
+            f"{path}: sha256 {digest.hexdigest()}, expected {sha256}{beside}; the file is damaged: prepare or copy the "
+            "shards again"
+        )
+    if outside:
+        raise UserError(f"{path}: {outside}; prepare the shards again with this tokenizer")
+
+
+def _outside(ids: np.ndarray, first: int, entries: int) -> str:
+    """The first id that the tokenizer does not have, in words; "" where there is none."""
+    if not len(ids) or ids.max() < entries:
+        return ""
+    place = int(np.argmax(ids >= entries))
+    return f"token {first + place:,} is {ids[place]}: expected ids below the tokenizer's {entries:,} entries"
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest
+from lmjax.files import read_json_if_there
 from lmjax.interop.config_fields import ConfigFields
 from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
 
@@ -48,14 +49,9 @@ class HuggingFaceConfig:
 def read_config(folder: Path) -> HuggingFaceConfig:
     """Reads `folder`/config.json. Raises UserError naming the file and the first field that lmjax cannot follow."""
     path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected a folder of config.json and model.safetensors") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object, found {type(values).__name__}; copy it again")
+    values = read_json_if_there(path, dict[str, Any], "copy it again")
+    if values is None:
+        raise UserError(f"{path}: no such file; expected a folder of config.json and model.safetensors")
     return parse_config(values, path)
 
 

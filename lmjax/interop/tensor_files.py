@@ -6,7 +6,6 @@ outside the folder is read, whatever the index names. `write_tensors` writes one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
+from lmjax.files import is_safe_name, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _READABLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # each is exactly a float32
@@ -105,18 +105,15 @@ def _open(stack: ExitStack, path: Path) -> Any:
 
 
 def _read_index(index: Path) -> dict[str, Path]:
-    try:
-        value = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{index}: expected JSON ({error}); copy it again") from error
+    value = read_json(index, fix="copy it again")
     names = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: expected 'weight_map', an object from tensors to files; copy it again")
     for tensor, name in names.items():
-        plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0:")
+        plain = is_safe_name(name) and name.endswith(".safetensors")
         if not plain:
             raise UserError(
-                f"{index}: weight_map[{tensor!r}] = {name!r}: expected the plain name of a .safetensors file "
+                f"{index}: weight_map[{tensor!r}] = {shortened(name)}: expected the plain name of a .safetensors file "
                 "in the same folder; nothing outside it is read"
             )
         if not (index.parent / name).is_file():

@@ -25,6 +25,7 @@ from jax._src.compilation_cache_interface import CacheInterface
 from jax.sharding import Mesh
 
 from lmjax.errors import UserError
+from lmjax.files import MalformedJsonError, parse_json, write_whole
 from lmjax.parallel.compiler_options import compiler_options
 from lmjax.settings import ComputeSettings
 
@@ -71,9 +72,7 @@ def save_executable(
     payload = runtime.serialize()
     header = {"format": FORMAT, "digest": hashlib.sha256(payload).hexdigest(), "about": about}
     header |= dataclasses.asdict(identity(lowered, mesh, compute))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(FIRST_LINE + json.dumps(header).encode() + b"\n" + payload)
-    partial.replace(path)
+    write_whole(path, FIRST_LINE + json.dumps(header).encode() + b"\n" + payload)
 
 
 def load_executable(
@@ -116,8 +115,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     first, _, rest = content.partition(b"\n")
     line, _, payload = rest.partition(b"\n")
     try:
-        header = json.loads(line) if first + b"\n" == FIRST_LINE else None
-    except ValueError:
+        header = parse_json(line) if first + b"\n" == FIRST_LINE else None
+    except MalformedJsonError:
         header = None
     if not isinstance(header, dict) or not {"format", "digest"} <= header.keys():
         raise UserError(f"{path}: expected a file that lmjax plan --save wrote; name another one, or write it anew")

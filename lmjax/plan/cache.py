@@ -16,10 +16,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.fields import check_types
+from lmjax.files import cache_folder, parse_json
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.recipe import Recipe
 from lmjax.stages.pretrain import planned_entries, planned_model
@@ -57,20 +58,22 @@ class Result:
 
 
 def from_json(text: str) -> Result:
-    """The result that `to_json` wrote. Raises ValueError, KeyError or TypeError where it is something else."""
-    value = json.loads(text)
+    """The result that `to_json` wrote. Raises ValueError, KeyError, TypeError or UserError where it is not that."""
+    value = parse_json(text)
     figures = value["estimate"]
     if figures is None:
         return Result(refusal=str(value["refusal"]))
-    traffic = tuple(AxisTraffic(**each) for each in figures["collectives"])
-    return Result(Estimate(**figures | {"collectives": traffic}))
+    estimate = Estimate(**figures | {"collectives": tuple(AxisTraffic(**each) for each in figures["collectives"])})
+    for part in (estimate, *estimate.collectives):
+        check_types("estimate", part)
+    return Result(estimate)
 
 
 class Cache:
     """Results by key in a folder, by default lmjax/plans in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
 
     def __init__(self, folder: Path | None = None, say: Callable[[str], None] = lambda line: None) -> None:
-        self.folder = folder or _default_folder()
+        self.folder = folder or cache_folder() / "plans"
         self.say = say
 
     def get(self, recipe: Recipe, topology: str) -> Result | None:
@@ -80,7 +83,7 @@ class Cache:
             found = from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, UserError) as error:
             self.say(f"{path}: not read ({type(error).__name__}: {error}); it is compiled again")
             return None
         if found.estimate is None:
@@ -94,6 +97,8 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".new", delete=False, encoding="utf-8") as f:
                 f.write(result.to_json())
+                f.flush()
+                os.fsync(f.fileno())
             Path(f.name).replace(path)
         except OSError as error:
             fix = "set XDG_CACHE_HOME to a folder that can be written to"
@@ -123,9 +128,3 @@ def _versions() -> dict[str, str]:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
     return packages | {"lmjax": lmjax.__version__, "sources": digest.hexdigest()}
-
-
-def _default_folder() -> Path:
-    home: Any = os.environ.get("XDG_CACHE_HOME")
-    base = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
-    return base / "lmjax" / "plans"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from jax.sharding import Mesh
 
 from lmjax.errors import UserError, clear_disk_errors, nearest, require
+from lmjax.fields import require_local
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
@@ -99,6 +100,7 @@ def plan(
     require(save is None or runs, "--save", str(save), "the training step of a pretraining", "lmjax run loads no other")
     files = {option: path for option, path in (("--hlo", hlo), ("--save", save)) if path is not None}
     for option, path in files.items():
+        require_local(option, path)
         _check_file(option, path)
     where = find_slice(recipe.plan.topology)
     devices = slice_mesh(recipe, where, step)

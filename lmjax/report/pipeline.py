@@ -7,6 +7,7 @@ made by the same functions.
 from __future__ import annotations
 
 import dataclasses
+from urllib.parse import quote
 
 from lmjax.report import sections
 from lmjax.report.charts import Chart
@@ -52,7 +53,7 @@ def stages(pipeline: PipelineRecord) -> Html:
 def _stage(name: str, run: RunRecord | None) -> tuple[Html, ...]:
     if run is None:
         return element("h3", name), element("p", element("b", "Not begun."), cls="state")
-    link = element("a", name, href=f"{name}/report.html")
+    link = element("a", name, href=f"{quote(name)}/report.html")
     told = [f"{label} {value} {unit}" for label, value, unit in tiles_of(run)[:TOLD]] if run.lines else []
     numbers = element("p", "; ".join(told), cls="told") if told else None
     heading = element("h3", link, " ", element("small", run.stage if run.stage != name else ""))

@@ -4,22 +4,22 @@ whatever of them is there yet."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
+from lmjax.files import MalformedJsonError, check_form, parse_json, read_json_if_there, read_text, safe_name
 from lmjax.model.count import Count, count
-from lmjax.recipe import STAGES, Pretrain, from_json
+from lmjax.recipe import STAGES, Pretrain, read_recipe
 from lmjax.rlhf_recipes import PPO, SFT, Compare
 from lmjax.settings import ModelSettings
-from lmjax.training.record import CHANGED, METRICS_FILE, read_metrics
+from lmjax.training.record import CHANGED, METRICS_FILE, TEXTS, read_metrics
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
 PIPELINE_FILE = "pipeline.json"  # the names of a pipeline's stages, in order
@@ -91,12 +91,14 @@ class RunRecord:
     def model(self) -> ModelSettings | None:
         """The model's shape: the recipe's, or that of the stage beside this one which it starts from."""
         recipe, folder = self.recipe, self.folder
+        seen = {folder}
         while recipe.model is None:
             folder = folder.parent / recipe.start
             file = folder / RECIPE_FILE
-            if not recipe.start or not file.is_file():
+            if not recipe.start or folder in seen or not file.is_file():
                 return None
-            recipe = from_json(file.read_text(encoding="utf-8"), str(file))
+            seen.add(folder)
+            recipe = read_recipe(file)
         return recipe.model
 
     @cached_property
@@ -180,13 +182,19 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / PIPELINE_FILE).is_file()
 
 
-def read_pipeline(folder: Path) -> PipelineRecord:
-    """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
+def stage_names(folder: Path) -> list[str]:
+    """The stages of a pipeline's workdir, in order. Raises UserError where a name is not that of a folder in it."""
     path = folder / PIPELINE_FILE
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        names = check_form(parse_json(read_text(path)), list[str], path, fix="run the pipeline again")
+    except MalformedJsonError as error:
         raise UserError(f"{path}: expected a list of stages: {error}; run the pipeline again") from error
+    return [safe_name(name, path) for name in names]
+
+
+def read_pipeline(folder: Path) -> PipelineRecord:
+    """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
+    names = stage_names(folder)
     own = {name: folder / name for name in names}
     return PipelineRecord(folder, {n: read_run(f) if (f / RECIPE_FILE).is_file() else None for n, f in own.items()})
 
@@ -199,26 +207,41 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder}: {what}; expected the workdir of a run, such as runs/quickstart")
     log = folder / METRICS_FILE
     there = log.is_file()
+    made = read_recipe(recipe)
     return RunRecord(
         folder=folder,
-        recipe=from_json(recipe.read_text(encoding="utf-8"), str(recipe)),
+        recipe=made,
         lines=read_metrics(folder) if there else [],
-        summary=_read_object(folder / SUMMARY_FILE),
-        environment=_read_object(folder / ENVIRONMENT_FILE),
+        summary=read_summary(folder, made),
+        environment=read_json_if_there(folder / ENVIRONMENT_FILE, dict[str, str], "delete the file") or {},
         recorded=datetime.fromtimestamp(log.stat().st_mtime, UTC) if there else None,
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: expected a JSON object: {error}; delete the file") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; delete the file")
-    return value
+class _Compared(TypedDict):
+    """The summary of comparisons."""
+
+    comparisons: int
+    left_out: int
+    gold: float
+
+
+class _Trained(TypedDict):
+    """The summary of a training stage; more numbers stand beside it."""
+
+    steps: int
+
+
+def read_summary(folder: Path, recipe: Any) -> dict[str, Any]:
+    """What a finished run came to; empty while it is not done. Raises UserError where the file is damaged or empty."""
+    path = folder / SUMMARY_FILE
+    fix = "delete the file; the run's command writes it again"
+    summary = read_json_if_there(path, _Compared if isinstance(recipe, Compare) else _Trained, fix) or {}
+    for name, value in summary.items():
+        kind: Any = str if name in TEXTS else list[dict[str, float]] if name == "best_of" else int | float | None
+        if not isinstance(value, float):  # which may be none that is finite
+            check_form(value, kind, path, name, fix)
+    return summary
 
 
 def _tokenizer_entries(folder: Path) -> int | None:

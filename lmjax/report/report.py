@@ -12,6 +12,8 @@ from string import Template
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.fields import require_local
+from lmjax.files import write_whole
 from lmjax.report import pipeline, sections
 from lmjax.report.charts import DARK, LIGHT, Chart, write_png
 from lmjax.report.markup import Html, element, escaped, joined
@@ -27,6 +29,7 @@ def write_report(workdir: Path | str, *, stages: bool = True) -> Path:
     Of a pipeline, the reports of its stages are written too, unless `stages` is False. The same record gives the same
     bytes. Raises UserError for a folder that is no workdir, for a damaged file in it, and where it cannot be written.
     """
+    require_local("workdir", workdir)
     folder = Path(workdir)
     if is_pipeline(folder):
         record = read_pipeline(folder)
@@ -89,12 +92,10 @@ def _page(title: str, header: Html, parts: Iterable[Html | None], runs: Sequence
 
 def _written(folder: Path, charts: Sequence[Chart], made: Callable[[], str], last_step: int) -> Path:
     path = folder / REPORT_FILE
-    partial = path.with_name(path.name + ".partial")
     try:
         for chart in charts:
             write_png(chart, folder, last_step)
-        partial.write_text(made(), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, made())
     except OSError as error:
         raise UserError(
             f"{folder}: the report cannot be written: {error.strerror}; make room or allow writing there"

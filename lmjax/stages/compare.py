@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from lmjax.data.dialogue import Prompt
 from lmjax.data.dialogue_rows import RECORD
 from lmjax.data.packing import Rows
-from lmjax.errors import require
+from lmjax.errors import UserError, require
+from lmjax.files import MalformedJsonError, check_form, parse_json, read_text, write_whole
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import make_mesh
@@ -27,7 +28,7 @@ from lmjax.rlhf_recipes import Compare
 from lmjax.stages.going_on import check_lengths, open_dialogue
 from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
 from lmjax.stages.texts import prompt_text, response_texts
-from lmjax.stages.workdir import ANSWERED_FILE, write_whole
+from lmjax.stages.workdir import ANSWERED_FILE
 from lmjax.training.progress import ProgressDisplay
 
 COMPARISONS_FILE = "comparisons.jsonl"
@@ -116,14 +117,31 @@ def _best_of_n(
     return table
 
 
+class _Kept(TypedDict):
+    """A batch's answers in the file."""
+
+    texts: list[str]
+    finished: list[bool]
+    scores: list[float] | None
+
+
+def _kept(line: str, where: str) -> dict[str, Any]:
+    fix = "delete the line and those behind it, which are sampled again"
+    try:
+        return check_form(parse_json(line), _Kept, where, fix=fix)
+    except MalformedJsonError as error:
+        raise UserError(f"{where}: expected JSON ({error}); {fix}") from error
+
+
 class _Answered:
     """What each batch of prompts was answered with, kept in a file by the first process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = read_text(path) if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
-        self._kept = [json.loads(line) for line in whole.splitlines()]
+        lines = enumerate(whole.split("\n")[:-1], start=1)
+        self._kept = [_kept(line, f"{path}:{number}") for number, line in lines]
         if is_first():
             write_whole(path, whole)
         self._next = 0

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizers.huggingface_config import PIPELINE
 from lmjax.errors import UserError
+from lmjax.fields import require_local
+from lmjax.files import write_whole
 from lmjax.generate.chat import StageTurns
 from lmjax.interop.chat_template import (
     ChatTemplate,
@@ -34,7 +36,7 @@ from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pretrain, to_json
 from lmjax.settings import CheckpointSettings, DataSettings, TokenizerSettings
 from lmjax.stages.load import NoTokenizer, Trained, load
-from lmjax.stages.workdir import RECIPE_FILE, write_whole
+from lmjax.stages.workdir import RECIPE_FILE
 from lmjax.training.checkpoint import Checkpointer
 from lmjax.training.state import TrainState
 
@@ -47,6 +49,8 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     A folder without a tokenizer that lmjax has gives a checkpoint without one: it can be applied to token ids. Raises
     UserError for what cannot be followed, for a vocabulary larger than the model's table, and where `out` is not empty.
     """
+    require_local("folder", folder)
+    require_local("out", out)
     prepare_jax()
     folder, out = Path(folder), Path(out)
     model = read_model(folder)
@@ -76,6 +80,7 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
     `keep_rows` they are written, and other libraries give them some. Raises UserError for a model that is neither a
     GPT-1, a GPT-2 nor a Llama, for parameters that are not finite, and where `out` is not empty.
     """
+    require_local("out", out)
     trained, out = load(checkpoint), Path(out)
     absent = isinstance(trained.tokenizer, NoTokenizer)
     eos_id = None if absent else trained.tokenizer.eos_id

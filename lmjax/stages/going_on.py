@@ -166,14 +166,16 @@ def abstract_of(create: Callable[[Any], TrainState], init: Callable[[jax.Array],
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def open_mix(sources: Sequence[SourceSettings], start: Start, workdir: Path) -> list[TokenShards]:
+def open_mix(
+    sources: Sequence[SourceSettings], start: Start, workdir: Path, say: Callable[[str], None]
+) -> list[TokenShards]:
     """Pretraining text in the start's tokens, kept in the workdir."""
     fingerprint = tokenizer_fingerprint(start.tokenizer)
     opened = []
     for number, source in enumerate(sources):
         known = hashlib.sha256(f"{source}\0{fingerprint}".encode()).hexdigest()[:12]
         folder = workdir / "tokens" / f"mix-{number}-{known}"
-        opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint))
+        opened.append(open_shards(source, start.tokenizer, folder, fingerprint=fingerprint, say=say))
     return opened
 
 

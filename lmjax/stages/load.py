@@ -17,6 +17,7 @@ import numpy as np
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 from lmjax.errors import UserError, require, shortened
+from lmjax.fields import require_local
 from lmjax.generate.chat import ChatFormat, StageTurns, TurnFormat, chat
 from lmjax.generate.decode import Completion, generate, token_text
 from lmjax.generate.sampling import SamplingSettings
@@ -151,6 +152,7 @@ def load(checkpoint: Path | str) -> Trained:
 
     Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
     """
+    require_local("checkpoint", checkpoint)
     prepare_jax()
     found = found_checkpoint(Path(checkpoint))
     extras = found.extras()

@@ -12,11 +12,12 @@ from lmjax.data.dialogue_records import SUFFIXES
 from lmjax.data.open_files import list_files
 from lmjax.data.text_files import checksum
 from lmjax.errors import UserError
+from lmjax.files import read_json_if_there, write_whole
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of
 from lmjax.rlhf_settings import DialogueSourceSettings
 from lmjax.stages.start import place_of, source_beside
-from lmjax.stages.workdir import SUMMARY_FILE, begun, read_json, write_whole
+from lmjax.stages.workdir import SUMMARY_FILE, begun
 
 ORIGINS_FILE = "origins.json"
 
@@ -38,7 +39,8 @@ def changes(stage: Stage, own: Path) -> list[str]:
 
 
 def _changes(stage: Stage, own: Path, now: dict[str, str]) -> list[str]:
-    before, stages = read_json(own / ORIGINS_FILE) or {}, set(sources_of(stage).values())
+    before = read_json_if_there(own / ORIGINS_FILE, dict[str, str], "delete the file") or {}
+    stages = set(sources_of(stage).values())
     other = [name for name, digest in before.items() if now.get(name) not in ("", digest)]
     return [f"{name} {'was trained again' if name in stages else 'changed'}" for name in other]
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest, require
+from lmjax.files import read_json_if_there
 from lmjax.parallel.multihost import barrier, is_first
 from lmjax.recipe import Compare, Pipeline, Pretrain, Stage, difference, sources_of
 from lmjax.stages.origins import changes
 from lmjax.stages.recipe_changes import adopted
-from lmjax.stages.workdir import SUMMARY_FILE, begun, read_json
+from lmjax.stages.workdir import SUMMARY_FILE, begun
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool, force:
     other = changes(stage, own)
     if other:
         return Plan(stage, "anew", f"runs anew, because {' and '.join(other)}")
-    done = is_done(stage, read_json(own / SUMMARY_FILE))
+    done = is_done(stage, read_json_if_there(own / SUMMARY_FILE, dict[str, Any]))
     return Plan(stage, "skip", "is done") if done else Plan(stage, "run", "is resumed")
 
 

@@ -219,7 +219,7 @@ def _batches(
     say_shares(recipe.dialogue.train, loader, steps, display)
     mix: Loader | None = None
     if recipe.mix:
-        texts = open_mix(recipe.mix, start, workdir)
+        texts = open_mix(recipe.mix, start, workdir, display.say)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
         size = episodes * learner.ppo.mix_rows
         rows_each = size // recipe.dialogue.batch_size

@@ -16,6 +16,7 @@ from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
 from lmjax.data.training_text import MOST_LONG_WORDS, training_text, with_few_long_words
 from lmjax.errors import UserError, require
+from lmjax.fields import require_local
 from lmjax.kinds import unused_fields
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Recipe
@@ -66,6 +67,7 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
 
 def train_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
     """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
+    require_local("out", folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     settings = recipe.tokenizer
@@ -103,6 +105,7 @@ def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers
 
     Returns the overrides with which the recipe trains from them: the same batches, without the text.
     """
+    require_local("out", folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, folder, display, workers)

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 
 from lmjax.errors import clear_disk_errors, require
-from lmjax.files import user_path
+from lmjax.fields import require_local
+from lmjax.files import user_path, write_whole
 from lmjax.model.count import count
 from lmjax.parallel import multihost
 from lmjax.parallel.platform import prepare_jax, unused_accelerator
 from lmjax.recipe import Pipeline, Pretrain, Stage
+from lmjax.report.reading import read_summary
 from lmjax.report.report import write_report
 from lmjax.rlhf_recipes import DPO, PPO, SFT, Compare, RewardModel
 from lmjax.stages import workdir as place
@@ -78,6 +80,8 @@ def _run(
     start_from: str | None,
     executable: Path | None,
 ) -> Result:
+    require_local("workdir", workdir)
+    require_local("executable", executable)
     alone = not isinstance(recipe, Pipeline)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
     serves = executable is None or isinstance(recipe, Pretrain)
@@ -120,7 +124,7 @@ def _pipeline(
     plans = plan_stages(pipeline, folder, only, first, force)
     check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
     if multihost.is_first():
-        place.write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
+        write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
     if multihost.is_first():
         _say_pipeline(pipeline, folder, display)
@@ -163,13 +167,13 @@ def _trained(
 
 def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result:
     """Comparisons are written when all answers have been sampled."""
-    summary = place.read_json(folder / place.SUMMARY_FILE)
+    summary = read_summary(folder, recipe)
     if summary:
         display.say(f"{folder} is done.")
     else:
         summary = compare(recipe, folder, display)
         if multihost.is_first():
-            place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+            write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
     if multihost.is_first():
         display.say(f"report: {write_report(folder)}")
     multihost.barrier("compared")
@@ -179,12 +183,12 @@ def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result
 def _finish(
     recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
 ) -> Result:
-    summary = place.read_json(folder / place.SUMMARY_FILE)
+    summary = read_summary(folder, recipe)
     if is_done(recipe, summary):
         display.say(f"{folder} is done.")
     else:
         if multihost.is_first():
-            place.write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
+            write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
         outcome = _trained(recipe, folder, stop, display, executable)
         done = int(jax.device_get(outcome.state.step))
         if done < outcome.steps or stop.left_off:
@@ -194,7 +198,7 @@ def _finish(
         counted = dataclasses.asdict(count(outcome.settings, outcome.sequence_length))
         summary = {"steps": done, **counted, **_last_numbers(folder)}
         if multihost.is_first():
-            place.write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+            write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
     if multihost.is_first():
         _say_result(display, summary, write_report(folder))
     multihost.barrier("finished")

@@ -16,11 +16,11 @@ from lmjax.errors import UserError, require
 from lmjax.model.heads import TRUNK
 from lmjax.parallel.shardings import parameter_shardings
 from lmjax.recipe import Stage, from_json
+from lmjax.report.reading import is_pipeline, stage_names
 from lmjax.rlhf.ppo import AVERAGE, POLICY
 from lmjax.rlhf_recipes import PPO, RewardModel
 from lmjax.rlhf_settings import DialogueSourceSettings
 from lmjax.settings import ModelSettings
-from lmjax.stages.workdir import PIPELINE_FILE, read_json
 from lmjax.training.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoint
 
 
@@ -71,8 +71,7 @@ def found_checkpoint(path: Path) -> Checkpoint:
 
     Raises UserError where there is none.
     """
-    stages = read_json(path / PIPELINE_FILE) or []
-    for name in reversed(stages):
+    for name in reversed(stage_names(path) if is_pipeline(path) else []):
         if (path / name / "checkpoints").is_dir():
             found = find_checkpoint(path / name)
             if not isinstance(from_json(found.extras()["recipe"], f"{found.path}: recipe"), RewardModel):

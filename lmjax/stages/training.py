@@ -20,7 +20,7 @@ from lmjax.settings import ModelSettings
 from lmjax.training.checkpoint import Checkpointer
 from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import Recorder
+from lmjax.training.record import METRICS_FILE, Recorder
 from lmjax.training.state import TrainState
 from lmjax.training.stop import Interrupted, StopRequest
 from lmjax.training.throughput import Meter
@@ -95,6 +95,8 @@ def train(
         silent = not multihost.is_first()
         recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first, silent=silent)
         stack.callback(recorder.close)
+        if first >= recipe.log.every and not recorder.kept:
+            display.say(f"{workdir / METRICS_FILE}: no line up to step {first} is left; the record begins here")
         display.start(recipe.name, training.steps, first)
         stack.callback(display.finish)
         job = _job(training, checkpointer, recorder, workdir, display)

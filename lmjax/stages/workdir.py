@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -12,16 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import lmjax
-from lmjax import files
 from lmjax.errors import UserError
-from lmjax.files import read_text
+from lmjax.files import write_whole
 from lmjax.parallel.multihost import is_first
-from lmjax.recipe import Stage, from_json, to_json
+from lmjax.recipe import Stage, from_json, read_recipe, to_json
 from lmjax.stages.recipe_changes import adopted
 from lmjax.training.checkpoint import Checkpoint
 from lmjax.training.record import note_changes
@@ -76,7 +73,7 @@ def begun(workdir: Path) -> Begun | None:
     kept = steps or (workdir / SUMMARY_FILE).exists() or (workdir / ANSWERED_FILE).exists()
     if not kept or not path.exists():
         return None
-    return Begun(from_json(read_text(path), str(path)), steps[0].step if steps else 0)
+    return Begun(read_recipe(path), steps[0].step if steps else 0)
 
 
 def claim(workdir: Path, recipe: Stage, force: bool) -> tuple[Stage, list[str]]:
@@ -95,21 +92,9 @@ def claim(workdir: Path, recipe: Stage, force: bool) -> tuple[Stage, list[str]]:
     if before is not None:
         recipe, changes = adopted(before.recipe, recipe, before.step, force, workdir)
     if is_first():
-        files.write_whole(workdir / RECIPE_FILE, to_json(recipe))
+        write_whole(workdir / RECIPE_FILE, to_json(recipe))
         note_changes(workdir, None if before is None else before.step, changes)
     return recipe, changes
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The value in a file that `write_whole` wrote; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def environment() -> dict[str, str]:

@@ -11,15 +11,19 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lmjax.errors import UserError
-from lmjax.files import write_whole
+from lmjax.files import MalformedJsonError, check_form, parse_json, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 TEXTS = ("prompt", "sample")
 CHANGED = "changed"  # the fields of the recipe that have changed since the step, each as "field: before -> after"
+
+
+class _Line(TypedDict):
+    step: int
 
 
 class Recorder:
@@ -36,9 +40,7 @@ class Recorder:
         self.kept = [_no_later(line, resumed_at) for line in lines if line["step"] <= resumed_at or CHANGED in line]
         if silent:
             return
-        fresh = self._path.with_suffix(".rewritten")
-        fresh.write_text("".join(map(_line, self.kept)), encoding="utf-8")
-        fresh.replace(self._path)
+        write_whole(self._path, "".join(map(_line, self.kept)))
         self._file = self._path.open("a", encoding="utf-8")
         self._events = _Events(workdir / TENSORBOARD_FOLDER, resumed_at + 1) if tensorboard else None
 
@@ -128,11 +130,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(whole, start=1):
         try:
-            values = json.loads(text)
-            numbers = {name: v if name in TEXTS else _number(v) for name, v in values.items()}
-            lines.append(numbers | {"step": int(values["step"])})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            values = check_form(parse_json(text), _Line, f"{path}:{number}")
+        except (MalformedJsonError, UserError) as error:
             raise UserError(f"{path}:{number}: expected a JSON object with a step; delete the line: {error}") from error
+        lines.append({name: v if name in TEXTS else _number(v) for name, v in values.items()})
     return lines
 
 

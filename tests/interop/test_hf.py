@@ -216,7 +216,7 @@ def test_a_missing_size_is_not_guessed(golden):
 def test_a_config_that_is_no_object_is_refused(golden, text):
     path = golden("gpt2").write()
     (path / "config.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(UserError, match=r"config\.json: expected (JSON|an object)"):
+    with pytest.raises(UserError, match=r"config\.json.*expected (JSON|an object|UTF-8)"):
         read_model(path)
 
 
@@ -310,7 +310,7 @@ def test_an_index_and_its_files_must_agree(golden):
 def test_an_index_that_names_nothing_is_refused(golden, text):
     path = golden("gpt2").write_sharded()
     (path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: expected"):
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json(:1)?: expected"):
         read_model(path)
 
 

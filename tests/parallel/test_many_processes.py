@@ -131,6 +131,24 @@ def test_two_processes_stopped_and_killed_go_on_as_one_and_as_four_with_the_same
 
 
 @pytest.mark.slow
+def test_the_files_of_all_processes_have_digests_and_all_pass_over_the_same_damage(start, tmp_path):
+    finish(start("both", 2, 4, steps=10), [0, 0])
+    steps = tmp_path / "both" / "checkpoints" / "pretrain"
+    kept = json.loads((steps / "10" / "digests.json").read_text())["files"]
+    for process in ("process_0", "process_1"):
+        assert any(f"ocdbt.{process}/d/" in name for name in kept), kept.keys()
+    damaged = max((name for name in kept if "process_1/d/" in name), key=lambda name: kept[name]["bytes"])
+    content = bytearray((steps / "10" / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (steps / "10" / damaged).write_bytes(bytes(content))
+    (tmp_path / "both" / "summary.json").unlink()
+    finish(start("both", 2, 4, steps=10), [0, 0])  # each reads a share of the files: one of them sees the damage
+    said = (tmp_path / "both.0.log").read_text().replace("\n", "")
+    assert "10 is damaged" in said and "trying the one before it" in said
+    assert sorted(path.name for path in steps.iterdir()) == ["10", "10.damaged", "5"]
+
+
+@pytest.mark.slow
 def test_a_peer_that_dies_ends_the_others_within_a_minute_and_says_so(start, tmp_path):
     run = start("lost", 2, 4, steps=100_000)
     wait_for_step(tmp_path / "lost", 3)

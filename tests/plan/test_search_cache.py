@@ -134,3 +134,27 @@ def test_the_cache_is_where_the_desktops_standard_says(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the standard says to ignore
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert Cache().folder == tmp_path / "home" / ".cache" / "lmjax" / "plans"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[" * 100_000, "7", '{"estimate": {"recipe": 7}}', '{"estimate": "x"}', '{"estimate": 1' + "0" * 5_000 + "}"],
+)
+def test_a_kept_file_of_another_form_is_said_and_compiled_again(tmp_path, content):
+    said = []
+    cache = Cache(tmp_path, said.append)
+    (tmp_path / f"{key(RECIPE, 'v5e-4')}.json").write_text(content)
+    assert cache.get(RECIPE, "v5e-4") is None
+    assert len(said) == 1 and said[0].endswith("it is compiled again") and len(said[0]) < 500
+
+
+@pytest.mark.parametrize(("field", "value"), [("chips", "4"), ("mesh", {"data": None}), ("collectives", [{"axis": 1}])])
+def test_a_kept_estimate_whose_field_has_another_type_is_compiled_again(tmp_path, field, value):
+    said = []
+    cache = Cache(tmp_path, said.append)
+    cache.put(RECIPE, "v5e-4", Result(ESTIMATE))
+    (path,) = tmp_path.iterdir()
+    kept = json.loads(path.read_text())
+    kept["estimate"][field] = value
+    path.write_text(json.dumps(kept))
+    assert cache.get(RECIPE, "v5e-4") is None and len(said) == 1

@@ -322,10 +322,10 @@ def test_a_folder_that_is_no_workdir_is_named(tmp_path, capsys):
 def test_a_damaged_file_is_named(make_workdir):
     folder = make_workdir([])
     (folder / "summary.json").write_text('{"steps": ')
-    with pytest.raises(UserError, match=r"summary\.json: expected a JSON object"):
+    with pytest.raises(UserError, match=r"summary\.json:1: expected JSON"):
         write_report(folder)
     (folder / "summary.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"summary\.json: expected a JSON object, found list"):
+    with pytest.raises(UserError, match=r"summary\.json: found \[1\]: expected an object"):
         write_report(folder)
     (folder / "summary.json").unlink()
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')

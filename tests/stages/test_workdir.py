@@ -11,9 +11,13 @@ import pytest
 
 import lmjax
 from lmjax.errors import UserError
-from lmjax.recipe import Pretrain, from_json
+from lmjax.files import read_json_if_there as read_json
+from lmjax.files import write_whole
+from lmjax.recipe import SFT, Pretrain, from_json
 from lmjax.settings import TrainSettings
-from lmjax.stages.workdir import RECIPE_FILE, claim, environment, locked, read_json, write_whole
+from lmjax.stages.compare import ANSWERED_FILE, _Answered
+from lmjax.stages.origins import ORIGINS_FILE, claim_origins
+from lmjax.stages.workdir import RECIPE_FILE, claim, environment, locked
 
 
 def test_a_workdir_is_made_with_its_parents_and_holds_the_recipe(tmp_path):
@@ -107,3 +111,24 @@ def test_the_environment_names_versions_and_devices():
     assert known["devices"] == "8 x cpu"
     assert known["cores"] == str(os.cpu_count())
     assert known["jax"].count(".") >= 2 and known["python"].startswith("3.")
+
+
+def test_the_files_that_a_run_reads_again_are_named_when_a_crash_left_them_empty(tmp_path):
+    for name, read in (
+        (RECIPE_FILE, lambda: claim(tmp_path, Pretrain(), force=False)),
+        (ORIGINS_FILE, lambda: claim_origins(SFT(start="base"), tmp_path, force=False)),
+        (ANSWERED_FILE, lambda: _Answered(tmp_path / ANSWERED_FILE)),
+    ):
+        (tmp_path / name).write_text("\n")
+        with pytest.raises(UserError, match=rf"{tmp_path / name}:\d: .*(JSON|restore|delete)"):
+            read()
+        (tmp_path / name).unlink()
+
+
+def test_a_written_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, type(tmp_path).replace
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append("flushed"), fsync(file)))
+    monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: (order.append("named"), replace(self, to))[1])
+    claim(tmp_path, Pretrain(), force=False)
+    assert order == ["flushed", "named"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def test_damage_to_every_checkpoint_is_an_error_that_lists_them(tmp_path):
     with _open(tmp_path) as checkpointer:
         checkpointer.save(_state(step=1), 1, {})
     _damage_largest(tmp_path / "1", "truncated")
-    with _open(tmp_path) as checkpointer, pytest.raises(UserError, match=r"none of the checkpoints \[1\] is whole"):
+    with pytest.raises(UserError, match=r"none of the checkpoints \[1\] is whole"), _open(tmp_path) as checkpointer:
         checkpointer.restore(_abstract(_state()))
 
 
@@ -233,6 +234,57 @@ def test_a_full_disk_stops_with_a_clear_error_and_leaves_the_older_checkpoint(tm
             assert int(checkpointer.restore(_abstract(abstract)).step) == 1
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+REFUSALS = {  # what becomes of the folder after the first save
+    "is a file now": ("shutil.rmtree(folder); folder.write_text('in the way')", "Not a directory"),
+    "is read-only": (
+        "subprocess.run(['mount', '-o', 'remount,ro', str(folder.parent)], check=True)",
+        "Read-only file system",
+    ),
+    "may not be written": ("os.chown(folder, 0, 0); folder.chmod(0o555); os.seteuid(65534)", "Permission denied"),
+    "goes while it saves": ("vanish()", "[Nn]ot found|No such file"),
+    "breaks": (
+        "checkpoint.write_digests = lambda folder, step: (_ for _ in ()).throw(OSError(5, os.strerror(5)))",
+        "Input/output error",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_folder_that_refuses_a_save_is_named_with_the_reason_within_seconds(tmp_path, what):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    tmp_path.chmod(0o755)
+    mounted = what == "is read-only"
+    if mounted and subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    if what == "may not be written" and os.geteuid():
+        pytest.skip("needs the right to become another user")
+    refuse, reason = REFUSALS[what]
+    body = f"""
+    import os, shutil, subprocess, time
+    from lmjax.errors import UserError
+    from lmjax.training import checkpoint
+    def vanish():
+        write = checkpoint.write_digests
+        checkpoint.write_digests = lambda at, step: (shutil.rmtree(at), write(at, step))
+    checkpointer.save(state(1, 1_000), 1, {{}}); checkpointer.wait()
+    {refuse}
+    try:
+        with checkpointer:
+            checkpointer.save(state(2, 1_000), 2, {{}})
+    except UserError as error:
+        print("clear:", error, flush=True)
+    """
+    try:
+        child = _save_in_child(body, disk / "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        said, noise = child.communicate(timeout=120)  # Orbax's own threads would hold it for 300 s
+        assert child.returncode == 0 and re.match(rf"clear: {disk / 'run'}: cannot be .*({reason})", said), noise
+        assert noise == "", "the sentence is enough"
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(
