@@ -34,7 +34,7 @@ IRRELEVANT = {
 }
 # What of the package decides the program, or how it is read.
 SOURCES = (
-    "settings.py",
+    "settings",
     "model",
     "objective",
     "optim",
