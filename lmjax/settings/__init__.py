@@ -6,7 +6,7 @@ the command line; what comes out is handed whole to the part. Units stand beside
 
 from __future__ import annotations
 
-from lmjax.settings.data import BYTE_ENTRIES, DataSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.data import DataSettings, SourceSettings, TokenizerSettings
 from lmjax.settings.model import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
 from lmjax.settings.training import (
     CheckpointSettings,
@@ -21,7 +21,6 @@ from lmjax.settings.training import (
 )
 
 __all__ = [
-    "BYTE_ENTRIES",
     "AttentionSettings",
     "CheckpointSettings",
     "ComputeSettings",
