@@ -107,12 +107,15 @@ def _busy(within: str, before: str, rounds: int) -> tuple[int, str, float]:
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
     )
-    assert child.stdout.readline() == "busy\n"
-    time.sleep(1.0)  # until it is in the library
-    sent = time.monotonic()
-    child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=120)
-    return child.returncode, said, time.monotonic() - sent
+    try:
+        assert child.stdout.readline() == "busy\n"
+        time.sleep(1.0)  # until it is in the library
+        sent = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        said, _ = child.communicate(timeout=120)
+        return child.returncode, said, time.monotonic() - sent
+    finally:
+        child.kill()  # a process that does not obey would be busy for a quarter of an hour
 
 
 @pytest.mark.parametrize("within", ["contextlib.nullcontext()", "request.deferred()"])
