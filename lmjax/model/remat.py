@@ -18,7 +18,7 @@ QUERY, KEY, VALUE = "query", "key", "value"  # as attention reads them
 ATTENDED = "attended"  # attention's result and what its backward pass needs beside it
 BETWEEN = "between"  # the residual stream between attention and the feed-forward layer
 UP = "up"  # the feed-forward layer's hidden units before their activation
-STATISTICS = "norm_statistics"  # three numbers a row for every norm
+STATISTICS = "norm_statistics"  # two numbers a row for every norm
 
 
 _NAMED: dict[str, tuple[str, ...]] = {

@@ -61,8 +61,7 @@ def test_a_mean_that_is_large_beside_the_deviation_costs_no_more_than_in_two_pas
     given = arrays(ratio)
     found, usual = errors(layer_norm(materialize), *given), errors(two_passes, *given)
     for name, error, limit in zip(("y", "dx", "dscale", "dbias"), found, usual, strict=True):
-        assert error <= 10 * limit, name
-        assert error < 1e-4, name
+        assert error <= 3 * limit, name
 
 
 @pytest.mark.parametrize("where", [slice(0, 1), slice(0, 128), slice(130, 131), slice(128, 768)], ids=str)
@@ -87,9 +86,11 @@ def test_a_row_of_any_width_is_shifted(width):
 @pytest.mark.parametrize("ratio", [1000.0, 3000.0])
 def test_what_a_remat_policy_keeps_of_a_norm_is_as_exact(ratio):
     given = arrays(ratio)
+    usual = errors(two_passes, *given)
     for policy in (None, *REMAT_POLICIES.values()):
-        cell = jax.checkpoint(layer_norm(False), policy=policy)
-        assert max(errors(cell, *given)) < 1e-4
+        found = errors(jax.checkpoint(layer_norm(False), policy=policy), *given)
+        for error, limit in zip(found, usual, strict=True):
+            assert error <= 3 * limit
 
 
 def test_equal_elements_become_the_bias():

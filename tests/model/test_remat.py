@@ -63,7 +63,7 @@ def test_an_offloaded_policy_moves_what_the_other_keeps_to_the_host(name):
     assert nothing == 0 and moved == KEPT[name] * IN_BLOCK
     assert on_device - left == moved
     least, _ = kept_entries("full")
-    statistics = LAYERS * 2 * 3 * ROWS * LENGTH  # three numbers a row of two norms a layer
+    statistics = LAYERS * 2 * 2 * ROWS * LENGTH  # of two norms a layer
     assert least == IN_BLOCK and left == least + statistics
 
 

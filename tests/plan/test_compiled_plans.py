@@ -50,10 +50,16 @@ def test_every_kind_of_chip_and_two_slices_are_compiled_for(topology, replica, c
         assert traffic["replica"].seconds == pytest.approx(traffic["replica"].sent_gib * GIB / 6.25e9)
 
 
-@pytest.mark.parametrize("heads", [AttentionSettings(heads=1), AttentionSettings(heads=4, kv_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    "heads",
+    [
+        pytest.param(AttentionSettings(heads=1), id="one head"),
+        pytest.param(AttentionSettings(heads=4, kv_heads=2), marks=pytest.mark.slow, id="grouped"),
+    ],
+)
 def test_attention_of_one_row_of_one_layer_on_one_device_is_counted(heads):
     """A device's only row has no axis of rows in the compiled kernels."""
-    model = ModelSettings(layers=1, width=64, context=4096, vocab_size=128, attention=heads)
+    model = ModelSettings(layers=1, width=64, context=4096, vocab_size=512, attention=heads)
     stage = Pretrain(data=DataSettings(sequence_length=4096, batch_size=1), model=model)
     found = plan(stage, "v5e-1").estimate
     scores = 12 * model.attention.heads * model.head_dim * 4097 / 2 * 4096 / 1e12  # all that causal queries need
@@ -61,7 +67,7 @@ def test_attention_of_one_row_of_one_layer_on_one_device_is_counted(heads):
     # forward and two backward kernels make 9 products where 6 are needed, of 10 blocks of 1,024 where 8 would do
     kernels = scores * 9 / 6 * (10 / 16) / (4097 / 8192)
     assert found.executed_tflop == pytest.approx(found.model_tflop - scores + kernels, rel=0.02)
-    assert 0 < found.mfu < 1 and found.kernel_seconds >= kernels * 1e12 / 197e12
+    assert 0 < found.mfu < 1 and found.kernel_seconds > 0.999 * kernels * 1e12 / 197e12
 
 
 def test_a_validation_is_a_third_of_a_step_s_work_and_holds_no_moments():
