@@ -13,10 +13,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lmjax
-from lmjax.errors import PeerLostError, UserError, nearest, shortened
+from lmjax.errors import PeerLostError, UserError, nearest, readable
 from lmjax.fields import require_local
 from lmjax.files import open_streams, user_path
 
@@ -38,9 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        message = _readable(str(error))
-        print(f"lmjax: {message}", file=sys.stderr)
-        _leave(options, 2, message)
+        print(f"lmjax: {error}", file=sys.stderr)
+        _leave(options, 2, str(error))
         return 2
     except SystemExit as leaving:
         if leaving.code == 2:
@@ -62,17 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _readable(message: str) -> str:
-    """The message, whose words of thousands of characters, which somebody has given, are cut in the middle."""
-    return re.sub(r"\S{300,}", lambda word: shortened(word[0])[1:-1], message)
-
-
 def _path(text: str) -> Path:
     """A path as an argument gives it: `~` is a home folder."""
     try:
         return user_path(text)
     except UserError as error:
-        raise argparse.ArgumentTypeError(_readable(str(error))) from error
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _leave(options: argparse.Namespace, code: int, message: str) -> None:
@@ -259,8 +253,15 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None} | {"stop": tuple(options.stop)}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Repeats no word of thousands of characters in an error."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(readable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lmjax", description="A JAX/Flax training stack for language models.")
+    parser = _Parser("lmjax", description="A JAX/Flax training stack for language models.")
     parser.add_argument("--version", action="version", version=f"lmjax {lmjax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -10,8 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+LONGEST_MESSAGE = 2_000  # characters
+
+
 class UserError(Exception):
-    """A mistake in a recipe, a file or a command: the message says what, where, what was expected and what to do."""
+    """A mistake in a recipe, a file or a command: the message says what, where, what was expected and what to do.
+
+    What somebody has given is cut in the middle where it would make the message unreadable: see `readable`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(readable(str(message)))
 
 
 class PeerLostError(Exception):
@@ -40,10 +49,26 @@ def shortened(value: object, most: int = 200) -> str:
         text = repr(value)
     except ValueError:  # a whole number of more than 4,300 digits
         return "a whole number of thousands of digits"
-    if len(text) <= most:
-        return text
+    return text if len(text) <= most else _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
     head, tail = most * 2 // 3, most // 3
     return f"{text[:head]}...[{len(text) - head - tail:,} characters]...{text[-tail:]}"
+
+
+def readable(message: str) -> str:
+    """The message, in which words of thousands of characters are cut in the middle, and so is a longer whole."""
+    message = re.sub(r"\S{300,}", lambda word: shortened(word[0])[1:-1], message)
+    return message if len(message) <= LONGEST_MESSAGE else _cut(message, LONGEST_MESSAGE - 100)
+
+
+def text_of(error: BaseException) -> str:
+    """What the error says, also where a class of its author's fails to say it."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"its own text cannot be made: {type(failed).__name__}"
 
 
 def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:

@@ -21,14 +21,14 @@ from lmjax.errors import UserError, nearest, nearest_sizes, require, shortened
 def check_types(owner: str, settings: Any) -> None:
     """Raises UserError at the first field whose value is not of the type that the field declares.
 
-    A whole number is also a number; True is neither. Numbers are finite.
+    A whole number, of at most 64 bits, is also a number; True is neither. Numbers are finite.
     """
     for name, kind in field_types(settings.__class__).items():
         value = getattr(settings, name)
         if not fits(kind, value):
             field = f"{owner}.{name}".lstrip(".")
             raise UserError(
-                f"{field} = {shortened(value)}: expected {described(kind)}; {_fix(kind, value, settings, name)}"
+                f"{field} = {shortened(value)}: expected {expected(kind, value)}; {_fix(kind, value, settings, name)}"
             )
 
 
@@ -115,8 +115,13 @@ def described(kind: Any) -> str:
     return words.get(kind, "None" if kind is type(None) else getattr(kind, "__name__", str(kind)))
 
 
+def expected(kind: Any, value: Any) -> str:
+    """A declared type in words, for a value that is not of it."""
+    return described(kind) + (", of at most 64 bits" if type(value) is int and value.bit_length() > 63 else "")
+
+
 def fits(kind: Any, value: Any) -> bool:
-    """Whether the value is of the declared type, its entries included."""
+    """Whether the value is of the declared type, its entries included. Whole numbers have at most 64 bits."""
     if kind is Any:
         return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -133,6 +138,8 @@ def fits(kind: Any, value: Any) -> bool:
         if type(value) is not origin:
             return False
         return all(fits(arguments[-1], item) for item in (value.values() if origin is dict else value))
+    if kind is int:
+        return type(value) is int and value.bit_length() < 64
     if kind is float:
         return type(value) in (int, float) and _is_finite(value)
     return type(value) is kind

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, shortened
-from lmjax.fields import described, fits
+from lmjax.fields import described, expected, fits
 
 ESCAPED = "lmjax-escaped"  # how a codec writes what it lacks: by escapes that JSON reads, too
 MAX_NAME_BYTES = 255  # of one file name, on the file systems in use
@@ -126,7 +126,7 @@ def check_form(value: Any, form: Any, where: object, field: str = "", fix: str =
         return value
     if not fits(form, value):
         what = f"{field} = {shortened(value)}" if field else f"found {shortened(value)}"
-        raise UserError(f"{where}: {what}: expected {described(form)}; {fix}")
+        raise UserError(f"{where}: {what}: expected {expected(form, value)}; {fix}")
     return value
 
 

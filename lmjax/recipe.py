@@ -19,7 +19,7 @@ from typing import Any
 
 import lmjax.rlhf_settings
 import lmjax.settings
-from lmjax.errors import UserError, nearest, require, shortened
+from lmjax.errors import UserError, nearest, require, shortened, text_of
 from lmjax.fields import check_divides, check_name, check_types, described, field_types, require_local
 from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
@@ -244,13 +244,16 @@ def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:
 def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
     try:
         return call()
-    except (Exception, SystemExit) as error:  # whatever a recipe does wrong is the user's to mend
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a recipe does wrong is the user's to fix
         here = (str(path), str(path.absolute()))  # as an import names it
         frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in here]
         own = isinstance(error, SyntaxError) and error.filename in here
         line = error.lineno if own and isinstance(error, SyntaxError) else frames[-1] if frames else None
         place = f"{path}:{line}" if line else str(path)
-        what = str(error) if len(str(error)) < 2000 else shortened(str(error), 1000)[1:-1]
+        said = text_of(error)
+        what = said if len(said) < 1000 else shortened(said, 600)[1:-1]
         message = what if isinstance(error, UserError) else f"{type(error).__name__}: {what}{_hint(error)}"
         raise UserError(f"{place}: {message}") from error
 
@@ -259,7 +262,7 @@ def _hint(error: BaseException) -> str:
     """For a keyword that a dataclass does not have: the nearest that it has."""
     if isinstance(error, SystemExit):
         return "; a recipe returns, and leaves the process to lmjax"
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
     parts: dict[str, Any] = {
         **vars(lmjax.settings),
         **vars(lmjax.rlhf_settings),

@@ -205,6 +205,8 @@ class Reader:
     def _asked(self, field: str) -> Turns:
         """The prompt that a field holds, with what stands in others as its input."""
         turns = self.turns(self.take(field), field, opens=True)
+        if not turns:
+            raise BadRecordError(f"field {field!r}: the prompt is empty")
         if field in MESSAGE_FIELDS or len(turns) > 1:
             return turns
         texts = [turns[0].text]

@@ -7,11 +7,11 @@ supports and what to do.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from lmjax.errors import UserError, nearest
+from lmjax.errors import UserError, nearest, shortened
+from lmjax.fields import fits
 
 # Fields that say nothing about the logits of the language model: names and versions, token ids, how generate() samples,
 # heads that are not the language model's, and two ways of computing the same numbers.
@@ -48,8 +48,8 @@ class ConfigFields:
         self._values, self._where, self._asked = values, where, set(SAYS_NOTHING)
 
     def error(self, name: str, expected: str, fix: str) -> UserError:
-        found = repr(self._values[name]) if name in self._values else "(absent)"
-        return UserError(f"{self._where}: {name} = {found}: expected {expected}; {fix}")
+        found = shortened(self._values[name]) if name in self._values else "(absent)"
+        return UserError(f"{self._where}: {shortened(name)[1:-1]} = {found}: expected {expected}; {fix}")
 
     def get(self, name: str, default: Any) -> Any:
         self._asked.add(name)
@@ -58,7 +58,7 @@ class ConfigFields:
     def size(self, name: str) -> int:
         """A whole number above 0, which has to be there."""
         value = self.get(name, None)
-        if type(value) is not int or value <= 0:
+        if not fits(int, value) or value <= 0:
             raise self.error(name, "a whole number above 0", "take it from the model's own config.json")
         return value
 
@@ -75,13 +75,13 @@ class ConfigFields:
 
     def positive(self, name: str, default: float) -> float:
         value = self.get(name, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if not fits(float, value) or value <= 0:
             raise self.error(name, "a number above 0", f"the default is {default}")
         return float(value)
 
     def fraction(self, name: str, default: float) -> float:
         value = self.get(name, default)
-        if type(value) not in (int, float) or not 0 <= value < 1:
+        if not fits(float, value) or not 0 <= value < 1:
             raise self.error(name, "a fraction in [0, 1)", f"the default is {default}")
         return float(value)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest
+from lmjax.fields import fits
 from lmjax.files import read_json_if_there
 from lmjax.interop.config_fields import ConfigFields
 from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
@@ -258,10 +259,7 @@ def _rotary_base(fields: ConfigFields) -> float:
             continue
         if not isinstance(rotary, dict) or any(rotary.get(key, only) != only for key, only in _PLAIN_ROTARY.items()):
             raise fields.error(name, f"plain rotary positions, {json.dumps(_PLAIN_ROTARY)}", "lmjax scales none")
-        if rotary.keys() - _PLAIN_ROTARY.keys() - {"rope_theta"} or type(rotary.get("rope_theta", 1)) not in (
-            int,
-            float,
-        ):
+        if rotary.keys() - _PLAIN_ROTARY.keys() - {"rope_theta"} or not fits(float, rotary.get("rope_theta", 1)):
             raise fields.error(name, "a rope_type and a rope_theta, a number, and no more", "lmjax scales none")
         bases |= {float(rotary["rope_theta"])} if "rope_theta" in rotary else set()
     if len(bases) > 1:

@@ -101,7 +101,7 @@ def _open(stack: ExitStack, path: Path) -> Any:
     try:
         return stack.enter_context(safe_open(path, framework="numpy"))
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: expected a whole safetensors file ({error}); copy it again") from error
+        raise UserError(f"{path}: expected a whole safetensors file ({shortened(str(error))[1:-1]}); copy it again") from error
 
 
 def _read_index(index: Path) -> dict[str, Path]:
@@ -113,7 +113,7 @@ def _read_index(index: Path) -> dict[str, Path]:
         plain = is_safe_name(name) and name.endswith(".safetensors")
         if not plain:
             raise UserError(
-                f"{index}: weight_map[{tensor!r}] = {shortened(name)}: expected the plain name of a .safetensors file "
+                f"{index}: weight_map[{shortened(tensor)}] = {shortened(name)}: expected the plain name of a .safetensors file "
                 "in the same folder; nothing outside it is read"
             )
         if not (index.parent / name).is_file():
@@ -128,4 +128,4 @@ def _compare(index: Path, files: Mapping[str, Path], handles: Mapping[Path, Any]
         for name in sorted(said ^ held):
             says = f"{index.name} says that it is" if name in said else f"{index.name} does not name it"
             there = "not in this file" if name in said else "in this file"
-            raise UserError(f"{path}: {name} is {there}, but {says}; copy the folder again")
+            raise UserError(f"{path}: {shortened(name)[1:-1]} is {there}, but {says}; copy the folder again")

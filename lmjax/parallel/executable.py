@@ -24,7 +24,7 @@ from jax._src import compilation_cache
 from jax._src.compilation_cache_interface import CacheInterface
 from jax.sharding import Mesh
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
 from lmjax.files import MalformedJsonError, parse_json, write_whole
 from lmjax.parallel.compiler_options import compiler_options
 from lmjax.settings import ComputeSettings
@@ -121,7 +121,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     if not isinstance(header, dict) or not {"format", "digest"} <= header.keys():
         raise UserError(f"{path}: expected a file that lmjax plan --save wrote; name another one, or write it anew")
     if header["format"] != FORMAT:
-        raise UserError(f"{path}: its format is {header['format']}, this lmjax reads {FORMAT}; {AGAIN}")
+        raise UserError(f"{path}: its format is {shortened(header['format'])}, this lmjax reads {FORMAT}; {AGAIN}")
     if hashlib.sha256(payload).hexdigest() != header["digest"]:
         raise UserError(f"{path}: the executable in it is not whole; copy it again, or {AGAIN}")
     return header, payload
@@ -150,13 +150,13 @@ def _changes(there: Any, here: Any) -> str:
     if isinstance(there, dict) and isinstance(here, dict):
         both = sorted(there.keys() | here.keys())
         pairs = [(name, there.get(name), here.get(name)) for name in both]
-        return ", ".join(f"{name} {old!r}, here {new!r}" for name, old, new in pairs if old != new)
+        return ", ".join(f"{shortened(name)[1:-1]} {shortened(old)}, here {shortened(new)}" for name, old, new in pairs if old != new)
     if isinstance(there, list) and isinstance(here, list):
         if len(there) != len(here):
             return f"{len(there)} devices, here {len(here)}"
         old, new = next((old, new) for old, new in zip(there, here, strict=True) if old != new)
-        return f"{old}, here {new}"
-    return f"{there!r}, here {here!r}"
+        return f"{shortened(old)}, here {shortened(new)}"
+    return f"{shortened(there)}, here {shortened(here)}"
 
 
 class _OneProgram(CacheInterface):

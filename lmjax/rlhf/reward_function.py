@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from lmjax.data.dialogue import Prompt
-from lmjax.errors import UserError, nearest, shortened
+from lmjax.errors import UserError, nearest, shortened, text_of
 
 _RESPONSES = ("responses", "completions")
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -78,8 +78,8 @@ class _Function:
         self._timeout = timeout
         try:
             module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        except (Exception, SystemExit) as error:  # whatever the file does wrong is the user's to mend
-            raise UserError(f"{self.where}: {place}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever the file does wrong is the user's to fix
+            raise UserError(f"{self.where}: {place}: {type(error).__name__}: {text_of(error)}") from error
         function = getattr(module, name, None)
         if not callable(function):
             known = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "none"
@@ -102,9 +102,9 @@ class _Function:
             return _within(self._timeout, call)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # whatever the function does wrong is the user's to mend
+        except (Exception, SystemExit) as error:  # whatever the function does wrong is the user's to fix
             raise UserError(
-                f"{self.where}: {self._line(error)}: {type(error).__name__}: {error}; {_batch(responses, records)}"
+                f"{self.where}: {self._line(error)}: {type(error).__name__}: {text_of(error)}; {_batch(responses, records)}"
             ) from error
 
     def _line(self, error: BaseException) -> str:

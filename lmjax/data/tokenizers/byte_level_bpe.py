@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from lmjax.data.tokenizers.base import Contents, NoTokenizerError, StoredTokenizer
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_json, decode_text, read_json, read_text
 from lmjax.settings import TokenizerSettings
 
@@ -178,6 +178,6 @@ def parse_merges(text: str, where: object) -> list[tuple[str, str]]:
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not all(pair):
-            raise UserError(f"{where}:{number}: {line!r}: expected two tokens and one blank; copy the file again")
+            raise UserError(f"{where}:{number}: {shortened(line)}: expected two tokens and one blank; copy the file again")
         merges.append((pair[0], pair[1]))
     return merges
