@@ -41,7 +41,7 @@ def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float, centered: bool, materialize: bool
 ) -> tuple[jax.Array, Residuals]:
     wide = x.astype(jnp.float32)
-    mean, variance = _moments(wide) if centered else (jnp.zeros(x.shape[:-1]), jnp.mean(wide * wide, -1))
+    mean, variance = _moments(x) if centered else (jnp.zeros(x.shape[:-1]), jnp.mean(wide * wide, -1))
     rate = jax.lax.rsqrt(variance + eps)
     mean, rate = checkpoint_name(mean, STATISTICS), checkpoint_name(rate, STATISTICS)
     y = _standard(wide, mean, rate) * _over(scale, wide)
@@ -71,10 +71,10 @@ def _backward(
 normalize.defvjp(_forward, _backward)
 
 
-def _moments(wide: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of every row."""
-    shift = jnp.mean(wide[..., :SAMPLE], -1)
-    away = wide - shift[..., None]
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of every row, in float32."""
+    shift = jnp.mean(x[..., :SAMPLE].astype(jnp.float32), -1)  # cut first: of a wide copy the TPU would keep all
+    away = x.astype(jnp.float32) - shift[..., None]
     mean, square = jnp.mean(away, -1), jnp.mean(away * away, -1)
     return shift + mean, jnp.maximum(square - mean * mean, 0.0)
 
