@@ -396,3 +396,10 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path):
     child.stdout.close()
     assert child.wait(timeout=600) == 128 + signal.SIGPIPE
     assert child.stderr.read() == ""
+
+
+def test_no_error_repeats_a_word_of_thousands_of_digits(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["generate", "runs/x", "--max-tokens", "9" * 5_000])
+    said = capsys.readouterr().err
+    assert leaving.value.code == 2 and len(said) < 1_500 and "--max-tokens: invalid int value: '999" in said

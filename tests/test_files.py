@@ -118,3 +118,11 @@ def test_a_long_value_is_shortened_in_the_middle():
     assert "[9,803 characters]" in text
     assert shortened(10**5_000) == "a whole number of thousands of digits"
     assert shortened("short") == "'short'"
+
+
+def test_a_message_of_ten_thousand_characters_is_cut_in_the_middle_wherever_it_is_raised():
+    for value in ("x" * 10_000, "x y " * 2_500):
+        message = str(UserError(f"a.json:3: field = {value}: expected a number; fix it"))
+        assert len(message) < 2_000
+        assert message.startswith("a.json:3: field = x") and message.endswith("expected a number; fix it")
+    assert str(UserError("a.json:3: as it is")) == "a.json:3: as it is"

@@ -278,3 +278,26 @@ def test_sizes_choose_and_unknown_ones_are_refused():
         load_recipe("gpt2:335m")
     with pytest.raises(UserError, match=r"quickstart:big: .* offers no sizes; leave out ':big'"):
         load_recipe("quickstart:big")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise GeneratorExit", "odd.py:1: GeneratorExit: "),
+        (
+            "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
+            "odd.py:3: E: its own text cannot be made: ValueError",
+        ),
+        ("raise ValueError('x' * 10_000)", "odd.py:1: ValueError: xxx"),
+    ],
+)
+def test_whatever_a_recipe_file_raises_is_named_with_its_line(tmp_path, source, message):
+    (tmp_path / "odd.py").write_text(source)
+    with pytest.raises(UserError) as error:
+        load_recipe(str(tmp_path / "odd.py"))
+    assert message in str(error.value) and len(str(error.value)) < 2_000
+
+
+def test_a_whole_number_of_more_than_64_bits_is_refused():
+    with pytest.raises(UserError, match=r"train\.steps = 9223372036854775808: expected a whole number, of at most 64"):
+        TrainSettings(steps=2**63)

@@ -70,7 +70,7 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
         except BadRecordError as error:
             if source.on_bad_record == "error":
                 article = "an" if kind == "answer" else "a"
-                fix = 'mend it, or leave it out: on_bad_record = "skip" of its source, --skip-bad of lmjax score'
+                fix = 'fix it, or leave it out: on_bad_record = "skip" of its source, --skip-bad of lmjax score'
                 raise UserError(f"{where}: expected {article} {kind}: {error}; {fix}") from None
             out.skipped.append(f"{where}: {error}")
     if not out.records:

@@ -67,11 +67,11 @@ def listed(data: Buffer, where: object) -> list[Any] | None:
         if isinstance(error, UserError):
             raise BadRecordError(str(error)) from None
         place = f"{where}:{error.line}" if error.line else where
-        raise BadRecordError(f"{place}: expected a list of JSON objects, or one a line ({error}); mend it") from None
+        raise BadRecordError(f"{place}: expected a list of JSON objects, or one a line ({error}); fix it") from None
     if isinstance(value, dict):
         return [value]
     if not isinstance(value, list):
-        raise BadRecordError(f"{where}: expected a list of JSON objects, found {type(value).__name__}; mend it")
+        raise BadRecordError(f"{where}: expected a list of JSON objects, found {type(value).__name__}; fix it")
     return value
 
 
@@ -109,7 +109,7 @@ def csv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
             return
         except csv.Error as error:
             if header is None:
-                raise BadRecordError(f"{where}:{line}: malformed CSV ({error}); mend the header") from None
+                raise BadRecordError(f"{where}:{line}: malformed CSV ({error}); fix the header") from None
             yield f"{where}:{line}", BadRecordError(f"malformed CSV ({error})")
             continue
         if not cells:
@@ -118,7 +118,7 @@ def csv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
             header = cells
             if len(set(header)) < len(header) or _escaped(header):
                 expected = f"expected a header of different names in UTF-8, found {shortened(header)}"
-                raise BadRecordError(f"{where}:{line}: {expected}; mend it")
+                raise BadRecordError(f"{where}:{line}: {expected}; fix it")
         else:
             yield f"{where}:{line}", _row(header, cells)
 

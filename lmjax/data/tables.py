@@ -92,7 +92,7 @@ class ParquetDocuments(Documents):
         try:
             return checked_text(_value(column[row]), self.settings.field)
         except BadRecordError as error:
-            raise BadRecordError(f'{where}: {error}; mend it, or set source.on_bad_record = "skip"') from None
+            raise BadRecordError(f'{where}: {error}; fix it, or set source.on_bad_record = "skip"') from None
 
     def _column(self, path: Path, group: int, rows: int) -> Any:
         """The column of a row group, or the BadRecordError of all its rows where a page of it is damaged."""
@@ -157,7 +157,7 @@ class TfdsDocuments(Documents):
             return checked_text(value.item() if isinstance(value, np.generic) else value, self.settings.field)
         except BadRecordError as error:
             where = f"{self.settings.path}, split {self.settings.split!r}, record {index + 1}"
-            raise BadRecordError(f'{where}: {error}; mend it, or set source.on_bad_record = "skip"') from None
+            raise BadRecordError(f'{where}: {error}; fix it, or set source.on_bad_record = "skip"') from None
 
 
 def _open_tfds(path: str, split: str) -> Any:

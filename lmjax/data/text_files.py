@@ -138,7 +138,7 @@ class FileDocuments(Documents):
         except BadRecordError as error:
             at, bad = start, str(error)
         where = self._place(number, at, place)
-        raise BadRecordError(f'{where}: {bad}; mend it, or set source.on_bad_record = "skip"')
+        raise BadRecordError(f'{where}: {bad}; fix it, or set source.on_bad_record = "skip"')
 
     def _place(self, number: int, offset: int, record: int) -> str:
         """Where in its file a byte of a record is; counting lines goes on from the last answer where it can."""

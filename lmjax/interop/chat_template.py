@@ -87,7 +87,11 @@ def saved_chat_template(files: Mapping[str, str], where: object) -> ChatTemplate
     """The template among a checkpoint's tokenizer files, which are in base64; None where there is none."""
     if FILE not in files:
         return None
-    saved: _Saved = decode_json(base64.b64decode(files[FILE]), f"{where}: {FILE}", _Saved)
+    try:
+        data = base64.b64decode(files[FILE], validate=True)
+    except ValueError as error:
+        raise UserError(f"{where}: the tokenizer's file {FILE!r} is damaged; name an older step's folder") from error
+    saved: _Saved = decode_json(data, f"{where}: {FILE}", _Saved)
     return ChatTemplate(saved["template"], saved["tokens"], saved["ids"], tuple(saved["ends"]), str(where))
 
 

@@ -101,7 +101,9 @@ def _open(stack: ExitStack, path: Path) -> Any:
     try:
         return stack.enter_context(safe_open(path, framework="numpy"))
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: expected a whole safetensors file ({shortened(str(error))[1:-1]}); copy it again") from error
+        raise UserError(
+            f"{path}: expected a whole safetensors file ({shortened(str(error))[1:-1]}); copy it again"
+        ) from error
 
 
 def _read_index(index: Path) -> dict[str, Path]:
@@ -113,8 +115,8 @@ def _read_index(index: Path) -> dict[str, Path]:
         plain = is_safe_name(name) and name.endswith(".safetensors")
         if not plain:
             raise UserError(
-                f"{index}: weight_map[{shortened(tensor)}] = {shortened(name)}: expected the plain name of a .safetensors file "
-                "in the same folder; nothing outside it is read"
+                f"{index}: weight_map[{shortened(tensor)}] = {shortened(name)}: expected the plain name of a "
+                ".safetensors file in the same folder; nothing outside it is read"
             )
         if not (index.parent / name).is_file():
             raise UserError(f"{index.parent / name}: no such file, though {index.name} names it; copy it there")

@@ -150,7 +150,9 @@ def _changes(there: Any, here: Any) -> str:
     if isinstance(there, dict) and isinstance(here, dict):
         both = sorted(there.keys() | here.keys())
         pairs = [(name, there.get(name), here.get(name)) for name in both]
-        return ", ".join(f"{shortened(name)[1:-1]} {shortened(old)}, here {shortened(new)}" for name, old, new in pairs if old != new)
+        return ", ".join(
+            f"{shortened(name)[1:-1]} {shortened(old)}, here {shortened(new)}" for name, old, new in pairs if old != new
+        )
     if isinstance(there, list) and isinstance(here, list):
         if len(there) != len(here):
             return f"{len(there)} devices, here {len(here)}"

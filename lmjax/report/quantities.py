@@ -234,7 +234,7 @@ def _of_rankings(run: RunRecord) -> list[Chart]:
         series = Series("validation", known[0], known[1], role="second", marked=True)
         charts.append(Chart("accuracy_by_answers", "Accuracy by number of answers", (series,), across="answers"))
     bins = [line["calibration"] for line in run.lines if "calibration" in line]
-    if bins:
+    if bins and bins[-1]:
         confidence, right, _ = np.array(bins[-1], np.float64).T
         ends = np.array([0.5, 1.0])
         series = Series("in the right order", confidence, right, role="second", marked=True, told=False)

@@ -103,9 +103,8 @@ class _Function:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever the function does wrong is the user's to fix
-            raise UserError(
-                f"{self.where}: {self._line(error)}: {type(error).__name__}: {text_of(error)}; {_batch(responses, records)}"
-            ) from error
+            said = f"{type(error).__name__}: {text_of(error)}"
+            raise UserError(f"{self.where}: {self._line(error)}: {said}; {_batch(responses, records)}") from error
 
     def _line(self, error: BaseException) -> str:
         """The file and line of the function's own file where the error came from, or else of wherever it did."""

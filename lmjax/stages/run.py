@@ -259,5 +259,5 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
         if source and quantity in told:
             display.say(f"{told[quantity]} of {source}: {value:.4f}")
     if "sample" in summary:
-        display.say(f"sample: {summary['prompt']}{summary['sample']}")
+        display.say(f"sample: {summary.get('prompt', '')}{summary['sample']}")
     display.say(f"report: {written}")

@@ -22,6 +22,10 @@ TEXTS = ("prompt", "sample")
 CHANGED = "changed"  # the fields of the recipe that have changed since the step, each as "field: before -> after"
 
 
+CALIBRATION, BINS_COLUMNS = "calibration", 3  # a table: confidence, share in the right order, pairs
+_HELD: dict[str, Any] = {**dict.fromkeys(TEXTS, str), CHANGED: list[str], CALIBRATION: list[list[float]]}
+
+
 class _Line(TypedDict):
     step: int
 
@@ -130,11 +134,21 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(whole, start=1):
         try:
-            values = check_form(parse_json(text), _Line, f"{path}:{number}")
+            lines.append(_read(check_form(parse_json(text), _Line, f"{path}:{number}"), f"{path}:{number}"))
         except (MalformedJsonError, UserError) as error:
             raise UserError(f"{path}:{number}: expected a JSON object with a step; delete the line: {error}") from error
-        lines.append({name: v if name in TEXTS else _number(v) for name, v in values.items()})
     return lines
+
+
+def _read(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of a line: numbers, but for those that `_HELD` names."""
+    read = {name: value if name in _HELD else _number(value) for name, value in values.items()}
+    for name, value in read.items():
+        if not isinstance(value, float):  # which may be none that is finite
+            check_form(value, _HELD.get(name, float), where, name)
+    if any(len(row) != BINS_COLUMNS for row in read.get(CALIBRATION, ())):
+        raise UserError(f"{where}: {CALIBRATION}: expected rows of {BINS_COLUMNS} numbers")
+    return read
 
 
 def _line(values: dict[str, Any]) -> str:

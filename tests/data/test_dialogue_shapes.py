@@ -273,3 +273,18 @@ def test_records_inside_an_object_and_other_separators_are_told(tmp_path):
     (tmp_path / "a.csv").write_text("prompt;answer\nq;a\n")
     with pytest.raises(UserError, match="cells are expected to stand apart by commas"):
         read_records(DialogueSourceSettings(path=str(tmp_path / "a.csv")), "demonstration")
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [
+        ("demonstration", {"answer": "a"}),
+        ("ranking", {"chosen": "a", "rejected": "b"}),
+        ("response", {"answers": ["a", "b"]}),
+        ("prompt", {}),
+    ],
+)
+def test_a_prompt_that_is_an_empty_list_is_refused(tmp_path, kind, answers):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": [], **answers}))
+    with pytest.raises(UserError, match="field 'prompt': the prompt is empty"):
+        read_records(DialogueSourceSettings(path=str(tmp_path / "a.jsonl")), kind)

@@ -92,9 +92,7 @@ def test_records_of_one_file_may_have_different_shapes(tmp_path):
 )
 def test_a_bad_response_is_an_error_that_says_how_to_leave_it_out(tmp_path, row, message):
     rows = [{"prompt": "q", "answer": "a"}, row]
-    with pytest.raises(
-        UserError, match=rf"jsonl:2: expected a response: .*{message}.*; mend it, .*--skip-bad of lmjax"
-    ):
+    with pytest.raises(UserError, match=rf"jsonl:2: expected a response: .*{message}.*; fix it, .*--skip-bad of lmjax"):
         read_records(source(tmp_path, rows), "response")
     records, skipped, _ = read_records(source(tmp_path, rows, on_bad_record="skip"), "response")
     assert records == responses("a") and len(skipped) == 1

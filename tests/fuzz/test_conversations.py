@@ -1,4 +1,4 @@
-"""Damaged conversations: every shape of record, in every format, read as every kind; and as `lmjax score` reads them."""
+"""Damaged conversations: every shape of record, in every format, read as every kind; and files to be scored."""
 
 import gzip
 import io
@@ -28,7 +28,12 @@ TREE = {
     "role": "prompter",
     "replies": [
         {"text": "Hello", "role": "assistant", "rank": 0, "replies": []},
-        {"text": "Go", "role": "assistant", "rank": 1, "replies": [{"text": "Why?", "role": "prompter", "replies": []}]},
+        {
+            "text": "Go",
+            "role": "assistant",
+            "rank": 1,
+            "replies": [{"text": "Why?", "role": "prompter", "replies": []}],
+        },
     ],
 }
 RECORDS = {
@@ -87,7 +92,10 @@ def test_conversations(tmp_path, kind, shape):
 def test_conversations_in_parquet_and_compressed(tmp_path, shape):
     """A table has one type for a column, so that a record of each shape stands alone."""
     for number, record in enumerate(RECORDS[shape]):
-        for form, data in (("parquet", packed([record] * 3, "parquet")), ("jsonl.gz", gzip.compress(packed([record], "jsonl")))):
+        for form, data in (
+            ("parquet", packed([record] * 3, "parquet")),
+            ("jsonl.gz", gzip.compress(packed([record], "jsonl"))),
+        ):
             path = tmp_path / f"a.{form}"
             source = DialogueSourceSettings(path=str(path), on_bad_record="skip")
             read = written(path, lambda source=source: read_records(source, "ranking"))

@@ -1,15 +1,17 @@
 """Damaged tokenizer folders of every kind: lmjax's own, and those of Hugging Face that its tests know."""
 
+import base64
 import hashlib
 import json
 import lzma
-from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
+from lmjax.data.dialogue import Turn
 from lmjax.data.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.interop.chat_template import read_chat_template
+from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.interop.chat_template import FILE, read_chat_template, saved_chat_template
 from lmjax.settings import TokenizerSettings
 
 from .harness import survives, written
@@ -59,7 +61,7 @@ def test_folders_of_our_own(tmp_path, kind):
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_folders_of_hugging_face(tmp_path, kind):
     for name, content in KINDS[kind]["files"].items():
-        (tmp_path / name).write_bytes(b64decode(content))
+        (tmp_path / name).write_bytes(base64.b64decode(content))
     for number, file in enumerate(sorted(tmp_path.iterdir())):
         data = file.read_bytes()
         trials = 40 if len(data) > 50_000 else 80
@@ -69,8 +71,13 @@ def test_folders_of_hugging_face(tmp_path, kind):
 
 
 def test_chat_templates(tmp_path):
-    turns = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    values = {"tokenizer_class": "GPT2Tokenizer", "chat_template": turns, "eos_token": "<|im_end|>", "bos_token": {"content": "<s>"}}
+    turns = "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    values = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "chat_template": turns,
+        "eos_token": "</s>",
+        "bos_token": {"content": "<s>"},
+    }
     text = json.dumps(values)
     path = tmp_path / "tokenizer_config.json"
     survives(written(path, lambda: read_chat_template(tmp_path)), lambda rng: damaged_json(text, rng), 400, 3)
@@ -80,3 +87,19 @@ def test_chat_templates(tmp_path):
         read = written(tmp_path / name, lambda: read_chat_template(tmp_path))
         survives(read, maker(data, number == 1), 200, 4 + number, always="either")
         (tmp_path / name).unlink()
+
+
+def test_saved_chat_templates():
+    """As checkpoints hold them: in base64, damaged before or behind it."""
+    saved = {"template": "{{ messages }}", "tokens": {"eos_token": "</s>"}, "ids": {"</s>": 2}, "ends": [2]}
+
+    def make(rng):
+        if rng.random() < 0.2:
+            return damaged_bytes(base64.b64encode(json.dumps(saved).encode()), rng).decode("latin-1")
+        return base64.b64encode(damaged_json(json.dumps(saved), rng)).decode()
+
+    def read(content):
+        template = saved_chat_template({FILE: content}, "a checkpoint")
+        template.prompt((Turn("user", "Hi"),), ByteTokenizer())
+
+    survives(read, make, 300, 6)

@@ -157,3 +157,9 @@ def test_a_stage_s_template_takes_the_place_of_another_and_a_model_s_own_stays_a
     assert read_chat_template(plain).template == as_jinja(TemplateSettings(), "sep_token")
     empty = write(tmp_path / "empty")
     assert not write_stage_template(empty, TemplateSettings()) and not write_own_template(empty, template("C"))
+
+
+def test_a_saved_template_that_is_damaged_is_named(tmp_path):
+    for content in ("%%%", "a", "e30="):  # neither is base64; the last is an empty object
+        with pytest.raises(UserError, match=f"{FILE}"):
+            saved_chat_template({FILE: content}, tmp_path)

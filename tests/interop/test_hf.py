@@ -378,3 +378,24 @@ def test_a_band_that_covers_the_context_is_dense_attention(tmp_path, logits_of, 
 def test_unscanned_parameters_are_the_scanned_ones_in_a_row(golden):
     path = golden("llama_grouped").write()
     assert bits(stack_layers(read_model(path, scan_layers=False).params)) == bits(read_model(path).params)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("gpt2", "layer_norm_epsilon"),
+        ("gpt2", "attn_pdrop"),
+        ("gpt2", "n_embd"),
+        ("gpt2", "activation_function"),
+        ("llama_grouped", "rope_theta"),
+        ("llama_grouped", "rope_parameters"),
+        pytest.param("gpt2", "x" * 10_000, id="gpt2-unknown"),
+    ],
+)
+@pytest.mark.parametrize("value", [10**400, "x" * 10_000], ids=["digits", "characters"])
+def test_a_number_that_no_float_can_hold_and_a_long_value_are_refused_in_a_line(golden, name, field, value):
+    folder = golden(name)
+    folder.config[field] = {"rope_theta": value} if field == "rope_parameters" else value
+    with pytest.raises(UserError) as error:
+        read_model(folder.write())
+    assert f"config.json: {field[:100]}" in str(error.value) and len(str(error.value)) < 1_000

@@ -40,7 +40,10 @@ def test_a_file_that_is_empty_torn_or_no_object_is_named(workdir, name, content)
     [
         ({}, r"no field 'steps'; expected a whole number; delete the file"),
         ({"steps": "2"}, r"steps = '2': expected a whole number"),
-        ({"steps": 2, "loss": "low"}, r"loss = 'low': expected a whole number or a finite number or None"),
+        ({"steps": 2, "loss": "low"}, r"loss = 'low': expected a finite number"),
+        ({"steps": 2, "loss": None}, "loss = None: expected a finite number"),
+        ({"steps": 2, "flops_per_token_6n": 10**400}, "flops_per_token_6n = 1000.*: expected a finite number"),
+        ({"steps": 2**63}, "steps = 9223372036854775808: expected a whole number, of at most 64 bits"),
         ({"steps": 2, "sample": 7}, "sample = 7: expected a string"),
         ({"steps": 2, "best_of": [{"n": "x"}]}, r"best_of\[0\]\.n = 'x': expected a finite number"),
     ],
@@ -55,6 +58,36 @@ def test_the_summary_of_comparisons_has_its_own_fields(workdir):
     (workdir / "summary.json").write_text('{"comparisons": 3, "left_out": 0}')
     with pytest.raises(UserError, match="no field 'gold'"):
         read_summary(workdir, Compare(start="a", gold="g.py:f"))
+
+
+def test_a_number_of_the_log_that_no_float_can_hold_is_named(workdir):
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 1' + "0" * 400 + "}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: .*loss = 1000.*: expected a finite number"):
+        read_run(workdir)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": "low"}, "loss = 'low': expected a finite number"),
+        ({"loss": None}, "loss = None: expected a finite number"),
+        ({"sample": 7}, "sample = 7: expected a string"),
+        ({"changed": "x"}, "changed = 'x': expected a list"),
+        ({"changed": [1]}, r"changed\[0\] = 1: expected a string"),
+        ({"calibration": [[1, 2]]}, "calibration: expected rows of 3 numbers"),
+        ({"calibration": [1]}, r"calibration\[0\] = 1: expected a list"),
+    ],
+)
+def test_a_value_of_the_log_of_another_type_is_named(workdir, values, message):
+    (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1} | values) + "\n")
+    with pytest.raises(UserError, match=rf"metrics\.jsonl:1: .*{message}"):
+        read_run(workdir)
+
+
+def test_an_empty_calibration_is_no_chart(workdir):
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "calibration": []}\n')
+    write_report(workdir)
+    assert not (workdir / "calibration.png").exists()
 
 
 @pytest.mark.parametrize("line", ['{"step": Infinity}', '{"step": "3"}', '{"step": true}', "[]", '{"loss": 1}'])

@@ -178,6 +178,8 @@ def parse_merges(text: str, where: object) -> list[tuple[str, str]]:
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not all(pair):
-            raise UserError(f"{where}:{number}: {shortened(line)}: expected two tokens and one blank; copy the file again")
+            raise UserError(
+                f"{where}:{number}: {shortened(line)}: expected two tokens and one blank; copy the file again"
+            )
         merges.append((pair[0], pair[1]))
     return merges
