@@ -135,6 +135,9 @@ def _fetch(workdir: Path, folder: Path) -> None:
         about = there.get(path.relative_to(folder).as_posix())
         if about is None or about["size"] != path.stat().st_size or about["crc32c"] != crc32c(path):
             path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is below another comes before it
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
     for name in there:
         path = folder / name
         if not path.exists():
