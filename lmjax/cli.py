@@ -85,7 +85,8 @@ def _refuse_urls(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, Path):
             option = f"--{name.replace('_', '-')}"
-            require_local(option if option in options.parser.format_help() else name.upper(), value)
+            bucket = name == "checkpoint" or (options.command, name) == ("run", "workdir")
+            require_local(option if option in options.parser.format_help() else name.upper(), value, bucket=bucket)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:

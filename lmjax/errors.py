@@ -91,6 +91,8 @@ def storage_reason(error: BaseException | str, folder: Path) -> str | None:
 
     None where this is another error: of another file, or none of the storage's.
     """
+    if str(folder).startswith("gs:/"):
+        return _bucket_reason(error)
     if isinstance(error, OSError):
         name = error.filename if isinstance(error.filename, str) else ""
         here, there = folder.absolute(), Path(name).absolute()
@@ -104,6 +106,15 @@ def storage_reason(error: BaseException | str, folder: Path) -> str | None:
         r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]|\b([A-Z]{3,}_[A-Z_]+): ", text
     )  # as tensorstore writes it
     return status and (status.group(1) or status.group(2).replace("_", " ").lower())
+
+
+def _bucket_reason(error: BaseException | str) -> str | None:
+    """What the layers below a bucket's paths said."""
+    layer = type(error).__module__.partition(".")[0]
+    theirs = isinstance(error, OSError) or layer in ("gcsfs", "google", "aiohttp", "requests", "urllib3")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = "not there: " if isinstance(error, FileNotFoundError) else ""
+    return told + " ".join(lines[:2])[:300] if theirs or "gs://" in str(error) else None
 
 
 @contextmanager
@@ -120,4 +131,9 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         fix = "check the folder, its permissions and its disk, and run the same command again"
+        if str(folder).startswith("gs:/"):
+            fix = (
+                "check the bucket's name, the login (gcloud auth application-default login) and its roles (Storage "
+                "Object User and Storage Legacy Bucket Reader), and run the same command again"
+            )
         raise UserError(f"{folder}: cannot be read or written ({reason}); {fix}") from error

@@ -39,13 +39,15 @@ def check_name(name: str) -> None:
     require(fits, "name", name, "letters, digits, '-', '_' and '.', at most 200", "it names a folder")
 
 
-def require_local(field: str, path: object) -> None:
+def require_local(field: str, path: object, *, bucket: bool = False) -> None:
     """Raises UserError where the path is a URL: lmjax reads and writes files of this machine, or mounted on it alone.
 
-    `Path` makes one slash of two, so that one is enough to know it by. None passes.
+    `Path` makes one slash of two, so that one is enough to know it by. None passes, and with `bucket` a gs:// URL.
     """
     scheme, colon, rest = str(path or "").partition(":")
     if not colon or not rest.startswith("/") or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        return
+    if bucket and scheme == "gs":
         return
     url = f"{scheme}://{rest.lstrip('/')}"
     mounted = "mount the bucket (gcsfuse --implicit-dirs BUCKET DIR; tpu_setup/bootstrap.sh does it)"

@@ -150,8 +150,11 @@ def user_path(path: str | Path, field: str = "") -> Path:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is there whole or not at all, also after a power cut: flushed to the disk, then renamed."""
-    partial = path.with_name(path.name + ".partial")
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if str(path).startswith("gs:/"):  # an object is there whole or not at all
+        path.write_bytes(data)
+        return
+    partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

@@ -31,7 +31,7 @@ def _check_start(stage: SFT | RewardModel | DPO | PPO | Compare) -> None:
     check_types("", stage)
     check_name(stage.name)
     for field in ("start", "reference", "judge", "proxy", "gold"):
-        require_local(field, getattr(stage, field, None))
+        require_local(field, getattr(stage, field, None), bucket=field != "gold")
     require(stage.start != stage.name, "start", stage.start, "another stage or a checkpoint", "name the one before")
 
 

@@ -152,7 +152,7 @@ class RewardSettings:
         alone = not self.functions or is_function(self.source)
         require(alone, "reward.source", self.source, "a function beside reward.functions", "move one of those here")
         require(self.timeout is None or self.timeout > 0, "reward.timeout", self.timeout, "seconds above 0", "use 60")
-        require_local("reward.source", self.source)
+        require_local("reward.source", self.source, bucket=True)
         require_local("reward.gold", self.gold)
         penalty = self.missing_end_penalty
         require(penalty >= 0, "reward.missing_end_penalty", penalty, "0 or more; it is subtracted", "use 1.0")

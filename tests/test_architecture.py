@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The way of the data. A part of the package imports from those above its line, and never from those below it.
 ORDER = (
-    *("errors", "fields", "files", "kinds", "settings", "rlhf_settings", "rlhf_recipes", "recipe"),
+    *("errors", "fields", "files", "bucket", "kinds", "settings", "rlhf_settings", "rlhf_recipes", "recipe"),
     *("data", "model", "objective", "optim", "training", "parallel"),
     *("generate", "rlhf", "interop", "evaluate", "scaling", "report", "stages", "plan", "cli"),
 )

@@ -1,4 +1,7 @@
-"""A URL where a path is expected is refused before anything is read, written or trained; no folder `gs:` appears."""
+"""A URL where a path is expected is refused before anything is read, written or trained; no folder `gs:` appears.
+
+Workdirs and checkpoints may be on a bucket, `gs://`: see tests/bucket.
+"""
 
 from pathlib import Path
 
@@ -18,21 +21,21 @@ from lmjax.stages.prepare import prepare_data, train_tokenizer
 from lmjax.training.progress import ProgressDisplay
 
 COMMANDS = [
-    "run quickstart --workdir URL",
+    "run quickstart --workdir s3://bucket/folder",
     "run quickstart --executable URL",
     "run URL",
     "run quickstart --data.train.0.kind text --data.train.0.path URL",
     "run quickstart --tokenizer.kind bpe --tokenizer.path URL",
     "data prepare quickstart --out URL",
     "tokenizer train quickstart --out URL",
-    "generate URL --prompt a",
-    "chat URL",
-    "score URL answers.jsonl",
+    "generate s3://bucket/folder --prompt a",
+    "chat s3://bucket/folder",
+    "score s3://bucket/folder answers.jsonl",
     "score runs/x URL",
     "report URL",
     "import-hf URL out",
     "import-hf folder URL",
-    "export-hf URL out",
+    "export-hf s3://bucket/folder out",
     "export-hf runs/x URL",
     "plan gpt2 --topology v5e-16 --hlo URL",
     "plan gpt2 --topology v5e-16 --save URL",
@@ -42,7 +45,8 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_urls_first(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    url = "gs://bucket/folder" if "run URL" not in command else "https://host/recipe.py"
+    url = "https://host/recipe.py" if "run URL" in command else "gs://bucket/folder"
+    url = "s3://bucket/folder" if "s3:" in command else url
     try:
         code = main(command.replace("URL", url).split())
     except SystemExit as left:
@@ -104,22 +108,34 @@ def test_every_field_of_a_recipe_that_is_a_path_is_named(make, field):
         make("s3://bucket/x")
 
 
+def test_a_bucket_is_let_through_only_where_it_is_read_or_written():
+    SFT(start="gs://bucket/x", judge="gs://bucket/y")
+    PPO(start="a", reference="gs://bucket/x", reward=RewardSettings(source="gs://bucket/y"))
+    require_local("workdir", Path("gs://bucket/x"), bucket=True)
+    for make in (lambda: SourceSettings(kind="text", path="gs://b/x"), lambda: Compare(start="a", gold="gs://b/x")):
+        with pytest.raises(UserError, match=r"= 'gs://b/x': expected a path of this machine"):
+            make()
+    with pytest.raises(UserError, match=r"^workdir = 's3://bucket/x': expected a path of this machine"):
+        require_local("workdir", "s3://bucket/x", bucket=True)
+
+
 def test_every_function_refuses_urls_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     url, recipe, display = "gs://bucket/x", Pretrain(), ProgressDisplay(silent=True)
+    other = "s3://bucket/x"
     planned = Pretrain(model=ModelSettings(vocab_size=512), plan=PlanSettings(topology="v5e-4"))
     for call in (
-        lambda: lmjax.run(recipe, url),
-        lambda: lmjax.load(url),
-        lambda: train_tokenizer(recipe, Path(url)),
+        lambda: lmjax.run(recipe, other),
+        lambda: lmjax.load(other),
+        lambda: train_tokenizer(recipe, Path(url), display),
         lambda: prepare_data(recipe, Path(url), display),
         lambda: write_report(url),
         lambda: import_folder(tmp_path, url),
         lambda: import_folder(url, tmp_path / "out"),
         lambda: export_folder(tmp_path, url),
-        lambda: export_folder(url, tmp_path / "out"),
+        lambda: export_folder(other, tmp_path / "out"),
         lambda: plan(planned, hlo=Path(url)),
     ):
-        with pytest.raises(UserError, match="'gs://bucket/x': expected a path of this machine"):
+        with pytest.raises(UserError, match=r"'(gs|s3)://bucket/x': expected a path of this machine"):
             call()
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmjax.bucket import located
 from lmjax.data.dialogue_records import SUFFIXES
 from lmjax.data.open_files import list_files
 from lmjax.errors import UserError
@@ -38,9 +39,9 @@ def model_of(source: str, stages: Sequence[Stage]) -> ModelSettings | None:
             if isinstance(stage, Pretrain):
                 return planned_model(stage)
             return stage.model or model_of(stage.start, stages[:place])
-    if not source or not Path(source).exists():
+    if not source or not located(source).exists():
         return None
-    checkpoint = found_checkpoint(Path(source))
+    checkpoint = found_checkpoint(located(source))
     made_by = from_json(checkpoint.extras()["recipe"], f"{checkpoint.path}: recipe")
     return planned_model(made_by) if isinstance(made_by, Pretrain) else made_by.model
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.bucket import located
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
-from lmjax.errors import UserError, require, shortened
+from lmjax.errors import UserError, clear_disk_errors, require, shortened
 from lmjax.fields import require_local
 from lmjax.generate.chat import ChatFormat, StageTurns, TurnFormat, chat
 from lmjax.generate.decode import Completion, generate, token_text
@@ -26,6 +27,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.platform import prepare_jax
 from lmjax.recipe import Pretrain, Stage, from_json
 from lmjax.stages.start import found_checkpoint, language_model_params
+from lmjax.training.checkpoint import Checkpoint
 
 
 class NoTokenizer:
@@ -152,9 +154,14 @@ def load(checkpoint: Path | str) -> Trained:
 
     Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
     """
-    require_local("checkpoint", checkpoint)
+    require_local("checkpoint", checkpoint, bucket=True)
     prepare_jax()
-    found = found_checkpoint(Path(checkpoint))
+    path = located(checkpoint)
+    with clear_disk_errors(path):
+        return _loaded(found_checkpoint(path))
+
+
+def _loaded(found: Checkpoint) -> Trained:
     extras = found.extras()
     recipe = from_json(extras["recipe"], f"{found.path}: recipe")
     tokenizer, turns = cast(Tokenizer, NoTokenizer(found.path)), _turns(recipe, extras["tokenizer"], found.path)

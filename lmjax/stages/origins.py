@@ -5,13 +5,15 @@ In: a stage and its folder. Out: the digests of what the stages before it ended 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+from lmjax.bucket import is_bucket
 from lmjax.data.dialogue_records import SUFFIXES
 from lmjax.data.open_files import list_files
 from lmjax.data.text_files import checksum
-from lmjax.errors import UserError
+from lmjax.errors import UserError, clear_disk_errors
 from lmjax.files import read_json_if_there, write_whole
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of
@@ -24,8 +26,11 @@ ORIGINS_FILE = "origins.json"
 
 def origins(stage: Stage, own: Path) -> dict[str, str]:
     """The digest of each: trained stages by their names, files by their paths. Files that are not there have ""."""
-    trained = {source: place_of(source, own) / SUMMARY_FILE for source in sources_of(stage).values()}
-    found = {source: checksum(summary) for source, summary in trained.items() if summary.is_file()}
+    found: dict[str, str] = {}
+    for source in sources_of(stage).values():
+        summary = place_of(source, own) / SUMMARY_FILE
+        with clear_disk_errors(summary.parent):
+            found |= {source: _of_summary(summary)} if summary.is_file() else {}
     for sources in dialogue_sources(stage).values():
         found |= {source.path: _of_files(source_beside(source, own)) for source in sources if source.path}
     files = {function: Path(function.rpartition(":")[0]) for function in functions_of(stage).values()}
@@ -55,6 +60,10 @@ def claim_origins(stage: Stage, own: Path, force: bool) -> None:
         )
     if is_first():
         write_whole(own / ORIGINS_FILE, json.dumps(now, indent=2))
+
+
+def _of_summary(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if is_bucket(path) else checksum(path)
 
 
 def _of_files(source: DialogueSourceSettings) -> str:

@@ -7,7 +7,6 @@ beside it, once, as STAGE.old, or STAGE.old.old where another stage has that nam
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lmjax.parallel.multihost import barrier, is_first
 from lmjax.recipe import Compare, Pipeline, Pretrain, Stage, difference, sources_of
 from lmjax.stages.origins import changes
 from lmjax.stages.recipe_changes import adopted
+from lmjax.stages.remote_workdir import move
 from lmjax.stages.workdir import SUMMARY_FILE, begun
 
 
@@ -74,8 +74,7 @@ def run_stages(
             old = own.with_name(own.name + ".old")
             while old.name in names:
                 old = old.with_name(old.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            own.replace(old)
+            move(own, old)
     barrier("set aside")
     for plan in plans:
         say(f"{plan.stage.name}: {plan.reason}")

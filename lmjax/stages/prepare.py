@@ -21,7 +21,7 @@ from lmjax.kinds import unused_fields
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Recipe
 from lmjax.settings import SourceSettings
-from lmjax.training.checkpoint import Checkpoint
+from lmjax.training.checkpoint import checkpoints_in
 from lmjax.training.progress import ProgressDisplay
 
 
@@ -151,8 +151,7 @@ def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> T
 
 def _unpacked(folder: Path) -> bool:
     """Whether the workdir has a checkpoint with a tokenizer; `folder` then holds that and no other."""
-    found = [Checkpoint(path) for path in folder.parent.glob("checkpoints/*/*") if path.name.isdigit()]
-    for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True):
+    for checkpoint in checkpoints_in(folder.parent):
         with contextlib.suppress(UserError):  # damaged: whoever restores it says so
             if checkpoint.extras()["tokenizer"]:
                 partial = folder.with_name(folder.name + ".partial")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from lmjax.bucket import folder_here, is_bucket, located
 from lmjax.errors import clear_disk_errors, require
 from lmjax.fields import require_local
 from lmjax.files import user_path, write_whole
@@ -29,6 +30,7 @@ from lmjax.stages.origins import claim_origins
 from lmjax.stages.pipeline import is_done, plan_stages, run_stages
 from lmjax.stages.ppo import ppo
 from lmjax.stages.pretrain import pretrain
+from lmjax.stages.remote_workdir import share, staged
 from lmjax.stages.reward import reward
 from lmjax.stages.sft import sft
 from lmjax.stages.training import Outcome, TrainingRecipe
@@ -80,13 +82,14 @@ def _run(
     start_from: str | None,
     executable: Path | None,
 ) -> Result:
-    require_local("workdir", workdir)
+    require_local("workdir", workdir, bucket=True)
     require_local("executable", executable)
     alone = not isinstance(recipe, Pipeline)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
     serves = executable is None or isinstance(recipe, Pretrain)
     require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
-    folder = user_path(workdir) if workdir is not None else Path("runs") / recipe.name
+    asked = located(user_path(workdir)) if workdir is not None else Path("runs") / recipe.name
+    folder = folder_here(asked) if is_bucket(asked) else asked
     prepare_jax()
     options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}
     multihost.join(lambda: facts_of(recipe, options))
@@ -95,14 +98,22 @@ def _run(
     if unused is not None:
         display.say(unused)
     agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
-    with multihost.naming_lost_peers(), StopRequest(agree) as stop, place.locked(folder), clear_disk_errors(folder):
+    with (
+        multihost.naming_lost_peers(),
+        StopRequest(agree) as stop,
+        place.locked(folder),
+        clear_disk_errors(folder),
+        staged(asked, folder, display.say),
+    ):
         try:
             if isinstance(recipe, Pipeline):
-                return _pipeline(recipe, folder, stop, display, only, start_from, force)
-            return _stage(recipe, folder, stop, display, force, executable)
+                result = _pipeline(recipe, folder, stop, display, only, start_from, force)
+            else:
+                result = _stage(recipe, folder, stop, display, force, executable)
+            return dataclasses.replace(result, workdir=asked)
         except Stopped:
             display.say("stopped; the same command goes on")
-            return Result(folder, stop.signal, {})
+            return Result(asked, stop.signal, {})
 
 
 def _pipeline(
@@ -146,8 +157,11 @@ def _stage(
         display.say(f"changed: {change}")
     multihost.barrier("claimed")
     if isinstance(recipe, Compare):
-        return _compared(recipe, folder, display)
-    return _finish(recipe, folder, stop, display, executable)
+        result = _compared(recipe, folder, display)
+    else:
+        result = _finish(recipe, folder, stop, display, executable)
+    share(folder)
+    return result
 
 
 def _trained(
@@ -196,6 +210,7 @@ def _finish(
             display.say(f"{saved} step {done} of {outcome.steps}; the same command goes on")
             return Result(folder, stop.signal, {})
         counted = dataclasses.asdict(count(outcome.settings, outcome.sequence_length))
+        share(folder)
         summary = {"steps": done, **counted, **_last_numbers(folder)}
         if multihost.is_first():
             write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lmjax.bucket import checkpoints_of, located
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.errors import UserError, require
+from lmjax.errors import UserError, clear_disk_errors, require
 from lmjax.model.heads import TRUNK
 from lmjax.parallel.shardings import parameter_shardings
 from lmjax.recipe import Stage, from_json
@@ -72,7 +73,7 @@ def found_checkpoint(path: Path) -> Checkpoint:
     Raises UserError where there is none.
     """
     for name in reversed(stage_names(path) if is_pipeline(path) else []):
-        if (path / name / "checkpoints").is_dir():
+        if checkpoints_of(path / name).is_dir():
             found = find_checkpoint(path / name)
             if not isinstance(from_json(found.extras()["recipe"], f"{found.path}: recipe"), RewardModel):
                 return found
@@ -82,7 +83,7 @@ def found_checkpoint(path: Path) -> Checkpoint:
 def place_of(source: str, workdir: Path) -> Path:
     """Where a stage's source is: the folder of that name beside the stage's own, or else a path."""
     beside = workdir.parent / source
-    return beside if "/" not in source and beside.is_dir() else Path(source)
+    return beside if "/" not in source and beside.is_dir() else located(source)
 
 
 def place_of_file(path: str, workdir: Path) -> Path:
@@ -103,12 +104,14 @@ def open_start(path: str, workdir: Path, field: str = "start") -> Start:
     Raises UserError where there is none, or where it has no tokenizer.
     """
     require(bool(path), field, path, "a stage's name or a checkpoint", "name what to start from")
+    place = place_of(path, workdir)
     try:
-        checkpoint = found_checkpoint(place_of(path, workdir))
+        with clear_disk_errors(place):
+            checkpoint = found_checkpoint(place)
+            extras = checkpoint.extras()
     except UserError as error:
         hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
         raise UserError(f"{field} = {path!r}: {error}{hint}") from error
-    extras = checkpoint.extras()
     recipe = from_json(extras["recipe"], f"{checkpoint.path}: recipe")
     require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
     folder = workdir / f"tokenizer-{field.replace('.', '-')}"

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lmjax.bucket import checkpoints_of
 from lmjax.data.batch import Batch
 from lmjax.errors import require
 from lmjax.parallel import multihost
 from lmjax.recipe import Pretrain, to_json
 from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
 from lmjax.settings import ModelSettings
+from lmjax.stages.remote_workdir import mirror
 from lmjax.training.checkpoint import Checkpointer
 from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
 from lmjax.training.progress import ProgressDisplay
@@ -80,7 +82,7 @@ def train(
     with stop.deferred(), ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
-                workdir / "checkpoints" / training.stage,
+                checkpoints_of(workdir) / training.stage,
                 recipe.checkpoint,
                 recipe_json=to_json(recipe),
                 tokenizer_folder=tokenizer_folder,
@@ -133,6 +135,7 @@ def _job(
         if done == training.steps and training.finish is not None:
             with suppress(Interrupted):  # `train` finishes what is saved here unfinished
                 state = training.finish(state)
+        mirror(workdir)  # first, so that a checkpoint has its record beside it
         checkpointer.save(state, done, {})
 
     return Job(

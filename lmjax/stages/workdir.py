@@ -20,7 +20,7 @@ from lmjax.files import write_whole
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, from_json, read_recipe, to_json
 from lmjax.stages.recipe_changes import adopted
-from lmjax.training.checkpoint import Checkpoint
+from lmjax.training.checkpoint import checkpoints_in
 from lmjax.training.record import note_changes
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
@@ -63,8 +63,7 @@ def begun(workdir: Path) -> Begun | None:
 
     The recipe is that of the newest checkpoint that tells one, and not what a run that took no step left behind.
     """
-    found = [Checkpoint(path) for path in workdir.glob("checkpoints/*/*") if path.name.isdigit()]
-    steps = sorted((checkpoint for checkpoint in found if checkpoint.step), key=lambda c: c.step, reverse=True)
+    steps = [checkpoint for checkpoint in checkpoints_in(workdir) if checkpoint.step]
     for checkpoint in steps:
         with contextlib.suppress(UserError):  # damaged: whoever restores it says so
             text = checkpoint.extras()["recipe"]

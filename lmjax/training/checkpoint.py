@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
+from lmjax.bucket import CHECKPOINTS, absolute, checkpoints_of, is_bucket, remote_of
 from lmjax.errors import UserError, clear_disk_errors, means_full_disk, shortened, storage_reason
 from lmjax.files import decode_json, read_json, safe_name
 from lmjax.settings import CheckpointSettings
@@ -42,6 +43,7 @@ from lmjax.training.evaluated import BestEvaluated, Evaluated, worth
 from lmjax.training.state import TrainState
 
 STATE, EXTRAS = "state", "extras"
+COMMITTED = "commit_success.txt"  # what Orbax writes last, on a bucket, where it cannot rename a folder
 OLDER = "name an older step's folder"
 
 
@@ -88,8 +90,9 @@ class Checkpointer:
         for logger in ("absl", "asyncio"):  # the latter tells of a task that Orbax has lost whenever it is collected
             logging.getLogger(logger).addFilter(functools.partial(_not_told_otherwise, folder))
         with clear_disk_errors(folder):
+            self._commit_whole()
             self._set_unreadable_aside()
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=(STATE, EXTRAS))
+            self._manager = ocp.CheckpointManager(absolute(folder), options=options, item_names=(STATE, EXTRAS))
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -139,7 +142,7 @@ class Checkpointer:
     def _write_digests(self) -> None:
         """Called by Orbax on the first process, in the thread that saves, when all files of all processes are written
         and before the checkpoint becomes visible."""
-        partial = self._folder / f"{self._saving}.orbax-checkpoint-tmp"
+        partial = self._folder / f"{self._saving}{'' if is_bucket(self._folder) else '.orbax-checkpoint-tmp'}"
         if not partial.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
         write_digests(partial, self._saving)
@@ -163,6 +166,15 @@ class Checkpointer:
         if steps:
             raise self._none_is_whole(steps)
         return None
+
+    def _commit_whole(self) -> None:
+        """On a bucket, tells Orbax of those with digests: of a run that ended just then, or copied there."""
+        if is_bucket(self._folder) and jax.process_index() == 0:
+            for path in self._folder.glob("*"):
+                if path.name.isdigit() and _is_checkpoint(path) and not (path / COMMITTED).exists():
+                    (path / COMMITTED).write_bytes(b"it has its digests")
+        if is_bucket(self._folder) and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("whole checkpoints are known")
 
     def _set_unreadable_aside(self) -> None:
         """Sets aside what Orbax could not open: it reads the metrics of all steps, whichever is restored."""
@@ -234,7 +246,7 @@ class Checkpoint:
         All files are compared with their digests first, by all processes together; `say` is told where there are none.
         """
         self._verify(say)
-        folder = (self.path / STATE).absolute()
+        folder = absolute(self.path / STATE)
         handler = ocp.PyTreeCheckpointHandler()
         try:
             with ocp.Checkpointer(handler) as reader:
@@ -304,9 +316,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
     Where its recipe says checkpoint.select_best, it is the best one instead, and of equals the newest. Raises UserError
     where there is none.
     """
+    path = remote_of(path) or path
     if _is_checkpoint(path):
         return Checkpoint(path)
-    stages = sorted(path.glob("checkpoints/*")) or [path]
+    stages = sorted(path.glob(f"{CHECKPOINTS}/*")) or [path]
     steps = [folder for stage in stages for folder in stage.glob("*") if folder.name.isdigit()]
     steps = [folder for folder in steps if _is_checkpoint(folder)]
     if not steps:
@@ -320,8 +333,17 @@ def find_checkpoint(path: Path) -> Checkpoint:
     return max(beside, key=lambda found: (worth(found.metrics()), found.step))
 
 
+def checkpoints_in(workdir: Path) -> list[Checkpoint]:
+    """Those of a run's folder, of whatever stage, the newest first."""
+    found = [Checkpoint(path) for path in checkpoints_of(workdir).glob("*/*") if path.name.isdigit()]
+    found = [checkpoint for checkpoint in found if not is_bucket(checkpoint.path) or _is_checkpoint(checkpoint.path)]
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
 def _is_checkpoint(folder: Path) -> bool:
-    """Also one that has lost its state, which whoever opens it is told."""
+    """Also one that has lost its state, which whoever opens it is told; on a bucket, one that was written whole."""
+    if is_bucket(folder):
+        return (folder / DIGESTS_FILE).exists()
     return any((folder / part).exists() for part in (STATE, EXTRAS_FILE, DIGESTS_FILE))
 
 

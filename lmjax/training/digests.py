@@ -3,20 +3,21 @@
 `digests.json` holds the step and, for every file of the step's folder, its size in bytes and the CRC-32 of each 16 MiB.
 What storage does not notice, such as a flipped bit, a swapped file or one that is missing, is noticed here: damage of
 up to 32 bits in a row always, any other with a probability of 1 - 2^-32. It is no protection against an attacker, who
-could write the digests anew; SHA-256 would be none either, and takes three times as long.
+could write the digests anew; SHA-256 would be none either, and takes three times as long. Of a checkpoint written to a
+bucket it is the CRC-32C that the bucket itself keeps of every object, so that nothing is read back for it.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
+from lmjax.bucket import crc32c, is_bucket, objects
 from lmjax.errors import UserError, shortened
 from lmjax.files import read_json, unreadable, write_whole
 
@@ -32,11 +33,15 @@ class DamagedCheckpointError(Exception):
     """A checkpoint that cannot be read back."""
 
 
-class FileDigest(TypedDict):
+class _Checksums(TypedDict, total=False):
+    crc32: list[int]  # of every piece
+    crc32c: str  # or else the bucket's own, of the whole
+
+
+class FileDigest(_Checksums):
     """Of one file."""
 
     bytes: int
-    crc32: list[int]  # of every piece
 
 
 class Digests(TypedDict):
@@ -46,15 +51,21 @@ class Digests(TypedDict):
     files: dict[str, FileDigest]
 
 
+class _File(NamedTuple):
+    path: Path
+    bytes: int
+    crc32c: str | None  # as the bucket says; None: the file is on none
+
+
 def write_digests(folder: Path, step: int) -> None:
     """Writes the digests of all that is in `folder`, which becomes the checkpoint of `step`."""
-    paths = dict(_files(folder))
-    kept: Digests = {
-        "step": step,
-        "files": {
-            name: {"bytes": paths[name].stat().st_size, "crc32": pieces} for name, pieces in _digests(paths).items()
-        },
-    }
+    found = _files(folder)
+    pieces = _digests({name: file for name, file in found.items() if file.crc32c is None})
+    files: dict[str, FileDigest] = {name: {"bytes": found[name].bytes, "crc32": own} for name, own in pieces.items()}
+    for name, file in found.items():
+        if file.crc32c is not None:
+            files[name] = {"bytes": file.bytes, "crc32c": file.crc32c}
+    kept: Digests = {"step": step, "files": files}
     write_whole(folder / DIGESTS_FILE, dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
@@ -93,19 +104,23 @@ def verify(folder: Path, below: str = "", share: tuple[int, int] = (0, 1)) -> No
 
 
 def _compare(folder: Path, wanted: dict[str, FileDigest], below: str, share: tuple[int, int]) -> None:
-    found = dict(_files(folder))
+    found = _files(folder)
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise _damaged(folder, f"{shortened(name)} is missing")
         if name not in wanted:
             raise _damaged(folder, f"{shortened(name)} was not written with it")
-        size = found[name].stat().st_size
+        size = found[name].bytes
         if size != wanted[name]["bytes"]:
             raise _damaged(folder, f"{name} holds {size:,} bytes; expected {wanted[name]['bytes']:,}")
-    read = {name: path for name, path in found.items() if name.startswith(f"{below}/" if below else "")}
+    read = {name: file for name, file in found.items() if name.startswith(f"{below}/" if below else "")}
     first, every = share
-    for name, pieces in _digests(dict(list(read.items())[first::every])).items():
-        if pieces != wanted[name]["crc32"]:
+    read = dict(list(read.items())[first::every])
+    pieces = _digests({name: file for name, file in read.items() if "crc32" in wanted[name]})
+    for name, file in read.items():
+        whole = wanted[name].get("crc32c")
+        same = pieces.get(name, 0) == wanted[name].get("crc32")
+        if not (same if whole is None else (file.crc32c or crc32c(file.path)) == whole):
             raise _damaged(folder, f"the bytes of {name} are not those that were saved (CRC-32)")
 
 
@@ -113,19 +128,23 @@ def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(f"{folder} is damaged: {reason}")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+def _files(folder: Path) -> dict[str, _File]:
     """The files by their paths below the folder, largest first, so that several threads end together."""
+    if is_bucket(folder):
+        there = {name: about for name, about in objects(folder).items() if name not in (DIGESTS_FILE, *BOOKKEEPING)}
+        ordered = sorted(there.items(), key=lambda item: (-item[1]["size"], item[0]))
+        return {name: _File(folder / name, about["size"], about["crc32c"]) for name, about in ordered}
     apart = {folder / name for name in (DIGESTS_FILE, *BOOKKEEPING)}
     found = [path for path in folder.rglob("*") if not path.is_dir() and path not in apart]
-    for path in sorted(found, key=lambda path: (-path.lstat().st_size, path)):
-        yield path.relative_to(folder).as_posix(), path
+    paths = sorted(found, key=lambda path: (-path.lstat().st_size, path))
+    return {path.relative_to(folder).as_posix(): _File(path, path.stat().st_size, None) for path in paths}
 
 
-def _digests(paths: dict[str, Path]) -> dict[str, list[int]]:
+def _digests(files: dict[str, _File]) -> dict[str, list[int]]:
     """The CRC-32 of each piece of each file; computing it leaves Python's lock, so that threads run side by side."""
-    begins = {name: range(0, path.stat().st_size, PIECE) for name, path in paths.items()}
+    begins = {name: range(0, file.bytes, PIECE) for name, file in files.items()}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = {name: pool.map(partial(_crc32, paths[name]), begins[name]) for name in paths}
+        found = {name: pool.map(partial(_crc32, file.path), begins[name]) for name, file in files.items()}
         return {name: list(pieces) for name, pieces in found.items()}
 
 
@@ -133,7 +152,7 @@ def _crc32(path: Path, begin: int) -> int:
     buffer = memoryview(bytearray(min(PIECE, 1 << 20)))
     value, left = 0, PIECE
     try:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") if is_bucket(path) else path.open("rb", buffering=0) as file:
             file.seek(begin)
             while left and (count := file.readinto(buffer[:left])):
                 value, left = zlib.crc32(buffer[:count], value), left - count

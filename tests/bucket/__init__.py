@@ -1,0 +1,1 @@
+"""Workdirs on buckets, against a server of their own."""
