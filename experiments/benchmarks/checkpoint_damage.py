@@ -186,8 +186,8 @@ def _swap_steps(folder: Path, other: Path, draw: random.Random) -> Undo:
 
 
 def _swap_folders(folder: Path, other: Path, draw: random.Random) -> Undo:
-    """A whole part (state, extras, metrics) of one step, or the whole step, for the other's."""
-    part = draw.choice(["", "state", "extras", "metrics"])
+    """A whole part (state, extras) of one step, or the whole step, for the other's."""
+    part = draw.choice(["", "state", "extras"])
     apart = folder.with_name("apart")
 
     def swap() -> None:

@@ -21,7 +21,7 @@ from typing import TypedDict
 
 from lmjax.bucket import CHECKPOINTS, checkpoints_of, crc32c, file_system, is_bucket, objects, remote_of
 from lmjax.errors import UserError, clear_disk_errors
-from lmjax.files import read_json, write_whole
+from lmjax.files import read_json, safe_name, write_whole
 from lmjax.parallel.multihost import barrier, first_before_others, is_first
 
 RUN_FILE = ".run.json"  # on the bucket: whose the workdir is
@@ -139,7 +139,7 @@ def _fetch(workdir: Path, folder: Path) -> None:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
     for name in there:
-        path = folder / name
+        path = folder.joinpath(*(safe_name(part, workdir) for part in name.split("/")))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, (workdir / name).read_bytes())

@@ -177,7 +177,7 @@ class Checkpointer:
             multihost_utils.sync_global_devices("whole checkpoints are known")
 
     def _set_unreadable_aside(self) -> None:
-        """Sets aside what Orbax could not open: it reads the metrics of all steps, whichever is restored."""
+        """Sets aside those of older versions, which held their number themselves, where it cannot be read any more."""
         steps = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit() and _is_checkpoint(path)]
         errors: dict[int, str] = {}
         for step in sorted(steps, reverse=True):

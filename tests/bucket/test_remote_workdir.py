@@ -237,3 +237,10 @@ def test_a_checkpoint_is_kept_by_the_settings_of_old_and_best(bucket, tiny):
     ran(tiny(checkpoint=CheckpointSettings(every=1, keep_last=1, keep_every=4)))
     steps = {name.split("/")[4] for name in bucket if name.startswith(f"{CHECKPOINTS}/") and name.count("/") > 4}
     assert steps == {"4", "6"}
+
+
+@pytest.mark.parametrize("name", ["a/../../evil", "..", "a\\b"])
+def test_an_objects_name_cannot_leave_the_folder_of_this_machine(bucket, storage, tiny, name):
+    storage.put("bucket", f"runs/one/{name}", b"evil")
+    with pytest.raises(UserError, match=r"names a file: expected one plain name"):
+        lmjax.run(tiny(), URL, quiet=True)

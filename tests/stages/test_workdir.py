@@ -17,7 +17,7 @@ from lmjax.recipe import SFT, Pretrain, from_json
 from lmjax.settings import TrainSettings
 from lmjax.stages.compare import ANSWERED_FILE, _Answered
 from lmjax.stages.origins import ORIGINS_FILE, claim_origins
-from lmjax.stages.workdir import RECIPE_FILE, claim, environment, locked
+from lmjax.stages.workdir import RECIPE_FILE, SUMMARY_FILE, claim, environment, locked
 
 
 def test_a_workdir_is_made_with_its_parents_and_holds_the_recipe(tmp_path):
@@ -114,6 +114,7 @@ def test_the_environment_names_versions_and_devices():
 
 
 def test_the_files_that_a_run_reads_again_are_named_when_a_crash_left_them_empty(tmp_path):
+    (tmp_path / SUMMARY_FILE).write_text("{}")  # something has been done: the recipe binds
     for name, read in (
         (RECIPE_FILE, lambda: claim(tmp_path, Pretrain(), force=False)),
         (ORIGINS_FILE, lambda: claim_origins(SFT(start="base"), tmp_path, force=False)),
