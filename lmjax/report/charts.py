@@ -25,6 +25,7 @@ MARKED = 40  # points up to which each has a marker
 CROSSES = 100  # at most, for the values that are not finite
 STEP = "step"
 ROUND = (1, 2, 2.5, 5, 10)  # distances between ticks, times a power of ten
+LARGEST = 1e100  # sizes that an axis can hold with its margins
 LOGARITHMIC = 30.0  # a series of positive values whose largest is so many times its smallest gets a logarithmic axis
 
 # Colours by role. Blue and orange differ in lightness too, and validation has markers: no reader needs the hue.
@@ -94,11 +95,12 @@ class Chart:
 
 def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
     """A curve of at most `points` points: consecutive values fall into equal groups, of which mean, lowest and highest
-    are kept, so that no spike is lost. Values that are not finite are left out; a group of nothing else is a gap."""
+    are kept, so that no spike is lost. Values that are not finite, or that no axis can hold, are left out; a group of
+    nothing else is a gap."""
     groups = max(1, min(points, len(values)))
     rows = []
     for s, v in zip(np.array_split(steps, groups), np.array_split(values, groups), strict=True):
-        finite = v[np.isfinite(v)]
+        finite = v[np.abs(v) < LARGEST]
         rows.append([s.mean(), *((finite.mean(), finite.min(), finite.max()) if len(finite) else [math.nan] * 3)])
     return Curve(*np.array(rows, np.float64).T)
 
@@ -218,7 +220,7 @@ def _draw_axes(axes: Any, chart: Chart, size: tuple[int, int], last_step: int) -
         axes.text(0.5, 0.5, "no finite value", ha="center", color=LIGHT["muted"], transform=axes.transAxes)
     elif chart.from_zero:
         axes.set_ylim(1.08 * min(0.0, low), 1.08 * max(0.0, high) or 1.0)  # an estimate may be below 0
-    elif low > 0 and high / low >= LOGARITHMIC:
+    elif low > 0 and LOGARITHMIC <= high / low < math.inf:
         margin = (high / low) ** 0.05
         axes.set_yscale("log")
         axes.set_ylim(low / margin, high * margin)
@@ -241,7 +243,8 @@ def _span(chart: Chart, last_step: int) -> tuple[float, float]:
     if chart.across == STEP:
         return 0.0, float(max(1, last_step))
     places = np.concatenate([series.steps for series in chart.series])
-    low, high = float(places.min()), float(places.max())
+    places = places[np.abs(places) < LARGEST]
+    low, high = (float(places.min()), float(places.max())) if len(places) else (0.0, 1.0)
     margin = 0.02 * (high - low) or 0.5
     return low - margin, high + margin
 

@@ -144,7 +144,7 @@ def _read(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The values of a line: numbers, but for those that `_HELD` names."""
     read = {name: value if name in _HELD else _number(value) for name, value in values.items()}
     for name, value in read.items():
-        if not isinstance(value, float):  # which may be none that is finite
+        if name in _HELD or not isinstance(value, float):  # which may be none that is finite
             check_form(value, _HELD.get(name, float), where, name)
     if any(len(row) != BINS_COLUMNS for row in read.get(CALIBRATION, ())):
         raise UserError(f"{where}: {CALIBRATION}: expected rows of {BINS_COLUMNS} numbers")

@@ -73,6 +73,7 @@ def test_a_number_of_the_log_that_no_float_can_hold_is_named(workdir):
         ({"loss": None}, "loss = None: expected a finite number"),
         ({"sample": 7}, "sample = 7: expected a string"),
         ({"changed": "x"}, "changed = 'x': expected a list"),
+        ({"changed": 0.5}, r"changed = 0\.5: expected a list"),
         ({"changed": [1]}, r"changed\[0\] = 1: expected a string"),
         ({"calibration": [[1, 2]]}, "calibration: expected rows of 3 numbers"),
         ({"calibration": [1]}, r"calibration\[0\] = 1: expected a list"),
@@ -82,6 +83,14 @@ def test_a_value_of_the_log_of_another_type_is_named(workdir, values, message):
     (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1} | values) + "\n")
     with pytest.raises(UserError, match=rf"metrics\.jsonl:1: .*{message}"):
         read_run(workdir)
+
+
+@pytest.mark.parametrize("losses", [(1e308, 1.0), (1.0, 5e-324), (1e308, -1e308)])
+def test_a_loss_that_no_axis_can_hold_is_left_out_of_its_chart(workdir, losses):
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(workdir)
+    assert (workdir / "loss.png").stat().st_size > 1_000
 
 
 def test_an_empty_calibration_is_no_chart(workdir):
