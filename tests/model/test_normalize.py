@@ -93,6 +93,17 @@ def test_what_a_remat_policy_keeps_of_a_norm_is_as_exact(ratio):
             assert error <= 3 * limit
 
 
+@pytest.mark.parametrize("ratio", [0.0, 10.0, -100.0])
+def test_bfloat16_rows_are_normalised_to_their_own_rounding(ratio):
+    x, scale, bias, gradient = arrays(ratio)
+    x, gradient = x.astype(jnp.bfloat16), gradient.astype(jnp.bfloat16)
+    y, pull = jax.vjp(layer_norm(False), x, scale, bias)
+    wanted = exact(x, scale, bias, gradient)
+    for found, value in zip((y, *pull(gradient)), wanted, strict=True):
+        rounding = 2.0**-8 * np.abs(value).max()
+        assert np.abs(np.asarray(found, np.float64) - value).max() <= rounding
+
+
 def test_equal_elements_become_the_bias():
     x = jnp.broadcast_to(jnp.asarray([1000.1, -3e4, 0.1, 0.0], jnp.float32)[:, None], (4, 768))
     scale, bias = jnp.full(768, 1.7), jnp.linspace(-1, 1, 768)
