@@ -293,7 +293,10 @@ class Checkpoint:
 
     def extras(self) -> Extras:
         """The recipe's JSON, the tokenizer's files in base64 and the version. Raises UserError when unreadable."""
-        return self._read(self.path / EXTRAS_FILE, Extras)
+        try:
+            return self._read(self.path / EXTRAS_FILE, Extras)
+        except UserError as error:
+            raise UserError(f"{self.path}: damaged: its recipe cannot be read: {error}") from error
 
     def metrics(self) -> dict[str, float]:
         """The number that it is told apart by, by its name; nothing where it was not evaluated."""

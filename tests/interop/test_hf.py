@@ -212,7 +212,7 @@ def test_a_missing_size_is_not_guessed(golden):
         read_model(folder.write())
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff", "[" * 100_000, "1" * 5000])
 def test_a_config_that_is_no_object_is_refused(golden, text):
     path = golden("gpt2").write()
     (path / "config.json").write_text(text, errors="surrogateescape")

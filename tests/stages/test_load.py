@@ -15,6 +15,7 @@ from lmjax.errors import UserError
 from lmjax.model.language_model import LanguageModel
 from lmjax.settings import ComputeSettings, TokenizerSettings
 from lmjax.stages.prepare import prepare
+from lmjax.training.digests import write_digests
 from lmjax.training.progress import ProgressDisplay
 
 
@@ -165,5 +166,6 @@ def test_a_recipe_of_another_version_names_the_unknown_field(trained, tmp_path):
     recipe = json.loads(extras["recipe"])
     recipe["train"]["stepz"] = 3
     path.write_text(json.dumps(extras | {"recipe": json.dumps(recipe)}))
+    write_digests(copy, 10)
     with pytest.raises(UserError, match=rf"{copy}: recipe: unknown field 'train.stepz'; did you mean 'steps'\?"):
         lmjax.load(copy)

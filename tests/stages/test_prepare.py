@@ -162,7 +162,7 @@ def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, te
     path = tmp_path / "train.txt"
     path.write_bytes((texts / "train.txt").read_bytes())
     source = SourceSettings(kind="text", path=str(path), documents="line")
-    train = (dataclasses.replace(source, end=0.9), dataclasses.replace(source, end=0.5, weight=0.5))
+    train = (dataclasses.replace(source, end=0.9, weight=1.0), dataclasses.replace(source, end=0.5, weight=0.5))
     validation = (dataclasses.replace(source, begin=0.9),)
     recipe = tiny(tokenizer=tokenizer, data={"train": train, "validation": validation})
     from_text = _batches(recipe, prepare(recipe, tmp_path / "run", Display()))
