@@ -16,16 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
-from lmjax.errors import UserError, shortened
+from lmjax.errors import UserError, is_bucket, shortened
 from lmjax.files import MAX_NAME_BYTES, cache_folder
 
 SCHEME = "gs://"
 CHECKPOINTS = "checkpoints"
-
-
-def is_bucket(path: object) -> bool:
-    """Whether this is a path on a bucket; `Path` makes one slash of two."""
-    return str(path).startswith(SCHEME[:-1])
 
 
 def located(path: Path | str) -> Path:

@@ -62,6 +62,11 @@ def readable(message: str) -> str:
     return message if len(message) <= LONGEST_MESSAGE else _cut(message, LONGEST_MESSAGE - 100)
 
 
+def is_bucket(path: object) -> bool:
+    """Whether this is a path on a bucket (lmjax/bucket.py); `Path` makes one slash of two."""
+    return str(path).startswith("gs:/")
+
+
 def text_of(error: BaseException) -> str:
     """What the error says, also where a class of its author's fails to say it."""
     try:
@@ -91,7 +96,7 @@ def storage_reason(error: BaseException | str, folder: Path) -> str | None:
 
     None where this is another error: of another file, or none of the storage's.
     """
-    if str(folder).startswith("gs:/"):
+    if is_bucket(folder):
         return _bucket_reason(error)
     if isinstance(error, OSError):
         name = error.filename if isinstance(error.filename, str) else ""
@@ -131,7 +136,7 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         fix = "check the folder, its permissions and its disk, and run the same command again"
-        if str(folder).startswith("gs:/"):
+        if is_bucket(folder):
             fix = (
                 "check the bucket's name, the login (gcloud auth application-default login) and its roles (Storage "
                 "Object User and Storage Legacy Bucket Reader), and run the same command again"

@@ -18,7 +18,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, shortened
+from lmjax.errors import UserError, is_bucket, shortened
 from lmjax.fields import described, expected, fits
 
 ESCAPED = "lmjax-escaped"  # how a codec writes what it lacks: by escapes that JSON reads, too
@@ -151,7 +151,7 @@ def user_path(path: str | Path, field: str = "") -> Path:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is there whole or not at all, also after a power cut: flushed to the disk, then renamed."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    if str(path).startswith("gs:/"):  # an object is there whole or not at all
+    if is_bucket(path):  # an object is there whole or not at all
         path.write_bytes(data)
         return
     partial = path.with_name(path.name + ".partial")

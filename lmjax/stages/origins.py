@@ -9,11 +9,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from lmjax.bucket import is_bucket
 from lmjax.data.dialogue_records import SUFFIXES
 from lmjax.data.open_files import list_files
 from lmjax.data.text_files import checksum
-from lmjax.errors import UserError, clear_disk_errors
+from lmjax.errors import UserError, clear_disk_errors, is_bucket
 from lmjax.files import read_json_if_there, write_whole
 from lmjax.parallel.multihost import is_first
 from lmjax.recipe import Stage, dialogue_sources, functions_of, sources_of

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
-from lmjax.bucket import CHECKPOINTS, checkpoints_of, crc32c, file_system, is_bucket, objects, remote_of
-from lmjax.errors import UserError, clear_disk_errors
+from lmjax.bucket import CHECKPOINTS, checkpoints_of, crc32c, file_system, objects, remote_of
+from lmjax.errors import UserError, clear_disk_errors, is_bucket
 from lmjax.files import read_json, safe_name, write_whole
 from lmjax.parallel.multihost import barrier, first_before_others, is_first
 

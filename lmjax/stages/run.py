@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from lmjax.bucket import folder_here, is_bucket, located
-from lmjax.errors import clear_disk_errors, require
+from lmjax.bucket import folder_here, located
+from lmjax.errors import clear_disk_errors, is_bucket, require
 from lmjax.fields import require_local
 from lmjax.files import user_path, write_whole
 from lmjax.model.count import count

@@ -25,8 +25,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 import lmjax
-from lmjax.bucket import CHECKPOINTS, absolute, checkpoints_of, is_bucket, remote_of
-from lmjax.errors import UserError, clear_disk_errors, means_full_disk, shortened, storage_reason
+from lmjax.bucket import CHECKPOINTS, absolute, checkpoints_of, remote_of
+from lmjax.errors import UserError, clear_disk_errors, is_bucket, means_full_disk, shortened, storage_reason
 from lmjax.files import decode_json, read_json, safe_name
 from lmjax.settings import CheckpointSettings
 from lmjax.training.digests import (

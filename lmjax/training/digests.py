@@ -17,8 +17,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from lmjax.bucket import crc32c, is_bucket, objects
-from lmjax.errors import UserError, shortened
+from lmjax.bucket import crc32c, objects
+from lmjax.errors import UserError, is_bucket, shortened
 from lmjax.files import read_json, unreadable, write_whole
 
 PIECE = 1 << 24
