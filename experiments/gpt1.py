@@ -1,7 +1,6 @@
 """GPT-1 (Radford et al. 2018, "Improving language understanding by generative pre-training", section 4.1)."""
 
 from lmjax.model.presets import preset
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     ComputeSettings,
     DataSettings,
@@ -12,6 +11,7 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 
 def recipe() -> Pretrain:

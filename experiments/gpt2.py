@@ -8,7 +8,6 @@ smallest. `lmjax run gpt2:355m` chooses a size.
 from typing import Literal
 
 from lmjax.model.presets import preset
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     ComputeSettings,
     DataSettings,
@@ -19,6 +18,7 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 PEAK = {"124m": 6.0e-4, "355m": 3.0e-4, "774m": 2.5e-4, "1558m": 2.0e-4}
 

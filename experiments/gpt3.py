@@ -7,7 +7,6 @@ were not released; the weights stand here and the paths are yours to give.
 from typing import Literal
 
 from lmjax.model.presets import preset
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     ComputeSettings,
     DataSettings,
@@ -18,6 +17,7 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 CONTEXT = 2048  # tokens
 FIRST_BATCH = 16  # rows: 32k tokens, where every batch-size ramp starts (appendix B)

@@ -6,9 +6,15 @@ the advantages, for which 0.95 is usual, nor the released policy's learning rate
 `lmjax run instructgpt --from reward` repeats the last two steps.
 """
 
-from lmjax.recipe import PPO, SFT, Pipeline, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import OptimizerSettings, ScheduleSettings, SourceSettings, TrainSettings
+from lmjax.settings.conversations import (
+    DialogueSettings,
+    DialogueSourceSettings,
+    KLSettings,
+    PPOSettings,
+    RewardSettings,
+)
+from lmjax.settings.recipe_files import PPO, SFT, Pipeline, RewardModel
 
 BASE = "runs/gpt3-1300m"
 PRETRAINING = (SourceSettings(kind="jsonl", path="data/pretraining/*.jsonl.gz"),)

@@ -6,8 +6,6 @@ pref_demo to rank. A tenth of each set is held out.
 
 import dataclasses
 
-from lmjax.recipe import Pipeline, Pretrain, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -20,6 +18,8 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import Pipeline, Pretrain, RewardModel
 
 TEXTS = {  # how a document of each begins and ends
     "data/web_docs/c4_dev.jsonl": {"kind": "jsonl"},

@@ -2,14 +2,12 @@
 
 `pretrain` makes a tokenizer and a small GPT. `sft` teaches it to go on from the first words of a sentence, as
 demonstrations from the same corpus do. A simulated labeler then ranks its answers (`compare`) by a known reward, which
-likes whole, short sentences that do not repeat themselves (lmjax/rlhf/gold.py), with some noise. `reward` learns its
-taste, and `ppo` writes what the reward model likes, with pretraining text mixed in; `best-of` is what choosing among 16
-answers would give instead. `lmjax run quickstart --only pretrain` stops after the first stage; without it the run goes
-on where it stands.
+likes whole, short sentences that do not repeat themselves (lmjax/rl/known_rewards.py), with some noise. `reward` learns
+its taste, and `ppo` writes what the reward model likes, with pretraining text mixed in; `best-of` is what choosing
+among 16 answers would give instead. `lmjax run quickstart --only pretrain` stops after the first stage; without it the
+run resumes where it stands.
 """
 
-from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -23,9 +21,17 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.conversations import (
+    DialogueSettings,
+    DialogueSourceSettings,
+    KLSettings,
+    PPOSettings,
+    RewardSettings,
+)
+from lmjax.settings.recipe_files import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
 
 PROMPTS = ("The array", "Return a")
-GOLD = "lmjax.rlhf.gold:short_sentence"
+GOLD = "lmjax.rl.known_rewards:short_sentence"
 PROMPT, ANSWER = 24, 24  # tokens at most
 
 

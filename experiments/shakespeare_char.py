@@ -6,7 +6,6 @@ The text is ASCII, so the byte tokenizer is a character tokenizer here. Put the 
 where it is: --data.train.0.path FILE --data.validation.0.path FILE.
 """
 
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -20,6 +19,7 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 TEXT = "data/tinyshakespeare.txt"
 

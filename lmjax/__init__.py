@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]
 
 if TYPE_CHECKING:
-    from lmjax.stages.load import load
-    from lmjax.stages.run import run
+    from lmjax.runs.load import load
+    from lmjax.runs.run import run
 
-_HOMES = {"load": "lmjax.stages.load", "run": "lmjax.stages.run"}
+_HOMES = {"load": "lmjax.runs.load", "run": "lmjax.runs.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,7 @@ def _path(text: str) -> Path:
 def _leave(options: argparse.Namespace, code: int, message: str) -> None:
     """Where a run has several processes, tells the others and ends this one at once: JAX would wait for them."""
     if options.command == "run":
-        from lmjax.parallel import multihost
+        from lmjax.parallel import processes as multihost
 
         sys.stderr.flush()
         if multihost.tell(message, code):
@@ -97,9 +97,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _count(options: argparse.Namespace, overrides: list[str]) -> int:
-    from lmjax.model.count import count
+    from lmjax.model.flops import count
     from lmjax.model.presets import PRESETS, preset
-    from lmjax.recipe import recipe_names
+    from lmjax.settings.recipe_files import recipe_names
     from lmjax.stages.pretrain import planned_model
 
     name = options.recipe
@@ -145,9 +145,9 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
 def _search(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.plan.cache import Cache
     from lmjax.plan.planner import parse_mesh, planned_recipe
-    from lmjax.plan.ranking import lines, run_command, to_json
     from lmjax.plan.search import DEFAULT_LIMIT, search
     from lmjax.plan.search_display import watching
+    from lmjax.plan.tables import lines, run_command, to_json
 
     if options.stage is not None or options.step != "train":
         raise UserError("--auto: it searches for the training step of a pretraining; leave out --stage and --step")
@@ -165,7 +165,7 @@ def _search(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _generate(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.stages.completions import print_completions
+    from lmjax.runs.completions import print_completions
 
     prompts = options.prompt or [sys.stdin.read().removesuffix("\n")]
     print_completions(options.checkpoint, prompts, as_json=options.json, top=options.top, **_sampling(options))
@@ -173,7 +173,7 @@ def _generate(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _score(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.stages.score import print_scores
+    from lmjax.runs.score import print_scores
 
     print_scores(options.checkpoint, options.file, as_json=options.json, skip_bad=options.skip_bad)
     return 0
@@ -185,7 +185,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
-    from lmjax.stages.prepare import train_tokenizer
+    from lmjax.stages.prepare_data import train_tokenizer
     from lmjax.training.progress import ProgressDisplay
 
     recipe = _pretraining(options, overrides)
@@ -195,7 +195,7 @@ def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
-    from lmjax.stages.prepare import prepare_data
+    from lmjax.stages.prepare_data import prepare_data
     from lmjax.training.progress import ProgressDisplay
 
     recipe = _pretraining(options, overrides)
@@ -205,36 +205,36 @@ def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.report.report import write_report
+    from lmjax.report.page import write_report
 
     print(write_report(options.workdir))
     return 0
 
 
 def _import_hf(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.stages.exchange import import_folder
+    from lmjax.runs.convert import import_folder
 
     print(import_folder(options.folder, options.out))
     return 0
 
 
 def _export_hf(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.stages.exchange import export_folder
+    from lmjax.runs.convert import export_folder
 
     print(export_folder(options.checkpoint, options.out, keep_rows=options.keep_rows))
     return 0
 
 
 def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
-    from lmjax.recipe import load_recipe
-    from lmjax.stages.overrides import overridden
+    from lmjax.runs.overrides import overridden
+    from lmjax.settings.recipe_files import load_recipe
 
     return overridden(load_recipe(options.recipe), overrides, options.recipe, options.parser.prog)
 
 
 def _pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:
     """The recipe, or the first stage of its pipeline, which must be a pretraining."""
-    from lmjax.recipe import Pipeline, Pretrain
+    from lmjax.settings.recipe_files import Pipeline, Pretrain
 
     recipe = _overridden(options, overrides)
     first = recipe.stages[0] if isinstance(recipe, Pipeline) else recipe

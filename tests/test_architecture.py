@@ -15,9 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The way of the data. A part of the package imports from those above its line, and never from those below it.
 ORDER = (
-    *("errors", "fields", "files", "bucket", "kinds", "settings", "rlhf_settings", "rlhf_recipes", "recipe"),
-    *("data", "model", "objective", "optim", "training", "parallel"),
-    *("generate", "rlhf", "interop", "evaluate", "scaling", "report", "stages", "plan", "cli"),
+    *("errors", "fields", "files", "bucket", "kinds", "settings", "tokenizers", "data", "model", "objective", "optim"),
+    *("parallel", "checkpoints", "training", "generate", "interop", "rl", "evaluate", "report", "stages", "plan"),
+    *("runs", "cli"),
 )
 
 
@@ -131,9 +131,7 @@ def test_importing_lmjax_and_asking_for_help_load_nothing_heavy(code):
 
 def test_all_that_a_run_needs_is_imported_in_a_second_beside_jax_and_without_tensorflow():
     names = sorted(MODULES)
-    _, seconds = _fresh(
-        "import jax; began = time.process_time()\nimport lmjax.stages.run, lmjax.stages.load, lmjax.cli"
-    )
+    _, seconds = _fresh("import jax; began = time.process_time()\nimport lmjax.runs.run, lmjax.runs.load, lmjax.cli")
     assert seconds < 1.0
     modules, _ = _fresh("import importlib\nfor name in " + repr(names) + ": importlib.import_module(name)")
     assert set(names) <= modules

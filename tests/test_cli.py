@@ -17,12 +17,12 @@ import pytest
 import lmjax
 from lmjax.cli import main
 from lmjax.model.presets import PRESETS
-from lmjax.recipe import from_json, to_json
+from lmjax.settings.recipe_files import from_json, to_json
 
 ROOT = Path(__file__).parents[1]
 
 RECIPE = """
-from lmjax.recipe import Pretrain
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.settings import (
     AttentionSettings, CheckpointSettings, DataSettings, EvaluationSettings, ModelSettings,
     SourceSettings, TrainSettings,
@@ -186,8 +186,8 @@ def test_a_field_map_is_overridden_as_pairs_and_kept_by_a_recipes_json(tmp_path,
 
 
 MAPPED = """
-from lmjax.recipe import SFT
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import SFT
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
 
 def recipe():
     source = DialogueSourceSettings(path="a.jsonl", fields={"prompt": "inputs", "answer": "targets"})

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from lmjax.errors import UserError
 from lmjax.fields import field_types
-from lmjax.recipe import STAGES, Pipeline, Pretrain, difference, from_json, load_recipe, to_json
 from lmjax.settings import (
     DataSettings,
     LogSettings,
@@ -23,6 +22,7 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import STAGES, Pipeline, Pretrain, difference, from_json, load_recipe, to_json
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -213,7 +213,7 @@ def _file(folder: Path, body: str, name: str = "mine.py") -> str:
     return str(path)
 
 
-IMPORT = "from lmjax.recipe import Pretrain\nfrom lmjax.settings import *\n"
+IMPORT = "from lmjax.settings.recipe_files import Pretrain\nfrom lmjax.settings import *\n"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,10 @@ IMPORT = "from lmjax.recipe import Pretrain\nfrom lmjax.settings import *\n"
         ("def recipe():\n    raise RuntimeError('no')\n", r"mine.py:2: RuntimeError: no"),
         ("def recipes():\n    pass\n", r"mine.py: expected a function recipe\(\) that returns a recipe; add one"),
         ("recipe = 3\n", r"mine.py: expected a function recipe\(\)"),
-        ("def recipe():\n    pass\n", r"mine.py: recipe\(\) returned NoneType; return one of lmjax.recipe's stages"),
+        (
+            "def recipe():\n    pass\n",
+            r"mine.py: recipe\(\) returned NoneType; return one of lmjax.settings's stages",
+        ),
         ("def recipe():\n    return {'train': 1}\n", r"mine.py: recipe\(\) returned dict"),
         ("def recipe(seed):\n    return seed\n", r"mine.py: TypeError: recipe\(\) missing 1 required .* 'seed'"),
         (

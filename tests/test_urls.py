@@ -12,12 +12,12 @@ from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.fields import require_local
 from lmjax.plan.planner import plan
-from lmjax.recipe import DPO, PPO, SFT, Compare, Pretrain
-from lmjax.report.report import write_report
-from lmjax.rlhf_settings import DialogueSourceSettings, RewardSettings
+from lmjax.report.page import write_report
+from lmjax.runs.convert import export_folder, import_folder
 from lmjax.settings import ModelSettings, PlanSettings, SourceSettings, TokenizerSettings
-from lmjax.stages.exchange import export_folder, import_folder
-from lmjax.stages.prepare import prepare_data, train_tokenizer
+from lmjax.settings.conversations import DialogueSourceSettings, RewardSettings
+from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pretrain
+from lmjax.stages.prepare_data import prepare_data, train_tokenizer
 from lmjax.training.progress import ProgressDisplay
 
 COMMANDS = [

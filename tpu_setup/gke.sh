@@ -88,7 +88,7 @@ fi
 FLAT="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" # of v5e and v6e
 DEEP="2x2x1 2x2x2 2x2x4 2x4x4"            # of the others, and multiples of 4 chips along each axis, the shortest first
 
-check_topology() { # LONGEST: the slices that there are, those of lmjax/plan/topology.py among them
+check_topology() { # LONGEST: the slices that there are, those of lmjax/plan/slices.py among them
   local topology=${FIELD[TOPOLOGY]} axis before=0
   [[ $topology =~ ^[1-9][0-9]?(x[1-9][0-9]?){1,2}$ ]] || die "--topology '$topology': expected AxB or AxBxC"
   if [ "$1" = flat ]; then

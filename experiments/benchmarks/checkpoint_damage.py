@@ -51,7 +51,7 @@ def main() -> None:
 
 def outcomes_of(cases: int, folder: Path, seed: int = 0) -> Counter[tuple[str, str]]:
     """How many cases of each kind of damage were noticed, harmless or silent; `folder` is filled with checkpoints."""
-    from lmjax.training.checkpoint import Checkpoint
+    from lmjax.checkpoints.checkpoint import Checkpoint
 
     states = {step: small_state(step) for step in (1, 2)}
     save(folder, states)
@@ -69,8 +69,8 @@ def outcomes_of(cases: int, folder: Path, seed: int = 0) -> Counter[tuple[str, s
 
 def _seen(checkpoint: Any, state: Any, right: tuple[Any, Any]) -> str:
     """What reading all of the checkpoint leads to."""
+    from lmjax.checkpoints.checkpoint import DamagedCheckpointError
     from lmjax.errors import UserError
-    from lmjax.training.checkpoint import DamagedCheckpointError
 
     errors = 0
     try:
@@ -91,7 +91,7 @@ def small_state(step: int) -> Any:
     import jax.numpy as jnp
     import optax
 
-    from lmjax.training.state import TrainState
+    from lmjax.optim.train_state import TrainState
 
     params = {name: jax.random.normal(jax.random.key(10 * step + i), (48, 32)) for i, name in enumerate("abc")}
     moments = jax.tree.map(lambda x: x + 0.5 * step, optax.adam(1e-3).init(params))
@@ -99,8 +99,8 @@ def small_state(step: int) -> Any:
 
 
 def save(folder: Path, states: dict[int, Any]) -> None:
+    from lmjax.checkpoints.checkpoint import Checkpointer
     from lmjax.settings import CheckpointSettings
-    from lmjax.training.checkpoint import Checkpointer
 
     settings = CheckpointSettings(keep_last=2, keep_best=1)
     with Checkpointer(folder, settings, recipe_json="{}", tokenizer_folder=None, report=print) as writer:
@@ -230,8 +230,8 @@ def cost(folder: Path, megabytes: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from lmjax.training import checkpoint as module
-    from lmjax.training.state import TrainState
+    from lmjax.checkpoints import checkpoint as module
+    from lmjax.optim.train_state import TrainState
 
     rows = max(1, megabytes * 1_000_000 // (4 * 4_096 * 8))
     params = {f"w{i}": jax.random.normal(jax.random.key(i), (rows, 4_096)) for i in range(8)}

@@ -29,7 +29,7 @@ def main() -> None:
 
     import jax
 
-    from lmjax.recipe import Pretrain
+    from lmjax.runs.run import run
     from lmjax.settings import (
         AttentionSettings,
         CheckpointSettings,
@@ -39,8 +39,8 @@ def main() -> None:
         ModelSettings,
         TrainSettings,
     )
-    from lmjax.stages import training as stage
-    from lmjax.stages.run import run
+    from lmjax.settings.recipe_files import Pretrain
+    from lmjax.stages import train_stage as stage
 
     recipe = Pretrain(
         name="checkpoint_stall",

@@ -43,9 +43,9 @@ def prepare_torch(arguments: argparse.Namespace):
 def prepare_lmjax(arguments: argparse.Namespace):
     from lmjax.generate.decode import generate
     from lmjax.generate.sampling import SamplingSettings
-    from lmjax.interop.hf import read_model
+    from lmjax.interop.huggingface import read_model
     from lmjax.model.language_model import LanguageModel
-    from lmjax.parallel.platform import prepare_jax
+    from lmjax.parallel.start_jax import prepare_jax
 
     prepare_jax()
     imported = read_model(arguments.folder)

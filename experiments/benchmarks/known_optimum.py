@@ -25,15 +25,15 @@ import numpy as np
 import optax
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
-from lmjax.data.dialogue_rows import RANKS
+from lmjax.data.conversation_rows import RANKS
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.preference import preference_loss
-from lmjax.rlhf.ppo import POLICY, Learner
-from lmjax.rlhf.rollout import Rollout, Vocabulary
-from lmjax.rlhf_settings import KLSettings, PPOSettings, RewardSettings
+from lmjax.objective.preferences import preference_loss
+from lmjax.optim.train_state import TrainState
+from lmjax.rl.learner import POLICY, Learner
+from lmjax.rl.rollout import Rollout, Vocabulary
 from lmjax.settings import AttentionSettings, ModelSettings
-from lmjax.training.state import TrainState
+from lmjax.settings.conversations import KLSettings, PPOSettings, RewardSettings
 from lmjax.training.step import make_train_step
 
 END = 0

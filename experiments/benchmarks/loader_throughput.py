@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 from lmjax.data.loader import Loader
-from lmjax.data.shards import TokenShards, prepare_shards
 from lmjax.data.sources import MemoryDocuments
+from lmjax.data.write_shards import TokenShards, prepare_shards
 from lmjax.settings import DataSettings
 
 TARGET = 20e6  # tokens/s

@@ -29,10 +29,10 @@ from measuring import print_table
 
 import lmjax
 from lmjax.files import read_json_if_there
-from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
 from lmjax.report.charts import Chart, Series, write_png
-from lmjax.rlhf_settings import KLSettings
 from lmjax.settings import AttentionSettings, ModelSettings
+from lmjax.settings.conversations import KLSettings
+from lmjax.settings.recipe_files import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
 from lmjax.stages.compare import COMPARISONS_FILE
 from lmjax.training.record import read_metrics
 

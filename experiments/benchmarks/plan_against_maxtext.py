@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from lmjax.plan.planner import plan
-from lmjax.recipe import load_recipe
+from lmjax.settings.recipe_files import load_recipe
 
 HERE = Path(__file__).parent
 # With --as-it-comes: Gcycles of a step, GiB of HBM at the peak, of the collectives' results, and that a device sends

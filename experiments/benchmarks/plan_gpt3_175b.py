@@ -6,7 +6,6 @@ bfloat16, and libtpu then gathers by summing zero-padded copies, whose zeros alo
 A benchmark of the planner: `lmjax plan experiments/benchmarks/plan_gpt3_175b.py --json`.
 """
 
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -18,6 +17,7 @@ from lmjax.settings import (
     PlanSettings,
     TokenizerSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 
 def recipe() -> Pretrain:

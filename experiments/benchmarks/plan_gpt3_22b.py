@@ -3,7 +3,6 @@
 A benchmark of the planner: `lmjax plan experiments/benchmarks/plan_gpt3_22b.py --json`.
 """
 
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -15,6 +14,7 @@ from lmjax.settings import (
     PlanSettings,
     TokenizerSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 
 def recipe() -> Pretrain:

@@ -18,8 +18,8 @@ from typing import Any
 from lmjax.errors import UserError, nearest
 from lmjax.plan.cache import key
 from lmjax.plan.planner import mesh_text, plan
-from lmjax.recipe import Pretrain, load_recipe
 from lmjax.settings import MeshSettings, PlanSettings
+from lmjax.settings.recipe_files import Pretrain, load_recipe
 
 EXPERIMENTS = Path(__file__).parents[1]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from measuring import print_table
 
-from lmjax.data.dialogue import Ranking
-from lmjax.data.dialogue_rows import open_rows
+from lmjax.data.conversation_rows import open_rows
+from lmjax.data.conversations import Ranking
 from lmjax.files import read_json_if_there
-from lmjax.stages.score import open_scorer, scores_of
+from lmjax.runs.score import open_scorer, scores_of
 
 SETS = ("hh_rlhf", "oasst_en", "pref_demo")
 

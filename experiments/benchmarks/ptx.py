@@ -26,12 +26,12 @@ import jax
 
 import lmjax
 from lmjax.data.loader import validation_batches
-from lmjax.data.shards import open_shards
-from lmjax.data.tokenizer import tokenizer_fingerprint
-from lmjax.objective.language import language_loss
+from lmjax.data.write_shards import open_shards
+from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import added_up
-from lmjax.recipe import PPO, Pipeline, load_recipe
 from lmjax.settings import DataSettings, SourceSettings
+from lmjax.settings.recipe_files import PPO, Pipeline, load_recipe
+from lmjax.tokenizers.tokenizer import tokenizer_fingerprint
 from lmjax.training.record import read_metrics
 from lmjax.training.step import make_eval_step
 

@@ -11,21 +11,21 @@ import rlhf_work as work
 from gpt2_reference import Numbers
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
-from lmjax.data.dialogue_rows import RANKS
-from lmjax.interop.hf import HuggingFaceModel, read_model
+from lmjax.data.conversation_rows import RANKS
+from lmjax.evaluate.samples import response_texts
+from lmjax.interop.huggingface import HuggingFaceModel, read_model
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.platform import prepare_jax
 from lmjax.parallel.rows import place_rows, shardings_of
-from lmjax.rlhf.ppo import POLICY
-from lmjax.rlhf.reward_function import load_function
-from lmjax.rlhf.rollout import Vocabulary
-from lmjax.rlhf_recipes import DPO, PPO, SFT
-from lmjax.rlhf_settings import DialogueSettings, KLSettings, PPOSettings, RewardSettings
+from lmjax.parallel.start_jax import prepare_jax
+from lmjax.rl.learner import POLICY
+from lmjax.rl.reward_function import load_function
+from lmjax.rl.rollout import Vocabulary
 from lmjax.settings import MeshSettings, OptimizerSettings, ScheduleSettings
+from lmjax.settings.conversations import DialogueSettings, KLSettings, PPOSettings, RewardSettings
+from lmjax.settings.stages import DPO, PPO, SFT
 from lmjax.stages.ppo import compile_phases
 from lmjax.stages.steps import dpo_step, ppo_learner, ppo_state, sft_step
-from lmjax.stages.texts import response_texts
-from lmjax.training.state import TrainState
 
 OPTIMIZER = OptimizerSettings(
     learning_rate=work.RATE,

@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
-    from lmjax.data.shards import SHARD_TOKENS, Encoded, TokenShards, _Writer
     from lmjax.data.verified import verify_once
+    from lmjax.data.write_shards import SHARD_TOKENS, Encoded, TokenShards, _Writer
 
     class Encoder:
         vocab_size, eos_id = ENTRIES, 0

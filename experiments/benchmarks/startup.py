@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 TARGET = 1.0  # seconds for the import
-EVERYTHING = "lmjax, lmjax.cli, lmjax.stages.run, lmjax.stages.load, lmjax.stages.pretrain"
+EVERYTHING = "lmjax, lmjax.cli, lmjax.runs.run, lmjax.runs.load, lmjax.stages.pretrain"
 IMPORTS = """
 import time
 import jax, jax.numpy, flax.linen, optax, orbax.checkpoint

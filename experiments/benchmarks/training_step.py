@@ -50,14 +50,14 @@ def prepare_torch(shape: Shape, folder: Path, threads: int, compiled: bool):
 def prepare_lmjax(shape: Shape, folder: Path):
     import jax
 
-    from lmjax.interop.hf import read_model
+    from lmjax.interop.huggingface import read_model
+    from lmjax.optim.train_state import TrainState
     from lmjax.parallel.mesh import make_mesh
-    from lmjax.parallel.platform import prepare_jax
     from lmjax.parallel.shardings import jit_step, place_batch
-    from lmjax.recipe import Pretrain
+    from lmjax.parallel.start_jax import prepare_jax
     from lmjax.settings import DataSettings, OptimizerSettings
+    from lmjax.settings.recipe_files import Pretrain
     from lmjax.stages.pretrain import make_parts
-    from lmjax.training.state import TrainState
 
     prepare_jax()
     imported = read_model(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from lmjax.data.corpus import embedded_corpus
+from lmjax.data.embedded_corpus import embedded_corpus
 
 WORDS = 3  # of an opening
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmjax.data.documents import BadRecordError, Documents, MemoryDocuments, Source
-from lmjax.data.text_files import CsvDocuments, FileDocuments, JsonLines
+from lmjax.data.text_sources import CsvDocuments, FileDocuments, JsonLines
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
 
@@ -13,7 +13,7 @@ __all__ = ["BadRecordError", "Documents", "MemoryDocuments", "Source", "open_sou
 def open_source(settings: SourceSettings) -> Documents:
     """The documents of a source of text. Raises UserError where it is missing, empty or of token shards."""
     if settings.kind == "embedded":
-        from lmjax.data.corpus import embedded_corpus  # reads every docstring: only when it is wanted
+        from lmjax.data.embedded_corpus import embedded_corpus  # reads every docstring: only when it is wanted
 
         return MemoryDocuments(embedded_corpus(settings.split), settings)
     if settings.kind == "text":
@@ -23,11 +23,11 @@ def open_source(settings: SourceSettings) -> Documents:
     if settings.kind == "csv":
         return CsvDocuments(settings)
     if settings.kind == "parquet":
-        from lmjax.data.tables import ParquetDocuments
+        from lmjax.data.table_sources import ParquetDocuments
 
         return ParquetDocuments(settings)
     if settings.kind == "tfds":
-        from lmjax.data.tables import TfdsDocuments
+        from lmjax.data.table_sources import TfdsDocuments
 
         return TfdsDocuments(settings)
     raise UserError(

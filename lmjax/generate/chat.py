@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lmjax.data.dialogue import Turn, Turns, encode
-from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.conversations import Turn, Turns, encode
 from lmjax.errors import UserError
 from lmjax.generate.decode import Continuations, first_stop, prompt_ids, written
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
-from lmjax.rlhf_settings import TEXT, TemplateSettings
+from lmjax.settings.conversations import TEXT, TemplateSettings
+from lmjax.tokenizers.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # how a decoder shows the beginning of a character whose end has not come yet
 

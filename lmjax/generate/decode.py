@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import UserError, shortened
 from lmjax.generate.decoding import Decoding, advance, compiled_settings, ready, start
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
+from lmjax.tokenizers.tokenizer import Tokenizer
 
 LENGTH_STEP = 64  # lengths are rounded up to a multiple of this
 STOP_CHECK = 16  # tokens between two looks for a stop string

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
-from lmjax.model.gpt import unstack_layers
+from lmjax.model.decoder import unstack_layers
 from lmjax.model.language_model import Cache, LanguageModel
 from lmjax.settings import ComputeSettings
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lmjax.data.dialogue import Turn, Turns, encode
-from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.conversations import Turn, Turns, encode
 from lmjax.errors import UserError
 from lmjax.files import check_form, decode_json, read_json, read_text, write_whole
-from lmjax.rlhf_settings import TEXT, TemplateSettings
+from lmjax.settings.conversations import TEXT, TemplateSettings
+from lmjax.tokenizers.tokenizer import Tokenizer
 
 FILE = "lmjax_chat_template.json"  # beside a checkpoint's tokenizer files
 JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -139,7 +139,7 @@ def _by_parts(text: str, ids: Mapping[str, int], tokenizer: Tokenizer) -> list[i
 
 
 def as_jinja(template: TemplateSettings, end: str = "eos_token") -> str:
-    """A stage's template in Jinja: it writes the texts that `lmjax.data.dialogue.render` does, ends of text included.
+    """A stage's template in Jinja: it writes the texts that `render` does, ends of text included.
 
     `end` is the name under which the tokenizer has its end of text. Without add_generation_prompt a conversation that
     ends with a user's turn is not opened for the answer.

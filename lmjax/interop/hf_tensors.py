@@ -16,7 +16,7 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.interop.tensor_files import TensorFiles
-from lmjax.model.gpt import stack_layers, unstack_layers
+from lmjax.model.decoder import stack_layers, unstack_layers
 from lmjax.model.language_model import Params
 from lmjax.settings import ModelSettings
 

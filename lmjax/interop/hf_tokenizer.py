@@ -14,12 +14,12 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from lmjax.data.tokenizer import Tokenizer, load_tokenizer
-from lmjax.data.tokenizers import base
-from lmjax.data.tokenizers.byte_level_bpe import END_OF_TEXT, byte_characters
-from lmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, as_json
-from lmjax.data.tokenizers.huggingface_config import CONFIG, PIPELINE
 from lmjax.files import read_json
+from lmjax.tokenizers import base
+from lmjax.tokenizers.byte_level_bpe import END_OF_TEXT, byte_characters
+from lmjax.tokenizers.huggingface import HuggingFaceTokenizer, as_json
+from lmjax.tokenizers.huggingface_config import CONFIG, PIPELINE
+from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 MODEL, GENERATION = "config.json", "generation_config.json"
 _VOCABULARY, _MERGES, _WORDPIECE = "vocab.json", "merges.txt", "vocab.txt"

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.errors import UserError, require
-from lmjax.model.blocked import blocked
+from lmjax.model.attention_cpu import blocked
 from lmjax.model.layers import dropout
 from lmjax.model.masks import HIDDEN, Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
-from lmjax.model.sharding_context import bound_mesh
+from lmjax.model.sharding import bound_mesh
 from lmjax.model.zigzag import LANES
 from lmjax.settings import ModelSettings
 
@@ -102,7 +102,7 @@ def attention(
     if implementation != "einsum" and (bias is not None or (key is not None and dropout_rate)):
         raise UserError(f"model.attention.implementation = {implementation!r}: bias and dropout need 'einsum'")
     if implementation == "splash":
-        from lmjax.model.splash import splash
+        from lmjax.model.attention_tpu import splash
 
         return splash(q_BTHK, k_BSHK, v_BSHK, mask, scale, interpret, block)
     q, k, v = checkpoint_name(q_BTHK, QUERY), checkpoint_name(k_BSHK, KEY), checkpoint_name(v_BSHK, VALUE)

@@ -15,7 +15,7 @@ from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
 from lmjax.model.positions import rotate
 from lmjax.model.remat import BETWEEN, UP
-from lmjax.model.sharding_context import constrain
+from lmjax.model.sharding import constrain
 from lmjax.settings import ModelSettings
 
 BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # where a block draws dropout

@@ -14,7 +14,7 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import require
 from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext, LayerCache
-from lmjax.model.gpt import GPT, LayerCaches, unstack_layers
+from lmjax.model.decoder import GPT, LayerCaches, unstack_layers
 from lmjax.model.masks import Mask
 from lmjax.model.remat import OFFLOADED_POLICIES
 from lmjax.settings import ComputeSettings, ModelSettings

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.normalize import normalize
-from lmjax.model.sharding_context import constrain
+from lmjax.model.sharding import constrain
 from lmjax.settings import NormSettings
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.language_model import Chunking
-from lmjax.model.sharding_context import bound_mesh, constrain
+from lmjax.model.sharding import bound_mesh, constrain
 
 FEWEST_TOKENS = 256  # of a chunk that is cut by the number of its logits: with fewer, the products lose more
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.objective.advantage import deviations, estimate_kl
-from lmjax.objective.ranking import ranking_loss
+from lmjax.objective.rankings import ranking_loss
 from lmjax.objective.weighted import Weighted
 
 Metrics = dict[str, Weighted]

@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lmjax.errors import UserError, nearest_sizes
-from lmjax.parallel.mesh_cuts import Whole, check_whole
+from lmjax.parallel.mesh_checks import Whole, check_whole
 from lmjax.settings import DataSettings, MeshSettings, ModelSettings, TrainSettings
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")  # slowest links first

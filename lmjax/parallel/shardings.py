@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.data.batch import Batch
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.sharding_context import logical_sharding
+from lmjax.model.sharding import logical_sharding
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.axis_rules import flax_rules, partition_spec
 from lmjax.parallel.compiler_options import compiler_options
 from lmjax.settings import ComputeSettings
-from lmjax.training.state import TrainState
 
 
 def parameter_shardings(logical_axes: Any, mesh: Mesh) -> Any:

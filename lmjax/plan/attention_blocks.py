@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 
-from lmjax.model.splash import BLOCK, largest_block
+from lmjax.model.attention_tpu import BLOCK, largest_block
 from lmjax.plan.estimate import SPLASH_PRODUCTS
-from lmjax.plan.topology import Slice
+from lmjax.plan.slices import Slice
 from lmjax.settings import ModelSettings
 
 GRID_STEP = 0.35e-6  # seconds: an assumption, not a measurement

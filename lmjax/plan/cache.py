@@ -22,7 +22,7 @@ from lmjax.errors import UserError
 from lmjax.fields import check_types
 from lmjax.files import cache_folder, parse_json
 from lmjax.plan.estimate import AxisTraffic, Estimate
-from lmjax.recipe import Recipe
+from lmjax.settings.recipe_files import Recipe
 from lmjax.stages.pretrain import planned_entries, planned_model
 
 # Fields that leave what a step computes, and so its memory and time, as they are; all others belong to the key.

@@ -17,11 +17,11 @@ from lmjax.errors import UserError
 from lmjax.model.remat import REMAT_POLICIES
 from lmjax.model.zigzag import LANES
 from lmjax.parallel.mesh import AXES, mesh_shape
-from lmjax.parallel.mesh_cuts import ROW_AXES, Whole, check_whole
+from lmjax.parallel.mesh_checks import ROW_AXES, Whole, check_whole
 from lmjax.plan.attention_blocks import best_block
-from lmjax.plan.topology import Slice
-from lmjax.recipe import Recipe
+from lmjax.plan.slices import Slice
 from lmjax.settings import MeshSettings, TrainSettings
+from lmjax.settings.recipe_files import Recipe
 from lmjax.stages.pretrain import make_parts, planned_model
 
 MOST_MICROBATCHES = 64

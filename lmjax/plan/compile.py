@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import make_mesh
-from lmjax.plan.topology import Slice
+from lmjax.plan.slices import Slice
 from lmjax.plan.work import PlannedStage, Step, work_of
 
 # libtpu reads these when it is loaded: it must not ask a cloud's metadata server what machine this is, nor take the

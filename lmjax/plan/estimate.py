@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
-from lmjax.plan.topology import GIB, NETWORK_BANDWIDTH, Slice
+from lmjax.plan.slices import GIB, NETWORK_BANDWIDTH, Slice
 from lmjax.plan.work import PlannedStage, Step, Work, work_of
 from lmjax.settings import AttentionSettings
 

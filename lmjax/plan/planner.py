@@ -19,12 +19,12 @@ from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
-from lmjax.plan.topology import GIB, find_slice
+from lmjax.plan.slices import GIB, find_slice
 from lmjax.plan.work import Kind, PlannedStage, Step
-from lmjax.recipe import Pipeline, Pretrain, Stage
-from lmjax.rlhf_recipes import PPO, Compare
+from lmjax.runs.preflight import model_of
 from lmjax.settings import MeshSettings
-from lmjax.stages.ahead import model_of
+from lmjax.settings.recipe_files import Pipeline, Pretrain, Stage
+from lmjax.settings.stages import PPO, Compare
 from lmjax.stages.pretrain import about_step, planned_entries
 
 Say = Callable[[str], None]

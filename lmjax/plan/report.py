@@ -13,9 +13,9 @@ from lmjax.parallel.shardings import abstract_state
 from lmjax.plan.compile import slice_mesh
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.planner import Plan, mesh_text
-from lmjax.plan.topology import find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.plan.work import PlannedStage
-from lmjax.recipe import Pretrain
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.stages.pretrain import make_parts, planned_model
 
 

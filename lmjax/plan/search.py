@@ -1,6 +1,6 @@
 """`lmjax plan --auto`: the mesh, microbatches, remat policy and kernel block with which a recipe's step is quickest.
 
-In: a recipe and a slice. Every candidate is first judged by arithmetic (`lmjax.plan.analytic`); the most promising are
+In: a recipe and a slice. Every candidate is first judged by arithmetic (`lmjax.plan.predict`); the most promising are
 compiled, one after the other, by the TPU's own compiler, and what it said is kept on disk. Out: a `Search`, the ranking
 of those that fit by the compiler's figures. The global batch and everything else that training depends on stay as
 they are in the recipe.
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import jax
 
 from lmjax.errors import UserError, require
-from lmjax.plan.analytic import Analyst, Prediction
 from lmjax.plan.cache import Cache, Result
 from lmjax.plan.candidates import Candidate, candidates, own_candidate
 from lmjax.plan.compile import compile_step, slice_devices, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
-from lmjax.plan.topology import Slice, find_slice
-from lmjax.recipe import Recipe
+from lmjax.plan.predict import Analyst, Prediction
+from lmjax.plan.slices import Slice, find_slice
 from lmjax.settings import MeshSettings
+from lmjax.settings.recipe_files import Recipe
 
 DEFAULT_LIMIT = 8  # candidates that are compiled
 HEADROOM = 1.15  # a candidate that is predicted to need more than this times the HBM is not compiled

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lmjax.plan.candidates import Candidate
-from lmjax.plan.ranking import named
 from lmjax.plan.search import Show
+from lmjax.plan.tables import named
 
 
 @contextmanager

@@ -16,21 +16,21 @@ import jax
 from jax.sharding import Mesh
 
 from lmjax.data.batch import FIELD_DTYPES, POSITIONS, SEGMENTS, TOKENS
-from lmjax.data.dialogue_rows import RANKS, RECORD
+from lmjax.data.conversation_rows import RANKS, RECORD
 from lmjax.errors import UserError, require
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import check_mesh
 from lmjax.parallel.rows import row_sharding
 from lmjax.parallel.shardings import abstract_state, jit_eval, jit_step, on_mesh
-from lmjax.recipe import Pretrain
-from lmjax.rlhf.ppo import MIX
-from lmjax.rlhf.rollout import Vocabulary, sample
-from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
+from lmjax.rl.learner import MIX
+from lmjax.rl.rollout import Vocabulary, sample
 from lmjax.settings import DataSettings, ModelSettings
-from lmjax.stages.going_on import with_dropout
+from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings.stages import DPO, PPO, SFT, RewardModel
+from lmjax.stages.finetune import with_dropout
+from lmjax.stages.initial import abstract_on
 from lmjax.stages.pretrain import abstract_batch, make_parts, planned_entries, planned_model
-from lmjax.stages.start import abstract_on
 from lmjax.stages.steps import (
     MeshStep,
     dpo_step,

@@ -12,10 +12,10 @@ from urllib.parse import quote
 from lmjax.report import sections
 from lmjax.report.charts import Chart
 from lmjax.report.markup import Html, element, joined
+from lmjax.report.metrics import against_divergence, charts_of, tiles_of
 from lmjax.report.notation import exact
 from lmjax.report.parts import half_figures, section, small_figures
-from lmjax.report.quantities import against_divergence, charts_of, tiles_of
-from lmjax.report.reading import PipelineRecord, RunRecord
+from lmjax.report.records import PipelineRecord, RunRecord
 
 TOLD = 3  # numbers of a stage that stand beside its name
 

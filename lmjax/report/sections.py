@@ -10,6 +10,15 @@ import numpy as np
 
 from lmjax.report.charts import POINTS, Chart
 from lmjax.report.markup import Html, element, joined
+from lmjax.report.metrics import (
+    HELD_OUT,
+    last_training,
+    model_counts,
+    sources_seen,
+    tiles_of,
+    told,
+    validation_by_source,
+)
 from lmjax.report.notation import decimals, duration, exact, percent, rounded, setting
 from lmjax.report.parts import (
     Rows,
@@ -23,16 +32,7 @@ from lmjax.report.parts import (
     table,
     tiles,
 )
-from lmjax.report.quantities import (
-    HELD_OUT,
-    last_training,
-    model_counts,
-    sources_seen,
-    tiles_of,
-    told,
-    validation_by_source,
-)
-from lmjax.report.reading import RunRecord
+from lmjax.report.records import RunRecord
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest
 EVALUATION_ROWS = 20

@@ -10,25 +10,25 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
-from lmjax.data.dialogue import Prompt
-from lmjax.data.dialogue_rows import RECORD
+from lmjax.data.conversation_rows import RECORD
+from lmjax.data.conversations import Prompt
 from lmjax.data.packing import Rows
 from lmjax.errors import UserError, require
+from lmjax.evaluate.samples import prompt_text, response_texts
 from lmjax.files import MalformedJsonError, check_form, parse_json, read_text, write_whole
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.multihost import is_first
+from lmjax.parallel.processes import is_first
 from lmjax.parallel.rows import place_rows, row_sharding
 from lmjax.parallel.shardings import on_mesh
-from lmjax.rlhf.labeler import best_of, best_of_divergence, noisy_ranks
-from lmjax.rlhf.reward_function import load_function
-from lmjax.rlhf.rollout import Rollout, Vocabulary, repeated, sample
-from lmjax.rlhf_recipes import Compare
-from lmjax.stages.going_on import check_lengths, open_dialogue
-from lmjax.stages.start import Start, abstract_on, open_reward_model, open_start
-from lmjax.stages.texts import prompt_text, response_texts
-from lmjax.stages.workdir import ANSWERED_FILE
+from lmjax.rl.best_of_n import best_of, best_of_divergence, noisy_ranks
+from lmjax.rl.reward_function import load_function
+from lmjax.rl.rollout import Rollout, Vocabulary, repeated, sample
+from lmjax.runs.workdir import ANSWERED_FILE
+from lmjax.settings.stages import Compare
+from lmjax.stages.finetune import check_lengths, open_dialogue
+from lmjax.stages.initial import Start, abstract_on, open_reward_model, open_start
 from lmjax.training.progress import ProgressDisplay
 
 COMPARISONS_FILE = "comparisons.jsonl"

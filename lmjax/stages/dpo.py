@@ -8,13 +8,17 @@ from typing import Any
 
 import jax
 
+from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import Batch
-from lmjax.data.dialogue_rows import RANKS
+from lmjax.data.conversation_rows import RANKS
 from lmjax.data.source_shares import source_names
-from lmjax.model.count import count
+from lmjax.evaluate.samples import samples_asked, write_samples
+from lmjax.evaluate.validation import Sums, mean_of, values_of
+from lmjax.model.flops import count
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.rows import compile_reading, shardings_of
-from lmjax.rlhf_recipes import DPO
-from lmjax.stages.going_on import (
+from lmjax.settings.stages import DPO
+from lmjax.stages.finetune import (
     check_lengths,
     check_sources,
     loader_of,
@@ -26,15 +30,11 @@ from lmjax.stages.going_on import (
     sums_over,
     with_dropout,
 )
-from lmjax.stages.start import open_start
+from lmjax.stages.initial import open_start
 from lmjax.stages.steps import dpo_step
-from lmjax.stages.texts import samples_asked, write_samples
-from lmjax.stages.training import EvaluationLines, Outcome, Training, train
-from lmjax.stages.validation import Sums, mean_of, values_of
-from lmjax.training.evaluated import VALIDATION_LOSS
+from lmjax.stages.train_stage import EvaluationLines, Outcome, Training, train
 from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_eval_step
 from lmjax.training.stop import StopRequest
 

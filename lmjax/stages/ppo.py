@@ -15,20 +15,23 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lmjax.data.batch import Batch
-from lmjax.data.dialogue import Prompt
+from lmjax.data.conversations import Prompt
 from lmjax.data.loader import Loader
 from lmjax.errors import UserError
-from lmjax.model.count import count
+from lmjax.evaluate.policy import PolicyEvaluation, PromptSet
+from lmjax.evaluate.samples import response_texts, samples_asked
+from lmjax.model.flops import count
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
 from lmjax.parallel.shardings import on_mesh
-from lmjax.rlhf.ppo import MIX, POLICY, Learner
-from lmjax.rlhf.reward_function import load_function, load_functions
-from lmjax.rlhf.rollout import Rollout, Vocabulary
-from lmjax.rlhf_recipes import PPO
+from lmjax.rl.learner import MIX, POLICY, Learner
+from lmjax.rl.reward_function import load_function, load_functions
+from lmjax.rl.rollout import Rollout, Vocabulary
 from lmjax.settings import DataSettings
-from lmjax.stages.going_on import (
+from lmjax.settings.stages import PPO
+from lmjax.stages.finetune import (
     check_lengths,
     check_sources,
     loader_of,
@@ -40,14 +43,11 @@ from lmjax.stages.going_on import (
     say_shares,
     with_dropout,
 )
-from lmjax.stages.ppo_evaluation import PolicyEvaluation, PromptSet
-from lmjax.stages.start import Start, abstract_on, open_reference, open_reward_model, open_start
+from lmjax.stages.initial import Start, abstract_on, open_reference, open_reward_model, open_start
 from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
-from lmjax.stages.texts import response_texts, samples_asked
-from lmjax.stages.training import Outcome, Training, train
+from lmjax.stages.train_stage import Outcome, Training, train
 from lmjax.training.loop import Metrics, UnfinishedStepError
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
 
 

@@ -16,32 +16,32 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import FIELD_DTYPES, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.ramp import BatchRamp
 from lmjax.data.source_shares import lines_of, source_names
-from lmjax.data.tokenizer import Tokenizer, build_tokenizer
+from lmjax.evaluate.samples import write_samples
+from lmjax.evaluate.validation import Sums, sums_by_source, values_of
 from lmjax.generate.decode import check_prompts
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import LossFunction, Weighted
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule, token_clock
-from lmjax.parallel import multihost
+from lmjax.optim.train_state import TrainState
+from lmjax.parallel import processes as multihost
 from lmjax.parallel.executable import load_executable
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.parallel.shardings import abstract_state, batch_sharding, init_state, jit_eval, jit_step, place_batch
-from lmjax.recipe import Pretrain, flat, to_json
 from lmjax.settings import DataSettings, ModelSettings
-from lmjax.stages.prepare import Prepared, prepare
-from lmjax.stages.texts import write_samples
-from lmjax.stages.training import EvaluationLines, Outcome, Training, train
-from lmjax.stages.validation import Sums, sums_by_source, values_of
-from lmjax.training.evaluated import VALIDATION_LOSS
+from lmjax.settings.recipe_files import Pretrain, flat, to_json
+from lmjax.stages.prepare_data import Prepared, prepare
+from lmjax.stages.train_stage import EvaluationLines, Outcome, Training, train
+from lmjax.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from lmjax.training.loop import Metrics, Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.state import TrainState
 from lmjax.training.step import Step, make_eval_step, make_train_step
 from lmjax.training.stop import StopRequest
 

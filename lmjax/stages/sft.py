@@ -8,14 +8,18 @@ from pathlib import Path
 
 import jax
 
+from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.loader import RowLoader
 from lmjax.data.packing import Rows, pack
 from lmjax.data.source_shares import mixture_weights, source_names
 from lmjax.data.token_shards import TokenShards
-from lmjax.model.count import count
+from lmjax.evaluate.samples import samples_asked, write_samples
+from lmjax.evaluate.validation import Sums, mean_of, values_of
+from lmjax.model.flops import count
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.rows import compile_reading, shardings_of
-from lmjax.rlhf_recipes import SFT
-from lmjax.stages.going_on import (
+from lmjax.settings.stages import SFT
+from lmjax.stages.finetune import (
     check_lengths,
     check_sources,
     mesh_for,
@@ -28,16 +32,12 @@ from lmjax.stages.going_on import (
     sums_over,
     with_dropout,
 )
-from lmjax.stages.judge import Judge
-from lmjax.stages.start import open_start
+from lmjax.stages.initial import open_start
+from lmjax.stages.sft_reward import Judge
 from lmjax.stages.steps import sft_step
-from lmjax.stages.texts import samples_asked, write_samples
-from lmjax.stages.training import EvaluationLines, Outcome, Training, train
-from lmjax.stages.validation import Sums, mean_of, values_of
-from lmjax.training.evaluated import VALIDATION_LOSS
+from lmjax.stages.train_stage import EvaluationLines, Outcome, Training, train
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_eval_step
 from lmjax.training.stop import StopRequest
 

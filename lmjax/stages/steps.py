@@ -16,19 +16,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.model.heads import ScalarModel, init_scalar, scalar_axes
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.language import language_loss
-from lmjax.objective.preference import preference_loss, reward_loss
+from lmjax.objective.next_token import language_loss
+from lmjax.objective.preferences import preference_loss, reward_loss
 from lmjax.objective.weighted import LossFunction
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.rows import compile_step
 from lmjax.parallel.shardings import parameter_shardings, state_shardings
-from lmjax.rlhf.ppo import AVERAGE, POLICY, VALUE, Learner
-from lmjax.rlhf.rollout import Vocabulary
-from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
+from lmjax.rl.learner import AVERAGE, POLICY, VALUE, Learner
+from lmjax.rl.rollout import Vocabulary
 from lmjax.settings import ModelSettings
-from lmjax.stages.going_on import abstract_of, optimizer_of
-from lmjax.stages.start import abstract_on
+from lmjax.settings.stages import DPO, PPO, SFT, RewardModel
+from lmjax.stages.finetune import abstract_of, optimizer_of
+from lmjax.stages.initial import abstract_on
 from lmjax.training.loop import Metrics
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
 
 

@@ -19,8 +19,8 @@ from lmjax.data.batch import Batch
 from lmjax.data.prefetch import prefetch
 from lmjax.errors import UserError
 from lmjax.objective.weighted import Weighted
+from lmjax.optim.train_state import TrainState
 from lmjax.settings import CheckpointSettings, EvaluationSettings, LogSettings
-from lmjax.training.state import TrainState
 from lmjax.training.stop import Interrupted, StopRequest
 from lmjax.training.throughput import Meter
 

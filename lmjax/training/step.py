@@ -16,7 +16,7 @@ import optax
 from lmjax.data.batch import Batch
 from lmjax.objective.weighted import LossFunction, Weighted
 from lmjax.optim.schedules import Schedule
-from lmjax.training.state import TrainState
+from lmjax.optim.train_state import TrainState
 
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

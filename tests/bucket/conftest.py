@@ -8,7 +8,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import lmjax
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -20,6 +19,7 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 
 @pytest.fixture(scope="session")

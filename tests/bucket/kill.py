@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import lmjax
-from lmjax.recipe import from_json
+from lmjax.settings.recipe_files import from_json
 from lmjax.training.record import Recorder
 
 write, written = Recorder.write, []

@@ -14,13 +14,13 @@ import pytest
 import lmjax
 from lmjax import bucket as buckets
 from lmjax.bucket import folder_here, located, remote_of
+from lmjax.checkpoints.checkpoint import Checkpoint
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.recipe import SFT, Pipeline, to_json
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+from lmjax.runs.remote_workdir import mirror, staged
 from lmjax.settings import CheckpointSettings, LogSettings, TrainSettings
-from lmjax.stages.remote_workdir import mirror, staged
-from lmjax.training.checkpoint import Checkpoint
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import SFT, Pipeline, to_json
 from lmjax.training.record import read_metrics
 
 URL = "gs://bucket/runs/one"

@@ -5,8 +5,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from lmjax.data.shards import prepare_shards
 from lmjax.data.sources import MemoryDocuments
+from lmjax.data.write_shards import prepare_shards
 
 
 class Bytes:

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from lmjax.data import corpus
-from lmjax.data.corpus import build_documents, embedded_corpus, split_of
+from lmjax.data import embedded_corpus as corpus
+from lmjax.data.embedded_corpus import build_documents, embedded_corpus, split_of
 from lmjax.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_the_split_of_a_document_depends_on_its_name_alone():
 
 
 def test_another_process_with_another_hash_seed_builds_the_same_without_importing_a_package(documents):
-    code = "import hashlib, json, sys; from lmjax.data.corpus import PACKAGES, build_documents"
+    code = "import hashlib, json, sys; from lmjax.data.embedded_corpus import PACKAGES, build_documents"
     code += "; print(hashlib.sha256(json.dumps(build_documents()).encode()).hexdigest())"
     code += "; print(sorted({*PACKAGES} & {*sys.modules}))"
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}

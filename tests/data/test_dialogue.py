@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.data.dialogue import Turn, encode, render
-from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.data.conversations import Turn, encode, render
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import TemplateSettings
+from lmjax.settings.conversations import TemplateSettings
+from lmjax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
 EOS = BYTES.eos_id

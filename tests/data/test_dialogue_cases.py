@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from lmjax.data.dialogue import Demonstration, Prompt, Ranking
-from lmjax.data.dialogue_records import read_records
+from lmjax.data.conversation_files import read_records
+from lmjax.data.conversations import Demonstration, Prompt, Ranking
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import DialogueSourceSettings
+from lmjax.settings.conversations import DialogueSourceSettings
 
 LETTERS = {"system": "S", "user": "U", "assistant": "A"}
 

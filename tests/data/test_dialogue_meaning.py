@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Response, Turn
-from lmjax.data.dialogue_records import read_records
+from lmjax.data.conversation_files import read_records
+from lmjax.data.conversations import Demonstration, Prompt, Ranking, Response, Turn
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import DialogueSourceSettings
+from lmjax.settings.conversations import DialogueSourceSettings
 
 HH = "\n\nHuman: q\n\nAssistant:"
 S, Q, A = Turn("system", "S"), Turn("user", "q"), Turn("assistant", "a")

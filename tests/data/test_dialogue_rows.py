@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lmjax.data.dialogue_records import read_records
-from lmjax.data.dialogue_rows import RANKS, RECORD, open_rows, open_sources
+from lmjax.data.conversation_files import read_records
+from lmjax.data.conversation_rows import RANKS, RECORD, open_rows, open_sources
 from lmjax.data.loader import RowLoader, ValidationBatches
-from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, TemplateSettings
-from lmjax.stages.texts import prompt_text
+from lmjax.evaluate.samples import prompt_text
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
+from lmjax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
 EOS = BYTES.eos_id

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lmjax.data.dialogue import Demonstration, Prompt, Ranking, Turn
-from lmjax.data.dialogue_records import read_records
+from lmjax.data.conversation_files import read_records
+from lmjax.data.conversations import Demonstration, Prompt, Ranking, Turn
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import DialogueSourceSettings
+from lmjax.settings.conversations import DialogueSourceSettings
 
 
 def user(text):

@@ -12,10 +12,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from lmjax.data.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.data.tokenizers.base import NoTokenizerError
 from lmjax.errors import UserError
 from lmjax.settings import TokenizerSettings
+from lmjax.tokenizers.base import NoTokenizerError
+from lmjax.tokenizers.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 GOLDEN = json.loads(lzma.decompress((Path(__file__).parents[1] / "golden" / "hf_tokenizers.json.xz").read_bytes()))
 STRINGS, KINDS = GOLDEN["strings"], GOLDEN["kinds"]

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lmjax.data.dialogue import Demonstration, Prompt
-from lmjax.data.dialogue_records import read_records
+from lmjax.data.conversation_files import read_records
+from lmjax.data.conversations import Demonstration, Prompt
 from lmjax.data.openings import WORDS, openings
 from lmjax.errors import UserError
-from lmjax.recipe import SFT, sources_of
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import SFT, sources_of
 
 
 @pytest.fixture(scope="module")

@@ -100,8 +100,8 @@ def test_isolated_rows_score_every_token_but_the_first_of_each_document(make_sha
 
 def test_isolated_segments_follow_documents_even_where_text_holds_the_end_token(make_shards, byte_encoder, tmp_path):
     byte_encoder.eos_id = ord("|")
-    from lmjax.data.shards import prepare_shards
     from lmjax.data.sources import MemoryDocuments
+    from lmjax.data.write_shards import prepare_shards
 
     shards = prepare_shards(MemoryDocuments(["a|b", "cd"]), byte_encoder, tmp_path / "s", fingerprint="bytes")
     batch = whole(pack(shards, settings(6, isolate_documents=True), keep_rest=True))

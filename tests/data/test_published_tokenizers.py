@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from lmjax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from lmjax.errors import UserError
+from lmjax.tokenizers.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 # ruff: noqa: RUF001  (Chinese punctuation is meant)
 

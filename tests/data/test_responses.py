@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from lmjax.data.dialogue import Response, Turn
-from lmjax.data.dialogue_records import read_records
-from lmjax.data.dialogue_rows import open_rows
-from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.data.conversation_files import read_records
+from lmjax.data.conversation_rows import open_rows
+from lmjax.data.conversations import Response, Turn
 from lmjax.errors import UserError
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
 Q = (Turn("user", "q"),)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmjax.data import shards as shards_module
-from lmjax.data.shards import TokenShards, open_shards, prepare_shards
+from lmjax.data import write_shards as shards_module
 from lmjax.data.sources import MemoryDocuments, open_source
+from lmjax.data.write_shards import TokenShards, open_shards, prepare_shards
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
 
@@ -104,7 +104,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 import encoder
-from lmjax.data import shards
+from lmjax.data import write_shards as shards
 from lmjax.data.sources import open_source
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
@@ -130,7 +130,7 @@ if __name__ == "__main__":
 KILLED_SCRIPT = """
 import sys, time
 import encoder
-from lmjax.data import shards
+from lmjax.data import write_shards as shards
 from lmjax.data.sources import MemoryDocuments
 if __name__ == "__main__":
     shards._RUN_BYTES = 300
@@ -144,7 +144,7 @@ if __name__ == "__main__":
 RACE_SCRIPT = """
 import sys
 import encoder
-from lmjax.data.shards import prepare_shards
+from lmjax.data.write_shards import prepare_shards
 from lmjax.data.sources import MemoryDocuments
 source = MemoryDocuments([str(i) * 50 for i in range(2000)])
 prepare_shards(source, encoder.Bytes(), sys.argv[1], fingerprint="bytes", shard_tokens=1000).verify()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmjax.data.sources import BadRecordError, MemoryDocuments, open_source
-from lmjax.data.text_files import checksum, text_spans
+from lmjax.data.text_sources import checksum, text_spans
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
 

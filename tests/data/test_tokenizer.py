@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.data.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
 from lmjax.errors import UserError
 from lmjax.settings import TokenizerSettings
+from lmjax.tokenizers.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 # ruff: noqa: RUF001  (Chinese punctuation is meant)
 

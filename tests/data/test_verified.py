@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lmjax.data import verified
-from lmjax.data.shards import TokenShards, open_shards
 from lmjax.data.token_shards import Manifest
+from lmjax.data.write_shards import TokenShards, open_shards
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
 

@@ -11,9 +11,9 @@ import pytest
 
 import lmjax.cli
 from lmjax.errors import UserError
-from lmjax.recipe import STAGES, Pipeline, Pretrain, flat, load_recipe
-from lmjax.stages.overrides import flag_of, overridden
-from lmjax.stages.run import Result
+from lmjax.runs.overrides import flag_of, overridden
+from lmjax.runs.run import Result
+from lmjax.settings.recipe_files import STAGES, Pipeline, Pretrain, flat, load_recipe
 
 from .harness import LONGEST_MESSAGE, shown, survives, written
 from .mutations import JUNK, damaged_bytes
@@ -122,7 +122,7 @@ def test_commands(tmp_path, monkeypatch, fields):
     monkeypatch.setattr("lmjax.plan.planner.plan", refuse)
     monkeypatch.setattr("lmjax.plan.search.search", refuse)
     for name in ("_stage", "_pipeline"):
-        monkeypatch.setattr(f"lmjax.stages.run.{name}", lambda recipe, folder, *_: Result(folder, None, {}))
+        monkeypatch.setattr(f"lmjax.runs.run.{name}", lambda recipe, folder, *_: Result(folder, None, {}))
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b" / "c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -177,7 +177,7 @@ def test_stage_names(capsys):
 
 RECIPE = b"""
 from typing import Literal
-from lmjax.recipe import Pipeline, Pretrain
+from lmjax.settings.recipe_files import Pipeline, Pretrain
 from lmjax.settings import *
 from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, SourceSettings, TrainSettings
 
@@ -220,11 +220,11 @@ ODD = [
     "\ufeffrecipe = 1",
     "def recipe():\n\treturn 1\n        return 2",
     "x = " + "9" * 5_000,
-    "from lmjax.recipe import Pipeline\ndef recipe(): return Pipeline('a', ())",
-    "from lmjax.recipe import Pipeline\ndef recipe(): return Pipeline('a', (1, None))",
+    "from lmjax.settings.recipe_files import Pipeline\ndef recipe(): return Pipeline('a', ())",
+    "from lmjax.settings.recipe_files import Pipeline\ndef recipe(): return Pipeline('a', (1, None))",
     "import nosuch_module_of_nobody",
-    "from lmjax.recipe import Pipeline\ndef recipe(): return Pipeline(1, 2)",
-    "from lmjax.recipe import Pretrain\nrecipe = Pretrain",
+    "from lmjax.settings.recipe_files import Pipeline\ndef recipe(): return Pipeline(1, 2)",
+    "from lmjax.settings.recipe_files import Pretrain\nrecipe = Pretrain",
 ]
 
 

@@ -10,11 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lmjax.data.dialogue_records import read_records
-from lmjax.data.tokenizers.byte import ByteTokenizer
-from lmjax.rlhf_recipes import RewardModel
-from lmjax.rlhf_settings import DialogueSourceSettings
-from lmjax.stages import score
+from lmjax.data.conversation_files import read_records
+from lmjax.runs import score
+from lmjax.settings.conversations import DialogueSourceSettings
+from lmjax.settings.stages import RewardModel
+from lmjax.tokenizers.byte import ByteTokenizer
 
 from .harness import survives, written
 from .mutations import damaged_bytes, damaged_json

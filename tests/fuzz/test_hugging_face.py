@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.interop.chat_template import read_chat_template
-from lmjax.interop.hf import read_model
 from lmjax.interop.hf_config import read_config
 from lmjax.interop.hf_tokenizer import write_tokenizer
+from lmjax.interop.huggingface import read_model
 from lmjax.interop.tensor_files import open_tensors
+from lmjax.tokenizers.byte import ByteTokenizer
 
 from .harness import survives, written
 from .mutations import damaged_bytes, damaged_json

@@ -10,20 +10,20 @@ import shutil
 import pytest
 
 import lmjax
-from lmjax.data.shards import prepare_shards
+from lmjax.checkpoints.checkpoint import find_checkpoint
+from lmjax.checkpoints.digests import DIGESTS_FILE, EXTRAS_FILE
+from lmjax.checkpoints.evaluated import Evaluated
 from lmjax.data.sources import MemoryDocuments
 from lmjax.data.token_shards import TokenShards
-from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.data.verified import verify_once
-from lmjax.recipe import Pipeline, from_json, load_recipe, to_json
+from lmjax.data.write_shards import prepare_shards
 from lmjax.report import charts
-from lmjax.report.report import write_report
+from lmjax.report.page import write_report
+from lmjax.runs.pipeline import plan_stages
+from lmjax.runs.run import run
+from lmjax.settings.recipe_files import Pipeline, from_json, load_recipe, to_json
 from lmjax.stages.compare import _Answered
-from lmjax.stages.pipeline import plan_stages
-from lmjax.stages.run import run
-from lmjax.training.checkpoint import find_checkpoint
-from lmjax.training.digests import DIGESTS_FILE, EXTRAS_FILE
-from lmjax.training.evaluated import Evaluated
+from lmjax.tokenizers.byte import ByteTokenizer
 
 from .harness import survives, written
 from .mutations import damaged_bytes, damaged_json

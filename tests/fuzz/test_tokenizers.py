@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.data.dialogue import Turn
-from lmjax.data.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
-from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.data.conversations import Turn
 from lmjax.interop.chat_template import FILE, read_chat_template, saved_chat_template
 from lmjax.settings import TokenizerSettings
+from lmjax.tokenizers.byte import ByteTokenizer
+from lmjax.tokenizers.tokenizer import build_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 from .harness import survives, written
 from .mutations import damaged_bytes, damaged_json

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.tokenizers.base import Contents, StoredTokenizer
 from lmjax.model.language_model import LanguageModel
 from lmjax.settings import AttentionSettings, ModelSettings
+from lmjax.tokenizers.base import Contents, StoredTokenizer
 
 PIECES = [b"a", b"b", b" the", b"st", b"op", b"\xe4\xbd", b"\xa0", b"\xc3", b"\xa9", b"\n", b"\xf0\x9f\x98", b"\x80"]
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from lmjax.data.dialogue import Turn, encode
-from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.data.conversations import Turn, encode
 from lmjax.errors import UserError
 from lmjax.generate import chat as chat_module
 from lmjax.generate.chat import ChatFormat, StageTurns, chat, stream
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.rlhf_settings import TemplateSettings
+from lmjax.settings.conversations import TemplateSettings
+from lmjax.tokenizers.byte import ByteTokenizer
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from lmjax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from lmjax.errors import UserError
 from lmjax.generate.decode import STOP_CHECK, advance, continuation, generate, start, token_text
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.model.gpt import unstack_layers
+from lmjax.model.decoder import unstack_layers
 from lmjax.model.language_model import LanguageModel
 from lmjax.settings import ComputeSettings
+from lmjax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 PROMPTS = ["a", "", "abba\nabab"]  # ragged, and one empty
 GREEDY = {"temperature": 0, "top": 3}

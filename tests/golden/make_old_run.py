@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import lmjax
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     DataSettings,
@@ -21,6 +20,7 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 TOKENS = [[17, 200, 3, 42, 99, 7, 250, 1]]
 PROMPT = "Return the "

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.data.dialogue import Turn, encode, render
-from lmjax.data.tokenizer import build_tokenizer
-from lmjax.data.tokenizers.byte import ByteTokenizer
+from lmjax.data.conversations import Turn, encode, render
 from lmjax.errors import UserError
 from lmjax.interop.chat_template import (
     FILE,
@@ -21,8 +19,10 @@ from lmjax.interop.chat_template import (
     write_own_template,
     write_stage_template,
 )
-from lmjax.rlhf_settings import TemplateSettings
 from lmjax.settings import TokenizerSettings
+from lmjax.settings.conversations import TemplateSettings
+from lmjax.tokenizers.byte import ByteTokenizer
+from lmjax.tokenizers.tokenizer import build_tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "chat_templates.json").read_text())
 STAGES = {

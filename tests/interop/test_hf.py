@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lmjax.errors import UserError
-from lmjax.interop.hf import read_model, write_model
-from lmjax.model.gpt import stack_layers
+from lmjax.interop.huggingface import read_model, write_model
+from lmjax.model.decoder import stack_layers
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.presets import preset
 from lmjax.settings import (

@@ -5,10 +5,10 @@ import json
 import pytest
 import tokenizers
 
-from lmjax.data.tokenizer import build_tokenizer
 from lmjax.errors import UserError
 from lmjax.interop.hf_tokenizer import read_tokenizer, write_tokenizer
 from lmjax.settings import TokenizerSettings
+from lmjax.tokenizers.tokenizer import build_tokenizer
 
 CORPUS = ["the cat sat on the mat, the cat ate the rat\n", "a cat and a hat: 12 + 34 = 46\n"] * 20
 TEXTS = ["the cat sat", "  a  hat\n\n", "12+34", "naïve 猫 🐈", "<|endoftext|> [SEP] </s>", "a<x>b foo bar ▁ 猫!"]

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import lmjax
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.stages.exchange import import_folder
+from lmjax.runs.convert import import_folder
 
 LETTERS = "ABC"
 LENGTH = 6

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from lmjax.data.tokenizer import build_tokenizer
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.interop.hf import read_model, write_model
 from lmjax.interop.hf_tokenizer import read_tokenizer, write_tokenizer
+from lmjax.interop.huggingface import read_model, write_model
 from lmjax.model.language_model import LanguageModel
 from lmjax.settings import (
     AttentionSettings,
@@ -17,6 +16,7 @@ from lmjax.settings import (
     PositionSettings,
     TokenizerSettings,
 )
+from lmjax.tokenizers.tokenizer import build_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import on_mesh, parameter_shardings, place_batch
 from lmjax.settings import (

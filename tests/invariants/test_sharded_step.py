@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import AXES, check_mesh, make_mesh
 from lmjax.parallel.shardings import abstract_state, jit_step, place_batch
 from lmjax.settings import (
@@ -28,7 +29,6 @@ from lmjax.settings import (
     OptimizerSettings,
     ScheduleSettings,
 )
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("unoptimized")

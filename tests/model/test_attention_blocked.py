@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.attention import attention
-from lmjax.model.blocked import LARGEST, SMALLEST, _ranges
+from lmjax.model.attention_cpu import LARGEST, SMALLEST, _ranges
 from lmjax.model.masks import Mask
 
 T = 150  # three blocks, the last one shorter

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.presets import PRESETS, preset
 from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lmjax.data.batch import FIELD_DTYPES
-from lmjax.model.gpt import look_up
+from lmjax.model.decoder import look_up
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.sharding_context import constrain
-from lmjax.objective.language import language_loss
+from lmjax.model.sharding import constrain
+from lmjax.objective.next_token import language_loss
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import batch_sharding, on_mesh, parameter_shardings
 from lmjax.plan.hlo import costs, parse

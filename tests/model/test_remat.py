@@ -12,11 +12,11 @@ from jax import export
 from lmjax.errors import UserError
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.plan.compile import compile_step
-from lmjax.plan.topology import find_slice
-from lmjax.recipe import Pretrain
+from lmjax.plan.slices import find_slice
 from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+from lmjax.settings.recipe_files import Pretrain
 
 LAYERS, ROWS, LENGTH, WIDTH = 3, 2, 16, 32
 SETTINGS = ModelSettings(LAYERS, WIDTH, LENGTH, 61, AttentionSettings(heads=4, implementation="einsum"), dropout=0.1)

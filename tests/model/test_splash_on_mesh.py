@@ -7,7 +7,7 @@ import pytest
 
 from lmjax.model.attention import attention
 from lmjax.model.masks import Mask
-from lmjax.model.sharding_context import bound_mesh
+from lmjax.model.sharding import bound_mesh
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import on_mesh
 from lmjax.settings import MeshSettings

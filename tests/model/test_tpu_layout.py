@@ -8,7 +8,7 @@ import pytest
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.normalize import normalize
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.settings import AttentionSettings, ComputeSettings, ModelSettings, NormSettings
 
 B, T = 3, 16

@@ -11,17 +11,18 @@ from jax.sharding import PartitionSpec
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS
 from lmjax.errors import UserError
-from lmjax.model import splash, zigzag
+from lmjax.model import attention_tpu as splash
+from lmjax.model import zigzag
 from lmjax.model.attention import choose
+from lmjax.model.attention_tpu import Parts, make_kernel, parts_of
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.masks import Mask
-from lmjax.model.splash import Parts, make_kernel, parts_of
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import abstract_state, jit_step, on_mesh, place_batch
 from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, OptimizerSettings
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
 
 

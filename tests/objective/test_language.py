@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.language import language_loss
+from lmjax.objective.next_token import language_loss
 from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.train_state import TrainState
 from lmjax.settings import AttentionSettings, ComputeSettings, ModelSettings, OptimizerSettings
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_train_step
 
 B, T, V, REAL = 4, 8, 40, 33

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.dialogue import Encoded
-from lmjax.data.dialogue_rows import AnswerRows
+from lmjax.data.conversation_rows import AnswerRows
+from lmjax.data.conversations import Encoded
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.preference import answer_log_probs, preference_loss, reward_loss
+from lmjax.objective.preferences import answer_log_probs, preference_loss, reward_loss
 from lmjax.settings import AttentionSettings, ModelSettings
 
 VOCAB = 13  # of the 16 rows of the table

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.objective.ranking import accuracy_by_size, calibration, ordered_pairs, ranking_loss
+from lmjax.objective.rankings import accuracy_by_size, calibration, ordered_pairs, ranking_loss
 
 RAGGED = [
     ([0.3, -1.0, 2.0], [1, 2, 0]),

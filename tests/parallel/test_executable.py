@@ -16,8 +16,8 @@ from lmjax.parallel import executable
 from lmjax.parallel.executable import identity, load_executable, save_executable
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import abstract_state, batch_sharding, init_state, jit_step
-from lmjax.recipe import Pretrain, to_json
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings
+from lmjax.settings.recipe_files import Pretrain, to_json
 from lmjax.stages.pretrain import abstract_batch, make_parts, planned_model
 
 RECIPE = Pretrain(
@@ -31,7 +31,7 @@ import os, sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 from pathlib import Path
 from lmjax.parallel.executable import save_executable
-from lmjax.recipe import from_json
+from lmjax.settings.recipe_files import from_json
 from tests.parallel.test_executable import lowered_step
 mesh, lowered = lowered_step(from_json(sys.argv[1]))
 save_executable(Path(sys.argv[2]), lowered, lowered.compile(), mesh, {"model.layers": 1, "train.steps": 5})

@@ -14,11 +14,11 @@ import pytest
 
 from lmjax.errors import PeerLostError, UserError
 from lmjax.parallel import rendezvous
-from lmjax.parallel.multihost import _arguments
+from lmjax.parallel.processes import _arguments
 from lmjax.parallel.rendezvous import different, meet
 
 RECIPE = """
-from lmjax.recipe import Pretrain
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.settings import *
 
 def recipe():
@@ -280,7 +280,7 @@ def test_two_processes_with_different_recipes_and_one_with_a_mistake_leave_with_
 
 
 LATE_MISTAKE = """
-import lmjax.stages.run as module
+import lmjax.runs.run as module
 from lmjax.cli import main
 from lmjax.errors import UserError
 import sys, time, jax

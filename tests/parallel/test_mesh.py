@@ -10,7 +10,6 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import AXES, check_mesh, make_mesh, mesh_shape
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     DataSettings,
@@ -19,6 +18,7 @@ from lmjax.settings import (
     ModelSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 
 def settings(**sizes):

@@ -11,6 +11,7 @@ from lmjax.data.ramp import BatchRamp
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.weighted import Weighted
 from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import (
     abstract_state,
@@ -24,7 +25,6 @@ from lmjax.parallel.shardings import (
     state_shardings,
 )
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, OptimizerSettings
-from lmjax.training.state import TrainState
 from lmjax.training.step import make_eval_step, make_train_step
 
 MODEL = LanguageModel(

@@ -6,16 +6,16 @@ import math
 import jax
 import pytest
 
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.model.remat import REMAT_POLICIES
 from lmjax.parallel.shardings import abstract_state
-from lmjax.plan.analytic import KEPT, Analyst, products, rates_of
 from lmjax.plan.candidates import REMAT, Candidate, candidates
 from lmjax.plan.compile import Program, compile_step, slice_mesh
 from lmjax.plan.estimate import estimate
-from lmjax.plan.topology import GIB, find_slice
-from lmjax.recipe import Pretrain
+from lmjax.plan.predict import KEPT, Analyst, products, rates_of
+from lmjax.plan.slices import GIB, find_slice
 from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, ModelSettings, PlanSettings
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.stages.pretrain import make_parts, planned_model
 
 RECIPE = Pretrain(

@@ -5,7 +5,7 @@ import pytest
 
 from lmjax.plan.attention_blocks import GRID_STEP, best_block, kernel_seconds
 from lmjax.plan.attention_blocks import _visited as visited
-from lmjax.plan.topology import find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.settings import AttentionSettings, ModelSettings
 
 V5E = find_slice("v5e-1")

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.parallel.compiler_options import compiler_options
 from lmjax.plan.planner import plan
-from lmjax.plan.topology import GIB, find_slice
-from lmjax.recipe import load_recipe
+from lmjax.plan.slices import GIB, find_slice
+from lmjax.settings.recipe_files import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 PEER = runpy.run_path(str(BENCHMARKS / "plan_against_maxtext.py"))

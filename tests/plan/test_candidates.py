@@ -9,9 +9,9 @@ import pytest
 from lmjax.cli import _overridden, _parser
 from lmjax.errors import UserError
 from lmjax.plan.candidates import Candidate, candidates
-from lmjax.plan.topology import find_slice
-from lmjax.recipe import Pretrain
+from lmjax.plan.slices import find_slice
 from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, TrainSettings
+from lmjax.settings.recipe_files import Pretrain
 
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=512, batch_size=8),
@@ -63,7 +63,7 @@ def test_a_batch_that_no_mesh_divides_is_an_error_that_says_which():
 def test_the_options_are_what_run_needs_to_be_told(tmp_path):
     path = tmp_path / "small.py"
     path.write_text(
-        "from lmjax.recipe import Pretrain\nfrom lmjax.settings import MeshSettings\n"
+        "from lmjax.settings.recipe_files import Pretrain\nfrom lmjax.settings import MeshSettings\n"
         "def recipe():\n    return Pretrain(mesh=MeshSettings(data=1, fsdp=2))\n"
     )
     recipe = Pretrain(mesh=MeshSettings(data=1, fsdp=2))

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.plan.planner import plan
-from lmjax.plan.topology import GIB
+from lmjax.plan.slices import GIB
 from lmjax.plan.work import Step, work_of
-from lmjax.recipe import Pretrain, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import Pretrain, RewardModel
 
 pytestmark = [pytest.mark.tpu, pytest.mark.xdist_group("tpu")]
 

@@ -16,9 +16,9 @@ from lmjax.plan.estimate import (
     kernel_work,
 )
 from lmjax.plan.hlo import Array, Collective, KernelCall
-from lmjax.plan.topology import GIB, find_slice
-from lmjax.recipe import Pretrain
+from lmjax.plan.slices import GIB, find_slice
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings
+from lmjax.settings.recipe_files import Pretrain
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")
 

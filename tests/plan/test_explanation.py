@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
-from lmjax.model import sharding_context
+from lmjax.model import sharding as sharding_context
 from lmjax.objective.chunks import chunk_logits
 from lmjax.parallel.axis_rules import partition_spec
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import batch_sharding
 from lmjax.plan import report
 from lmjax.plan.work import work_of
-from lmjax.recipe import Pretrain
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+from lmjax.settings.recipe_files import Pretrain
 
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=32, batch_size=8),

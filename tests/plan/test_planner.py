@@ -14,15 +14,14 @@ import pytest
 
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.plan import planner
 from lmjax.plan.compile import OutOfMemory, Program, compile_step, read_refusal
 from lmjax.plan.hlo import parse
 from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
-from lmjax.plan.topology import GIB, find_slice
+from lmjax.plan.slices import GIB, find_slice
 from lmjax.plan.work import Step
-from lmjax.recipe import Pretrain
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -32,11 +31,12 @@ from lmjax.settings import (
     ModelSettings,
     PlanSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
 
 SMALL = """
-from lmjax.recipe import Pretrain
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
 
 def recipe():

@@ -10,7 +10,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.planner import Plan
-from lmjax.plan.topology import find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.plan.work import work_of
 
 FILE = Path(__file__).parents[2] / "experiments" / "benchmarks" / "plan_presets.py"

@@ -15,16 +15,16 @@ from rich.console import Console
 from lmjax.errors import UserError
 from lmjax.plan import search as module
 from lmjax.plan import search_display
-from lmjax.plan.analytic import Analyst
 from lmjax.plan.cache import Cache
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.estimate import Estimate
-from lmjax.plan.ranking import lines, run_command, to_json
+from lmjax.plan.predict import Analyst
 from lmjax.plan.search import search
 from lmjax.plan.search_display import watching
-from lmjax.plan.topology import GIB
-from lmjax.recipe import Pretrain
+from lmjax.plan.slices import GIB
+from lmjax.plan.tables import lines, run_command, to_json
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
+from lmjax.settings.recipe_files import Pretrain
 
 RECIPE = Pretrain(
     name="small",
@@ -213,7 +213,7 @@ def test_without_a_terminal_every_candidate_is_a_line_with_the_time_left(monkeyp
 
 
 FILE = """
-from lmjax.recipe import Pretrain
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, PlanSettings
 
 def recipe():

@@ -4,7 +4,7 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.plan.compile import slice_devices
-from lmjax.plan.topology import CHIPS, GIB, find_slice, names
+from lmjax.plan.slices import CHIPS, GIB, find_slice, names
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
-from lmjax.model.count import count
+from lmjax.model.flops import count
 from lmjax.parallel.mesh import AXES, make_mesh
 from lmjax.plan.planner import chosen
 from lmjax.plan.work import Step, forward_flops, work_of
-from lmjax.recipe import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     AttentionSettings,
     DataSettings,
@@ -25,9 +22,13 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
-from lmjax.stages import dpo, ppo, reward, sft, steps
-from lmjax.stages.start import Start
-from lmjax.stages.training import Outcome
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, PPOSettings, RewardSettings
+from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
+from lmjax.stages import dpo, ppo, sft, steps
+from lmjax.stages import reward_model as reward
+from lmjax.stages.initial import Start
+from lmjax.stages.train_stage import Outcome
+from lmjax.tokenizers.byte import ByteTokenizer
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
 

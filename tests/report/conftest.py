@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.recipe import Pretrain, to_json
+from lmjax.settings.recipe_files import Pretrain, to_json
 from lmjax.training.record import Recorder
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

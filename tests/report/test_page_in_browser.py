@@ -2,10 +2,10 @@
 
 import pytest
 
-from lmjax.recipe import Pretrain
 from lmjax.report.charts import DARK, LIGHT
-from lmjax.report.report import write_report
+from lmjax.report.page import write_report
 from lmjax.settings import DataSettings, EvaluationSettings, SourceSettings
+from lmjax.settings.recipe_files import Pretrain
 
 pytestmark = pytest.mark.browser
 

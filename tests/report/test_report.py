@@ -13,12 +13,11 @@ import pytest
 
 from lmjax.cli import main
 from lmjax.data.ramp import BatchRamp
-from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
-from lmjax.model.count import count
-from lmjax.recipe import Pretrain, difference
-from lmjax.report import reading
-from lmjax.report.report import write_report
+from lmjax.model.flops import count
+from lmjax.report import records as reading
+from lmjax.report.page import write_report
+from lmjax.runs import workdir as place
 from lmjax.settings import (
     DataSettings,
     EvaluationSettings,
@@ -28,7 +27,8 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.stages import workdir as place
+from lmjax.settings.recipe_files import Pretrain, difference
+from lmjax.tokenizers.byte import ByteTokenizer
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)></p></body>&lt;\"'"
@@ -345,5 +345,5 @@ def test_a_workdir_is_read_under_the_names_that_a_run_writes():
 
 
 def test_importing_the_report_loads_neither_matplotlib_nor_jax():
-    code = "import sys, lmjax.report.report; print({'matplotlib', 'jax', 'flax'} & set(sys.modules))"
+    code = "import sys, lmjax.report.page; print({'matplotlib', 'jax', 'flax'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -6,12 +6,12 @@ import pytest
 
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.recipe import DPO, PPO, SFT, Compare, Pretrain, RewardModel, to_json
-from lmjax.report import reading
-from lmjax.report.report import write_report
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, PPOSettings, RewardSettings
+from lmjax.report import records as reading
+from lmjax.report.page import write_report
+from lmjax.runs import workdir as place
 from lmjax.settings import EvaluationSettings, ModelSettings, TrainSettings
-from lmjax.stages import workdir as place
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, PPOSettings, RewardSettings
+from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pretrain, RewardModel, to_json
 from tests.report.test_report import EVIL, Outline
 
 COUNTS = {"parameters": 12_345, "embedding_parameters": 345, "non_embedding_parameters": 12_000}

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.recipe import DPO, SFT, Compare, Pretrain, to_json
-from lmjax.report.reading import read_run, read_summary
-from lmjax.report.report import write_report
+from lmjax.report.page import write_report
+from lmjax.report.records import read_run, read_summary
 from lmjax.settings import TrainSettings
-from lmjax.stages.start import found_checkpoint
+from lmjax.settings.recipe_files import DPO, SFT, Compare, Pretrain, to_json
+from lmjax.stages.initial import found_checkpoint
 
 
 @pytest.fixture

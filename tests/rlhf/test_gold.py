@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmjax.rlhf.gold import WORDS, short_sentence
+from lmjax.rl.known_rewards import WORDS, short_sentence
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from lmjax.rlhf.labeler import best_of, best_of_divergence, noisy_ranks
+from lmjax.rl.best_of_n import best_of, best_of_divergence, noisy_ranks
 
 
 def test_a_labeler_without_noise_ranks_by_the_known_reward_and_ties_what_is_equal():

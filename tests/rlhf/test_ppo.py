@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from lmjax.objective.policy import mix_weights
-from lmjax.rlhf.ppo import by_part
-from lmjax.rlhf_settings import KLSettings, RewardSettings
+from lmjax.rl.learner import by_part
+from lmjax.settings.conversations import KLSettings, RewardSettings
 
 from .conftest import VOCABULARY, first_state, make_learner, models, parameters, ragged_prompts
 

@@ -14,11 +14,11 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.rows import compile_step, place_rows
 from lmjax.parallel.shardings import on_mesh
 from lmjax.plan.work import Step, work_of
-from lmjax.rlhf.rollout import Vocabulary
-from lmjax.rlhf_recipes import DPO, PPO, SFT, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.rl.rollout import Vocabulary
 from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, SourceSettings
-from lmjax.stages.start import abstract_on
+from lmjax.settings.conversations import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.settings.stages import DPO, PPO, SFT, RewardModel
+from lmjax.stages.initial import abstract_on
 from lmjax.stages.steps import ppo_learner, ppo_state
 
 from .conftest import first_state, make_learner, models, parameters, ragged_prompts

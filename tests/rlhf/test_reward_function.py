@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.data.dialogue import Prompt, Turn
+from lmjax.data.conversations import Prompt, Turn
 from lmjax.errors import UserError
-from lmjax.rlhf.reward_function import load_function, load_functions
-from lmjax.rlhf_settings import RewardSettings
+from lmjax.rl.reward_function import load_function, load_functions
+from lmjax.settings.conversations import RewardSettings
 
 FUNCTIONS = """
 def right(prompts, responses):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.rlhf.rollout import cut_at_end, join, moved_right, read_responses, sample
+from lmjax.rl.rollout import cut_at_end, join, moved_right, read_responses, sample
 
 from .conftest import END, LENGTHS, VOCABULARY, models, parameters, ragged_prompts
 

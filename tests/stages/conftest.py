@@ -11,9 +11,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import lmjax
+from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
-from lmjax.recipe import Pipeline, Pretrain, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -26,10 +25,11 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import Pipeline, Pretrain, RewardModel
 from lmjax.stages import pretrain as stage
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import read_metrics
-from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
 
 

@@ -20,9 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lmjax.stages.load
-import lmjax.stages.run
-from lmjax.recipe import Pretrain
+import lmjax.runs.load
+import lmjax.runs.run
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -34,6 +33,7 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.training.record import read_metrics
 
 EVERY = 2  # steps between checkpoints
@@ -121,7 +121,7 @@ def same_end(one: Path, other: Path) -> list[str]:
     import jax
     import numpy as np
 
-    states = [lmjax.stages.load.load(folder) for folder in (one, other)]
+    states = [lmjax.runs.load.load(folder) for folder in (one, other)]
     pairs = zip(*(jax.tree_util.tree_leaves_with_path(state.params) for state in states), strict=True)
     differing = [
         jax.tree_util.keystr(path) for (path, a), (_, b) in pairs if np.asarray(a).tobytes() != np.asarray(b).tobytes()

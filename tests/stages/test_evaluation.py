@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 import lmjax
+from lmjax.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from lmjax.checkpoints.evaluated import EVALUATIONS_FILE
 from lmjax.data.loader import ValidationBatches
-from lmjax.data.shards import prepare_shards
 from lmjax.data.sources import MemoryDocuments
-from lmjax.data.tokenizer import build_tokenizer, tokenizer_fingerprint
+from lmjax.data.write_shards import prepare_shards
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import make_mesh
 from lmjax.settings import CheckpointSettings, EvaluationSettings, SourceSettings, TokenizerSettings, TrainSettings
 from lmjax.stages import pretrain as module
-from lmjax.training.checkpoint import Checkpoint, find_checkpoint
-from lmjax.training.evaluated import EVALUATIONS_FILE
+from lmjax.tokenizers.tokenizer import build_tokenizer, tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
 

@@ -10,23 +10,23 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import lmjax
+from lmjax.checkpoints.checkpoint import Checkpointer
 from lmjax.cli import main
-from lmjax.data.dialogue import Turn, encode
-from lmjax.data.tokenizer import build_tokenizer
+from lmjax.data.conversations import Turn, encode
 from lmjax.errors import UserError
 from lmjax.generate.chat import stream
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import as_jinja
-from lmjax.interop.hf import read_model, write_model
 from lmjax.interop.hf_tokenizer import write_tokenizer
+from lmjax.interop.huggingface import read_model, write_model
 from lmjax.model.language_model import LanguageModel
-from lmjax.recipe import Pretrain, to_json
-from lmjax.rlhf_recipes import SFT
-from lmjax.rlhf_settings import DialogueSettings, TemplateSettings
+from lmjax.optim.train_state import TrainState
+from lmjax.runs.convert import export_folder, import_folder
 from lmjax.settings import AttentionSettings, CheckpointSettings, DataSettings, ModelSettings, TokenizerSettings
-from lmjax.stages.exchange import export_folder, import_folder
-from lmjax.training.checkpoint import Checkpointer
-from lmjax.training.state import TrainState
+from lmjax.settings.conversations import DialogueSettings, TemplateSettings
+from lmjax.settings.recipe_files import Pretrain, to_json
+from lmjax.settings.stages import SFT
+from lmjax.tokenizers.tokenizer import build_tokenizer
 
 TEXT = ["the cat sat on the mat, the cat ate the rat\n"] * 20
 SETTINGS = ModelSettings(layers=2, width=16, context=24, vocab_size=280, attention=AttentionSettings(heads=2))

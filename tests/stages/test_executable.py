@@ -13,8 +13,8 @@ from lmjax.errors import UserError
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.shardings import abstract_state, jit_step
-from lmjax.recipe import Pipeline, to_json
 from lmjax.settings import CheckpointSettings
+from lmjax.settings.recipe_files import Pipeline, to_json
 from lmjax.stages import pretrain as stage
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest

@@ -8,14 +8,14 @@ import jax
 import pytest
 
 import lmjax
+from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
+from lmjax.evaluate.policy import PolicyEvaluation
 from lmjax.model.heads import SCALAR
-from lmjax.recipe import DPO, PPO, SFT, RewardModel
-from lmjax.rlhf_settings import DialogueSettings, PPOSettings, RewardSettings
 from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
-from lmjax.stages import reward as module
-from lmjax.stages.ppo_evaluation import PolicyEvaluation
-from lmjax.training.checkpoint import find_checkpoint
+from lmjax.settings.conversations import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.settings.recipe_files import DPO, PPO, SFT, RewardModel
+from lmjax.stages import reward_model as module
 from lmjax.training.record import read_metrics
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.data.tokenizer import tokenizer_fingerprint
+from lmjax.checkpoints.digests import write_digests
 from lmjax.errors import UserError
 from lmjax.model.language_model import LanguageModel
 from lmjax.settings import ComputeSettings, TokenizerSettings
-from lmjax.stages.prepare import prepare
-from lmjax.training.digests import write_digests
+from lmjax.stages.prepare_data import prepare
+from lmjax.tokenizers.tokenizer import tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
 
 

@@ -8,11 +8,11 @@ import pytest
 import lmjax
 from lmjax import cli
 from lmjax.errors import UserError
-from lmjax.recipe import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, from_json, to_json
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, RewardSettings
+from lmjax.runs.pipeline import plan_stages, run_stages
+from lmjax.runs.provenance import claim_origins
 from lmjax.settings import CheckpointSettings, TrainSettings
-from lmjax.stages.origins import claim_origins
-from lmjax.stages.pipeline import plan_stages, run_stages
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, RewardSettings
+from lmjax.settings.recipe_files import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, from_json, to_json
 
 SECOND = RewardSettings(source="reward-2")
 HELD_OUT = DialogueSettings(validation=(DialogueSourceSettings("a.jsonl"),))
@@ -154,7 +154,7 @@ def test_a_stage_knows_when_a_file_that_it_reads_changed(tmp_path):
 
 LONG = DialogueSettings(train=(DialogueSourceSettings("a.jsonl"),), sequence_length=2048)
 NO_FILE = DialogueSettings(train=(DialogueSourceSettings("nothing.jsonl"),))
-NO_FUNCTION = RewardSettings(source="lmjax.rlhf.gold:nothing")
+NO_FUNCTION = RewardSettings(source="lmjax.rl.known_rewards:nothing")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_stage_that_makes_no_sense_is_refused(make, message):
 
 
 RECIPE = """
-from lmjax.recipe import SFT, Pipeline, Pretrain
+from lmjax.settings.recipe_files import SFT, Pipeline, Pretrain
 
 def recipe():
     return Pipeline("two", (Pretrain(name="base"), SFT(name="sft-1", start="base")))
@@ -264,7 +264,7 @@ NAMES = ("1-pretrain", "class", "a-b", "a_b", "pretrain", "pretrain.old", "help"
 def test_stages_of_any_name_can_be_set_by_their_names(tmp_path, capsys):
     path = tmp_path / "odd.py"
     path.write_text(
-        "from lmjax.recipe import Pipeline, Pretrain\n"
+        "from lmjax.settings.recipe_files import Pipeline, Pretrain\n"
         f"def recipe():\n    return Pipeline('odd', tuple(Pretrain(name=name) for name in {NAMES}))\n"
     )
     words = [word for n, name in enumerate(NAMES) for word in (f"--{name}.train.seed", str(n + 10))]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from lmjax.data.batch import TOKENS
-from lmjax.data.dialogue import Prompt, Turn, encode
-from lmjax.data.dialogue_rows import RECORD, PromptRows
-from lmjax.data.tokenizers.byte import ByteTokenizer
-from lmjax.rlhf_recipes import PPO
-from lmjax.rlhf_settings import PPOSettings, RewardSettings, TemplateSettings
-from lmjax.stages.ppo_evaluation import PromptSet
+from lmjax.data.conversation_rows import RECORD, PromptRows
+from lmjax.data.conversations import Prompt, Turn, encode
+from lmjax.evaluate.policy import PromptSet
+from lmjax.settings.conversations import PPOSettings, RewardSettings, TemplateSettings
+from lmjax.settings.stages import PPO
+from lmjax.tokenizers.byte import ByteTokenizer
 
 
 @pytest.fixture(scope="module")

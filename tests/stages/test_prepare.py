@@ -12,12 +12,12 @@ import pytest
 
 from lmjax.cli import main
 from lmjax.data.loader import Loader, validation_batches
-from lmjax.data.tokenizer import load_tokenizer
 from lmjax.errors import UserError
-from lmjax.recipe import Pretrain
 from lmjax.settings import ModelSettings, SourceSettings, TokenizerSettings
-from lmjax.stages import prepare as module
-from lmjax.stages.prepare import Prepared, prepare, prepare_data, train_tokenizer
+from lmjax.settings.recipe_files import Pretrain
+from lmjax.stages import prepare_data as module
+from lmjax.stages.prepare_data import Prepared, prepare, prepare_data, train_tokenizer
+from lmjax.tokenizers.tokenizer import load_tokenizer
 from lmjax.training.progress import ProgressDisplay
 
 BPE = TokenizerSettings(kind="bpe", vocab_size=270)
@@ -177,7 +177,7 @@ def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, te
 
 
 RECIPE = """
-from lmjax.recipe import Pretrain
+from lmjax.settings.recipe_files import Pretrain
 from lmjax.settings import DataSettings, ModelSettings, SourceSettings, TokenizerSettings
 
 def recipe():
@@ -209,7 +209,7 @@ def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_the
 
     import tyro
 
-    from lmjax.recipe import load_recipe
+    from lmjax.settings.recipe_files import load_recipe
 
     recipe = tyro.cli(Pretrain, default=load_recipe(str(spec)), args=command[3:])
     assert recipe.data.sequence_length == 8 and recipe.data.train[0].kind == "shards"

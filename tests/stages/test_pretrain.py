@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.data.tokenizers.byte import ByteTokenizer
 from lmjax.errors import UserError
+from lmjax.runs.load import Trained
 from lmjax.settings import (
     CheckpointSettings,
     EvaluationSettings,
@@ -20,7 +20,7 @@ from lmjax.settings import (
     TrainSettings,
 )
 from lmjax.stages import pretrain as module
-from lmjax.stages.load import Trained
+from lmjax.tokenizers.byte import ByteTokenizer
 from lmjax.training.record import Recorder, read_metrics
 from lmjax.training.stop import Stopped, StopRequest
 

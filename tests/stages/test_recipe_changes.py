@@ -11,13 +11,15 @@ import jax
 import pytest
 
 import lmjax
+from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.fields import field_types
 from lmjax.parallel.mesh import make_mesh
-from lmjax.recipe import STAGES, Compare, Pretrain, from_json
-from lmjax.report.report import write_report
-from lmjax.rlhf_recipes import SFT
+from lmjax.report.page import write_report
+from lmjax.runs.pipeline import Plan, run_stages
+from lmjax.runs.recipe_changes import TABLES, Kind, adopted, changes_of, kinds_of
+from lmjax.runs.run import run
 from lmjax.settings import (
     DataSettings,
     EvaluationSettings,
@@ -29,11 +31,9 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import STAGES, Compare, Pretrain, from_json
+from lmjax.settings.stages import SFT
 from lmjax.stages import pretrain as stage
-from lmjax.stages.pipeline import Plan, run_stages
-from lmjax.stages.recipe_changes import TABLES, Kind, adopted, changes_of, kinds_of
-from lmjax.stages.run import run
-from lmjax.training.checkpoint import find_checkpoint
 from lmjax.training.record import Recorder, read_metrics
 
 
@@ -155,7 +155,7 @@ def test_a_ramp_that_changes_goes_on_by_the_tokens_that_were_read(step):
     now = ramp.tokens_at(step)
     sizes = [alone.batch_size_at(s) for s in range(60) if alone.tokens_at(s) <= now]
     assert ramp.batch_size_at(step) in (sizes[-1], 16 if now >= 2000 else sizes[-1], alone.batch_size_at(len(sizes)))
-    assert from_json(lmjax.recipe.to_json(changed)) == changed
+    assert from_json(lmjax.settings.recipe_files.to_json(changed)) == changed
 
 
 @pytest.fixture

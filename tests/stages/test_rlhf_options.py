@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 import lmjax
+from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.model.heads import TRUNK, ScalarModel
 from lmjax.parallel.mesh import make_mesh
-from lmjax.recipe import PPO, SFT, RewardModel
-from lmjax.rlhf.rollout import Vocabulary
-from lmjax.rlhf_settings import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.rl.rollout import Vocabulary
 from lmjax.settings import CheckpointSettings, EvaluationSettings, MeshSettings, OptimizerSettings, TrainSettings
+from lmjax.settings.conversations import DialogueSettings, PPOSettings, RewardSettings
+from lmjax.settings.recipe_files import PPO, SFT, RewardModel
+from lmjax.stages.initial import abstract_on, open_start
 from lmjax.stages.ppo import _fresh
-from lmjax.stages.start import abstract_on, open_start
 from lmjax.stages.steps import ppo_learner, ppo_state
-from lmjax.training.checkpoint import find_checkpoint
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
 RATE = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)

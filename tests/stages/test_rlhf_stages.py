@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import lmjax
+from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.recipe import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, sources_of
-from lmjax.rlhf_settings import DialogueSettings, DialogueSourceSettings, KLSettings, PPOSettings, RewardSettings
 from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
@@ -25,11 +24,18 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.settings.conversations import (
+    DialogueSettings,
+    DialogueSourceSettings,
+    KLSettings,
+    PPOSettings,
+    RewardSettings,
+)
+from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, sources_of
 from lmjax.stages import compare as comparing
-from lmjax.stages import training
-from lmjax.stages.judge import Judge
-from lmjax.stages.start import open_start
-from lmjax.training.checkpoint import find_checkpoint
+from lmjax.stages import train_stage as training
+from lmjax.stages.initial import open_start
+from lmjax.stages.sft_reward import Judge
 from lmjax.training.record import read_metrics
 
 pytestmark = pytest.mark.xdist_group("rlhf stages")  # one process runs the pipeline that they share
@@ -321,7 +327,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, 
         with pytest.raises(UserError, match=too_long):
             lmjax.run(dataclasses.replace(stages[name], dialogue=dialogue), ran / f"long-{name}", quiet=True)
     with pytest.raises(UserError, match=r"sequence_length \+ response_tokens = 96: expected at most the policy's"):
-        asked = Compare(start="sft", dialogue=stages["ppo"].dialogue, gold="lmjax.rlhf.gold:short_sentence")
+        asked = Compare(start="sft", dialogue=stages["ppo"].dialogue, gold="lmjax.rl.known_rewards:short_sentence")
         lmjax.run(asked, ran / "long-compare", quiet=True)
 
 

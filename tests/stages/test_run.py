@@ -14,15 +14,15 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import lmjax
+from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
-from lmjax.parallel import platform
+from lmjax.parallel import start_jax as platform
 from lmjax.parallel.mesh import make_mesh
-from lmjax.report.report import write_report
+from lmjax.report.page import write_report
+from lmjax.runs import run as module
+from lmjax.runs.run import run
 from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
 from lmjax.stages import pretrain as stage
-from lmjax.stages import run as module
-from lmjax.stages.run import run
-from lmjax.training.checkpoint import find_checkpoint
 from lmjax.training.record import Recorder, read_metrics
 
 STEPS = 10  # of the recipe `tiny`

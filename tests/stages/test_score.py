@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lmjax.cli import main
-from lmjax.data.dialogue import Turn, encode
+from lmjax.data.conversations import Turn, encode
 from lmjax.errors import UserError
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
-from lmjax.stages.score import Scored, correlation, open_scorer, score_file
-from lmjax.stages.start import abstract_params
+from lmjax.runs.score import Scored, correlation, open_scorer, score_file
+from lmjax.stages.initial import abstract_params
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
 
@@ -76,7 +76,7 @@ def test_the_correlation_with_the_given_rewards_is_told_behind_the_scores(reward
 
 
 def test_a_score_that_is_no_number_is_an_error(rewarded, tmp_path, write_rows, monkeypatch):
-    monkeypatch.setattr("lmjax.stages.score.scores_of", lambda recipe, start, rows: iter([np.array([np.nan])]))
+    monkeypatch.setattr("lmjax.runs.score.scores_of", lambda recipe, start, rows: iter([np.array([np.nan])]))
     file = tmp_path / "answers.jsonl"
     write_rows(file, [{"prompt": "a", "completion": "b", "label": True}])
     with pytest.raises(UserError, match=r"a score = nan: expected a finite number; the training .* diverged"):

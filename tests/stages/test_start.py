@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 import pytest
 
-from lmjax.data.tokenizers.byte import ByteTokenizer
-from lmjax.data.tokenizers.byte_level_bpe import train_bpe
+from lmjax.checkpoints.checkpoint import Checkpointer
 from lmjax.errors import UserError
-from lmjax.recipe import SFT, RewardModel, to_json
+from lmjax.optim.train_state import TrainState
 from lmjax.settings import CheckpointSettings, ModelSettings, TokenizerSettings
-from lmjax.stages.start import open_reward_model, open_start
-from lmjax.training.checkpoint import Checkpointer
-from lmjax.training.state import TrainState
+from lmjax.settings.recipe_files import SFT, RewardModel, to_json
+from lmjax.stages.initial import open_reward_model, open_start
+from lmjax.tokenizers.byte import ByteTokenizer
+from lmjax.tokenizers.byte_level_bpe import train_bpe
 
 BYTES = ByteTokenizer()
 SHAPE = ModelSettings(layers=1, width=16)

@@ -13,11 +13,11 @@ import lmjax
 from lmjax.errors import UserError
 from lmjax.files import read_json_if_there as read_json
 from lmjax.files import write_whole
-from lmjax.recipe import SFT, Pretrain, from_json
+from lmjax.runs.provenance import ORIGINS_FILE, claim_origins
+from lmjax.runs.workdir import RECIPE_FILE, SUMMARY_FILE, claim, environment, locked
 from lmjax.settings import TrainSettings
+from lmjax.settings.recipe_files import SFT, Pretrain, from_json
 from lmjax.stages.compare import ANSWERED_FILE, _Answered
-from lmjax.stages.origins import ORIGINS_FILE, claim_origins
-from lmjax.stages.workdir import RECIPE_FILE, SUMMARY_FILE, claim, environment, locked
 
 
 def test_a_workdir_is_made_with_its_parents_and_holds_the_recipe(tmp_path):
@@ -38,7 +38,7 @@ def test_two_runs_cannot_share_a_workdir(tmp_path):
 
 def test_a_killed_run_leaves_no_lock(tmp_path):
     body = (
-        "import sys, time; from pathlib import Path; from lmjax.stages.workdir import locked\n"
+        "import sys, time; from pathlib import Path; from lmjax.runs.workdir import locked\n"
         f"with locked(Path({str(tmp_path)!r})): print('locked', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, text=True)

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from lmjax.plan.topology import SHAPES
+from lmjax.plan.slices import SHAPES
 
 from .conftest import SCRIPTS
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from lmjax.plan.topology import names
+from lmjax.plan.slices import names
 
 from .conftest import ABSENT, NODE, NOTHING, PLACE, QUEUE, SCRIPTS, deeds, verbs
 

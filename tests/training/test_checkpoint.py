@@ -16,10 +16,10 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lmjax.checkpoints.checkpoint import Checkpointer, find_checkpoint
 from lmjax.errors import UserError
+from lmjax.optim.train_state import TrainState
 from lmjax.settings import CheckpointSettings
-from lmjax.training.checkpoint import Checkpointer, find_checkpoint
-from lmjax.training.state import TrainState
 
 
 def _mesh(devices: int) -> Mesh:
@@ -177,8 +177,8 @@ def _save_in_child(body: str, folder: Path, **popen) -> subprocess.Popen:
         import jax, jax.numpy as jnp
         from pathlib import Path
         from lmjax.settings import CheckpointSettings
-        from lmjax.training.checkpoint import Checkpointer
-        from lmjax.training.state import TrainState
+        from lmjax.checkpoints.checkpoint import Checkpointer
+        from lmjax.optim.train_state import TrainState
         folder = Path({str(folder)!r})
         def state(step, n):
             return TrainState(jnp.int32(step), {{"w": jax.random.normal(jax.random.key(step), (n,))}}, ())
@@ -265,7 +265,7 @@ def test_a_folder_that_refuses_a_save_is_named_with_the_reason_within_seconds(tm
     body = f"""
     import os, shutil, subprocess, time
     from lmjax.errors import UserError
-    from lmjax.training import checkpoint
+    from lmjax.checkpoints import checkpoint
     def vanish():
         write = checkpoint.write_digests
         checkpoint.write_digests = lambda at, step: (shutil.rmtree(at), write(at, step))

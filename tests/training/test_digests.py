@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lmjax.checkpoints.checkpoint import Checkpoint, Checkpointer, find_checkpoint
+from lmjax.checkpoints.digests import DamagedCheckpointError, verify
 from lmjax.errors import UserError
+from lmjax.optim.train_state import TrainState
 from lmjax.settings import CheckpointSettings
-from lmjax.training.checkpoint import Checkpoint, Checkpointer, find_checkpoint
-from lmjax.training.digests import DamagedCheckpointError, verify
-from lmjax.training.state import TrainState
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "benchmarks" / "checkpoint_damage.py"))
 
@@ -164,7 +164,7 @@ def test_an_unreadable_digest_cannot_be_committed(tmp_path, monkeypatch):
     def fail(folder, step):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lmjax.training.checkpoint.write_digests", fail)
+    monkeypatch.setattr("lmjax.checkpoints.checkpoint.write_digests", fail)
     with pytest.raises(UserError, match="the disk is full"):
         BENCHMARK["save"](tmp_path, {1: BENCHMARK["small_state"](1)})
     assert [path for path in tmp_path.iterdir() if path.name.isdigit()] == []

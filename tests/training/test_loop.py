@@ -16,9 +16,9 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.objective.weighted import Weighted
+from lmjax.optim.train_state import TrainState
 from lmjax.settings import CheckpointSettings, EvaluationSettings, LogSettings
 from lmjax.training.loop import Job, UnfinishedStepError, fit
-from lmjax.training.state import TrainState
 from lmjax.training.stop import StopRequest
 from lmjax.training.throughput import Meter
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.objective.weighted import Weighted
-from lmjax.training.state import TrainState
+from lmjax.optim.train_state import TrainState
 from lmjax.training.step import make_eval_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("unoptimized")

@@ -1,0 +1,1 @@
+"""Checkpoints of a stage, and what they are verified and told apart by."""

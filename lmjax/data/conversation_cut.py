@@ -1,0 +1,186 @@
+"""What is done with conversations that are longer than a row, what is counted, and what a user is warned of.
+
+In: encoded conversations and a recipe's dialogue settings. Out: the same, cut, or None where one is left out; counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lmjax.data.conversations import Demonstration, Encoded, Prompt, Ranking, Record, Response, render
+from lmjax.errors import UserError
+from lmjax.settings.conversations import TEXT, DialogueSettings, DialogueSourceSettings
+from lmjax.tokenizers.tokenizer import Tokenizer
+
+CUT_SHARE = 0.2  # of conversations that are truncated: above it, a user is warned
+_FEWEST_ANSWERS = 3  # different ones, that share an end
+_MARKER = re.compile(r"[<#\[{|@~]\S{2,}$")
+
+
+@dataclass
+class Counts:
+    """How many records a source gave, and what became of those that did not fit."""
+
+    records: int = 0
+    bad: int = 0  # skipped when read
+    cut: int = 0  # conversations that are truncated
+    left_out: int = 0  # too long, or nothing of the answer left after truncation, or nothing to compare
+    answers_left_out: int = 0  # of rankings, beyond most_answers
+    equal: int = 0  # answers of rankings that are equal, as they are or truncated, at different ranks
+    conversations: int = 0  # that could be truncated: of a ranking, each answer with its prompt
+    messages: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)  # sound records without use, by the reason
+    files_left_out: list[str] = field(default_factory=list)  # of a folder or glob, in words
+    warnings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.records:,} records"]
+        names = {
+            "bad": "bad",
+            "cut": "truncated",
+            "left_out": "left out",
+            "answers_left_out": "answers left out",
+            "equal": "equal answers at different ranks",
+        }
+        parts += [f"{getattr(self, name):,} {words}" for name, words in names.items() if getattr(self, name)]
+        parts += [f"{count:,} {reason}" for reason, count in self.unused.items()]
+        parts += [f"files left out: {', '.join(self.files_left_out)}"] if self.files_left_out else []
+        return ", ".join(parts)
+
+
+def warn(counts: Counts, records: Iterable[Record], source: DialogueSourceSettings, settings: DialogueSettings) -> None:
+    """Adds what a user should look at: many truncated conversations, and an end that all answers share."""
+    if counts.cut > CUT_SHARE * counts.conversations:
+        counts.warnings.append(
+            f"{counts.cut:,} of {counts.conversations:,} conversations ({counts.cut / counts.conversations:.0%}) are "
+            f"longer than dialogue.sequence_length = {settings.sequence_length} tokens and lose their "
+            f"{'beginning' if settings.too_long == 'left' else 'end'} (dialogue.too_long = {settings.too_long!r}); "
+            "raise dialogue.sequence_length"
+        )
+    marker = shared_end(answer for record in records for answer in _answers(record))
+    if marker:
+        counts.warnings.append(
+            f"every answer ends with {marker!r}, which is trained on and read by rewards as text; "
+            f"set answer_end = {marker!r} of its source to leave it out"
+        )
+
+
+def _answers(record: Record) -> Sequence[str]:
+    match record:
+        case Demonstration(turns):
+            return [turns[-1].text]
+        case Ranking(_, answers):
+            return answers
+        case Response(_, answer):
+            return [answer]
+    return []
+
+
+def shared_end(answers: Iterable[str]) -> str:
+    """What looks like a marker, "###end###", at the end of all answers; "" where there is none."""
+    different = {answer[::-1] for answer in answers}
+    if len(different) < _FEWEST_ANSWERS:
+        return ""
+    first, last = min(different), max(different)  # which share what all of them do
+    length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    found = _MARKER.search(first[:length][::-1])
+    return found[0] if found else ""
+
+
+def fit_to(encoded: Encoded, most: int, settings: DialogueSettings, counts: Counts, where: str) -> Encoded | None:
+    """The conversation, cut to `most` tokens if it is longer, or None where it is to be left out."""
+    excess = len(encoded.ids) - most
+    if not _may_cut(len(encoded.ids), most, settings, counts, where):
+        return None if excess > 0 else encoded
+    counts.cut += 1
+    kept = slice(excess, None) if settings.too_long == "left" else slice(None, most)
+    return Encoded(encoded.ids[kept], encoded.is_answer[kept])
+
+
+def fit_answers(
+    group: Sequence[Encoded], most: int, settings: DialogueSettings, counts: Counts, where: str
+) -> list[Encoded] | None:
+    """The answers to one prompt, each with it, cut to `most` tokens, or None where one of them is to be left out.
+
+    At the left all of them lose as much of the prompt, so that they are answers to the same.
+    """
+    longest = max(len(answer.ids) for answer in group)
+    if not _may_cut(longest, most, settings, counts, where):
+        return None if longest > most else list(group)
+    cut = min(longest - most, int(np.argmax(last_run(group[0].is_answer)))) if settings.too_long == "left" else 0
+    fitted = []
+    for ids, is_answer in group:
+        kept = slice(max(cut, len(ids) - most), None) if settings.too_long == "left" else slice(None, most)
+        fitted.append(Encoded(ids[kept], is_answer[kept]))
+    if not all(answer.is_answer[-1] for answer in fitted):
+        return None
+    counts.cut += sum(len(after.ids) < len(before.ids) for before, after in zip(group, fitted, strict=True))
+    return fitted
+
+
+def fit_prompt(
+    prompt: Prompt, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> tuple[Prompt, Encoded] | None:
+    """The prompt, cut if it is too long, which never loses the opening of the answer; or None where it is left out.
+
+    What is cut knows the text that is left of it.
+    """
+    most = settings.sequence_length
+    fitted = fit_to(encoded, most, settings, counts, where)
+    if fitted is None or fitted is encoded:
+        return None if fitted is None else (prompt, encoded)
+    ids = fitted.ids
+    if settings.too_long == "right":
+        opening = _opening(prompt, encoded, settings, tokenizer)
+        if len(opening) >= most:
+            counts.cut -= 1
+            counts.left_out += 1
+            return None
+        ids = np.concatenate([encoded.ids[: most - len(opening)], opening])
+    fitted = Encoded(ids, np.zeros(len(ids), bool))
+    return Prompt(prompt.turns, prompt.where, prompt.fields, tokenizer.decode(ids.tolist())), fitted
+
+
+def without_equal(group: Sequence[Encoded], ranks: Sequence[int]) -> list[int]:
+    """The places of the answers that can be compared: not those that are equal at different ranks."""
+    seen: dict[bytes, set[int]] = {}
+    for answer, rank in zip(group, ranks, strict=True):
+        seen.setdefault(answer.ids.tobytes(), set()).add(rank)
+    return [place for place, answer in enumerate(group) if len(seen[answer.ids.tobytes()]) == 1]
+
+
+def last_run(is_answer: np.ndarray) -> np.ndarray:
+    """True for the last answer alone, of those in a conversation that ends with one."""
+    others = np.flatnonzero(~is_answer)
+    last = np.zeros_like(is_answer)
+    last[(others[-1] + 1 if len(others) else 0) :] = True
+    return last
+
+
+def _may_cut(length: int, most: int, settings: DialogueSettings, counts: Counts, where: str) -> bool:
+    """Whether something of this length is to be cut; counts it where it is to be left out instead."""
+    if length <= most:
+        return False
+    if settings.too_long == "error":
+        raise UserError(
+            f"{where}: a conversation of {length} tokens: expected at most {most}; raise "
+            'dialogue.sequence_length, or set dialogue.too_long to "left", "right" or "skip"'
+        )
+    if settings.too_long == "skip":
+        counts.left_out += 1
+    return settings.too_long != "skip"
+
+
+def _opening(prompt: Prompt, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens behind a prompt's last text: the end of its turn, and where the answer begins."""
+    template = settings.template
+    shape = template.system if prompt.turns[-1].role == "system" else template.user
+    opening = shape.partition(TEXT)[2] + template.assistant
+    last = render(prompt.turns, template)[-1].text
+    whole, before = tokenizer.encode_batch([last, last.removesuffix(opening)])
+    return encoded.ids[len(encoded.ids) - (len(whole) - len(before)) :]

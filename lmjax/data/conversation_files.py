@@ -1,0 +1,371 @@
+"""Reads instructions, chats, rankings, pairs and rewarded answers from files in the common public shapes.
+
+In: JSONL, JSON lists, CSV or Parquet, compressed or not. The shape of a record is found by its fields: Alpaca, Dolly,
+self-instruct, OpenAssistant trees, `chosen` and `rejected` (HH-RLHF's text, or messages), ShareGPT and chat messages,
+lists of answers with ranks or scores, answers with a reward. Out: the records of `lmjax.data.conversations`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from lmjax.data.conversation_fields import (
+    ANSWER_SIDE_FIELDS,
+    ANSWERS_FIELDS,
+    CONTEXT_FIELDS,
+    MESSAGE_FIELDS,
+    RANKS_FIELDS,
+    REWARD_FIELDS,
+    SCORES_FIELDS,
+    SIDE_SCORES,
+    SIDES,
+    Fields,
+    LeftOutError,
+    Reader,
+    as_list,
+    is_empty,
+    up_to_answer,
+)
+from lmjax.data.conversations import Demonstration, Prompt, Ranking, Record, Response, Turn, Turns
+from lmjax.data.documents import BadRecordError
+from lmjax.data.open_files import list_files
+from lmjax.data.openings import openings
+from lmjax.data.record_files import RECORD_SUFFIXES as SUFFIXES
+from lmjax.data.record_files import Row, rows
+from lmjax.errors import UserError, shortened
+from lmjax.settings.conversations import DialogueSourceSettings
+
+# an answer is a demonstration's last one; responses are all that a record has, ranked or not
+Kind = Literal["demonstration", "answer", "ranking", "response", "prompt"]
+
+__all__ = ["SUFFIXES", "Kind", "Records", "read_records"]
+
+
+class Records(NamedTuple):
+    """What was read, the messages of the records that were skipped, and how many others have no use, by the reason."""
+
+    records: list[Record]
+    skipped: list[str]
+    left_out: Counter[str]
+
+
+def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
+    """The records of one kind in a source; a tree or a task with several instances gives several.
+
+    Raises UserError for a file that cannot be read, for a bad record unless `on_bad_record` is "skip", and where the
+    source has no record of this kind. A known field that means something and is not read makes a record bad.
+    """
+    out = Records([], [], Counter())
+    found = _openings(source) if source.kind == "embedded" else _rows(source)
+    for where, row in found[round(len(found) * source.begin) : round(len(found) * source.end)]:
+        try:
+            if isinstance(row, BadRecordError):
+                raise row
+            out.records.extend(_converted(row, source, kind, where))
+        except LeftOutError as reason:
+            out.left_out[str(reason)] += 1
+        except BadRecordError as error:
+            if source.on_bad_record == "error":
+                article = "an" if kind == "answer" else "a"
+                fix = 'fix it, or leave it out: on_bad_record = "skip" of its source, --skip-bad of lmjax score'
+                raise UserError(f"{where}: expected {article} {kind}: {error}; {fix}") from None
+            out.skipped.append(f"{where}: {error}")
+    if not out.records:
+        left_out = "".join(f", {count} {reason}" for reason, count in out.left_out.items())
+        first = f" (the first: {out.skipped[0]})" if out.skipped else ""
+        raise UserError(
+            f"source.path = {source.name!r}: expected at least one {kind}, found none in {len(found)} records, "
+            f"{len(out.skipped)} of them bad{left_out}{first}; check the file, begin and end"
+        )
+    return out
+
+
+def _openings(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
+    """The embedded corpus's openings of sentences as records."""
+    pairs = enumerate(openings(source.split), start=1)
+    return [(f"{source.name}: record {number}", {"prompt": a, "answer": b}) for number, (a, b) in pairs]
+
+
+def _rows(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
+    """Each record of a source's files with its place; a file that cannot be read is one bad record where those are
+    skipped."""
+    found: list[tuple[str, Row]] = []
+    for path in list_files(source.path, SUFFIXES):
+        try:
+            found.extend(rows(path))
+        except BadRecordError as error:
+            if source.on_bad_record == "error":
+                raise
+            found.append((str(path), error))
+    _check_field_map(source, found)
+    return found
+
+
+def _check_field_map(source: DialogueSourceSettings, found: list[tuple[str, Row]]) -> None:
+    named = [name for _, name in source.fields] + list(source.ignore)
+    present = {name for _, row in found if isinstance(row, dict) for name in row}
+    for name in named:
+        inside = name in source.ignore  # it may be a field of a message, too
+        if name not in present and not inside:
+            raise UserError(
+                f"dialogue source.fields of {source.name!r} names a field {name!r}, which none of its {len(found)} "
+                f"records has; their fields: {shortened(sorted(present))}"
+            )
+
+
+def _converted(row: Fields, source: DialogueSourceSettings, kind: Kind, where: str) -> list[Record]:
+    """The records of one kind that a row gives, all of whose fields that mean something are read."""
+    known = CONTEXT_FIELDS if kind == "prompt" else CONTEXT_FIELDS + ANSWER_SIDE_FIELDS
+    out: list[Record] = []
+    for part in _instances(_mapped(row, source)):
+        reader = Reader(part, source.answer_end, source.ignore)
+        records = _CONVERTERS[kind](reader)
+        free = () if is_empty(part.get("chosen")) else _FREE.get(kind, ())
+        reader.check_all_read(_said(records), [name for name in known if name not in free])
+        out += [_with_row(record, row, where) if isinstance(record, Prompt) else record for record in records]
+    return out
+
+
+# what a comparison's fields beyond the chosen answer are not needed for
+_FREE: dict[Kind, tuple[str, ...]] = {
+    "demonstration": ("rejected", *SIDE_SCORES),
+    "answer": ("rejected", *SIDE_SCORES),
+}
+
+
+def _mapped(row: Fields, source: DialogueSourceSettings) -> Fields:
+    """The row under the names that this module knows, by the source's field map; what is ignored is left out."""
+    places = {name: place for place, name in source.fields}
+    out = {name: value for name, value in row.items() if name not in places and name not in source.ignore}
+    for name, place in places.items():
+        if not is_empty(out.get(place)):
+            raise BadRecordError(
+                f"field {place!r} = {shortened(out[place], 80)} has no place: the source's fields take {place!r} "
+                f"from {name!r}; ignore it by ignore = ({place!r},)"
+            )
+        out[place] = row.get(name)
+    return out
+
+
+def _said(records: Sequence[Record]) -> Iterator[str]:
+    """Every text of the records."""
+    for record in records:
+        match record:
+            case Demonstration(turns) | Prompt(turns):
+                yield from (turn.text for turn in turns)
+            case Ranking(prompt, answers):
+                yield from (turn.text for turn in prompt)
+                yield from answers
+            case Response(prompt, answer):
+                yield from (turn.text for turn in prompt)
+                yield answer
+
+
+def _with_row(record: Prompt, row: Mapping[str, Any], where: str) -> Prompt:
+    return Prompt(record.turns, where=where, fields=row)
+
+
+def _demonstrations(reader: Reader) -> list[Record]:
+    row = reader.row
+    if _is_tree(row):
+        return [Demonstration(turns) for turns in _threads(reader, _root(reader), ())]
+    imitated = reader.is_imitated()
+    if "chosen" in row:
+        prompt, chosen, _ = _pair(reader)
+        turns: Turns = (*prompt, Turn("assistant", chosen))
+    else:
+        turns = reader.answered()
+    learned = [place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learned]
+    if not learned or not imitated:
+        raise LeftOutError("not to be imitated")
+    return [Demonstration(turns[: learned[-1] + 1])]
+
+
+def _rankings(reader: Reader) -> list[Record]:
+    row = reader.row
+    if _is_tree(row):
+        return list(_tree_rankings(reader))
+    if any(side in row for side in SIDES):
+        prompt, chosen, rejected = _pair(reader)
+        _check_scores(reader)
+        return [Ranking(prompt, (chosen, rejected), (0, 1))]
+    field = reader.first(ANSWERS_FIELDS)
+    if field is None:
+        raise reader.missing("answers")
+    answers = tuple(reader.answers(field))
+    by = reader.first(RANKS_FIELDS + SCORES_FIELDS)
+    if by is None:
+        raise reader.missing("ranks or scores")
+    numbers = reader.numbers(by, len(answers))
+    if len(answers) < 2:
+        raise BadRecordError(f"field {field!r}: {len(answers)} answers, expected 2 or more")
+    return [Ranking(reader.prompt(), answers, _ranks([-x for x in numbers] if by in SCORES_FIELDS else numbers))]
+
+
+def _check_scores(reader: Reader) -> None:
+    """Raises LeftOutError where both sides have the same score, BadRecordError where the rejected one's is higher."""
+    if any(is_empty(reader.row.get(name)) for name in SIDE_SCORES):
+        return
+    chosen, rejected = (reader.number(reader.take(name), name) for name in SIDE_SCORES)
+    if chosen == rejected:
+        raise LeftOutError("ties")
+    if chosen < rejected:
+        raise BadRecordError(f"score_chosen = {chosen:g} is below score_rejected = {rejected:g}")
+
+
+def _responses(reader: Reader) -> list[Record]:
+    row = reader.row
+    if _is_tree(row):
+        asked = _questions(reader, _root(reader), ())
+        return [Response(turns, _node_turn(reader, reply).text) for turns, replies in asked for reply in replies]
+    sides = [side for side in SIDES if row.get(side) is not None]
+    if sides:
+        return [_response(reader.conversation(side), _reward(reader, (f"score_{side}",))) for side in sides]
+    field = reader.first(ANSWERS_FIELDS)
+    if field is not None:
+        prompt, answers, by = reader.prompt(), reader.answers(field), reader.first(SCORES_FIELDS)
+        reader.pass_over(RANKS_FIELDS)
+        rewards = [None] * len(answers) if by is None else reader.numbers(by, len(answers))
+        return [Response(prompt, answer, reward) for answer, reward in zip(answers, rewards, strict=True)]
+    return [_response(reader.answered(), _reward(reader, REWARD_FIELDS))]
+
+
+def _response(turns: Turns, reward: float | None) -> Response:
+    return Response(turns[:-1], turns[-1].text, reward)
+
+
+def _reward(reader: Reader, names: tuple[str, ...]) -> float | None:
+    field = reader.first(names)
+    return None if field is None or is_empty(reader.row[field]) else reader.reward(field)
+
+
+def _prompts(reader: Reader) -> list[Record]:
+    row = reader.row
+    if _is_tree(row):
+        return [Prompt((_node_turn(reader, _root(reader)),))]
+    if any(side in row for side in SIDES):
+        prompt = _pair(reader)[0]
+        reader.pass_over(MESSAGE_FIELDS)  # which the pair has been compared with
+        return [Prompt(prompt)]
+    turns = reader.prompt()
+    return [Prompt(up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
+
+
+_CONVERTERS: dict[Kind, Callable[[Reader], list[Record]]] = {
+    "demonstration": _demonstrations,
+    "answer": _demonstrations,
+    "ranking": _rankings,
+    "response": _responses,
+    "prompt": _prompts,
+}
+
+
+def _pair(reader: Reader) -> tuple[Turns, str, str]:
+    """The prompt and the two different answers of `chosen` and `rejected`."""
+    for field in SIDES:
+        if reader.row.get(field) is None:
+            raise BadRecordError(f"no field {field!r}: a comparison needs both sides")
+    (*prompt, chosen), (*other_prompt, rejected) = (reader.conversation(field) for field in SIDES)
+    if prompt != other_prompt:
+        raise BadRecordError("chosen and rejected differ before their last answer")
+    if chosen.text == rejected.text:
+        raise BadRecordError("chosen and rejected are the same")
+    return tuple(prompt), chosen.text, rejected.text
+
+
+def _ranks(values: list[float]) -> tuple[int, ...]:
+    """The place of each value among the distinct ones, the lowest first."""
+    places = {value: place for place, value in enumerate(sorted(set(values)))}
+    if len(places) == 1:
+        raise BadRecordError(f"all {len(values)} answers are ranked equal")
+    return tuple(places[value] for value in values)
+
+
+def _instances(row: Fields) -> Iterator[Fields]:
+    """The row, or the instances of a self-instruct task, each as an instruction with its input and output."""
+    if "instances" not in row:
+        yield row
+        return
+    task = {name: value for name, value in row.items() if name != "instances"}
+    for instance in as_list(row["instances"], "instances"):
+        if not isinstance(instance, dict):
+            raise BadRecordError(f"an instance is {type(instance).__name__}, expected an object")
+        yield task | instance
+
+
+def _is_tree(row: Fields) -> bool:
+    return isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]
+
+
+def _root(reader: Reader) -> Fields:
+    """The first message of a tree. Raises LeftOutError where it was removed."""
+    root: Fields = reader.take("prompt")
+    if _is_removed(root):
+        raise LeftOutError("removed")
+    return root
+
+
+def _is_removed(node: Fields) -> bool:
+    """Whether a message was deleted, or failed its review."""
+    return bool(node.get("deleted")) or node.get("review_result") is False
+
+
+def _node_turn(reader: Reader, node: Fields) -> Turn:
+    return reader.messages([{"role": node.get("role"), "content": node.get("text")}], "text")[0]
+
+
+def _replies(node: Fields) -> list[Fields]:
+    """The replies that were not removed, the best-ranked first; those without a rank last, in the file's order."""
+    given = as_list(node.get("replies") or [], "replies")
+    kept = [reply for reply in given if not _is_removed(_object(reply))]
+    return sorted(kept, key=lambda reply: math.inf if reply.get("rank") is None else _rank(reply))
+
+
+def _object(value: Any) -> Fields:
+    if not isinstance(value, dict):
+        raise BadRecordError(f"field 'replies': a message is {type(value).__name__}, expected an object")
+    return value
+
+
+def _rank(reply: Fields) -> float:
+    rank = reply["rank"]
+    if isinstance(rank, bool) or not isinstance(rank, int | float) or not abs(rank) < 1e9:
+        raise BadRecordError(f"field 'rank' = {shortened(rank)}: expected a number")
+    return float(rank)
+
+
+def _threads(reader: Reader, node: Fields, before: Turns) -> Iterator[Turns]:
+    """The conversations of a tree in which every answer is the best-ranked one; each question of a user goes on."""
+    turns = (*before, _node_turn(reader, node))
+    best = _replies(node)[:1]
+    if not best:
+        if before:
+            yield before
+        return
+    turns = (*turns, _node_turn(reader, best[0]))
+    asked = _replies(best[0])
+    if not asked:
+        yield turns
+    for question in asked:
+        yield from _threads(reader, question, turns)
+
+
+def _questions(reader: Reader, node: Fields, before: Turns) -> Iterator[tuple[Turns, list[Fields]]]:
+    """Each message of the user in a tree, with what came before it, and its replies."""
+    turns, replies = (*before, _node_turn(reader, node)), _replies(node)
+    yield turns, replies
+    for reply in replies:
+        for question in _replies(reply):
+            yield from _questions(reader, question, (*turns, _node_turn(reader, reply)))
+
+
+def _tree_rankings(reader: Reader) -> Iterator[Ranking]:
+    """A ranking for each message of the user that has two or more ranked replies."""
+    for turns, replies in _questions(reader, _root(reader), ()):
+        ranked = [reply for reply in replies if reply.get("rank") is not None]
+        if len({reply["rank"] for reply in ranked}) > 1:
+            answers = tuple(_node_turn(reader, reply).text for reply in ranked)
+            yield Ranking(turns, answers, _ranks([_rank(reply) for reply in ranked]))

@@ -1,1 +1,0 @@
-"""One module per kind of tokenizer. Everybody else goes through lmjax.data.tokenizer."""

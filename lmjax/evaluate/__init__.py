@@ -1,0 +1,1 @@
+"""How good a model is: validation sums, samples, and a policy's rewards."""

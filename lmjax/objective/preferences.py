@@ -1,0 +1,85 @@
+"""Losses over ranked answers: a reward model's, and DPO's. A batch's fields are [B, K, T]: K answers to each prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
+from lmjax.data.conversation_rows import RANKS
+from lmjax.model.heads import ScalarModel
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.log_probs import token_log_probs
+from lmjax.objective.policy import dpo_loss
+from lmjax.objective.rankings import ranking_loss
+from lmjax.objective.weighted import LossFunction, Weighted
+
+
+def answers_as_rows(batch: Batch) -> Batch:
+    """The fields of the model, [B x K, T]: each answer is encoded once, whatever it is compared with."""
+    fields = {name: batch[name] for name in (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)}
+    return {name: array.reshape(-1, array.shape[-1]) for name, array in fields.items()}
+
+
+def present_answers(batch: Batch) -> jax.Array:
+    """Boolean [B, K]: where there is an answer."""
+    return (batch[SEGMENTS] != 0).any(axis=-1)
+
+
+def answer_scores(model: ScalarModel, params: Any, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
+    """The reward model's score of each answer, [B, K]."""
+    return model.scores(params, answers_as_rows(batch), rng).reshape(batch[TOKENS].shape[:2])
+
+
+def answer_log_probs(
+    model: LanguageModel, params: Any, batch: Batch, rng: jax.Array | None = None, valid_vocab: int | None = None
+) -> jax.Array:
+    """The log-probability of each whole answer given its prompt, end-of-text included, [B, K]."""
+    rows = answers_as_rows(batch)
+    hidden = model.hidden(params, rows, rng)
+    log_probs, _ = token_log_probs(
+        hidden,
+        model.head(params),
+        rows[TARGETS],
+        valid_vocab=valid_vocab,
+        chunking=model.chunking,
+    )
+    return jnp.where(rows[WEIGHTS] > 0, log_probs, 0.0).sum(axis=1).reshape(batch[TOKENS].shape[:2])
+
+
+def reward_loss(
+    model: ScalarModel, *, label_smoothing: float = 0.0, margin: float = 0.0, centring: float = 0.0
+) -> LossFunction:
+    """The ranking loss of a reward model's scores; `margin` is asked for per step of rank between two answers."""
+
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
+        ranks_BK = batch[RANKS]
+        steps_BKK = (ranks_BK[:, None, :] - ranks_BK[:, :, None]).astype(jnp.float32)
+        return ranking_loss(
+            answer_scores(model, params, batch, rng),
+            ranks_BK,
+            present_answers(batch),
+            margins_BKK=margin * steps_BKK if margin else None,
+            label_smoothing=label_smoothing,
+            centring=centring,
+        )
+
+    return loss_fn
+
+
+def preference_loss(
+    model: LanguageModel, reference: Any, *, beta: float, label_smoothing: float = 0.0, valid_vocab: int | None = None
+) -> LossFunction:
+    """DPO's loss against the parameters `reference`, which are read without dropout."""
+
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
+        log_probs_BK = answer_log_probs(model, params, batch, rng, valid_vocab)
+        reference_BK = answer_log_probs(model, reference, batch, None, valid_vocab)
+        present_BK = present_answers(batch)
+        return dpo_loss(
+            log_probs_BK, reference_BK, batch[RANKS], present_BK, beta=beta, label_smoothing=label_smoothing
+        )
+
+    return loss_fn

@@ -1,0 +1,281 @@
+"""What the stages log, as the report shows it: charts, tiles and lists of numbers, one table of each per stage.
+
+In: a run's record. Out: charts, and names with values already written out. What a log does not hold is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmjax.report.charts import Chart, Series
+from lmjax.report.notation import decimals, exact, percent, rounded
+from lmjax.report.parts import Rows
+from lmjax.report.records import RunRecord
+
+TRAINING = "training loss"  # stands for the name that the log has for it
+
+
+class Drawn(NamedTuple):
+    """A chart over steps: the log's names of its curves, what each is called, and whether its points are marked."""
+
+    name: str
+    title: str
+    curves: tuple[tuple[str, str, bool], ...]
+    from_zero: bool = False
+
+
+class Told(NamedTuple):
+    """A number: the log's name for it, what it is called, how it is written, and its unit."""
+
+    metric: str
+    label: str
+    write: Callable[[float], str] = decimals
+    unit: str = ""
+
+
+def _one(name: str, title: str, metric: str, from_zero: bool = False, marked: bool = False) -> Drawn:
+    return Drawn(name, title, ((metric, title.lower(), marked),), from_zero)
+
+
+LOSS = Drawn("loss", "Loss, nats per token", ((TRAINING, "training", False), ("validation_loss", "validation", True)))
+RANKED = (
+    Drawn(
+        "accuracy",
+        "Pairs in the right order",
+        (("accuracy", "training", False), ("validation_accuracy", "validation", True)),
+    ),
+    Drawn("loss", "Loss, nats per ranking", (("loss", "training", False), ("validation_loss", "validation", True))),
+)
+EVERYWHERE = (
+    _one("learning_rate", "Learning rate", "learning_rate", True),
+    _one("gradient_norm", "Gradient norm", "grad_norm"),
+    _one("throughput", "Throughput, tokens/s", "tokens_per_second", True),
+)
+CHARTS: dict[str, tuple[Drawn, ...]] = {
+    "pretrain": (LOSS,),
+    "sft": (LOSS, _one("reward", "Reward by the judge, validation", "validation_reward", marked=True)),
+    "reward": (
+        *RANKED,
+        Drawn(
+            "held_out_labelers",
+            "Pairs of held-out labelers in the right order",
+            (("held_out_labelers_accuracy", "validation", True),),
+        ),
+    ),
+    "dpo": (*RANKED, _one("margin", "Margin of the better answer", "margin")),
+    "ppo": (
+        Drawn("reward", "Reward", (("reward", "training", False), ("validation_reward", "validation", True))),
+        Drawn("gold", "Gold reward", (("gold", "training", False), ("validation_gold", "validation", True))),
+        Drawn("kl", "KL to the start, nats", (("kl", "training", False), ("validation_kl", "validation", True)), True),
+        _one("entropy", "Entropy, nats per token", "entropy"),
+        _one("clip_fraction", "Clipped share of the ratios", "clip_fraction", True),
+        _one("value_explained", "Variance that the value explains", "value_explained"),
+        Drawn(
+            "length",
+            "Response length, tokens",
+            (("response_length", "training", False), ("validation_length", "validation", True)),
+            True,
+        ),
+        Drawn(
+            "finished",
+            "Responses that end by themselves",
+            (("finished", "training", False), ("validation_finished", "validation", True)),
+            True,
+        ),
+        _one("kl_coefficient", "KL coefficient", "kl_coefficient", True),
+        _one("mix", "Loss on pretraining text", "mix_cross_entropy"),
+    ),
+    "compare": (),
+}
+LANGUAGE_TILES = (
+    Told("validation_loss", "validation loss", decimals, "nats per token"),
+    Told(TRAINING, "training loss", decimals, "nats per token"),
+    Told("validation_perplexity", "perplexity", rounded, "validation"),
+    Told("bits_per_byte", "bits per byte", lambda value: decimals(value, 3), "validation"),
+)
+RANKED_TILES = (
+    Told("validation_accuracy", "accuracy", percent, "of held-out pairs"),
+    Told("held_out_labelers_accuracy", "accuracy", percent, "of held-out labelers\u2019 pairs"),
+    Told("validation_loss", "validation loss", decimals, "nats per ranking"),
+    Told("calibration_error", "calibration error", lambda value: decimals(value, 3), "validation"),
+)
+TILES: dict[str, tuple[Told, ...]] = {
+    "pretrain": LANGUAGE_TILES,
+    "sft": (*LANGUAGE_TILES, Told("validation_accuracy", "accuracy", percent, "of answers\u2019 tokens")),
+    "reward": RANKED_TILES,
+    "dpo": RANKED_TILES,
+    "ppo": (
+        Told("validation_gold", "gold reward", lambda value: decimals(value, 3), "validation"),
+        Told("validation_reward", "reward", lambda value: decimals(value, 3), "validation"),
+        Told("validation_kl", "KL to the start", rounded, "nats per response"),
+        Told("validation_length", "length", rounded, "tokens per response"),
+        Told("validation_finished", "ended", percent, "by themselves"),
+    ),
+    "compare": (),
+}
+TRAINED = (
+    Told("loss", "loss"),
+    Told("cross_entropy", "cross-entropy"),
+    Told("accuracy", "accuracy", percent),
+    Told("margin", "margin of the better answer"),
+    Told("grad_norm", "gradient norm", rounded),
+    Told("learning_rate", "learning rate", rounded),
+)
+LEARNED = (
+    Told("reward", "reward", decimals),
+    Told("gold", "gold reward", decimals),
+    Told("shaped_reward", "reward as it was learned from", decimals),
+    Told("kl", "KL to the start, nats", decimals),
+    Told("kl_k1", "KL by k1", decimals),
+    Told("kl_k2", "KL by k2", decimals),
+    Told("kl_k3", "KL by k3", decimals),
+    Told("kl_coefficient", "KL coefficient", rounded),
+    Told("entropy", "entropy, nats per token", decimals),
+    Told("ratio", "ratio", decimals),
+    Told("ratio_variance", "variance of the ratio", rounded),
+    Told("clip_fraction", "clipped", percent),
+    Told("value_explained", "variance that the value explains", percent),
+    Told("response_length", "tokens per response", rounded),
+    Told("finished", "ended by themselves", percent),
+    Told("policy_loss", "policy loss", rounded),
+    Told("value_loss", "value loss", rounded),
+    Told("mix_cross_entropy", "loss on pretraining text", decimals),
+    Told("sampler_gap", "sampler against full pass", rounded),
+)
+NUMBERS: dict[str, tuple[Told, ...]] = {"ppo": (*LEARNED, *TRAINED)}
+HELD_OUT = (
+    Told("validation_accuracy", "accuracy", percent),
+    Told("held_out_labelers_accuracy", "accuracy on held-out labelers", percent),
+    Told("calibration_error", "calibration error"),
+    Told("validation_reward", "reward"),
+    Told("validation_gold", "gold reward"),
+    Told("validation_kl", "KL to the start, nats"),
+    Told("validation_length", "tokens per response", rounded),
+    Told("validation_finished", "ended by themselves", percent),
+    Told("validation_perplexity", "perplexity", rounded),
+    Told("bits_per_byte", "bits per byte"),
+)
+
+
+def charts_of(run: RunRecord) -> list[Chart]:
+    """A chart for each quantity that the log holds, the stage's own first; none for an empty log."""
+    charts = []
+    for name, title, curves, from_zero in (*CHARTS[run.stage], *EVERYWHERE):
+        if name == "kl_coefficient" and run.recipe.kl.target is None:
+            continue  # it stays what the recipe says
+        found = tuple(
+            Series(label, *run.series(_metric(run, metric)), role="second" if marked else "first", marked=marked)
+            for metric, label, marked in curves
+            if run.last(_metric(run, metric)) is not None
+        )
+        if found:
+            charts.append(Chart(name, title, found, from_zero))
+    at = 1 if charts else 0
+    charts[at:at] = [*against_divergence(run), *_of_rankings(run)]
+    return charts
+
+
+def tiles_of(run: RunRecord) -> list[tuple[str, str, str]]:
+    """The handful of numbers that one asks for first: name, value, unit."""
+    values = [(told, run.last(_metric(run, told.metric))) for told in TILES[run.stage]]
+    tiles = [(told.label, told.write(value), told.unit) for told, value in values if value is not None]
+    seen = run.seen
+    if seen is not None:
+        count, what = seen
+        tiles.append((what, rounded(count), "trained on"))
+    _, rates = run.series("tokens_per_second")
+    return [*tiles, ("tokens/s", rounded(float(np.median(rates))), "median")] if len(rates) else tiles
+
+
+def last_training(run: RunRecord) -> Rows:
+    """The newest of what the steps logged."""
+    return told(run, NUMBERS.get(run.stage, TRAINED))
+
+
+def told(run: RunRecord, numbers: tuple[Told, ...]) -> Rows:
+    """Those of the numbers that the log holds, at their newest."""
+    values = [(number, run.last(number.metric)) for number in numbers]
+    return [(number.label, number.write(value)) for number, value in values if value is not None]
+
+
+def against_divergence(run: RunRecord, best_of: list[dict[str, Any]] | None = None) -> list[Chart]:
+    """Gold reward and the reward that was learned from, over the divergence from the start, at the evaluations.
+
+    With `best_of`, best-of-n sampling's table from a comparison, that is the second curve of each.
+    """
+    kinds = (
+        ("gold", "Gold reward over KL", "validation_gold"),
+        ("proxy", "Proxy reward over KL", "validation_reward"),
+    )
+    charts = []
+    for key, title, metric in kinds:
+        points = [line for line in run.lines if metric in line and "validation_kl" in line]
+        if not points:
+            continue
+        divergences = np.array([line["validation_kl"] for line in points], np.float64)
+        values = np.array([line[metric] for line in points], np.float64)
+        series = [Series(run.recipe.name, divergences, values, marked=True)]
+        if best_of:
+            pairs = np.array([(row["kl"], row[key]) for row in best_of], np.float64).T
+            series.append(Series(f"best of {best_of[-1]['n']}", pairs[0], pairs[1], role="second", marked=True))
+        charts.append(Chart(f"{key}_over_kl", title, tuple(series), across="nats of KL"))
+    return charts
+
+
+def _of_rankings(run: RunRecord) -> list[Chart]:
+    """The newest evaluation's accuracy by the number of answers, and its calibration."""
+    charts = []
+    sizes = [(size, run.last(f"accuracy_of_{size}")) for size in range(2, 65)]
+    known = np.array([(size, value) for size, value in sizes if value is not None], np.float64).reshape(-1, 2).T
+    if known.shape[1] > 1:
+        series = Series("validation", known[0], known[1], role="second", marked=True)
+        charts.append(Chart("accuracy_by_answers", "Accuracy by number of answers", (series,), across="answers"))
+    bins = [line["calibration"] for line in run.lines if "calibration" in line]
+    if bins and bins[-1]:
+        confidence, right, _ = np.array(bins[-1], np.float64).T
+        ends = np.array([0.5, 1.0])
+        series = Series("in the right order", confidence, right, role="second", marked=True, told=False)
+        ideal = Series("as confident", ends, ends, told=False)
+        charts.append(Chart("calibration", "Calibration of pairs", (ideal, series), across="confidence"))
+    return charts
+
+
+def _metric(run: RunRecord, name: str) -> str:
+    return run.training_loss if name == TRAINING else name
+
+
+def sources_seen(run: RunRecord) -> Rows:
+    """How often each source of a mixture has been seen."""
+    sources = run.recipe.data.train if run.stage == "pretrain" else ()
+    seen = [(source, run.last(f"epochs/{i}")) for i, source in enumerate(sources)]
+    return [(source.path or source.kind, decimals(share, 3)) for source, share in seen if share is not None]
+
+
+def validation_by_source(run: RunRecord) -> Rows:
+    """The newest numbers of each source of a validation set that has several."""
+    loss = Told("validation_loss", "loss", decimals)
+    return [
+        (f"{number.label}, {source}", number.write(value))
+        for number in (loss, *HELD_OUT)
+        for source, value in run.of_sources(number.metric).items()
+    ]
+
+
+def model_counts(run: RunRecord) -> Rows:
+    """Parameters and FLOPs."""
+    counts = run.counts
+    if not counts:
+        return [("parameters", "known once there is a tokenizer")]
+    rows: Rows = [
+        ("parameters", exact(counts["parameters"])),
+        ("embeddings", exact(counts["embedding_parameters"])),
+        ("non-embedding", exact(counts["non_embedding_parameters"])),
+        ("FLOPs per token", rounded(counts["flops_per_token"])),
+        ("FLOPs per token as 6N", rounded(counts["flops_per_token_6n"])),
+    ]
+    if run.tokens is not None:
+        rows.append(("training FLOPs so far", rounded(counts["flops_per_token"] * run.tokens)))
+    return rows

@@ -1,0 +1,255 @@
+"""What a workdir says about its run, or about the stages of its pipeline: recipe, record, summary and environment,
+whatever of them is there yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from lmjax.data.ramp import BatchRamp
+from lmjax.errors import UserError
+from lmjax.files import MalformedJsonError, check_form, parse_json, read_json_if_there, read_text, safe_name
+from lmjax.model.flops import Count, count
+from lmjax.settings import ModelSettings
+from lmjax.settings.recipe_files import STAGES, Pretrain, read_recipe
+from lmjax.settings.stages import PPO, SFT, Compare
+from lmjax.training.record import CHANGED, METRICS_FILE, TEXTS, read_metrics
+
+RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
+PIPELINE_FILE = "pipeline.json"  # the names of a pipeline's stages, in order
+START_TOKENIZER = "tokenizer-start"  # of a stage that goes on from another
+COUNTS = tuple(field.name for field in dataclasses.fields(Count))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as far as it has come. `lines` is empty before the first line of the log."""
+
+    folder: Path
+    recipe: Any  # of a stage
+    lines: list[dict[str, Any]]
+    summary: dict[str, Any]  # empty until the run is done
+    environment: dict[str, str]
+    recorded: datetime | None  # when the last line was written, UTC
+
+    @property
+    def stage(self) -> str:
+        return next(name for name, cls in STAGES.items() if cls is type(self.recipe))
+
+    @cached_property
+    def reached(self) -> int:
+        """The last recorded step."""
+        return max((line["step"] for line in self.lines), default=0)
+
+    @property
+    def steps(self) -> int | None:
+        """The steps of the whole stage; None where its data say how many and it is not done, or it has none."""
+        if self.stage != "compare" and getattr(self.recipe, "epochs", None) is None:
+            return int(self.recipe.train.steps)
+        return self.summary.get("steps")
+
+    @property
+    def done(self) -> bool:
+        return bool(self.summary) and self.summary.get("steps") == self.steps
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of all batches up to the last recorded step, padding included; None where the log does not tell."""
+        if isinstance(self.recipe, Pretrain):
+            return BatchRamp(self.recipe.data).tokens_at(self.reached)
+        if isinstance(self.recipe, SFT):
+            return BatchRamp(self.recipe.dialogue.loading).tokens_at(self.reached)
+        return None
+
+    @property
+    def seen(self) -> tuple[int, str] | None:
+        """How much was trained on, and what it is counted in; None for comparisons, which train nothing."""
+        if self.tokens is not None:
+            return self.tokens, "tokens"
+        if isinstance(self.recipe, PPO):
+            return BatchRamp(self.recipe.dialogue.loading).rows_at(self.reached) * self.recipe.ppo.group, "responses"
+        if isinstance(self.recipe, Compare):
+            return None
+        return BatchRamp(self.recipe.dialogue.loading).rows_at(self.reached), "rankings"
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row of the model's input."""
+        if isinstance(self.recipe, Pretrain):
+            return self.recipe.data.sequence_length
+        sampled = self.recipe.response_tokens if isinstance(self.recipe, Compare) else 0
+        sampled = self.recipe.ppo.response_tokens if isinstance(self.recipe, PPO) else sampled
+        return self.recipe.dialogue.sequence_length + sampled
+
+    @cached_property
+    def model(self) -> ModelSettings | None:
+        """The model's shape: the recipe's, or that of the stage beside this one which it starts from."""
+        recipe, folder = self.recipe, self.folder
+        seen = {folder}
+        while recipe.model is None:
+            folder = folder.parent / recipe.start
+            file = folder / RECIPE_FILE
+            if not recipe.start or folder in seen or not file.is_file():
+                return None
+            seen.add(folder)
+            recipe = read_recipe(file)
+        return recipe.model
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """The model's counts; empty while its shape or vocabulary is not known."""
+        if self.done and all(name in self.summary for name in COUNTS):
+            return {name: self.summary[name] for name in COUNTS}
+        if self.model is None:
+            return {}
+        rows = self.model.vocab_size or _tokenizer_entries(self.folder)
+        if rows is None:
+            return {}
+        return dataclasses.asdict(count(dataclasses.replace(self.model, vocab_size=rows), self.row))
+
+    @property
+    def samples(self) -> dict[int, list[dict[str, Any]]]:
+        """The lines that hold samples, by step."""
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for line in self.lines:
+            if "sample" in line:
+                by_step.setdefault(line["step"], []).append(line)
+        return by_step
+
+    @property
+    def changes(self) -> list[tuple[int, str]]:
+        """The fields of the recipe that changed between two runs, each with the steps that came before it."""
+        return [(line["step"], told) for line in self.lines for told in line.get(CHANGED, ())]
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values, float64 [N] each, of the lines that hold the number `name`; empty where none does."""
+        steps, values = self._numbers.get(name, ((), ()))
+        return np.array(steps, np.float64), np.array(values, np.float64)
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a number; None where no line holds it."""
+        _, values = self._numbers.get(name, ((), ()))
+        return float(values[-1]) if values else None
+
+    def of_sources(self, name: str) -> dict[str, float]:
+        """The newest value of a number that the log tells for each of several sources, by their names."""
+        found = [column.partition("/") for column in self._numbers]
+        return {source: self._numbers[f"{name}/{source}"][1][-1] for own, _, source in found if own == name and source}
+
+    @property
+    def training_loss(self) -> str:
+        """The name of the training curve: cross-entropy, which validation measures too, where the log holds it."""
+        return "cross_entropy" if self.last("cross_entropy") is not None else "loss"
+
+    @cached_property
+    def _numbers(self) -> dict[str, tuple[list[int], list[float]]]:
+        columns: dict[str, tuple[list[int], list[float]]] = {}
+        for line in self.lines:
+            for name, value in line.items():
+                if isinstance(value, int | float):
+                    steps, values = columns.setdefault(name, ([], []))
+                    steps.append(line["step"])
+                    values.append(value)
+        return columns
+
+
+@dataclass(frozen=True)
+class PipelineRecord:
+    """The stages of a pipeline in order; None for one that has not begun."""
+
+    folder: Path
+    stages: dict[str, RunRecord | None]
+
+    @property
+    def begun(self) -> list[RunRecord]:
+        return [run for run in self.stages.values() if run is not None]
+
+    def best_of(self, policy: RunRecord) -> list[dict[str, Any]]:
+        """Best-of-n sampling from what this policy started from, by the reward that it learned from; or nothing."""
+        source = (policy.recipe.start, policy.recipe.reward.source)
+        compared = [run for run in self.begun if isinstance(run.recipe, Compare)]
+        found = [run for run in compared if (run.recipe.start, run.recipe.proxy) == source]
+        return found[-1].summary.get("best_of", []) if found else []
+
+
+def is_pipeline(folder: Path) -> bool:
+    return (folder / PIPELINE_FILE).is_file()
+
+
+def stage_names(folder: Path) -> list[str]:
+    """The stages of a pipeline's workdir, in order. Raises UserError where a name is not that of a folder in it."""
+    path = folder / PIPELINE_FILE
+    try:
+        names = check_form(parse_json(read_text(path)), list[str], path, fix="run the pipeline again")
+    except MalformedJsonError as error:
+        raise UserError(f"{path}: expected a list of stages: {error}; run the pipeline again") from error
+    return [safe_name(name, path) for name in names]
+
+
+def read_pipeline(folder: Path) -> PipelineRecord:
+    """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
+    names = stage_names(folder)
+    own = {name: folder / name for name in names}
+    return PipelineRecord(folder, {n: read_run(f) if (f / RECIPE_FILE).is_file() else None for n, f in own.items()})
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Reads a workdir. Raises UserError where it is none, or where one of its files is damaged."""
+    recipe = folder / RECIPE_FILE
+    if not recipe.is_file():
+        what = "holds no recipe.json" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; expected the workdir of a run, such as runs/quickstart")
+    log = folder / METRICS_FILE
+    there = log.is_file()
+    made = read_recipe(recipe)
+    return RunRecord(
+        folder=folder,
+        recipe=made,
+        lines=read_metrics(folder) if there else [],
+        summary=read_summary(folder, made),
+        environment=read_json_if_there(folder / ENVIRONMENT_FILE, dict[str, str], "delete the file") or {},
+        recorded=datetime.fromtimestamp(log.stat().st_mtime, UTC) if there else None,
+    )
+
+
+class _Compared(TypedDict):
+    """The summary of comparisons."""
+
+    comparisons: int
+    left_out: int
+    gold: float
+
+
+class _Trained(TypedDict):
+    """The summary of a training stage; more numbers stand beside it."""
+
+    steps: int
+
+
+def read_summary(folder: Path, recipe: Any) -> dict[str, Any]:
+    """What a finished run came to; empty while it is not done. Raises UserError where the file is damaged or empty."""
+    path = folder / SUMMARY_FILE
+    fix = "delete the file; the run's command writes it again"
+    summary = read_json_if_there(path, _Compared if isinstance(recipe, Compare) else _Trained, fix) or {}
+    for name, value in summary.items():
+        kind: Any = str if name in TEXTS else list[dict[str, float]] if name == "best_of" else float
+        if not isinstance(value, float):  # which may be none that is finite
+            check_form(value, kind, path, name, fix)
+    return summary
+
+
+def _tokenizer_entries(folder: Path) -> int | None:
+    """The entries of the tokenizer in the workdir; None where there is none yet, or more than one recipe's."""
+    kept = [path for path in folder.glob("tokenizer-*") if path.suffix != ".partial"]
+    kept = [path for path in kept if path.name == START_TOKENIZER] or kept
+    if len(kept) != 1:
+        return None
+    from lmjax.tokenizers.tokenizer import load_tokenizer
+
+    return load_tokenizer(kept[0]).vocab_size

@@ -1,0 +1,302 @@
+"""One iteration of PPO (or GRPO): sample, score, penalise, estimate advantages, update; each phase a pure function.
+
+In: the training state, the frozen models and a batch of prompts, with rows of pretraining text where those are mixed
+in. Out: the state after all updates, and metrics. `iterate` is everything in one program; where the reward is a Python
+function, `roll` and `learn` are two, and the function is called between them.
+
+The state's `step` counts iterations. Its `params` are those of the "policy" and, unless the baseline is the group,
+of the "value" model or head; its `opt_state` holds an optimizer state for each, the "average" of the policy's weights
+and the "kl_coefficient".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmjax.data.batch import LANGUAGE_FIELDS, TARGETS, WEIGHTS, Batch
+from lmjax.model.heads import ScalarModel
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.advantage import (
+    KLEstimator,
+    adapted_coefficient,
+    advantages_and_returns,
+    estimate_kl,
+    penalised_rewards,
+    whiten,
+)
+from lmjax.objective.cross_entropy import cross_entropy
+from lmjax.objective.policy import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    group_advantages,
+    grpo_loss,
+    masked,
+    mix_weights,
+)
+from lmjax.objective.weighted import Weighted
+from lmjax.optim.schedules import Schedule
+from lmjax.optim.train_state import TrainState
+from lmjax.rl.rollout import Rollout, Vocabulary, read_responses, repeated, sample, values_before
+from lmjax.settings.conversations import KLSettings, PPOSettings, RewardSettings
+from lmjax.training.step import make_train_step
+
+POLICY, VALUE, AVERAGE, COEFFICIENT = "policy", "value", "average", "kl_coefficient"
+MASK, OLD, OLD_VALUES, ADVANTAGES, RETURNS, REFERENCE = (
+    "mask",
+    "old",
+    "old_values",
+    "advantages",
+    "returns",
+    "reference",
+)
+MIX = "mix_"  # before a field's name: of rows of pretraining text
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The models, settings and optimizers of a run; the arrays are arguments of its methods."""
+
+    policy: LanguageModel
+    value: ScalarModel
+    reward: ScalarModel | None
+    vocabulary: Vocabulary
+    ppo: PPOSettings
+    kl: KLSettings
+    shaping: RewardSettings
+    optimizers: dict[str, optax.GradientTransformation]
+    schedule: Schedule | None = None
+    microbatches: int = 1
+    seed: int = 0
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per iteration."""
+        return self.ppo.epochs * self.ppo.minibatches
+
+    @property
+    def estimator(self) -> KLEstimator:
+        """Of the divergence that is penalised and logged; GRPO's is always k3."""
+        return "k3" if self.ppo.baseline == "group" else self.kl.estimator
+
+    @property
+    def _clip(self) -> float:
+        return math.inf if self.ppo.clip is None else self.ppo.clip
+
+    def create(self, policy: Any, value: Any) -> TrainState:
+        """The state before the first iteration; `value` is a value model's parameters, a head's, or None."""
+        params = {POLICY: policy} | ({} if value is None else {VALUE: value})
+        states = {name: self.optimizers[name].init(params[name]) for name in params}
+        average = {} if self.ppo.average is None else {AVERAGE: jax.tree.map(jnp.copy, policy)}
+        coefficient = {COEFFICIENT: jnp.float32(self.kl.coefficient)}
+        return TrainState(jnp.zeros((), jnp.int32), params, states | average | coefficient)
+
+    def iterate(self, state: TrainState, frozen: dict[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
+        """A whole iteration; `frozen` holds the parameters of the "reference" policy and of the "reward" model."""
+        rollout = self.roll(state, batch)
+        scores_B = self.score(frozen["reward"], rollout)
+        return self.learn(state, frozen["reference"], rollout, scores_B, batch)
+
+    def roll(self, state: TrainState, batch: Batch) -> Rollout:
+        """Samples `group` responses to each prompt; those to one prompt are neighbours."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        prompts = repeated(batch, self.ppo.group)
+        tokens, temperature = self.ppo.response_tokens, self.ppo.temperature
+        policy = state.params[POLICY]
+        return sample(self.policy, policy, prompts, key, self.vocabulary, tokens=tokens, temperature=temperature)
+
+    def score(self, reward_params: Any, rollout: Rollout) -> jax.Array:
+        """The reward model's score of each response, [B]: read at its last token."""
+        assert self.reward is not None
+        return self.reward.scores(reward_params, rollout.rows)
+
+    def divergence(self, state: TrainState, reference: Any, rollout: Rollout) -> jax.Array:
+        """The policy's divergence from the reference in each response, [B] nats, by the estimator that is trained."""
+        mask_BN, rows = rollout.mask, rollout.rows
+        own_BN, _, _ = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1])
+        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
+        return jnp.where(mask_BN > 0, estimate_kl(own_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
+
+    def learn(
+        self, state: TrainState, reference: Any, rollout: Rollout, scores_B: jax.Array, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        """All updates of an iteration, from scored responses."""
+        coefficient = state.opt_state[COEFFICIENT]
+        data, metrics = self.experience(state.params, reference, rollout, scores_B, coefficient)
+        inner, updates = self._update(state, data, batch)
+        opt_state = dict(inner.opt_state)
+        if self.ppo.average is not None:
+            opt_state[AVERAGE] = optax.incremental_update(
+                inner.params[POLICY], state.opt_state[AVERAGE], 1.0 - self.ppo.average
+            )
+        if self.kl.target is not None:
+            episodes = scores_B.shape[0]
+            coefficient = adapted_coefficient(
+                coefficient, metrics["kl"].mean(), target=self.kl.target, episodes=episodes, horizon=self.kl.horizon
+            )
+        opt_state[COEFFICIENT] = coefficient
+        metrics = metrics | updates | {"kl_coefficient": state.opt_state[COEFFICIENT]}
+        return TrainState(state.step + 1, inner.params, opt_state), metrics
+
+    def experience(
+        self, params: Any, reference: Any, rollout: Rollout, scores_B: jax.Array, coefficient: jax.Array
+    ) -> tuple[Batch, Metrics]:
+        """What the updates learn from, [B, P + N] and [B, N], and what is known of the responses."""
+        mask_BN, rows = rollout.mask, rollout.rows
+        old_BN, entropy_BN, values_BN = self._read(params, rows, mask_BN.shape[1])
+        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
+        shaped_B = self._shaped(scores_B, rollout.finished)
+        kl_BN = estimate_kl(old_BN, reference_BN, self.estimator)
+        data = rows | {MASK: mask_BN, OLD: old_BN, REFERENCE: reference_BN}
+        explained = {}
+        if self.ppo.baseline == "group":
+            advantages_B1 = group_advantages(shaped_B, self.ppo.group)[:, None]
+            data |= {ADVANTAGES: jnp.broadcast_to(advantages_B1, mask_BN.shape)}
+        else:
+            rewards_BN = penalised_rewards(shaped_B, kl_BN, mask_BN, coefficient)
+            if self.shaping.whiten:
+                rewards_BN = whiten(rewards_BN, mask_BN, centre=False)
+            advantages_BN, returns_BN = advantages_and_returns(
+                rewards_BN, values_BN, mask_BN, discount=self.ppo.discount, decay=self.ppo.decay
+            )
+            white_BN = whiten(advantages_BN, mask_BN, centre=True)
+            data |= {ADVANTAGES: white_BN, RETURNS: returns_BN, OLD_VALUES: values_BN}
+            explained = {"value_explained": explained_variance(values_BN, returns_BN, mask_BN)}
+        counts_B = jnp.ones_like(scores_B)
+        per_response = {
+            "reward": scores_B,
+            "shaped_reward": shaped_B,
+            "kl": jnp.where(mask_BN > 0, kl_BN, 0.0).sum(axis=1),
+            "response_length": mask_BN.sum(axis=1),
+            "finished": rollout.finished.astype(jnp.float32),
+        }
+        for kind in ("k1", "k2", "k3"):
+            per_token_BN = estimate_kl(old_BN, reference_BN, kind)
+            per_response[f"kl_{kind}"] = jnp.where(mask_BN > 0, per_token_BN, 0.0).sum(axis=1)
+        metrics: Metrics = {name: masked(value_B, counts_B) for name, value_B in per_response.items()}
+        metrics |= {"entropy": masked(entropy_BN, mask_BN)}
+        metrics |= {"sampler_gap": jnp.where(mask_BN > 0, jnp.abs(old_BN - rollout.sampled), 0.0).max()}
+        return data, metrics | explained
+
+    def loss(self, params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
+        """The loss of a minibatch, for the step-maker. `rng` is not used: there is no dropout."""
+        mask_BN, tokens = batch[MASK], batch[MASK].shape[1]
+        log_probs_BN, _, values_BN = self._read(params, batch, tokens)
+        if self.ppo.baseline == "group":
+            loss, metrics = grpo_loss(
+                log_probs_BN,
+                batch[OLD],
+                batch[REFERENCE],
+                batch[ADVANTAGES][:, 0],
+                mask_BN,
+                clip=self._clip,
+                kl_coefficient=self.kl.coefficient,
+            )
+            return loss, metrics
+        loss, metrics = clipped_policy_loss(log_probs_BN, batch[OLD], batch[ADVANTAGES], mask_BN, clip=self._clip)
+        value_loss, value_metrics = clipped_value_loss(
+            values_BN, batch[OLD_VALUES], batch[RETURNS], mask_BN, clip=self.ppo.value_clip
+        )
+        total = loss.sum + self.ppo.value_coefficient * value_loss.sum
+        metrics |= value_metrics | {"policy_loss": loss, "value_loss": value_loss}
+        if self.ppo.mix_coefficient:
+            mix = {name: batch[MIX + name] for name in LANGUAGE_FIELDS}
+            sum_, mix_metrics = self._mix(params, mix)
+            total += sum_
+            metrics |= mix_metrics
+        return Weighted(total, loss.weight), metrics
+
+    def _mix(self, params: Any, rows: Batch) -> tuple[jax.Array, dict[str, Weighted]]:
+        """The cross-entropy of pretraining rows, whose weights `mix_weights` made; logged per token."""
+        loss, _ = cross_entropy(
+            self.policy.hidden(params[POLICY], rows),
+            self.policy.head(params[POLICY]),
+            rows[TARGETS],
+            rows[WEIGHTS],
+            chunking=self.policy.chunking,
+            valid_vocab=self.vocabulary.size,
+        )
+        return loss.sum, {"mix_cross_entropy": loss}
+
+    def _read(self, params: Any, rows: Batch, tokens: int) -> tuple[jax.Array, jax.Array, Any]:
+        """Log-probabilities, entropies and values (None for a group baseline or the reference), [B, N] each."""
+        head = params.get(VALUE) if self.ppo.baseline == "value_head" else None
+        log_probs_BN, entropy_BN, values_BN = read_responses(
+            self.policy, params[POLICY], rows, tokens, self.vocabulary, self.ppo.temperature, head
+        )
+        if self.ppo.baseline == "value" and VALUE in params:
+            values_BN = values_before(self.value, params[VALUE], rows, tokens)
+        return log_probs_BN, entropy_BN, values_BN
+
+    def _shaped(self, scores_B: jax.Array, finished_B: jax.Array) -> jax.Array:
+        shaping = self.shaping
+        if shaping.normalise:
+            scores_B = whiten(scores_B[:, None], jnp.ones_like(scores_B)[:, None], centre=True)[:, 0]
+        if shaping.clip is not None:
+            scores_B = jnp.clip(scores_B, -shaping.clip, shaping.clip)
+        return jnp.where(finished_B, scores_B, scores_B - shaping.missing_end_penalty)
+
+    def _update(self, state: TrainState, data: Batch, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The minibatch updates; each epoch has an order of its own."""
+        names = list(state.params)
+        rows = data[MASK].shape[0]
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), state.step), 1)
+        orders = [jax.random.permutation(jax.random.fold_in(key, epoch), rows) for epoch in range(self.ppo.epochs)]
+        order_UM = jnp.stack(orders).reshape(self.updates, rows // self.ppo.minibatches)
+        mix = {name: array for name, array in batch.items() if name.startswith(MIX)}
+        mix = {name: x.reshape(self.updates, x.shape[0] // self.updates, *x.shape[1:]) for name, x in mix.items()}
+        step = make_train_step(
+            self.loss,
+            by_part({name: self.optimizers[name] for name in names}),
+            microbatches=self.microbatches,
+            seed=self.seed,
+            schedule=self.schedule,
+        )
+
+        def update(inner: TrainState, at: tuple[jax.Array, Batch]) -> tuple[TrainState, Metrics]:
+            order_M, mixed = at
+            minibatch = {name: array[order_M] for name, array in data.items()} | mixed
+            if mixed:
+                scaled = mix_weights(mixed[MIX + WEIGHTS], minibatch[MASK], self.ppo.mix_coefficient)
+                minibatch[MIX + WEIGHTS] = scaled
+            return step(inner, minibatch)
+
+        opt_state = {name: state.opt_state[name] for name in names}
+        inner = TrainState(state.step * self.updates, state.params, opt_state)
+        inner, stacked = jax.lax.scan(update, inner, (order_UM, mix))
+        return inner, _over_updates(stacked)
+
+
+def by_part(optimizers: dict[str, optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
+    """An optimizer for each top-level part of the parameters; its state is a dict of theirs."""
+    full = {name: optax.with_extra_args_support(optimizer) for name, optimizer in optimizers.items()}
+
+    def init(params: Any) -> Any:
+        return {name: optimizer.init(params[name]) for name, optimizer in full.items()}
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        assert params is not None
+        out = {name: o.update(updates[name], state[name], params[name], **extra) for name, o in full.items()}
+        return {name: pair[0] for name, pair in out.items()}, {name: pair[1] for name, pair in out.items()}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _over_updates(stacked: Metrics) -> Metrics:
+    """One iteration's metrics: pairs are summed over updates, scalars averaged, skipped updates counted."""
+    out: Metrics = {}
+    for name, value in stacked.items():
+        if isinstance(value, Weighted):
+            out[name] = Weighted(value.sum.sum(), value.weight.sum())
+        else:
+            out[name] = value.sum() if name == "skipped" else value.mean()
+    first = stacked["update_kl"]
+    return out | {"first_update_kl": Weighted(first.sum[0], first.weight[0]).mean()}

@@ -1,0 +1,195 @@
+"""Models in and out of Hugging Face folders: a folder becomes a checkpoint of lmjax's own, and a checkpoint a folder.
+
+Both write to a new place, whole or not at all, and return what was done, in sentences for the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.checkpoints.checkpoint import Checkpointer
+from lmjax.errors import UserError
+from lmjax.fields import require_local
+from lmjax.files import write_whole
+from lmjax.generate.chat import StageTurns
+from lmjax.interop.chat_template import (
+    ChatTemplate,
+    read_chat_template,
+    reads_alike,
+    write_own_template,
+    write_stage_template,
+)
+from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
+from lmjax.interop.huggingface import HuggingFaceModel, read_model, write_model
+from lmjax.optim.train_state import TrainState
+from lmjax.parallel.start_jax import prepare_jax
+from lmjax.runs.load import NoTokenizer, Trained, load
+from lmjax.runs.workdir import RECIPE_FILE
+from lmjax.settings import CheckpointSettings, DataSettings, TokenizerSettings
+from lmjax.settings.recipe_files import Pretrain, to_json
+from lmjax.tokenizers.huggingface_config import PIPELINE
+from lmjax.tokenizers.tokenizer import Tokenizer
+
+STAGE = "imported"  # the folder below checkpoints/
+
+
+def import_folder(folder: Path | str, out: Path | str) -> str:
+    """Writes the model of a Hugging Face folder as a checkpoint below `out`, which `lmjax.load(out)` reads.
+
+    A folder without a tokenizer that lmjax has gives a checkpoint without one: it can be applied to token ids. Raises
+    UserError for what cannot be followed, for a vocabulary larger than the model's table, and where `out` is not empty.
+    """
+    require_local("folder", folder)
+    require_local("out", out)
+    prepare_jax()
+    folder, out = Path(folder), Path(out)
+    model = read_model(folder)
+    tokenizer, reason = read_tokenizer(folder, model.settings.vocab_size)
+    template = read_chat_template(folder)
+    if tokenizer is not None:
+        _check_fits(folder, model, tokenizer)
+    recipe = _recipe(model, tokenizer)
+    with _whole(out) as partial:
+        with (
+            tempfile.TemporaryDirectory() as files,
+            _checkpointer(partial, recipe, tokenizer, Path(files), template) as writer,
+        ):
+            writer.save(TrainState(jnp.zeros((), jnp.int32), model.params, {}), 0, {})
+        write_whole(partial / RECIPE_FILE, to_json(recipe))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    lines = [f"{out}: {model.config.model_type}, {parameters:,} parameters, {_described(tokenizer)}"]
+    if tokenizer is None:
+        lines.append(f"{reason}; to generate text, put {WANTED} beside config.json and import again")
+    return "\n".join(lines + _remarks(model, tokenizer))
+
+
+def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = False) -> str:
+    """Writes the newest checkpoint of a workdir, or the one named, as a Hugging Face folder `out`.
+
+    Rows of the table beyond the tokenizer's entries, which lmjax never gives any probability, are left out; with
+    `keep_rows` they are written, and other libraries give them some. Raises UserError for a model that is neither a
+    GPT-1, a GPT-2 nor a Llama, for parameters that are not finite, and where `out` is not empty.
+    """
+    require_local("out", out)
+    trained, out = load(checkpoint), Path(out)
+    absent = isinstance(trained.tokenizer, NoTokenizer)
+    eos_id = None if absent else trained.tokenizer.eos_id
+    settings, params, lines = trained.model.settings, trained.params, []
+    rows = settings.vocab_size or 0
+    entries = rows if absent else trained.tokenizer.vocab_size
+    if entries < rows:
+        beyond = f"rows {entries:,} to {rows - 1:,} of the table, which no token has"
+        if keep_rows:
+            lines.append(f"{beyond}, are written: other libraries do not mask them and may draw their ids")
+        else:
+            lines.append(f"{beyond}, are left out; --keep-rows keeps them")
+            settings = dataclasses.replace(settings, vocab_size=entries)
+            params = params | {name: params[name][:entries] for name in ("tokens", "head") if name in params}
+    with _whole(out) as partial:
+        model_type = write_model(partial, settings, params, eos_id=eos_id)
+        kind = "none" if absent else write_tokenizer(partial, trained.tokenizer, settings.context)
+        lines += _write_template(partial, trained)
+    return "\n".join([f"{out}: {model_type} of step {trained.step}; tokenizer: {kind}", *lines])
+
+
+def _write_template(folder: Path, trained: Trained) -> list[str]:
+    """Writes the model's chat template, if it has one, and returns what there is to say of it."""
+    turns = trained.turns
+    if isinstance(turns, ChatTemplate):
+        return ["chat template: that of the imported model"] if write_own_template(folder, turns) else []
+    if not isinstance(turns, StageTurns):
+        return []
+    if not write_stage_template(folder, turns.template):
+        return ["chat template: none, as there is no tokenizer_config.json to hold it"]
+    lines = [f"chat template: that of the stage {trained.recipe.name!r}"]
+    if not reads_alike(turns.template, trained.tokenizer):
+        lines.append(
+            "chat template: read as one text, an answer's first tokens differ from those trained on, as the tokenizer "
+            "joins them with the prompt's last; begin dialogue.template.answer with a blank to avoid it"
+        )
+    return lines
+
+
+def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
+    """The recipe of an imported model: its shape and tokenizer; what it was trained on and how, nobody says."""
+    settings = model.settings
+    kind: Any = "sentencepiece" if model.config.model_type == "llama" else "bpe"
+    entries = settings.vocab_size or 0
+    if tokenizer is not None:
+        kind, entries = tokenizer.kind, tokenizer.vocab_size
+    length = min(DataSettings().sequence_length, settings.context)
+    return Pretrain(
+        name=model.config.model_type,
+        tokenizer=TokenizerSettings() if kind == "byte" else TokenizerSettings(kind=kind, vocab_size=entries),
+        data=DataSettings(sequence_length=length),
+        model=settings,
+    )
+
+
+def _checkpointer(
+    out: Path, recipe: Pretrain, tokenizer: Tokenizer | None, files: Path, template: ChatTemplate | None
+) -> Checkpointer:
+    if tokenizer is not None:
+        tokenizer.save(files)
+        if template is not None:
+            template.save(files)
+    return Checkpointer(
+        out / "checkpoints" / STAGE,
+        CheckpointSettings(),
+        recipe_json=to_json(recipe),
+        tokenizer_folder=files,
+        report=print,
+    )
+
+
+def _check_fits(folder: Path, model: HuggingFaceModel, tokenizer: Tokenizer) -> None:
+    rows = model.settings.vocab_size or 0
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} entries: expected at most the {rows} rows of "
+            "config.json's vocab_size; take the tokenizer's files away if they are not this model's"
+        )
+
+
+def _described(tokenizer: Tokenizer | None) -> str:
+    return f"a {tokenizer.kind} tokenizer of {tokenizer.vocab_size:,} entries" if tokenizer else "no tokenizer"
+
+
+def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
+    """Where texts begin or end otherwise than config.json says."""
+    lines = []
+    config = model.config
+    if tokenizer is not None and config.eos_id is not None and config.eos_id != tokenizer.eos_id:
+        lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
+    if config.bos_id is not None and config.bos_id != config.eos_id:
+        lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
+    lines += [f"{PIPELINE}: {remark}" for remark in getattr(tokenizer, "remarks", [])]
+    return lines
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `out` at the end, or goes away if that is not reached."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: expected a new or an empty folder; choose another, or remove it")
+    out = out.resolve()  # which has a name, as "." has not
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            partial.replace(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from error

@@ -1,0 +1,189 @@
+"""A trained model from a checkpoint: apply it, sample from it, talk to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.bucket import located
+from lmjax.checkpoints.checkpoint import Checkpoint
+from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
+from lmjax.errors import UserError, clear_disk_errors, require, shortened
+from lmjax.fields import require_local
+from lmjax.generate.chat import ChatFormat, StageTurns, TurnFormat, chat
+from lmjax.generate.decode import Completion, generate, token_text
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.interop.chat_template import saved_chat_template
+from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.start_jax import prepare_jax
+from lmjax.settings.recipe_files import Pretrain, Stage, from_json
+from lmjax.stages.initial import found_checkpoint, language_model_params
+from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+
+class NoTokenizer:
+    """Stands where a checkpoint has no tokenizer, as after an import from a folder without one: any use says so."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError(
+            f"{self._checkpoint}: it has no tokenizer, so that it reads and writes token ids and no text; "
+            "to have one, put its files into the folder that the model came from and import it again"
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, its parameters, its tokenizer and the recipe that made them."""
+
+    model: LanguageModel
+    params: Any
+    tokenizer: Tokenizer
+    recipe: Stage
+    step: int
+    turns: TurnFormat = ChatFormat()
+
+    def apply(self, tokens_BT: Any) -> jax.Array:
+        """Float32 logits [B, T, V] of rows of tokens without padding; -inf for rows of the table that no token has.
+
+        Raises UserError unless these are rows of one length, at least 1, of ids that the table has, and no longer than
+        the context where its positions are learned.
+        """
+        tokens = jnp.asarray(_checked_rows(tokens_BT, self.model), jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+        batch = {TOKENS: tokens, POSITIONS: positions, SEGMENTS: jnp.ones_like(tokens)}
+        entries = None if isinstance(self.tokenizer, NoTokenizer) else self.tokenizer.vocab_size
+        return _logits(self.model, self.params, batch, entries)
+
+    def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
+        """Continues each prompt; the settings are those of `lmjax.generate.sampling.SamplingSettings`.
+
+        Raises UserError for prompts that are no texts, for a parameter that is not finite, and as `generate` does.
+        """
+        several = _checked_texts(prompts)
+        self._require_finite()
+        return generate(self.model, self.params, self.tokenizer, several, _sampling(settings))
+
+    def chat(self, **settings: Any) -> None:
+        """Talks on the terminal until the input ends, turns written by the checkpoint's own template."""
+        self._require_finite()
+        chat(self.model, self.params, self.tokenizer, _sampling(settings), self.turns)
+
+    def token_texts(self, completion: Completion) -> list[str]:
+        """The text of each token of a completion, as it should be shown."""
+        return [token_text(self.tokenizer, token) for token in completion.tokens]
+
+    def _require_finite(self) -> None:
+        for path, wrong in jax.tree_util.tree_leaves_with_path(jax.device_get(self._not_finite)):
+            if wrong:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise UserError(
+                    f"step {self.step}: {wrong:,} entries of the parameter {name} are NaN or infinite: expected finite "
+                    "ones; the training that wrote it diverged: take an older checkpoint"
+                )
+
+    @functools.cached_property
+    def _not_finite(self) -> Any:
+        return jax.jit(functools.partial(jax.tree.map, lambda x: (~jnp.isfinite(x)).sum()))(self.params)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "entries"))
+def _logits(model: LanguageModel, params: Any, batch: Batch, entries: int | None) -> jax.Array:
+    return model.logits(params, batch, entries=entries)
+
+
+def _checked_rows(rows: Any, model: LanguageModel) -> Any:
+    """The rows as an array [B, T] of whole numbers, which the model reads without making NaN of them."""
+    expected = "rows of token ids, all of one length, at least 1, as [[1, 2, 3]]"
+    array = rows
+    if not isinstance(rows, jax.Array):
+        try:
+            array = np.asarray(rows)
+        except (ValueError, TypeError, OverflowError) as error:  # rows of several lengths, for one
+            raise UserError(f"apply: found {shortened(rows)} ({error}): expected {expected}") from error
+    if array.ndim != 2 or not array.size:
+        found = f"an array of shape {array.shape}" if array.size else "none"
+        raise UserError(f"apply: found {found}: expected {expected}; write one row in brackets of its own")
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        fix = "a text becomes ids by tokenizer.encode(text)"
+        raise UserError(f"apply: found {shortened(rows)}, of {array.dtype}: expected {expected}; {fix}")
+    context = model.settings.context
+    fits = array.shape[1] <= context or model.settings.positions.kind != "learned"
+    require(fits, "apply: tokens of a row", array.shape[1], f"at most the model's context of {context}", "cut the rows")
+    if not isinstance(array, jax.core.Tracer):  # whose values are not known yet
+        ids, size = np.asarray(array), model.settings.vocab_size or 0
+        for row, column in np.argwhere((ids < 0) | (ids >= size))[:1]:
+            raise UserError(
+                f"apply: token id {ids[row, column]} (row {row}, column {column}): expected 0 to {size - 1}, the rows "
+                "of the model's table; encode with the model's own tokenizer"
+            )
+    return array
+
+
+def _checked_texts(prompts: Any) -> list[str]:
+    several = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(several, list | tuple) or not all(isinstance(prompt, str) for prompt in several):
+        fix = "ids become a text by tokenizer.decode(ids)"
+        raise UserError(f"generate: found {shortened(prompts)}: expected a text or a list of texts; {fix}")
+    return list(several)
+
+
+def _sampling(settings: dict[str, Any]) -> SamplingSettings:
+    """The settings of sampling; numbers may be NumPy's, and one stop string may stand alone."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    stop = plain.get("stop", ())
+    plain["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return SamplingSettings(**plain)
+
+
+def load(checkpoint: Path | str) -> Trained:
+    """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none.
+
+    Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
+    """
+    require_local("checkpoint", checkpoint, bucket=True)
+    prepare_jax()
+    path = located(checkpoint)
+    with clear_disk_errors(path):
+        return _loaded(found_checkpoint(path))
+
+
+def _loaded(found: Checkpoint) -> Trained:
+    extras = found.extras()
+    recipe = from_json(extras["recipe"], f"{found.path}: recipe")
+    tokenizer, turns = cast(Tokenizer, NoTokenizer(found.path)), _turns(recipe, extras["tokenizer"], found.path)
+    if extras["tokenizer"]:
+        with tempfile.TemporaryDirectory() as folder:
+            found.unpack_tokenizer(Path(folder))
+            tokenizer = load_tokenizer(Path(folder))
+    settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
+    # The kernel that was named for training may not run here, nor is it needed: a cache is read by einsum.
+    attention = dataclasses.replace(settings.attention, implementation="auto")
+    settings = dataclasses.replace(settings, attention=attention)
+    compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
+    model = LanguageModel(settings, compute, jax.default_backend())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    params = language_model_params(found, recipe, abstract)
+    return Trained(model, params, tokenizer, recipe, found.step, turns)
+
+
+def _turns(recipe: Stage, files: dict[str, str], where: Path) -> TurnFormat:
+    """How turns are written: by the template of the stage, by the one that an imported model came with, or plainly."""
+    if not isinstance(recipe, Pretrain):
+        return StageTurns(recipe.dialogue.template)
+    return saved_chat_template(files, where) or ChatFormat()

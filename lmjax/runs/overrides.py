@@ -1,0 +1,109 @@
+"""The fields that a command sets: of a recipe, or of a pipeline's stages, each under its stage's name."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from lmjax.errors import UserError, nearest, shortened
+from lmjax.settings.recipe_files import Pipeline
+
+LONGEST_WORD = 200  # characters of a word that a message repeats
+HELP = ("-h", "--help")
+
+
+def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> Any:
+    """The recipe with the fields that the words `--field value` set; `--help` lists all fields and leaves.
+
+    In a pipeline, a field without a stage's name is the first stage's. A stage's name may be any; its own spelling
+    goes before one that differs in "-", "_" and ".". Raises UserError for a word that names neither.
+    """
+    if not overrides:
+        return recipe
+    text = f"The fields of {spec}. In a pipeline, a field without a stage's name is the first stage's."
+    about = (f"{prog} {shortened(spec)[1:-1]}", text)
+    if not isinstance(recipe, Pipeline):
+        return _parsed(type(recipe), recipe, overrides, about)
+    if any(word in HELP for word in overrides):
+        _parsed_under([(flag_of(stage.name), stage) for stage in recipe.stages], ["--help"], about)
+    stages = list(recipe.stages)
+    own, first = _by_stage(overrides, [stage.name for stage in stages], stages[0])
+    if first:
+        stages[0] = _parsed(type(stages[0]), stages[0], first, about)
+    for number, words in own.items():
+        (stages[number],) = _parsed_under([(flag_of(stages[number].name), stages[number])], words, about)
+    return dataclasses.replace(recipe, stages=tuple(stages))
+
+
+def flag_of(name: str) -> str:
+    """A stage's name as it stands in an option."""
+    return re.sub(r"[\W_]", "-", name)
+
+
+def _parsed_under(stages: Sequence[tuple[str, Any]], words: Sequence[str], about: tuple[str, str]) -> list[Any]:
+    """Stages, the fields of each of which have its name before them."""
+    shown: list[str] = []
+    for flag, _ in stages:  # in the list of all fields two names may differ in their signs alone
+        shown.append(flag if flag not in shown else f"{flag}-{len(shown) + 1}")
+    fields = [
+        (f"stage_{number}", Annotated[type(stage), tyro.conf.arg(name=flag)])
+        for number, (flag, (_, stage)) in enumerate(zip(shown, stages, strict=True))
+    ]
+    kind = dataclasses.make_dataclass("Stages", fields, frozen=True)
+    parsed = _parsed(kind, kind(*(stage for _, stage in stages)), words, about)
+    return [getattr(parsed, name) for name, _ in fields]
+
+
+def _parsed(kind: Any, default: Any, words: Sequence[str], about: tuple[str, str]) -> Any:
+    """What the words make of `default`. A mistake leaves with 2, and repeats no word of thousands of characters."""
+    prog, text = about
+    long = any(len(word) > LONGEST_WORD for word in words)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) if long else contextlib.nullcontext():
+            return tyro.cli(kind, default=default, args=list(words), prog=prog, description=text)
+    except SystemExit as leaving:
+        if long and leaving.code == 2:
+            short = [shortened(word)[1:-1] for word in words]
+            tyro.cli(kind, default=default, args=short, prog=prog, description=text)
+        raise
+
+
+def _by_stage(words: Sequence[str], names: list[str], first: Any) -> tuple[dict[int, list[str]], list[str]]:
+    """The words that set fields of each stage, by its number, and those that set fields of the first without a name."""
+    fields = [field.name.replace("_", "-") for field in dataclasses.fields(first)]
+    own: dict[int, list[str]] = {}
+    others: list[str] = []
+    place = others
+    for word in words:
+        if word.startswith("-") and not re.fullmatch(r"-[\d.].*", word):
+            number, rest = _stage_of(word.lstrip("-"), names)
+            part = flag_of(re.split(r"[.=]", word.lstrip("-"))[0])
+            if number is None and part not in fields:
+                known = [*map(flag_of, names), *fields]
+                raise UserError(
+                    f"{shortened(word)[1:-1]}: neither a stage nor a field of the first; {nearest(part, known)}"
+                )
+            place = others if number is None else own.setdefault(number, [])
+            word = word if number is None else f"--{flag_of(names[number])}{rest}"
+        place.append(word)
+    return own, others
+
+
+def _stage_of(option: str, names: list[str]) -> tuple[int | None, str]:
+    """Which stage an option names, by its own spelling or else by that of an option, and what follows the name."""
+    for spelling in (str, flag_of):
+        found = []
+        for number, name in enumerate(names):
+            begins, rest = option[: len(name)], option[len(name) :]
+            if spelling(begins) == spelling(name) and rest[:1] in ("", ".", "="):
+                found.append((len(name), number, rest))
+        if found:
+            _, number, rest = max(found)
+            return number, rest
+    return None, ""

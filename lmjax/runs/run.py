@@ -1,0 +1,278 @@
+"""Runs a recipe in a workdir, from wherever it stands: fresh, interrupted or done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.bucket import folder_here, located
+from lmjax.errors import clear_disk_errors, is_bucket, require
+from lmjax.fields import require_local
+from lmjax.files import user_path, write_whole
+from lmjax.model.flops import count
+from lmjax.parallel import processes as multihost
+from lmjax.parallel.start_jax import prepare_jax, unused_accelerator
+from lmjax.report.page import write_report
+from lmjax.report.records import read_summary
+from lmjax.runs import workdir as place
+from lmjax.runs.agreement import facts_of
+from lmjax.runs.pipeline import is_done, plan_stages, run_stages
+from lmjax.runs.preflight import check_ahead
+from lmjax.runs.provenance import claim_origins
+from lmjax.runs.remote_workdir import share, staged
+from lmjax.settings.recipe_files import Pipeline, Pretrain, Stage
+from lmjax.settings.stages import DPO, PPO, SFT, Compare, RewardModel
+from lmjax.stages.compare import compare
+from lmjax.stages.dpo import dpo
+from lmjax.stages.ppo import ppo
+from lmjax.stages.pretrain import pretrain
+from lmjax.stages.reward_model import reward
+from lmjax.stages.sft import sft
+from lmjax.stages.train_stage import Outcome, TrainingRecipe
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import METRICS_FILE, read_metrics
+from lmjax.training.stop import Stopped, StopRequest
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. `signal` is the number of the one that stopped it, or None when the recipe is done."""
+
+    workdir: Path
+    signal: int | None
+    summary: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def run(
+    recipe: Stage | Pipeline,
+    workdir: Path | str | None = None,
+    *,
+    force: bool = False,
+    quiet: bool = False,
+    only: str | None = None,
+    start_from: str | None = None,
+    executable: Path | None = None,
+) -> Result:
+    """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
+
+    `force` goes on although the recipe changes what the rest of the run computes. Of a pipeline, `only` runs one stage,
+    and `start_from` runs that stage and all behind it anew. `executable` is the file of a pretraining step that
+    `lmjax plan` compiled. SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data,
+    and when the disk is full.
+    """
+    with multihost.telling_others():
+        return _run(recipe, workdir, force, quiet, only, start_from, executable)
+
+
+def _run(
+    recipe: Stage | Pipeline,
+    workdir: Path | str | None,
+    force: bool,
+    quiet: bool,
+    only: str | None,
+    start_from: str | None,
+    executable: Path | None,
+) -> Result:
+    require_local("workdir", workdir, bucket=True)
+    require_local("executable", executable)
+    alone = not isinstance(recipe, Pipeline)
+    require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
+    serves = executable is None or isinstance(recipe, Pretrain)
+    require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
+    asked = located(user_path(workdir)) if workdir is not None else Path("runs") / recipe.name
+    folder = folder_here(asked) if is_bucket(asked) else asked
+    prepare_jax()
+    options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}
+    multihost.join(lambda: facts_of(recipe, options))
+    display = ProgressDisplay(silent=quiet or not multihost.is_first())
+    unused = unused_accelerator()
+    if unused is not None:
+        display.say(unused)
+    agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
+    with (
+        multihost.naming_lost_peers(),
+        StopRequest(agree) as stop,
+        place.locked(folder),
+        clear_disk_errors(folder),
+        staged(asked, folder, display.say),
+    ):
+        try:
+            if isinstance(recipe, Pipeline):
+                result = _pipeline(recipe, folder, stop, display, only, start_from, force)
+            else:
+                result = _stage(recipe, folder, stop, display, force, executable)
+            return dataclasses.replace(result, workdir=asked)
+        except Stopped:
+            display.say("stopped; the same command goes on")
+            return Result(asked, stop.signal, {})
+
+
+def _pipeline(
+    pipeline: Pipeline,
+    folder: Path,
+    stop: StopRequest,
+    display: ProgressDisplay,
+    only: str | None,
+    first: str | None,
+    force: bool,
+) -> Result:
+    results: dict[str, Result] = {}
+
+    def run_one(stage: Stage, own: Path) -> bool:
+        own.mkdir(parents=True, exist_ok=True)
+        results[stage.name] = _stage(stage, own, stop, display, force)
+        return results[stage.name].signal is None
+
+    plans = plan_stages(pipeline, folder, only, first, force)
+    check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
+    if multihost.is_first():
+        write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
+    run_stages(plans, folder, run_one, display.say)
+    if multihost.is_first():
+        _say_pipeline(pipeline, folder, display)
+    summaries = {name: result.summary for name, result in results.items()}
+    return Result(folder, stop.signal, summaries)
+
+
+def _stage(
+    recipe: Stage,
+    folder: Path,
+    stop: StopRequest,
+    display: ProgressDisplay,
+    force: bool,
+    executable: Path | None = None,
+) -> Result:
+    recipe, changes = place.claim(folder, recipe, force)
+    claim_origins(recipe, folder, force)
+    for change in changes:
+        display.say(f"changed: {change}")
+    multihost.barrier("claimed")
+    if isinstance(recipe, Compare):
+        result = _compared(recipe, folder, display)
+    else:
+        result = _finish(recipe, folder, stop, display, executable)
+    share(folder)
+    return result
+
+
+def _trained(
+    recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
+) -> Outcome:
+    """Runs the stage from wherever it stands."""
+    if isinstance(recipe, Pretrain):
+        return pretrain(recipe, folder, stop, display, executable)
+    if isinstance(recipe, SFT):
+        return sft(recipe, folder, stop, display)
+    if isinstance(recipe, RewardModel):
+        return reward(recipe, folder, stop, display)
+    if isinstance(recipe, DPO):
+        return dpo(recipe, folder, stop, display)
+    return ppo(recipe, folder, stop, display)
+
+
+def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result:
+    """Comparisons are written when all answers have been sampled."""
+    summary = read_summary(folder, recipe)
+    if summary:
+        display.say(f"{folder} is done.")
+    else:
+        summary = compare(recipe, folder, display)
+        if multihost.is_first():
+            write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+    if multihost.is_first():
+        display.say(f"report: {write_report(folder)}")
+    multihost.barrier("compared")
+    return Result(folder, None, summary)
+
+
+def _finish(
+    recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
+) -> Result:
+    summary = read_summary(folder, recipe)
+    if is_done(recipe, summary):
+        display.say(f"{folder} is done.")
+    else:
+        if multihost.is_first():
+            write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
+        outcome = _trained(recipe, folder, stop, display, executable)
+        done = int(jax.device_get(outcome.state.step))
+        if done < outcome.steps or stop.left_off:
+            saved = "stopped and saved at" if done else "stopped at"
+            display.say(f"{saved} step {done} of {outcome.steps}; the same command goes on")
+            return Result(folder, stop.signal, {})
+        counted = dataclasses.asdict(count(outcome.settings, outcome.sequence_length))
+        share(folder)
+        summary = {"steps": done, **counted, **_last_numbers(folder)}
+        if multihost.is_first():
+            write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
+    if multihost.is_first():
+        _say_result(display, summary, write_report(folder))
+    multihost.barrier("finished")
+    return Result(folder, None, summary)
+
+
+def _say_pipeline(pipeline: Pipeline, folder: Path, display: ProgressDisplay) -> None:
+    """What each policy made of the known reward, where there is one; what is left to run; where the report is."""
+    for stage in pipeline.stages:
+        if isinstance(stage, PPO) and stage.reward.gold and (folder / stage.name / METRICS_FILE).exists():
+            golds = [line["validation_gold"] for line in read_metrics(folder / stage.name) if "validation_gold" in line]
+            if golds:
+                display.say(f"gold reward of {stage.start}: {golds[0]:.3f}; of {stage.name}: {golds[-1]:.3f}")
+    left = [stage.name for stage in pipeline.stages if not (folder / stage.name / place.SUMMARY_FILE).exists()]
+    if left:
+        display.say(f"still to run: {', '.join(left)}")
+    display.say(f"report: {write_report(folder, stages=False)}")
+
+
+def _last_numbers(folder: Path) -> dict[str, Any]:
+    """The last loss, validation numbers and sample of the record."""
+    wanted = (
+        "loss",
+        "validation_loss",
+        "validation_perplexity",
+        "bits_per_byte",
+        "validation_accuracy",
+        "reward",
+        "kl",
+        "validation_reward",
+        "validation_kl",
+        "validation_gold",
+        "tokens_per_second",
+        "prompt",
+        "sample",
+    )
+    merged = {name: value for line in read_metrics(folder) for name, value in line.items()}
+    of_sources = [name for name in merged if "/" in name and name.partition("/")[0] in wanted]
+    return {name: merged[name] for name in (*wanted, *of_sources) if name in merged}
+
+
+def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path) -> None:
+    parts = [f"loss {summary['loss']:.4f}"] if "loss" in summary else []
+    if "validation_loss" in summary:
+        parts.append(f"validation loss {summary['validation_loss']:.4f}")
+    names = {
+        "bits_per_byte": "bits per byte",
+        "validation_accuracy": "accuracy",
+        "reward": "reward",
+        "kl": "nats of KL",
+        "validation_gold": "gold reward",
+    }
+    parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
+    display.say(f"final: {', '.join(parts)}")
+    told = {"validation_loss": "validation loss", "validation_reward": "reward"}
+    for name, value in summary.items():
+        quantity, _, source = name.partition("/")
+        if source and quantity in told:
+            display.say(f"{told[quantity]} of {source}: {value:.4f}")
+    if "sample" in summary:
+        display.say(f"sample: {summary.get('prompt', '')}{summary['sample']}")
+    display.say(f"report: {written}")

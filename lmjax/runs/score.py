@@ -1,0 +1,120 @@
+"""A reward model's scores of the answers in a file or in any other source of dialogue."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lmjax.data.batch import SEGMENTS
+from lmjax.data.conversation_rows import Counts, open_rows
+from lmjax.data.conversations import Response, render
+from lmjax.data.packing import Rows
+from lmjax.errors import require
+from lmjax.model.heads import ScalarModel
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.preferences import answer_scores
+from lmjax.parallel.start_jax import prepare_jax
+from lmjax.settings.conversations import DialogueSourceSettings
+from lmjax.settings.stages import RewardModel
+from lmjax.stages.initial import Start, abstract_params, open_start
+
+AT_ONCE = 8  # prompts
+
+
+class Scored(NamedTuple):
+    """A response's score, and the reward that its record gives it, if any."""
+
+    prompt: str  # as the model reads it, if it is not too long
+    answer: str
+    score: float
+    reward: float | None
+
+
+def print_scores(checkpoint: Path, file: Path, *, as_json: bool, skip_bad: bool) -> None:
+    """Prints a line for each response. What was skipped or cut goes to standard error, as does, where the file gives
+    rewards, how they go with the scores. Raises as `score_file` does.
+    """
+    responses, counts = score_file(checkpoint, file, skip_bad=skip_bad)
+    for message in counts.messages:
+        print(f"skipped: {message}", file=sys.stderr)
+    if counts.cut:
+        print(f"{counts.cut} of {counts.records} responses: the beginning of the prompt is cut", file=sys.stderr)
+    for warning in counts.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    scored = []
+    for each in responses:
+        scored.append(each)
+        if as_json:
+            given = {name: value for name, value in each._asdict().items() if value is not None}
+            print(json.dumps(given, ensure_ascii=False))
+        else:
+            print(f"{each.score:+9.4f}  {json.dumps(each.answer[:100], ensure_ascii=False)}")
+    r, count = correlation(scored)
+    if count:
+        print(f"Pearson correlation of the scores with {count} given rewards: {r:.4f}", file=sys.stderr)
+
+
+def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple[Iterator[Scored], Counts]:
+    """Every response in a file in its order (a tree's best-ranked first), and what was skipped or cut.
+
+    A conversation that is longer than in training loses its beginning, whatever training did. Raises UserError for a
+    checkpoint that is no reward model's and for bad records, which `skip_bad` leaves out.
+    """
+    recipe, start = open_scorer(checkpoint)
+    source = DialogueSourceSettings(path=str(file), on_bad_record="skip" if skip_bad else "error")
+    dialogue = dataclasses.replace(recipe.dialogue, too_long="left")  # which leaves no answer out
+    rows, counts, records = open_rows(source, dialogue, start.tokenizer, "response")
+
+    def scored() -> Iterator[Scored]:
+        for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
+            assert isinstance(record, Response)
+            score, fix = float(scores_K[0]), "the training that wrote the checkpoint diverged: take an older one"
+            require(math.isfinite(score), f"{checkpoint}: a score", score, "a finite number", fix)
+            prompt = "".join(piece.text for piece in render(record.prompt, dialogue.template))
+            yield Scored(prompt, record.answer, score, record.reward)
+
+    return scored(), counts
+
+
+def open_scorer(checkpoint: Path) -> tuple[RewardModel, Start]:
+    """A reward model and the recipe that made it. Raises UserError for a checkpoint that is no reward model's."""
+    prepare_jax()
+    with tempfile.TemporaryDirectory() as folder:
+        start = open_start(str(checkpoint), Path(folder))
+    recipe = start.recipe
+    require(isinstance(recipe, RewardModel), "CKPT", str(checkpoint), "a reward model", "name the stage that made one")
+    assert isinstance(recipe, RewardModel)
+    return recipe, start
+
+
+def scores_of(recipe: RewardModel, start: Start, rows: Rows) -> Iterator[np.ndarray]:
+    """The scores of the answers to each prompt, float32 [K], of rows of rankings or responses."""
+    compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
+    model = ScalarModel(LanguageModel(start.settings, compute, jax.default_backend()))
+    params = start.reward_model(abstract_params(model, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+    score = jax.jit(lambda params, batch: answer_scores(model, params, batch))
+    for begin in range(0, len(rows), AT_ONCE):
+        batch = rows.batch(np.arange(begin, begin + AT_ONCE) % len(rows))  # one shape; what is repeated is not shown
+        scores_BK, present_BK = np.asarray(score(params, batch)), batch[SEGMENTS].any(axis=-1)
+        for row in range(min(AT_ONCE, len(rows) - begin)):
+            yield scores_BK[row][present_BK[row]]
+
+
+def correlation(scored: list[Scored]) -> tuple[float, int]:
+    """Pearson's r of the scores and the rewards that records give, and of how many responses.
+
+    r is NaN where it is undefined: without two different scores and two different rewards.
+    """
+    pairs_N2 = np.array([(each.score, each.reward) for each in scored if each.reward is not None]).reshape(-1, 2)
+    if not len(pairs_N2) or (pairs_N2 == pairs_N2[0]).all(axis=0).any():
+        return float("nan"), len(pairs_N2)
+    return float(np.corrcoef(pairs_N2.T)[0, 1]), len(pairs_N2)

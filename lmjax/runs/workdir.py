@@ -1,0 +1,111 @@
+"""A run's folder: one run at a time, one recipe for all its runs, and what it is known by."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+import lmjax
+from lmjax.checkpoints.checkpoint import checkpoints_in
+from lmjax.errors import UserError
+from lmjax.files import write_whole
+from lmjax.parallel.processes import is_first
+from lmjax.runs.recipe_changes import adopted
+from lmjax.settings.recipe_files import Stage, from_json, read_recipe, to_json
+from lmjax.training.record import note_changes
+
+RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
+ANSWERED_FILE = "answered.jsonl"  # of a comparison: a line for each batch of prompts, until all are answered
+PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The recipe of a workdir's newest steps, and how many they are."""
+
+    recipe: Stage
+    step: int
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder for this run, by its first process. Raises UserError when another run has it.
+
+    A killed run leaves no lock.
+    """
+    if not is_first():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}; choose another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{workdir}: another run is using it; wait for it, or choose another --workdir") from error
+        yield
+
+
+def begun(workdir: Path) -> Begun | None:
+    """The newest steps in the folder and their recipe; None where nothing has been done that a change could spoil.
+
+    The recipe is that of the newest checkpoint that tells one, and not what a run that took no step left behind.
+    """
+    steps = [checkpoint for checkpoint in checkpoints_in(workdir) if checkpoint.step]
+    for checkpoint in steps:
+        with contextlib.suppress(UserError):  # damaged: whoever restores it says so
+            text = checkpoint.extras()["recipe"]
+            return Begun(from_json(text, f"{checkpoint.path}: recipe"), checkpoint.step)
+    path = workdir / RECIPE_FILE
+    kept = steps or (workdir / SUMMARY_FILE).exists() or (workdir / ANSWERED_FILE).exists()
+    if not kept or not path.exists():
+        return None
+    return Begun(read_recipe(path), steps[0].step if steps else 0)
+
+
+def claim(workdir: Path, recipe: Stage, force: bool) -> tuple[Stage, list[str]]:
+    """Writes the recipe into the folder and gives it back as it is to be run, with the changes since the last run.
+
+    The recipe binds the folder once it has a checkpoint, a summary or answers. Raises UserError for a change that
+    the steps so far do not allow, or not without `force`; see lmjax/runs/recipe_changes.py.
+    """
+    try:
+        before = begun(workdir)
+    except UserError:
+        if not force:
+            raise
+        before = Begun(recipe, 0)
+    changes: list[str] = []
+    if before is not None:
+        recipe, changes = adopted(before.recipe, recipe, before.step, force, workdir)
+    if is_first():
+        write_whole(workdir / RECIPE_FILE, to_json(recipe))
+        note_changes(workdir, None if before is None else before.step, changes)
+    return recipe, changes
+
+
+def environment() -> dict[str, str]:
+    """Versions and devices, for the report."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    devices = jax.devices()
+    return {
+        "lmjax": lmjax.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": str(jax.process_count()),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+    }

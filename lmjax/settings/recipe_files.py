@@ -1,0 +1,314 @@
+"""Recipes: what a run is, as one frozen dataclass, and its exact JSON form.
+
+A recipe file is plain Python with a function `recipe()` or, where it offers sizes, `recipe(size)`. What comes out
+of this module is a checked recipe; nothing else configures a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import re
+import traceback
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmjax.settings
+import lmjax.settings.conversations
+from lmjax.errors import UserError, nearest, require, shortened, text_of
+from lmjax.fields import check_divides, check_name, check_types, described, field_types, require_local
+from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
+from lmjax.kinds import without_unused
+from lmjax.settings import (
+    CheckpointSettings,
+    ComputeSettings,
+    DataSettings,
+    EvaluationSettings,
+    LogSettings,
+    MeshSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PlanSettings,
+    TokenizerSettings,
+    TrainSettings,
+)
+from lmjax.settings.conversations import DialogueSourceSettings, is_function
+from lmjax.settings.stages import DPO, PPO, SFT, Compare, RewardModel
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Language-model pretraining from scratch on raw text."""
+
+    name: str = "pretrain"
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+    plan: PlanSettings = PlanSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    def __post_init__(self) -> None:
+        check_types("", self)
+        check_name(self.name)
+        length, context = self.data.sequence_length, self.model.context
+        fits = length <= context or self.model.positions.kind != "learned"
+        require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
+        rows = {"data.batch_size": self.data.batch_size}
+        rows |= {} if self.data.ramp_from is None else {"data.ramp_from": self.data.ramp_from}
+        check_divides("train.microbatches", self.train.microbatches, rows)
+        by = self.checkpoint.best_by
+        require(by == "validation_loss", "checkpoint.best_by", by, "'validation_loss' in pretraining", "leave it out")
+        table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size
+        fits = table is None or entries is None or entries <= table
+        fix = "raise it, or leave it out to take the tokenizer's size"
+        require(fits, "model.vocab_size", table, f"at least the tokenizer's {entries} entries", fix)
+
+
+Recipe = Pretrain
+Stage = Pretrain | SFT | RewardModel | DPO | PPO | Compare
+STAGES: dict[str, type[Any]] = {
+    "pretrain": Pretrain,
+    "sft": SFT,
+    "compare": Compare,
+    "reward": RewardModel,
+    "dpo": DPO,
+    "ppo": PPO,
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages that run one after the other, each in a folder of its own name in the pipeline's workdir."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        names = [stage.name for stage in self.stages]
+        require(bool(names), "stages", (), "at least one stage", "add a Pretrain")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "stages", twice, "stages of different names", "set the name of each")
+        for place, stage in enumerate(self.stages):
+            for field, source in sources_of(stage).items():
+                later = source in names[place:]
+                fix = f"move it behind {source!r}"
+                require(not later, f"{stage.name}.{field}", source, f"a stage before {stage.name!r}", fix)
+
+
+def sources_of(stage: Stage) -> dict[str, str]:
+    """What a stage goes on from: its fields that name a checkpoint, or a stage."""
+    if isinstance(stage, Pretrain):
+        return {}
+    named = {"start": stage.start}
+    if isinstance(stage, PPO):
+        named |= {"reward.source": stage.reward.source}
+        named |= {"reference": stage.reference} if stage.reference else {}
+    if isinstance(stage, SFT) and stage.judge:
+        named["judge"] = stage.judge
+    if isinstance(stage, Compare) and stage.proxy:
+        named["proxy"] = stage.proxy
+    for role, sources in dialogue_sources(stage).items():
+        for number, source in enumerate(sources):
+            folder, *inside = Path(source.path).parts or ("",)
+            if inside:  # the first part of a path may be a stage's folder
+                named[f"{role}.{number}.path"] = folder
+    return named
+
+
+def dialogue_sources(stage: Stage) -> dict[str, tuple[DialogueSourceSettings, ...]]:
+    """The conversations that a stage reads, by the fields that name them."""
+    if isinstance(stage, Pretrain):
+        return {}
+    sources = {"dialogue.train": stage.dialogue.train, "dialogue.validation": stage.dialogue.validation}
+    if isinstance(stage, RewardModel):
+        sources |= {"demonstrations": stage.demonstrations, "held_out_labelers": stage.held_out_labelers}
+    return sources
+
+
+def functions_of(stage: Stage) -> dict[str, str]:
+    """The Python functions that a stage calls, by the fields that name them."""
+    named: dict[str, str] = {}
+    if isinstance(stage, PPO):
+        named = stage.reward.functions_by_field | {"reward.gold": stage.reward.gold}
+    if isinstance(stage, Compare):
+        named = {"gold": stage.gold}
+    return {field: source for field, source in named.items() if is_function(source)}
+
+
+def to_json(recipe: Stage) -> str:
+    """The recipe with every field written out; `from_json` gives back an equal recipe."""
+    stage = next(name for name, cls in STAGES.items() if cls is type(recipe))
+    return json.dumps({"stage": stage, **dataclasses.asdict(recipe)}, indent=2) + "\n"
+
+
+def from_json(text: str, where: str = "recipe.json") -> Any:
+    """The recipe that `to_json` wrote. Raises UserError naming the first field that does not fit."""
+    value = decode_json(text, where, fix="restore the file or start anew")
+    if not isinstance(value, dict) or str(value.get("stage")) not in STAGES:
+        raise UserError(f"{where}: expected an object whose 'stage' is one of {', '.join(STAGES)}")
+    return _decode(STAGES[value.pop("stage")], value, where)
+
+
+def read_recipe(path: Path) -> Any:
+    """The recipe in a file that holds what `to_json` gave. Raises UserError where it is damaged, or left empty."""
+    return from_json(read_text(path), str(path))
+
+
+def difference(old: Stage, new: Stage) -> list[str]:
+    """One line per field that differs: `train.steps: 100 -> 200`."""
+    if type(old) is not type(new):
+        return [f"stage: {type(old).__name__} -> {type(new).__name__}"]
+    before, after = (_without_idle_weights(flat(dataclasses.asdict(recipe))) for recipe in (old, new))
+    names = [*before, *(name for name in after if name not in before)]
+    absent = "(absent)"
+    pairs = ((name, before.get(name, absent), after.get(name, absent)) for name in names)
+    return [f"{name}: {shortened(a)} -> {shortened(b)}" for name, a, b in pairs if a != b]
+
+
+def _without_idle_weights(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without the weights of sources that are mixed with no others: older recipes have 1.0 there."""
+    mixed = re.compile(r"(data\.train|dialogue\.train|mix)\.\d+\.weight")
+
+    def idle(name: str) -> bool:
+        several = name.rsplit(".", 2)[0] + ".1.weight" in fields
+        return name.endswith(".weight") and not (mixed.fullmatch(name) and several)
+
+    return {name: value for name, value in fields.items() if not idle(name)}
+
+
+def load_recipe(spec: str) -> Any:
+    """Reads `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where the recipe offers sizes."""
+    require_local("RECIPE", spec)
+    name, _, size = spec.partition(":")
+    path = _find(name)
+    make = _recipe_function(path)
+    sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
+    told = shortened(spec)[1:-1]
+    if size and not sizes:
+        raise UserError(f"{told}: {path} offers no sizes; leave out {shortened(':' + size)}")
+    if size and size not in sizes:
+        known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
+        raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
+    recipe = _run_user_code(path, lambda: make(size) if size else make())
+    if type(recipe) not in (Pipeline, *STAGES.values()):
+        raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
+    return recipe
+
+
+def recipe_names() -> list[str]:
+    """The bare names that `load_recipe` knows: of the files in experiments/, here and where lmjax is installed."""
+    return sorted({file.stem for folder in _folders() for file in folder.glob("*.py")})
+
+
+def _folders() -> list[Path]:
+    return [Path("experiments"), Path(__file__).parents[2] / "experiments"]
+
+
+def _find(name: str) -> Path:
+    candidates = [Path(name)] if name.endswith(".py") else [folder / f"{name}.py" for folder in _folders()]
+    for path in candidates if is_safe_name(Path(name).name) else ():
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise UserError(f"{path}: it is a folder; expected a recipe file; name a file in it")
+    looked = ", ".join(shortened(str(path))[1:-1] for path in candidates)
+    raise UserError(f"no recipe {shortened(name)}: looked for {looked}; {nearest(name[:200], recipe_names())}")
+
+
+def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:
+    spec = importlib.util.spec_from_file_location(f"lmjax_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    source = read_bytes(path)
+    if not any(b"coding" in line for line in source.splitlines()[:2]):  # PEP 263: Python knows how to read it
+        decode_text(source, path)
+    module = importlib.util.module_from_spec(spec)
+    loader = spec.loader
+    _run_user_code(path, lambda: loader.exec_module(module))
+    make = getattr(module, "recipe", None)
+    if not inspect.isfunction(make):
+        raise UserError(f"{path}: expected a function recipe() that returns a recipe; add one")
+    return make
+
+
+def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a recipe does wrong is the user's to fix
+        here = (str(path), str(path.absolute()))  # as an import names it
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in here]
+        own = isinstance(error, SyntaxError) and error.filename in here
+        line = error.lineno if own and isinstance(error, SyntaxError) else frames[-1] if frames else None
+        place = f"{path}:{line}" if line else str(path)
+        said = text_of(error)
+        what = said if len(said) < 1000 else shortened(said, 600)[1:-1]
+        message = what if isinstance(error, UserError) else f"{type(error).__name__}: {what}{_hint(error)}"
+        raise UserError(f"{place}: {message}") from error
+
+
+def _hint(error: BaseException) -> str:
+    """For a keyword that a dataclass does not have: the nearest that it has."""
+    if isinstance(error, SystemExit):
+        return "; a recipe returns, and leaves the process to lmjax"
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
+    parts: dict[str, Any] = {
+        **vars(lmjax.settings),
+        **vars(lmjax.settings.conversations),
+        **{stage.__name__: stage for stage in STAGES.values()},
+    }
+    part = found and parts.get(found[1])
+    return f"; {nearest(found[2], field_types(part))}" if found and part else ""
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested objects by their names, as in "model.attention.heads"."""
+    if isinstance(value, dict) and value:
+        items: typing.Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {name: leaf for key, item in items for name, leaf in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
+    """A JSON value as its field's type: lists become tuples and objects dataclasses; those check the rest."""
+    arguments = typing.get_args(kind)
+    if isinstance(value, dict):
+        part = next((k for k in (kind, *arguments) if dataclasses.is_dataclass(k)), None)
+        if part is None:
+            raise UserError(f"{where}: {field} = {shortened(value)}: expected {described(kind)}, found an object")
+        return _decode_part(part, value, where, field)
+    kind = next((k for k in (kind, *arguments) if typing.get_origin(k) is tuple), None)
+    if isinstance(value, list) and kind is not None:
+        entries = typing.get_args(kind)
+        kinds = entries[:1] * len(value) if entries[-1] is Ellipsis else entries
+        if len(kinds) == len(value):
+            each = enumerate(zip(kinds, value, strict=True))
+            return tuple(_decode(k, item, where, f"{field}[{i}]") for i, (k, item) in each)
+    return value
+
+
+def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> Any:
+    kinds = field_types(part)
+    for name in value:
+        if name not in kinds:
+            raise UserError(f"{where}: unknown field {f'{field}.{name}'.lstrip('.')!r}; {nearest(name, kinds)}")
+    kept = without_unused(part.__name__, value)
+    values = {name: _decode(kinds[name], v, where, f"{field}.{name}".lstrip(".")) for name, v in kept.items()}
+    try:
+        return part(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

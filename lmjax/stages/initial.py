@@ -1,0 +1,161 @@
+"""What a stage starts from: another stage's checkpoint, with its model, tokenizer and the recipe that made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lmjax.bucket import checkpoints_of, located
+from lmjax.checkpoints.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoint
+from lmjax.errors import UserError, clear_disk_errors, require
+from lmjax.model.heads import TRUNK
+from lmjax.parallel.shardings import parameter_shardings
+from lmjax.report.records import is_pipeline, stage_names
+from lmjax.rl.learner import AVERAGE, POLICY
+from lmjax.settings import ModelSettings
+from lmjax.settings.conversations import DialogueSourceSettings
+from lmjax.settings.recipe_files import Stage, from_json
+from lmjax.settings.stages import PPO, RewardModel
+from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to go on from; `tokenizer_folder` is the copy of its tokenizer in the stage's workdir."""
+
+    checkpoint: Checkpoint
+    recipe: Stage
+    settings: ModelSettings
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+
+    def language_model(self, abstract: Any) -> Any:
+        """The language model's parameters; `abstract` gives shapes, dtypes and shardings."""
+        return language_model_params(self.checkpoint, self.recipe, abstract)
+
+    def reward_model(self, abstract: Any) -> Any:
+        """A reward model's trunk and scalar head."""
+        return _restored(self.checkpoint, {"params": abstract})["params"]
+
+
+def language_model_params(checkpoint: Checkpoint, recipe: Stage, abstract: Any) -> Any:
+    """The language model in a checkpoint: a reward model's trunk, a policy, or the average of one where it is kept."""
+    keys = ["params"]
+    if isinstance(recipe, RewardModel):
+        keys = ["params", TRUNK]
+    elif isinstance(recipe, PPO):
+        keys = ["params", POLICY] if recipe.ppo.average is None else ["opt_state", AVERAGE]
+    tree = abstract
+    for key in reversed(keys):
+        tree = {key: tree}
+    restored = _restored(checkpoint, tree)
+    for key in keys:
+        restored = restored[key]
+    return restored
+
+
+def _restored(checkpoint: Checkpoint, tree: Any) -> Any:
+    try:
+        return checkpoint.restore(tree)
+    except DamagedCheckpointError as error:
+        raise UserError(f"{error}; name an older step's folder") from error
+
+
+def found_checkpoint(path: Path) -> Checkpoint:
+    """The newest checkpoint of a workdir, a stage or a step; of a pipeline's workdir, that of its last policy.
+
+    Raises UserError where there is none.
+    """
+    for name in reversed(stage_names(path) if is_pipeline(path) else []):
+        if checkpoints_of(path / name).is_dir():
+            found = find_checkpoint(path / name)
+            if not isinstance(from_json(found.extras()["recipe"], f"{found.path}: recipe"), RewardModel):
+                return found
+    return find_checkpoint(path)
+
+
+def place_of(source: str, workdir: Path) -> Path:
+    """Where a stage's source is: the folder of that name beside the stage's own, or else a path."""
+    beside = workdir.parent / source
+    return beside if "/" not in source and beside.is_dir() else located(source)
+
+
+def place_of_file(path: str, workdir: Path) -> Path:
+    """Where a stage's file is: in the folder of another stage beside its own, or else a path."""
+    beside = workdir.parent / path
+    return beside if not Path(path).is_absolute() and beside.is_file() else Path(path)
+
+
+def source_beside(source: DialogueSourceSettings, workdir: Path) -> DialogueSourceSettings:
+    """The source whose path may begin with the name of another stage, whose folder is beside this one's."""
+    path = str(place_of_file(source.path, workdir)) if source.path else ""
+    return dataclasses.replace(source, path=path)
+
+
+def open_start(path: str, workdir: Path, field: str = "start") -> Start:
+    """Opens the newest checkpoint of `path`: a stage's name, a workdir or a checkpoint.
+
+    Raises UserError where there is none, or where it has no tokenizer.
+    """
+    require(bool(path), field, path, "a stage's name or a checkpoint", "name what to start from")
+    place = place_of(path, workdir)
+    try:
+        with clear_disk_errors(place):
+            checkpoint = found_checkpoint(place)
+            extras = checkpoint.extras()
+    except UserError as error:
+        hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
+        raise UserError(f"{field} = {path!r}: {error}{hint}") from error
+    recipe = from_json(extras["recipe"], f"{checkpoint.path}: recipe")
+    require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
+    folder = workdir / f"tokenizer-{field.replace('.', '-')}"
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint.unpack_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    assert recipe.model is not None
+    settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
+    return Start(checkpoint, recipe, settings, tokenizer, folder)
+
+
+def open_reward_model(path: str, workdir: Path, policy: Start, field: str = "reward.source") -> Start:
+    """Opens a reward model that reads what `policy` writes. Raises UserError where its tokenizer is another one."""
+    start = open_start(path, workdir, field)
+    is_reward = isinstance(start.recipe, RewardModel)
+    require(is_reward, field, path, "a reward model", "name the stage that trained one")
+    fix = "train one on the same start"
+    require(_same_tokenizer(start, policy), field, path, "a reward model with the policy's tokenizer", fix)
+    return start
+
+
+def open_reference(path: str, workdir: Path, policy: Start) -> Start:
+    """Opens what `policy` is held near to. Raises UserError where it reads or computes otherwise than the policy."""
+    start = open_start(path, workdir, "reference")
+    fix = "name one that the policy goes on from"
+    require(_same_tokenizer(start, policy), "reference", path, "a model with the policy's tokenizer", fix)
+    own = {name: getattr(policy.settings, name) for name in ("layers", "width", "context", "vocab_size")}
+    other = ", ".join(f"model.{name} {value}" for name, value in own.items() if getattr(start.settings, name) != value)
+    require(not other, "reference", path, f"a model of the policy's shape ({other})", "name one it goes on from")
+    return start
+
+
+def _same_tokenizer(one: Start, other: Start) -> bool:
+    return tokenizer_fingerprint(one.tokenizer) == tokenizer_fingerprint(other.tokenizer)
+
+
+def abstract_on(model: Any, mesh: Mesh) -> Any:
+    """The shapes of a model's parameters, cut over a mesh."""
+    return abstract_params(model, parameter_shardings(model.logical_axes(), mesh))
+
+
+def abstract_params(model: Any, sharding: Any) -> Any:
+    """The shapes and dtypes of a model's parameters, with `sharding`, a tree like them or one for all."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)

@@ -1,0 +1,175 @@
+"""From a recipe to what a stage trains on: its tokenizer and its token shards, made once and kept in the workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmjax.checkpoints.checkpoint import checkpoints_in
+from lmjax.data.training_text import MOST_LONG_WORDS, training_text, with_few_long_words
+from lmjax.data.write_shards import TokenShards, open_shards
+from lmjax.errors import UserError, require
+from lmjax.fields import require_local
+from lmjax.kinds import unused_fields
+from lmjax.parallel.processes import is_first
+from lmjax.settings import SourceSettings
+from lmjax.settings.recipe_files import Recipe
+from lmjax.tokenizers.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
+from lmjax.training.progress import ProgressDisplay
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's tokenizer, where it is kept, and its data in tokens."""
+
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    train: list[TokenShards]
+    validation: list[TokenShards]
+
+
+def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: int | None = None) -> Prepared:
+    """Makes, or finds in `workdir`, the recipe's tokenizer and token shards; `display` shows what is going on.
+
+    Raises UserError for bad input, and when the vocabulary has more entries than the model's table has rows.
+    """
+    folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
+    tokenizer = _kept_tokenizer(recipe, folder, display)
+    rows = recipe.model.vocab_size
+    fix = "raise it, or leave it out to take the tokenizer's size"
+    expected = f"at least the tokenizer's {tokenizer.vocab_size} entries"
+    require(rows is None or tokenizer.vocab_size <= rows, "model.vocab_size", rows, expected, fix)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+
+    def shards(source: SourceSettings) -> TokenShards:
+        own = dataclasses.replace(source, weight=1.0)  # of which the tokens do not depend; folders were named so
+        place = workdir / "tokens" / f"{source.kind}-{_digest(own, fingerprint)}"
+        with display.counting(f"encoding {source.path or source.kind}") as report:
+            say = display.say
+            opened = open_shards(
+                source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report, say=say
+            )
+        bad = opened.manifest
+        note = f", {bad.skipped:,} bad records skipped, such as {bad.skipped_examples[0]}" if bad.skipped else ""
+        display.say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
+        return opened
+
+    train = [shards(source) for source in recipe.data.train]
+    return Prepared(tokenizer, folder, train, [shards(source) for source in recipe.data.validation])
+
+
+def train_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
+    """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
+    require_local("out", folder)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    settings = recipe.tokenizer
+    texts: list[str] = []
+    title = f"loading the {settings.kind} tokenizer"
+    if sources := _trained_on(recipe):
+        texts, _ = found = training_text(sources, settings.training_bytes)
+        title = f"training the {settings.kind} tokenizer"
+        display.say(f"{title} on {found.told}")
+        if settings.kind == "sentencepiece" and settings.sentencepiece_model == "unigram":
+            texts, long = with_few_long_words(texts)
+            if long > MOST_LONG_WORDS:
+                display.say(
+                    f"of {long:,} words of more than 1,024 signs {MOST_LONG_WORDS} are used: unigram is slow there"
+                )
+    elif settings.path:
+        display.say(title)
+    with display.waiting(title):
+        tokenizer = build_tokenizer(settings, texts)
+    with _writing(folder):
+        tokenizer.save(folder)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
+
+
+def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers: int | None = None) -> list[str]:
+    """Writes the tokenizer and every source's shards below `folder`.
+
+    Returns the overrides with which the recipe trains from them: the same batches, without the text.
+    """
+    require_local("out", folder)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(recipe, folder, display, workers)
+    overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
+    overrides += _set_back("--tokenizer", recipe.tokenizer, path=str(prepared.tokenizer_folder))
+    if recipe.tokenizer.user_symbols:
+        overrides.append("--tokenizer.user-symbols")  # none beyond those that the saved tokenizer holds
+    roles = (("train", recipe.data.train, prepared.train), ("validation", recipe.data.validation, prepared.validation))
+    for role, sources, opened in roles:
+        for number, (source, shards) in enumerate(zip(sources, opened, strict=True)):
+            field = f"--data.{role}.{number}"
+            overrides += [f"{field}.kind", "shards", f"{field}.path", str(shards.folder)]
+            overrides += _set_back(field, source, kind="shards")
+            if source.kind != "shards" and (source.begin, source.end) != (0.0, 1.0):  # the shards hold that part only
+                overrides += [f"{field}.begin", "0", f"{field}.end", "1"]
+    return overrides
+
+
+def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
+    """The overrides that set back to their defaults the fields that `settings`, so changed, no longer uses."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    words = []
+    for name in unused_fields(settings, **changed):
+        dashed, value = name.replace("_", "-"), defaults[name]
+        if isinstance(value, bool):
+            words.append(f"{option}.{dashed}" if value else f"{option}.no-{dashed}")
+        else:
+            words += [f"{option}.{dashed}", str(value)]
+    return words
+
+
+def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
+    """The tokenizer of the workdir's weights where there are any; else the recipe's, which is kept in `folder`."""
+    if (is_first() or not folder.is_dir()) and _unpacked(folder):
+        return load_tokenizer(folder)
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        train_tokenizer(recipe, partial, display)
+        partial.replace(folder)
+    return load_tokenizer(folder)
+
+
+def _unpacked(folder: Path) -> bool:
+    """Whether the workdir has a checkpoint with a tokenizer; `folder` then holds that and no other."""
+    for checkpoint in checkpoints_in(folder.parent):
+        with contextlib.suppress(UserError):  # damaged: whoever restores it says so
+            if checkpoint.extras()["tokenizer"]:
+                partial = folder.with_name(folder.name + ".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                checkpoint.unpack_tokenizer(partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.replace(folder)
+                return True
+    return False
+
+
+def _trained_on(recipe: Recipe) -> tuple[Any, ...]:
+    trains = recipe.tokenizer.kind != "byte" and not recipe.tokenizer.path
+    sources = recipe.data.train if trains else ()
+    alone = len(sources) == 1  # a weight that mixes nothing is told as in older versions, which named folders so
+    return tuple(dataclasses.replace(source, weight=1.0) for source in sources) if alone else sources
+
+
+def _digest(*parts: Any) -> str:
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

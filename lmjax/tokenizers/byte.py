@@ -1,0 +1,30 @@
+"""Text as its UTF-8 bytes: ids 0 to 255, and 256 for the end of a text. Nothing to train, nothing to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.tokenizers.base import Contents, StoredTokenizer
+
+
+class ByteTokenizer(StoredTokenizer):
+    """Lossless for every text; ids that are not UTF-8, as a model may sample them, decode to U+FFFD."""
+
+    kind = "byte"
+    vocab_size = 257
+    eos_id = 256
+    lossless = True
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(self.text_ids(ids)).decode("utf-8", errors="replace")
+
+    def byte_lengths(self) -> np.ndarray:
+        return np.array([1] * 256 + [0], np.int64)
+
+    def contents(self) -> Contents:
+        return Contents(self.kind, {}, {})

@@ -1,0 +1,161 @@
+"""SentencePiece (Kudo & Richardson 2018): unigram or BPE models trained here, and any published `.model` file.
+
+A model trained here gives every text back: no normalisation, no blank removed or added, line breaks and tabs as
+symbols of their own, and bytes for characters it has not seen. A published model normalises as its authors chose.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from lmjax.errors import UserError
+from lmjax.files import check_form
+from lmjax.settings import TokenizerSettings
+from lmjax.tokenizers.base import Contents, StoredTokenizer
+
+_FILE = "sentencepiece.model"
+_SPACE_MARK = "\u2581"  # SentencePiece writes a blank so, and cannot tell the two apart
+_LINE_CHARACTERS = 4096  # its BPE trainer aborts the process beyond 65,535 characters in a word
+_ALWAYS_SYMBOLS = ("\n", "\t")
+
+
+class SentencePieceTokenizer(StoredTokenizer):
+    """A SentencePiece model.
+
+    Args:
+      model: the serialized model.
+      where: names it in errors.
+      exact: encode U+2581 by its three bytes, as the library would read it as a blank. Only for models trained here:
+        a published model keeps its published ids.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, where: object = "the SentencePiece model", *, exact: bool = False) -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            pieces = self._processor.get_piece_size()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"{where}: expected a SentencePiece model ({error}); copy or train it again") from error
+        if not model or pieces == 0:
+            raise UserError(f"{where}: expected a SentencePiece model, found no pieces in it; copy or train it again")
+        self._model = model
+        eos_id = self._processor.eos_id()
+        # A model without an end-of-sentence piece gets one id more: documents must be told apart.
+        self.eos_id = eos_id if eos_id >= 0 else pieces
+        self.vocab_size = max(pieces, self.eos_id + 1)
+        self._exact = exact
+        self.lossless = exact or _keeps_text(model)
+        self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._exact and any(_SPACE_MARK in text for text in texts):
+            return [self._encode_exactly(text) for text in texts]
+        return [np.asarray(ids, dtype=np.int32) for ids in self._processor.encode(list(texts), out_type=int)]
+
+    def _encode_exactly(self, text: str) -> np.ndarray:
+        first, *rest = self._processor.encode(text.split(_SPACE_MARK), out_type=int)
+        ids = list(first)
+        for part in rest:
+            ids += self._space_mark_ids + part
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode(self.text_ids(ids))
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """None for a published model: a blank that it puts before a text stands for nothing."""
+        if not self._exact:
+            return None
+        model, lengths = self._processor, np.zeros(self.vocab_size, np.int64)
+        for index in range(model.get_piece_size()):
+            text = model.id_to_piece(index).replace(_SPACE_MARK, " ")
+            lengths[index] = 1 if model.is_byte(index) else len(text.encode())
+        for index in (self.eos_id, model.unk_id()):  # which no text holds
+            lengths[index] = 0
+        return lengths
+
+    def contents(self) -> Contents:
+        return Contents(self.kind, {"exact": self._exact}, {_FILE: self._model})
+
+    @classmethod
+    def from_contents(cls, contents: Contents, where: object) -> SentencePieceTokenizer:
+        exact = check_form(contents.parameters.get("exact", False), bool, where, "parameters.exact")
+        return cls(contents.files.get(_FILE, b""), where, exact=exact)
+
+
+def _keeps_text(model: bytes) -> bool:
+    """Whether a published model normalises nothing and has a piece for every byte.
+
+    It still reads U+2581 as a blank, as all of them do.
+    """
+    definitions: Any = sentencepiece_model_pb2  # which names no classes to mypy
+    proto = definitions.ModelProto.FromString(model)
+    rules = proto.normalizer_spec
+    byte_pieces = sum(piece.type == piece.BYTE for piece in proto.pieces)
+    changes = rules.precompiled_charsmap or rules.remove_extra_whitespaces or not rules.escape_whitespaces
+    return byte_pieces == 256 and not changes
+
+
+def train_sentencepiece(settings: TokenizerSettings, texts: Iterable[str]) -> SentencePieceTokenizer:
+    """Trains a model of `settings.vocab_size` pieces. The same texts give the same bytes on every machine.
+
+    Raises UserError when the text does not support the vocabulary size, with the nearest one that it does.
+    """
+    for symbol in settings.user_symbols:
+        if symbol in ("", "<unk>", "</s>") or _SPACE_MARK in symbol:
+            raise UserError(
+                f"tokenizer.user_symbols holds {symbol!r}: expected a string without U+2581 that is not one of "
+                "SentencePiece's own symbols <unk> and </s>; choose another string"
+            )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type=settings.sentencepiece_model,
+            vocab_size=settings.vocab_size,
+            byte_fallback=settings.byte_fallback,
+            character_coverage=0.9995 if settings.byte_fallback else 1.0,
+            user_defined_symbols=list(dict.fromkeys((*_ALWAYS_SYMBOLS, *settings.user_symbols))),
+            split_digits=settings.split_digits,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=8 * _LINE_CHARACTERS,  # bytes; longer ones would be skipped
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            num_threads=1,  # the sums of unigram's EM would depend on the number of threads
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _training_error(settings.vocab_size, str(error)) from error
+    return SentencePieceTokenizer(model.getvalue(), exact=settings.byte_fallback)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.split("\n"):
+            for start in range(0, len(line), _LINE_CHARACTERS):
+                yield line[start : start + _LINE_CHARACTERS]
+
+
+def _training_error(vocab_size: int, message: str) -> UserError:
+    field = f"tokenizer.vocab_size = {vocab_size}"
+    if too_high := re.search(r"value <= (\d+)", message):
+        most = too_high[1]
+        return UserError(f"{field}: expected at most {most}, all that this text supports; set it to {most} or less")
+    if too_low := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        least = too_low[1]
+        return UserError(f"{field}: expected at least {least}, for symbols, bytes and characters; set it to {least}")
+    return UserError(f"the SentencePiece trainer refused the text or the tokenizer settings: {message}")
