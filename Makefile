@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	@echo 'to go on with fine-tuning, a reward model and PPO: $(BIN)/lmjax run quickstart'
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart 0 $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -169,7 +169,7 @@ def test_the_demonstrations_of_a_recipe_score_0_and_not_the_best_answers(
     dialogue = DialogueSettings(train=rankings, sequence_length=32, batch_size=8)
     recipe = RewardModel(start="base", dialogue=dialogue, epochs=3.0, optimizer=RATE, **common)
     for name, demonstrations, zero, not_zero in (
-        ("centred", others, tmp_path / "others.jsonl", best),
+        ("others", others, tmp_path / "others.jsonl", best),
         ("usual", (), best, tmp_path / "others.jsonl"),
     ):
         own = dataclasses.replace(recipe, name=name, demonstrations=demonstrations)
