@@ -6,12 +6,12 @@ from lmjax.settings import (
     DataSettings,
     EvaluationSettings,
     OptimizerSettings,
+    Pretrain,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 
 def recipe() -> Pretrain:

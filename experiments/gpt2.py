@@ -13,12 +13,12 @@ from lmjax.settings import (
     DataSettings,
     EvaluationSettings,
     OptimizerSettings,
+    Pretrain,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 PEAK = {"124m": 6.0e-4, "355m": 3.0e-4, "774m": 2.5e-4, "1558m": 2.0e-4}
 

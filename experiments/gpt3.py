@@ -12,12 +12,12 @@ from lmjax.settings import (
     DataSettings,
     EvaluationSettings,
     OptimizerSettings,
+    Pretrain,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 CONTEXT = 2048  # tokens
 FIRST_BATCH = 16  # rows: 32k tokens, where every batch-size ramp starts (appendix B)

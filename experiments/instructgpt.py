@@ -6,15 +6,21 @@ the advantages, for which 0.95 is usual, nor the released policy's learning rate
 `lmjax run instructgpt --from reward` repeats the last two steps.
 """
 
-from lmjax.settings import OptimizerSettings, ScheduleSettings, SourceSettings, TrainSettings
-from lmjax.settings.conversations import (
+from lmjax.settings import (
+    PPO,
+    SFT,
     DialogueSettings,
     DialogueSourceSettings,
     KLSettings,
+    OptimizerSettings,
+    Pipeline,
     PPOSettings,
+    RewardModel,
     RewardSettings,
+    ScheduleSettings,
+    SourceSettings,
+    TrainSettings,
 )
-from lmjax.settings.recipe_files import PPO, SFT, Pipeline, RewardModel
 
 BASE = "runs/gpt3-1300m"
 PRETRAINING = (SourceSettings(kind="jsonl", path="data/pretraining/*.jsonl.gz"),)

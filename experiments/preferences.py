@@ -10,16 +10,19 @@ from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
     DataSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
     EvaluationSettings,
     ModelSettings,
     OptimizerSettings,
+    Pipeline,
+    Pretrain,
+    RewardModel,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import Pipeline, Pretrain, RewardModel
 
 TEXTS = {  # how a document of each begins and ends
     "data/web_docs/c4_dev.jsonl": {"kind": "jsonl"},

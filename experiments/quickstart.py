@@ -9,26 +9,29 @@ run resumes where it stands.
 """
 
 from lmjax.settings import (
+    PPO,
+    SFT,
     AttentionSettings,
     CheckpointSettings,
+    Compare,
     DataSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
     EvaluationSettings,
+    KLSettings,
     LogSettings,
     ModelSettings,
     OptimizerSettings,
+    Pipeline,
+    PPOSettings,
+    Pretrain,
+    RewardModel,
+    RewardSettings,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.conversations import (
-    DialogueSettings,
-    DialogueSourceSettings,
-    KLSettings,
-    PPOSettings,
-    RewardSettings,
-)
-from lmjax.settings.recipe_files import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
 
 PROMPTS = ("The array", "Return a")
 GOLD = "lmjax.rl.known_rewards:short_sentence"

@@ -15,11 +15,11 @@ from lmjax.settings import (
     ModelSettings,
     NormSettings,
     OptimizerSettings,
+    Pretrain,
     ScheduleSettings,
     SourceSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 TEXT = "data/tinyshakespeare.txt"
 

@@ -2,7 +2,7 @@
 
 In: a URL, or a run's folder on this machine. Out: etils paths, which Orbax takes too, and what the bucket says of the
 objects below one. A workdir on a bucket has a folder of this machine, named by its URL, in the user's cache folder;
-see lmjax/runs/remote_workdir.py. Its checkpoints alone are never on this machine.
+see lmjax/checkpoints/remote_workdir.py. Its checkpoints alone are never on this machine.
 """
 
 from __future__ import annotations

@@ -72,10 +72,10 @@ def _path(text: str) -> Path:
 def _leave(options: argparse.Namespace, code: int, message: str) -> None:
     """Where a run has several processes, tells the others and ends this one at once: JAX would wait for them."""
     if options.command == "run":
-        from lmjax.parallel import processes as multihost
+        from lmjax.parallel import processes
 
         sys.stderr.flush()
-        if multihost.tell(message, code):
+        if processes.tell(message, code):
             sys.stdout.flush()
             os._exit(code)
 
@@ -100,7 +100,7 @@ def _count(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.model.flops import count
     from lmjax.model.presets import PRESETS, preset
     from lmjax.settings.recipe_files import recipe_names
-    from lmjax.stages.pretrain import planned_model
+    from lmjax.tasks.resolved import known_model
 
     name = options.recipe
     if name in PRESETS:
@@ -108,7 +108,7 @@ def _count(options: argparse.Namespace, overrides: list[str]) -> int:
             raise UserError(f"{shlex.join(overrides)}: a preset is as published; count a recipe to change its fields")
         settings = preset(name)
     elif name.partition(":")[0].endswith(".py") or name.partition(":")[0] in recipe_names():
-        settings = planned_model(_pretraining(options, overrides))
+        settings = known_model(_pretraining(options, overrides))
     else:
         raise UserError(f"no preset or recipe {name!r}; {nearest(name, [*PRESETS, *recipe_names()])}")
     counted = dataclasses.asdict(count(settings))
@@ -129,15 +129,15 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
         return _search(options, overrides)
     if options.limit is not None:
         raise UserError(f"--limit {options.limit}: only a search compiles several; add --auto")
-    stage, step = chosen(_overridden(options, overrides), options.stage, options.step)
+    stage, before = chosen(_overridden(options, overrides), options.stage)
     recipe = planned_recipe(stage, options.topology, options.mesh)
     if options.explain:
-        print(*explanation(recipe), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
+        print(*explanation(recipe, before), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    found = plan(recipe, hlo=options.hlo, save=options.save, step=step, say=say)
+    found = plan(recipe, hlo=options.hlo, save=options.save, step=options.step, before=before, say=say)
     print(found.to_json() if options.json else "\n".join(lines(found)))
     return 0
 
@@ -234,11 +234,10 @@ def _overridden(options: argparse.Namespace, overrides: list[str]) -> Any:
 
 def _pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:
     """The recipe, or the first stage of its pipeline, which must be a pretraining."""
-    from lmjax.settings.recipe_files import Pipeline, Pretrain
+    from lmjax.stages.registry import kind_of
 
-    recipe = _overridden(options, overrides)
-    first = recipe.stages[0] if isinstance(recipe, Pipeline) else recipe
-    if not isinstance(first, Pretrain):
+    first = _overridden(options, overrides).stages[0]
+    if not kind_of(first).prepares_text:
         what = f"{options.recipe}: expected a recipe that pretrains, or a pipeline that begins so"
         raise UserError(f"{what}; it is of the stage {type(first).__name__}")
     return first

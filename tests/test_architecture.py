@@ -15,9 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The way of the data. A part of the package imports from those above its line, and never from those below it.
 ORDER = (
-    *("errors", "fields", "files", "bucket", "kinds", "settings", "tokenizers", "data", "model", "objective", "optim"),
-    *("parallel", "checkpoints", "training", "generate", "interop", "rl", "evaluate", "report", "stages", "plan"),
-    *("runs", "cli"),
+    *("errors", "fields", "files", "bucket", "kinds", "notation", "run_files", "settings"),
+    *("tokenizers", "data", "model", "objective", "optim", "parallel", "checkpoints", "training"),
+    *("generate", "interop", "rl", "evaluate", "tasks", "stages", "report", "plan", "runs", "cli"),
 )
 
 

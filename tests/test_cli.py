@@ -22,7 +22,7 @@ from lmjax.settings.recipe_files import from_json, to_json
 ROOT = Path(__file__).parents[1]
 
 RECIPE = """
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import Pretrain
 from lmjax.settings import (
     AttentionSettings, CheckpointSettings, DataSettings, EvaluationSettings, ModelSettings,
     SourceSettings, TrainSettings,
@@ -186,8 +186,8 @@ def test_a_field_map_is_overridden_as_pairs_and_kept_by_a_recipes_json(tmp_path,
 
 
 MAPPED = """
-from lmjax.settings.recipe_files import SFT
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings import SFT
+from lmjax.settings import DialogueSettings, DialogueSourceSettings
 
 def recipe():
     source = DialogueSourceSettings(path="a.jsonl", fields={"prompt": "inputs", "answer": "targets"})
@@ -384,7 +384,7 @@ def test_a_process_that_is_told_to_stop_saves_and_says_so_without_any_noise(tmp_
     out, err = child.communicate(timeout=600)
     assert child.returncode == 143
     assert err == "", "no noise from libtpu, Orbax or XLA"
-    assert re.search(r"stopped and saved at step \d+ of 1000000; the same command goes on\n$", out)
+    assert re.search(r"stopped and saved at step \d+ of 1000000; the same command resumes\n$", out)
     assert "1 x cpu" in out
     assert any(cache.glob("jit_step*")), "compiled programs are kept where the user says"
     steps = [path.name for path in (tmp_path / "runs/small/checkpoints/pretrain").iterdir()]

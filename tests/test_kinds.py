@@ -7,9 +7,8 @@ import pytest
 
 from lmjax.cli import _overridden
 from lmjax.errors import UserError
-from lmjax.settings import DataSettings, SourceSettings, TokenizerSettings
-from lmjax.settings.conversations import DialogueSourceSettings
-from lmjax.settings.recipe_files import Pretrain, from_json, to_json
+from lmjax.settings import DataSettings, DialogueSourceSettings, Pretrain, SourceSettings, TokenizerSettings
+from lmjax.settings.recipe_files import from_json, to_json
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ from lmjax.settings import (
     DataSettings,
     LogSettings,
     ModelSettings,
+    Pipeline,
     PositionSettings,
+    Pretrain,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import STAGES, Pipeline, Pretrain, difference, from_json, load_recipe, to_json
+from lmjax.settings.recipe_files import difference, from_json, load_recipe, to_json
+from lmjax.settings.stage import KINDS
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -57,7 +60,7 @@ def test_every_experiment_survives_its_json(spec):
         assert from_json(text) == stage
         assert to_json(from_json(text)) == text
         written = json.loads(text)
-        assert STAGES[written.pop("stage")] is type(stage)
+        assert KINDS[written.pop("stage")] is type(stage)
         assert sorted(written) == sorted(field_types(type(stage)))
 
 
@@ -213,7 +216,7 @@ def _file(folder: Path, body: str, name: str = "mine.py") -> str:
     return str(path)
 
 
-IMPORT = "from lmjax.settings.recipe_files import Pretrain\nfrom lmjax.settings import *\n"
+IMPORT = "from lmjax.settings import Pretrain\nfrom lmjax.settings import *\n"
 
 
 @pytest.mark.parametrize(

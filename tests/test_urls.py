@@ -14,9 +14,19 @@ from lmjax.fields import require_local
 from lmjax.plan.planner import plan
 from lmjax.report.page import write_report
 from lmjax.runs.convert import export_folder, import_folder
-from lmjax.settings import ModelSettings, PlanSettings, SourceSettings, TokenizerSettings
-from lmjax.settings.conversations import DialogueSourceSettings, RewardSettings
-from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pretrain
+from lmjax.settings import (
+    DPO,
+    PPO,
+    SFT,
+    Compare,
+    DialogueSourceSettings,
+    ModelSettings,
+    PlanSettings,
+    Pretrain,
+    RewardSettings,
+    SourceSettings,
+    TokenizerSettings,
+)
 from lmjax.stages.prepare_data import prepare_data, train_tokenizer
 from lmjax.training.progress import ProgressDisplay
 

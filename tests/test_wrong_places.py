@@ -7,7 +7,7 @@ import pytest
 from lmjax.cli import main
 
 RECIPE = """
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import Pretrain
 from lmjax.settings import *
 
 def recipe():

@@ -37,9 +37,9 @@ def main() -> None:
         EvaluationSettings,
         LogSettings,
         ModelSettings,
+        Pretrain,
         TrainSettings,
     )
-    from lmjax.settings.recipe_files import Pretrain
     from lmjax.stages import train_stage as stage
 
     recipe = Pretrain(

@@ -32,8 +32,7 @@ from lmjax.objective.preferences import preference_loss
 from lmjax.optim.train_state import TrainState
 from lmjax.rl.learner import POLICY, Learner
 from lmjax.rl.rollout import Rollout, Vocabulary
-from lmjax.settings import AttentionSettings, ModelSettings
-from lmjax.settings.conversations import KLSettings, PPOSettings, RewardSettings
+from lmjax.settings import AttentionSettings, KLSettings, ModelSettings, PPOSettings, RewardSettings
 from lmjax.training.step import make_train_step
 
 END = 0

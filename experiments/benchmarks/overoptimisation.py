@@ -30,9 +30,18 @@ from measuring import print_table
 import lmjax
 from lmjax.files import read_json_if_there
 from lmjax.report.charts import Chart, Series, write_png
-from lmjax.settings import AttentionSettings, ModelSettings
-from lmjax.settings.conversations import KLSettings
-from lmjax.settings.recipe_files import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, load_recipe
+from lmjax.settings import (
+    PPO,
+    SFT,
+    AttentionSettings,
+    Compare,
+    KLSettings,
+    ModelSettings,
+    Pipeline,
+    Pretrain,
+    RewardModel,
+)
+from lmjax.settings.recipe_files import load_recipe
 from lmjax.stages.compare import COMPARISONS_FILE
 from lmjax.training.record import read_metrics
 
@@ -139,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     folder, recipe = options.workdir, pipeline(options.iterations, options.kl_coefficient)
     if lmjax.run(recipe, folder).exit_code:
-        raise SystemExit("stopped; the same command goes on")
+        raise SystemExit("stopped; the same command resumes")
     rows: list[list[str]] = []
     curves: dict[str, dict[str, list[Point]]] = {"PPO": {}, "best of n": {}}
     for size in SIZES:

@@ -12,9 +12,9 @@ from lmjax.settings import (
     ModelSettings,
     OptimizerSettings,
     PlanSettings,
+    Pretrain,
     TokenizerSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 
 def recipe() -> Pretrain:

@@ -10,9 +10,16 @@ import dataclasses
 from pathlib import Path
 
 from lmjax.model.presets import preset
-from lmjax.settings import ComputeSettings, MeshSettings, OptimizerSettings, PlanSettings
-from lmjax.settings.conversations import DialogueSettings, RewardSettings
-from lmjax.settings.recipe_files import Pipeline, load_recipe
+from lmjax.settings import (
+    ComputeSettings,
+    DialogueSettings,
+    MeshSettings,
+    OptimizerSettings,
+    Pipeline,
+    PlanSettings,
+    RewardSettings,
+)
+from lmjax.settings.recipe_files import load_recipe
 
 CONTEXT = 2048  # tokens
 PLACED = {"compute": ComputeSettings(remat="full"), "mesh": MeshSettings(data=1, fsdp=64)}

@@ -3,7 +3,7 @@
     python experiments/benchmarks/plan_presets.py [PRESET ...] [--cache FILE]
 
 Each row is the recipe in experiments/ with the slice, mesh, remat policy and microbatches of `ROWS`, compiled by
-libtpu, which takes minutes and needs no TPU. What was compiled is kept in FILE, so that the same command goes on where
+libtpu, which takes minutes and needs no TPU. What was compiled is kept in FILE, so that the same command resumes where
 it was interrupted; a row is compiled again when its recipe, lmjax, jax or libtpu has changed.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 from lmjax.errors import UserError, nearest
 from lmjax.plan.cache import key
 from lmjax.plan.planner import mesh_text, plan
-from lmjax.settings import MeshSettings, PlanSettings
-from lmjax.settings.recipe_files import Pretrain, load_recipe
+from lmjax.settings import MeshSettings, PlanSettings, Pretrain
+from lmjax.settings.recipe_files import load_recipe
 
 EXPERIMENTS = Path(__file__).parents[1]
 

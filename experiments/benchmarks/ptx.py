@@ -29,8 +29,8 @@ from lmjax.data.loader import validation_batches
 from lmjax.data.write_shards import open_shards
 from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import added_up
-from lmjax.settings import DataSettings, SourceSettings
-from lmjax.settings.recipe_files import PPO, Pipeline, load_recipe
+from lmjax.settings import PPO, DataSettings, Pipeline, SourceSettings
+from lmjax.settings.recipe_files import load_recipe
 from lmjax.tokenizers.tokenizer import tokenizer_fingerprint
 from lmjax.training.record import read_metrics
 from lmjax.training.step import make_eval_step
@@ -92,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.workdir
     if lmjax.run(pipeline(options.iterations, options.seeds), folder).exit_code:
-        raise SystemExit("stopped; the same command goes on")
+        raise SystemExit("stopped; the same command resumes")
     best = json.loads((folder / "best-of" / "summary.json").read_text())["best_of"][-1]
     before = evaluations(folder, "ppo")[0]["validation_gold"]
     sft = spread([perplexity(folder, "sft")])

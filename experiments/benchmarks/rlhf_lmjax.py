@@ -1,5 +1,6 @@
 """lmjax's side of the comparison: the steps and phases that its stages compile, from the same weights and tokens."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,29 @@ from lmjax.evaluate.samples import response_texts
 from lmjax.interop.huggingface import HuggingFaceModel, read_model
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.rows import place_rows, shardings_of
+from lmjax.parallel.placement import place_rows, shardings_of
 from lmjax.parallel.start_jax import prepare_jax
 from lmjax.rl.learner import POLICY
 from lmjax.rl.reward_function import load_function
 from lmjax.rl.rollout import Vocabulary
-from lmjax.settings import MeshSettings, OptimizerSettings, ScheduleSettings
-from lmjax.settings.conversations import DialogueSettings, KLSettings, PPOSettings, RewardSettings
-from lmjax.settings.stages import DPO, PPO, SFT
+from lmjax.settings import (
+    DPO,
+    PPO,
+    SFT,
+    DialogueSettings,
+    KLSettings,
+    MeshSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RewardSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 from lmjax.stages.ppo import compile_phases
-from lmjax.stages.steps import dpo_step, ppo_learner, ppo_state, sft_step
+from lmjax.stages.ppo_learner import ppo_learner, ppo_state
+from lmjax.stages.registry import kind_of
+from lmjax.tasks.program import Program
+from lmjax.tasks.resolved import resolve
 
 OPTIMIZER = OptimizerSettings(
     learning_rate=work.RATE,
@@ -52,22 +66,28 @@ def prepare_supervised(stage: str, model: HuggingFaceModel, losses: list[float])
     mesh, settings, entries = make_mesh(MeshSettings()), model.settings, work.SHAPE.vocabulary
     common = {"start": "the same weights", "optimizer": OPTIMIZER}
     dialogue = DialogueSettings(sequence_length=work.SHAPE.length, batch_size=work.SHAPE.rows)
+
+    def built(recipe: SFT | DPO) -> Program:
+        whole = dataclasses.replace(recipe, model=settings, train=TrainSettings(steps=STEPS), epochs=None)
+        resolved = dataclasses.replace(resolve(whole), entries=entries)
+        return kind_of(recipe).programs["train"].build(resolved, mesh)
+
     if stage == "sft":
-        compiled = sft_step(SFT(dialogue=dialogue, **common), settings, mesh, steps=STEPS, entries=entries)
+        program = built(SFT(dialogue=dialogue, **common))
         batches = [rows_of(tokens) for tokens in work.demonstrations()]
     else:
         recipe = DPO(dialogue=dialogue, beta=work.BETA, **common)
-        compiled = dpo_step(recipe, settings, mesh, steps=STEPS, entries=entries)
+        program = built(recipe)
         ranks = np.tile(np.arange(2, dtype=np.int32), (work.SHAPE.rows // 2, 1))
         batches = [rows_of(tokens) | {RANKS: ranks} for tokens in work.rankings()]
-    frozen = [jax.device_put(model.params, shardings_of(kind)) for kind in compiled.frozen]
+    frozen = [jax.device_put(model.params, shardings_of(kind)) for kind in program.frozen]
     own = jax.tree.map(jnp.array, model.params)
-    state = jax.device_put(TrainState.create(own, compiled.optimizer), shardings_of(compiled.abstract))
+    state = jax.device_put(TrainState.create(own, program.optimizer), shardings_of(program.abstract))
 
     def step() -> None:
         nonlocal state
         batch = place_rows(batches[len(losses) % len(batches)], mesh)
-        state, metrics = compiled.compiled(state, *frozen, batch)
+        state, metrics = program.step(state, *frozen, batch)
         jax.block_until_ready(state)
         losses.append(float(metrics["loss"].mean()))
 

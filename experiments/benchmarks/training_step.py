@@ -53,11 +53,12 @@ def prepare_lmjax(shape: Shape, folder: Path):
     from lmjax.interop.huggingface import read_model
     from lmjax.optim.train_state import TrainState
     from lmjax.parallel.mesh import make_mesh
-    from lmjax.parallel.shardings import jit_step, place_batch
+    from lmjax.parallel.placement import place_batch
     from lmjax.parallel.start_jax import prepare_jax
-    from lmjax.settings import DataSettings, OptimizerSettings
-    from lmjax.settings.recipe_files import Pretrain
-    from lmjax.stages.pretrain import make_parts
+    from lmjax.settings import DataSettings, OptimizerSettings, Pretrain
+    from lmjax.tasks.next_token import NextToken
+    from lmjax.tasks.resolved import resolve
+    from lmjax.tasks.task import build_task
 
     prepare_jax()
     imported = read_model(folder)
@@ -67,9 +68,8 @@ def prepare_lmjax(shape: Shape, folder: Path):
         optimizer=OptimizerSettings(learning_rate=RATE),
     )
     mesh = make_mesh(recipe.mesh)
-    parts = make_parts(recipe, recipe.model, jax.default_backend(), VOCABULARY)
-    state = TrainState.create(jax.device_put(imported.params, jax.devices()[0]), parts.optimizer)
-    compiled = jit_step(parts.step, state, mesh)
+    program = build_task(NextToken(), resolve(recipe), mesh, recipe.train.steps)
+    state = TrainState.create(jax.device_put(imported.params, jax.devices()[0]), program.optimizer)
     tokens = batch_of(shape).astype(np.int32)
     weights = np.ones((shape.rows, shape.length), np.float32)
     weights[:, -1] = 0  # as on the other side
@@ -77,11 +77,11 @@ def prepare_lmjax(shape: Shape, folder: Path):
     ones = np.ones(weights.shape, np.int32)
     fields = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
     fields |= {"weights": weights, "positions": places, "segments": ones}
-    batch = place_batch(lambda rows: {k: v[rows] for k, v in fields.items()}, shape.rows, shape.length, mesh)
+    batch = place_batch(lambda rows: {k: v[rows] for k, v in fields.items()}, shape.rows, mesh)
 
     def step() -> float:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = program.step(state, batch)
         jax.block_until_ready(state)
         return float(metrics["loss"].mean())
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from lmjax.data.conversations import Demonstration, Encoded, Prompt, Ranking, Record, Response, render
 from lmjax.errors import UserError
-from lmjax.settings.conversations import TEXT, DialogueSettings, DialogueSourceSettings
+from lmjax.settings import DialogueSettings, DialogueSourceSettings
+from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 CUT_SHARE = 0.2  # of conversations that are truncated: above it, a user is warned

@@ -36,7 +36,7 @@ from lmjax.data.openings import openings
 from lmjax.data.record_files import RECORD_SUFFIXES as SUFFIXES
 from lmjax.data.record_files import Row, rows
 from lmjax.errors import UserError, shortened
-from lmjax.settings.conversations import DialogueSourceSettings
+from lmjax.settings import DialogueSourceSettings
 
 # an answer is a demonstration's last one; responses are all that a record has, ranked or not
 Kind = Literal["demonstration", "answer", "ranking", "response", "prompt"]

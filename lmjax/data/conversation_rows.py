@@ -18,7 +18,7 @@ from lmjax.data.first_fit import Plan
 from lmjax.data.open_files import find_files
 from lmjax.data.packing import FirstFitRows, Rows
 from lmjax.errors import UserError
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings import DialogueSettings, DialogueSourceSettings
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 RANKS = "ranks"  # [B, K] int32: of each answer of a prompt, 0 the best; -1 where there is none

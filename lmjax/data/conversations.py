@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lmjax.settings.conversations import TEXT, TemplateSettings
+from lmjax.settings import TemplateSettings
+from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]

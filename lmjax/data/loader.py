@@ -88,7 +88,7 @@ class Loader(RowLoader):
 
     def __init__(self, shards: Sequence[TokenShards], weights: Sequence[float | None], settings: DataSettings) -> None:
         """Raises UserError where a source is shorter than one row, or the sources differ in tokenizer."""
-        _check_one_tokenizer(shards)
+        check_one_tokenizer(shards)
         super().__init__([pack(source, settings, keep_rest=False) for source in shards], weights, settings)
 
 
@@ -148,7 +148,7 @@ def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, ba
 
     Raises UserError, naming the source, where one is shorter than a row.
     """
-    _check_one_tokenizer(shards)
+    check_one_tokenizer(shards)
     sources = [pack(source, settings, keep_rest=True) for source in shards]
     return ValidationBatches(sources, settings.sequence_length, batch_size)
 
@@ -165,7 +165,8 @@ def _interleaved(parts: Sequence[tuple[np.ndarray, Batch]], rows: int) -> Batch:
     return out
 
 
-def _check_one_tokenizer(shards: Sequence[TokenShards]) -> None:
+def check_one_tokenizer(shards: Sequence[TokenShards]) -> None:
+    """Raises UserError where the shards were made with several tokenizers."""
     for source in shards[1:]:
         if source.manifest.tokenizer != shards[0].manifest.tokenizer:
             raise UserError(

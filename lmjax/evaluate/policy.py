@@ -21,17 +21,16 @@ from lmjax.data.conversations import Prompt
 from lmjax.data.loader import dealt
 from lmjax.data.packing import Rows
 from lmjax.data.source_shares import source_names
-from lmjax.evaluate.samples import prompt_text, response_texts, write_samples
+from lmjax.evaluate.samples import EvaluationLines, prompt_text, response_texts, write_samples
 from lmjax.evaluate.validation import by_source
 from lmjax.model.language_model import LanguageModel
 from lmjax.optim.train_state import TrainState
-from lmjax.parallel.rows import place_rows
+from lmjax.parallel.placement import place_rows
 from lmjax.rl.learner import POLICY
 from lmjax.rl.reward_function import RewardFunction
 from lmjax.rl.rollout import Rollout
-from lmjax.settings.stages import PPO
-from lmjax.stages.initial import Start
-from lmjax.stages.train_stage import EvaluationLines
+from lmjax.settings import PPO
+from lmjax.tokenizers.tokenizer import Tokenizer
 from lmjax.training.loop import Values
 from lmjax.training.stop import StopRequest
 
@@ -122,7 +121,7 @@ class PolicyEvaluation:
     """
 
     recipe: PPO
-    start: Start
+    tokenizer: Tokenizer
     policy: LanguageModel
     prompts: PromptSet
     mesh: Mesh
@@ -135,7 +134,7 @@ class PolicyEvaluation:
 
     def __call__(self, state: TrainState, done: int, lines: EvaluationLines) -> Values:
         """Raises Interrupted between two batches where a stop is asked for."""
-        recipe, own, tokenizer = self.recipe, state.params[POLICY], self.start.tokenizer
+        recipe, own, tokenizer = self.recipe, state.params[POLICY], self.tokenizer
         write_samples(self.policy, own, tokenizer, recipe.evaluation, self.samples, lines, done, self.stop)
         index, found = 0, []
         for source in self.prompts.read_by_source(recipe.dialogue.batch_size, recipe.evaluation.batches, self.stop):
@@ -161,7 +160,7 @@ class PolicyEvaluation:
         batch = place_rows(self.prompts.batch(numbers), self.mesh)
         rollout = self.roll(dataclasses.replace(state, step=drawn), batch)
         asked = self.prompts.texts(self.recipe, batch)
-        texts = response_texts(rollout, self.start.tokenizer)
+        texts = response_texts(rollout, self.tokenizer)
         records = self.prompts.asked(self.recipe, batch)
         values = {"reward": self.score(rollout, asked, records), "kl": self.divergence(state, rollout)}
         fetched = {name: np.asarray(value) for name, value in jax.device_get(values).items()}

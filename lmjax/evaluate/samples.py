@@ -13,11 +13,19 @@ from lmjax.generate.decode import check_prompts, generate
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
 from lmjax.rl.rollout import Rollout
-from lmjax.settings import EvaluationSettings
-from lmjax.settings.conversations import TemplateSettings
-from lmjax.stages.train_stage import EvaluationLines
+from lmjax.settings import EvaluationSettings, TemplateSettings
 from lmjax.tokenizers.tokenizer import Tokenizer
 from lmjax.training.stop import StopRequest
+
+
+class EvaluationLines:
+    """What an evaluation adds to the record beside its numbers: samples and tables."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self.written.append(values)
 
 
 def prompt_text(prompt: Prompt, template: TemplateSettings) -> str:

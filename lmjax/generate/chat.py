@@ -15,7 +15,8 @@ from lmjax.errors import UserError
 from lmjax.generate.decode import Continuations, first_stop, prompt_ids, written
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
-from lmjax.settings.conversations import TEXT, TemplateSettings
+from lmjax.settings import TemplateSettings
+from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # how a decoder shows the beginning of a character whose end has not come yet

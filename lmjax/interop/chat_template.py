@@ -20,7 +20,8 @@ from typing import Any, TypedDict
 from lmjax.data.conversations import Turn, Turns, encode
 from lmjax.errors import UserError
 from lmjax.files import check_form, decode_json, read_json, read_text, write_whole
-from lmjax.settings.conversations import TEXT, TemplateSettings
+from lmjax.settings import TemplateSettings
+from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 FILE = "lmjax_chat_template.json"  # beside a checkpoint's tokenizer files

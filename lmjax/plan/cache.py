@@ -22,8 +22,8 @@ from lmjax.errors import UserError
 from lmjax.fields import check_types
 from lmjax.files import cache_folder, parse_json
 from lmjax.plan.estimate import AxisTraffic, Estimate
-from lmjax.settings.recipe_files import Recipe
-from lmjax.stages.pretrain import planned_entries, planned_model
+from lmjax.settings import Pretrain
+from lmjax.tasks.resolved import known_model, planned_entries
 
 # Fields that leave what a step computes, and so its memory and time, as they are; all others belong to the key.
 IRRELEVANT = {
@@ -40,7 +40,8 @@ SOURCES = (
     "optim",
     "parallel",
     "plan",
-    "stages/pretrain.py",
+    "stages",
+    "tasks",
     "training",
     "data/batch.py",
 )
@@ -76,7 +77,7 @@ class Cache:
         self.folder = folder or cache_folder() / "plans"
         self.say = say
 
-    def get(self, recipe: Recipe, topology: str) -> Result | None:
+    def get(self, recipe: Pretrain, topology: str) -> Result | None:
         """What was kept for this recipe on this slice; None where there is nothing that can be read."""
         path = self._path(recipe, topology)
         try:
@@ -90,7 +91,7 @@ class Cache:
             return found
         return Result(dataclasses.replace(found.estimate, recipe=recipe.name))
 
-    def put(self, recipe: Recipe, topology: str, result: Result) -> None:
+    def put(self, recipe: Pretrain, topology: str, result: Result) -> None:
         """Keeps a result; a file is whole or absent. Raises UserError where the folder cannot be written to."""
         path = self._path(recipe, topology)
         try:
@@ -104,13 +105,13 @@ class Cache:
             fix = "set XDG_CACHE_HOME to a folder that can be written to"
             raise UserError(f"{self.folder}: cannot keep what was compiled: {error}; {fix}") from error
 
-    def _path(self, recipe: Recipe, topology: str) -> Path:
+    def _path(self, recipe: Pretrain, topology: str) -> Path:
         return self.folder / f"{key(recipe, topology)}.json"
 
 
-def key(recipe: Recipe, topology: str) -> str:
+def key(recipe: Pretrain, topology: str) -> str:
     """A digest of all that decides a recipe's compiled step on a slice and how it is read."""
-    fields = dataclasses.asdict(dataclasses.replace(recipe, model=planned_model(recipe)))
+    fields = dataclasses.asdict(dataclasses.replace(recipe, model=known_model(recipe)))
     for part, names in IRRELEVANT.items():
         for name in names:
             del (fields[part] if part else fields)[name]

@@ -20,9 +20,9 @@ from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.parallel.mesh_checks import ROW_AXES, Whole, check_whole
 from lmjax.plan.attention_blocks import best_block
 from lmjax.plan.slices import Slice
-from lmjax.settings import MeshSettings, TrainSettings
-from lmjax.settings.recipe_files import Recipe
-from lmjax.stages.pretrain import make_parts, planned_model
+from lmjax.settings import MeshSettings, Pretrain, TrainSettings
+from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.resolved import known_model, resolve
 
 MOST_MICROBATCHES = 64
 REMAT = ("none", *REMAT_POLICIES)  # most memory first
@@ -47,7 +47,7 @@ class Candidate:
         """Into how many parts the rows of a microbatch are cut."""
         return math.prod(self.sizes[name] for name in ROW_AXES)
 
-    def applied(self, recipe: Recipe) -> Recipe:
+    def applied(self, recipe: Pretrain) -> Pretrain:
         """The recipe with these choices."""
         remat: Any = self.remat
         return dataclasses.replace(
@@ -57,7 +57,7 @@ class Candidate:
             train=dataclasses.replace(recipe.train, microbatches=self.microbatches),
         )
 
-    def options(self, recipe: Recipe) -> list[str]:
+    def options(self, recipe: Pretrain) -> list[str]:
         """What `lmjax run` must be told beside the recipe, as in ["--mesh.data", "1", ...]: only what differs."""
         changed = self.applied(recipe)
         found = []
@@ -69,7 +69,7 @@ class Candidate:
         return found
 
 
-def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -> list[Candidate]:
+def candidates(recipe: Pretrain, where: Slice, mesh: MeshSettings | None = None) -> list[Candidate]:
     """All candidates of a recipe on a slice; of the one mesh where it is given.
 
     The kernel's block is the one that a model of it finds quickest (`lmjax.plan.attention_blocks`), because the
@@ -80,7 +80,7 @@ def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -
     found: list[Candidate] = []
     splash = _uses_splash(recipe)
     policies = [name for name in REMAT if not (splash and name == "dots")]  # "minimal" is the same program then
-    model, length = planned_model(recipe), recipe.data.sequence_length
+    model, length = known_model(recipe), recipe.data.sequence_length
     wholes = [Whole(model, recipe.data, TrainSettings(microbatches=parts)) for parts in _microbatches(recipe)]
     for sizes, whole in itertools.product(meshes, wholes):
         if whole.uneven(sizes) is not None or not _whole_registers(recipe, sizes):
@@ -97,11 +97,11 @@ def candidates(recipe: Recipe, where: Slice, mesh: MeshSettings | None = None) -
     return found
 
 
-def own_candidate(recipe: Recipe, where: Slice) -> Candidate | None:
+def own_candidate(recipe: Pretrain, where: Slice) -> Candidate | None:
     """The recipe's own choices; None where its mesh does not fit the slice, or its remat policy is not searched."""
     try:
         sizes = mesh_shape(recipe.mesh, where.devices)
-        _check(recipe, Whole(planned_model(recipe), recipe.data, recipe.train), sizes)
+        _check(recipe, Whole(known_model(recipe), recipe.data, recipe.train), sizes)
     except UserError:
         return None
     compute = recipe.compute
@@ -127,17 +127,17 @@ def _factors(whole: int, count: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def _microbatches(recipe: Recipe) -> list[int]:
+def _microbatches(recipe: Pretrain) -> list[int]:
     rows = math.gcd(recipe.data.batch_size, recipe.data.ramp_from or recipe.data.batch_size)
     return [n for n in range(1, min(rows, MOST_MICROBATCHES) + 1) if rows % n == 0]
 
 
-def _uses_splash(recipe: Recipe) -> bool:
-    model = make_parts(recipe, planned_model(recipe), "tpu").model
+def _uses_splash(recipe: Pretrain) -> bool:
+    model = NextToken().model(resolve(recipe), "tpu")
     return model.implementation(recipe.data.sequence_length) == "splash"
 
 
-def _check(recipe: Recipe, whole: Whole, sizes: dict[str, int]) -> None:
+def _check(recipe: Pretrain, whole: Whole, sizes: dict[str, int]) -> None:
     """Raises UserError where a mesh does not cut the recipe evenly, or rows within a register's lanes."""
     check_whole(sizes, whole)
     if not _whole_registers(recipe, sizes):
@@ -145,7 +145,7 @@ def _check(recipe: Recipe, whole: Whole, sizes: dict[str, int]) -> None:
         raise UserError(f"mesh.sequence = {sizes['sequence']}: {what}; use mesh.sequence = 1")
 
 
-def _whole_registers(recipe: Recipe, sizes: dict[str, int]) -> bool:
+def _whole_registers(recipe: Pretrain, sizes: dict[str, int]) -> bool:
     """Whether a row's part on one device is a multiple of a register's lanes where rows are."""
     length = recipe.data.sequence_length
     return length % LANES != 0 or length // sizes["sequence"] % LANES == 0

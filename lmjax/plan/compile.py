@@ -1,6 +1,6 @@
 """Compiles a recipe's step for a TPU slice that is not attached, with libtpu's own compiler, on this machine.
 
-In: a recipe, a slice. Out: a `Program`, or an `OutOfMemory` that says by how much. Nothing runs and no memory for a
+In: a recipe, a slice. Out: a `Compiled`, or an `OutOfMemory` that says by how much. Nothing runs and no memory for a
 model is taken; the host needs no TPU.
 """
 
@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import make_mesh
 from lmjax.plan.slices import Slice
-from lmjax.plan.work import PlannedStage, Step, work_of
+from lmjax.plan.target import Target
 
 # libtpu reads these when it is loaded: it must not ask a cloud's metadata server what machine this is, nor take the
 # lock by which a training run holds a machine's TPUs.
@@ -37,7 +37,7 @@ LIBRARY_ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Program:
+class Compiled:
     """A compiled step and what it needs of one device's memory, in bytes."""
 
     executable: Any
@@ -71,12 +71,12 @@ def slice_devices(where: Slice) -> list[Any]:
         raise UserError(f"topology {where.name!r}: libtpu does not know {where.library_name!r}: {error}") from error
 
 
-def compile_step(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Program | OutOfMemory:
+def compile_step(target: Target, where: Slice) -> Compiled | OutOfMemory:
     """Compiles the step that `lmjax run` would run on that slice, on the recipe's mesh, or another of its programs.
 
     Raises UserError where the mesh does not fit the slice, the model or the batch.
     """
-    lowered = work_of(recipe, step).lower(slice_mesh(recipe, where, step))
+    lowered = target.lower(slice_mesh(target, where))
     begin = time.perf_counter()
     try:
         with _quiet():
@@ -88,7 +88,7 @@ def compile_step(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Pro
         return refusal
     memory = executable.memory_analysis()
     assert memory is not None
-    return Program(
+    return Compiled(
         executable,
         executable.as_text() or "",
         memory.argument_size_in_bytes,
@@ -107,10 +107,10 @@ def _peak(memory: Any) -> int:
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
-def slice_mesh(recipe: PlannedStage, where: Slice, step: Step = Step()) -> Mesh:
+def slice_mesh(target: Target, where: Slice) -> Mesh:
     """The recipe's mesh over the devices of a slice. Raises UserError where it does not fit."""
-    mesh = make_mesh(recipe.mesh, slice_devices(where))
-    work_of(recipe, step).check(dict(mesh.shape))
+    mesh = make_mesh(target.recipe.mesh, slice_devices(where))
+    target.check(dict(mesh.shape))
     return mesh
 
 

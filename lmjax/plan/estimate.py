@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lmjax.parallel.mesh import mesh_shape
-from lmjax.plan.compile import OutOfMemory, Program
+from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
 from lmjax.plan.slices import GIB, NETWORK_BANDWIDTH, Slice
-from lmjax.plan.work import PlannedStage, Step, Work, work_of
+from lmjax.plan.target import Target
 from lmjax.settings import AttentionSettings
+from lmjax.tasks.program import Cost
 
 TERA = 1e12
 # Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
@@ -90,22 +91,20 @@ class Estimate:
         return dataclasses.asdict(self)
 
 
-def estimate(
-    recipe: PlannedStage, where: Slice, mesh: Mesh, outcome: Program | OutOfMemory, step: Step = Step()
-) -> Estimate:
+def estimate(target: Target, where: Slice, mesh: Mesh, outcome: Compiled | OutOfMemory) -> Estimate:
     """All figures of a program, or those of a refusal."""
-    work = work_of(recipe, step)
+    recipe, cost = target.recipe, target.cost
     common: dict[str, Any] = {
         "recipe": recipe.name,
-        "step": step.kind,
+        "step": target.step,
         "topology": where.name,
         "chips": where.chips,
         "devices": where.devices,
         "mesh": mesh_shape(recipe.mesh, where.devices),
         "remat": recipe.compute.remat,
-        "rows_per_step": work.rows,
-        "sequence_length": work.length,
-        "parameters": work.parameters,
+        "rows_per_step": cost.rows,
+        "sequence_length": cost.length,
+        "parameters": cost.parameters,
         "hbm_gib": where.device_hbm / GIB,
     }
     if isinstance(outcome, OutOfMemory):
@@ -121,12 +120,12 @@ def estimate(
         host_gib=outcome.host / GIB,
         compile_seconds=outcome.seconds,
         unknown_loops=spent.unknown_loops,
-        **_speed(work, where, mesh, spent),
+        **_speed(cost, where, mesh, spent),
     )
 
 
-def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]:
-    model, length = work.models[0], work.length
+def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]:
+    model, length = cost.models[0], cost.length
     kernels = [call for call in spent.kernels if call.target == "tpu_custom_call"]
     kernel_flops = sum(call.count * kernel_work(call, model.attention, length) for call in kernels)
     kernel_seconds = sum(call.count * _kernel_seconds(call, model.attention, length, where) for call in kernels)
@@ -134,9 +133,9 @@ def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
     traffic = collective_traffic(spent.collectives, mesh, where)
     collective_seconds = sum(each.seconds for each in traffic)
     step_seconds = max(compute_seconds + kernel_seconds, collective_seconds)
-    needed, executed = work.flops / where.devices, spent.flops + kernel_flops
-    scores = (work.scores + work.cached) / where.devices
-    in_kernels = work.scores / where.devices if kernels else 0.0
+    needed, executed = cost.flops / where.devices, spent.flops + kernel_flops
+    scores = (cost.scores + cost.cached) / where.devices
+    in_kernels = cost.scores / where.devices if kernels else 0.0
     shares = {
         "mfu": needed / step_seconds / where.device_flops,
         "mfu_without_attention": (needed - scores) / compute_seconds / where.device_flops,
@@ -155,7 +154,7 @@ def _speed(work: Work, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
         "collective_seconds": collective_seconds,
         "collectives": tuple(traffic),
         "step_seconds": step_seconds,
-        "tokens_per_second": work.tokens / step_seconds,
+        "tokens_per_second": cost.tokens / step_seconds,
         **shares,
         "bound_by": _bound(where, spent.flops, compute_seconds, kernel_seconds, traffic),
     }

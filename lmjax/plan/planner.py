@@ -17,18 +17,16 @@ from lmjax.fields import require_local
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
-from lmjax.plan.compile import OutOfMemory, Program, compile_step, slice_mesh
+from lmjax.plan.compile import Compiled, OutOfMemory, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
 from lmjax.plan.slices import GIB, find_slice
-from lmjax.plan.work import Kind, PlannedStage, Step
-from lmjax.runs.preflight import model_of
-from lmjax.settings import MeshSettings
-from lmjax.settings.recipe_files import Pipeline, Pretrain, Stage
-from lmjax.settings.stages import PPO, Compare
-from lmjax.stages.pretrain import about_step, planned_entries
+from lmjax.plan.target import StepKind, Target, target_of
+from lmjax.settings import MeshSettings, Pipeline, Stage, TrainingStage
+from lmjax.stages.registry import kind_of
+from lmjax.stages.train_stage import about_step
 
 Say = Callable[[str], None]
-Planned = TypeVar("Planned", bound=PlannedStage)
+Planned = TypeVar("Planned", bound=TrainingStage)
 
 
 @dataclass(frozen=True)
@@ -53,78 +51,77 @@ class Plan:
         return json.dumps(self.estimate.to_dict() | {"tried": tried})
 
 
-def chosen(recipe: Stage | Pipeline, stage: str | None = None, kind: Kind = "train") -> tuple[PlannedStage, Step]:
-    """The stage to plan, with its model filled in, and which of its programs.
+def chosen(recipe: Stage | Pipeline, stage: str | None = None) -> tuple[TrainingStage, tuple[Stage, ...]]:
+    """The stage to plan, and the stages of its pipeline before it.
 
-    Of a pipeline it is the one named `stage`, or else the first that says for which slice, or else the first. A model
-    is the stage's own, or that of the stage or checkpoint that it starts from. Raises UserError where there is no such
-    stage, or nothing in it to compile.
+    Of a pipeline it is the one named `stage`, or else the first that says for which slice, or else the first. Raises
+    UserError where there is no such stage, or nothing in it to compile.
     """
-    stages = recipe.stages if isinstance(recipe, Pipeline) else (recipe,)
-    names = [each.name for each in stages]
+    names = [each.name for each in recipe.stages]
     if stage is not None and stage not in names:
         raise UserError(f"--stage {stage}: no such stage in {recipe.name!r}; {nearest(stage, names)}")
-    placed = [each.name for each in stages if not isinstance(each, Compare) and each.plan.topology]
-    found = stages[names.index(stage or (placed or names)[0])]
-    if isinstance(found, Compare):
-        raise UserError(f"--stage {found.name}: it compares answers and trains nothing; {_others(stages)}")
-    if isinstance(found, Pretrain):
-        return found, Step(kind)
-    judge = model_of(found.reward.source, stages) if isinstance(found, PPO) else None
-    return dataclasses.replace(found, model=model_of(found.name, stages)), Step(kind, judge)
+    placed = [each.name for each in _planned(recipe.stages) if each.plan.topology]
+    place = names.index(stage or (placed or names)[0])
+    found = recipe.stages[place]
+    if not isinstance(found, TrainingStage):
+        others = ", ".join(each.name for each in _planned(recipe.stages))
+        raise UserError(f"--stage {found.name}: it trains nothing; plan one of {others}")
+    return found, recipe.stages[:place]
 
 
-def _others(stages: Sequence[Stage]) -> str:
-    return "plan one of " + ", ".join(each.name for each in stages if not isinstance(each, Compare))
+def _planned(stages: Sequence[Stage]) -> list[TrainingStage]:
+    return [each for each in stages if isinstance(each, TrainingStage)]
 
 
 def plan(
-    recipe: PlannedStage,
+    recipe: TrainingStage,
     topology: str | None = None,
     mesh: str | None = None,
     *,
     hlo: Path | None = None,
     save: Path | None = None,
-    step: Step = Step(),
+    step: StepKind = "train",
+    before: Sequence[Stage] = (),
     say: Say = lambda line: None,
 ) -> Plan:
     """Compiles a stage's step for a slice and estimates it; topology and mesh default to the recipe's own.
 
-    `mesh` is written as in "fsdp=64,tensor=8". `hlo` and `save` are files for the optimized text and the serialized
-    executable. A step that does not fit is an answer: the next remat policies and meshes are compiled until one fits,
-    and no file is written. Raises UserError for an unknown topology, a mesh that does not fit it, a file that cannot be
-    written, or a missing libtpu.
+    `mesh` is written as in "fsdp=64,tensor=8". A model that the recipe does not tell is that of the stage or checkpoint
+    that it is initialised from; `before` are the stages of its pipeline before it. `hlo` and `save` are files for the
+    optimized text and the serialized executable. A step that does not fit is an answer: the next remat policies and
+    meshes are compiled until one fits, and no file is written. Raises UserError for an unknown topology, a mesh that
+    does not fit it, a file that cannot be written, or a missing libtpu.
     """
     recipe = planned_recipe(recipe, topology, mesh)
-    runs = isinstance(recipe, Pretrain) and step.kind == "train"
+    runs = kind_of(recipe).loads_executable and step == "train"
     require(save is None or runs, "--save", str(save), "the training step of a pretraining", "lmjax run loads no other")
     files = {option: path for option, path in (("--hlo", hlo), ("--save", save)) if path is not None}
     for option, path in files.items():
         require_local(option, path)
         _check_file(option, path)
     where = find_slice(recipe.plan.topology)
-    devices = slice_mesh(recipe, where, step)
+    target = target_of(recipe, step, before)
+    devices = slice_mesh(target, where)
     say(f"compiling {recipe.name} for {where.chips} chips, {where.name}")
-    outcome = compile_step(recipe, where, step)
-    result = estimate(recipe, where, devices, outcome, step)
-    if isinstance(outcome, Program):
+    outcome = compile_step(target, where)
+    result = estimate(target, where, devices, outcome)
+    if isinstance(outcome, Compiled):
         if hlo is not None:
             with clear_disk_errors(hlo.parent):
                 hlo.write_text(outcome.text, encoding="utf-8")
         if save is not None:
-            _save(save, recipe, outcome, devices)
+            _save(save, target, outcome, devices)
         return Plan(result)
-    tried = tuple(_until_one_fits(recipe, step, say))
+    tried = tuple(_until_one_fits(target, say))
     for option, path in files.items():
         say(f"{path} was not written: the step does not fit; plan one that does with {option} {path}")
     return Plan(result, tried)
 
 
-def _save(path: Path, recipe: PlannedStage, program: Program, mesh: Mesh) -> None:
-    assert isinstance(recipe, Pretrain)
-    about = about_step(recipe, planned_entries(recipe))
+def _save(path: Path, target: Target, program: Compiled, mesh: Mesh) -> None:
+    about, compute = about_step(target.resolved), target.recipe.compute
     with clear_disk_errors(path.parent):
-        save_executable(path, program.lowered, program.executable, mesh, about, recipe.compute)
+        save_executable(path, program.lowered, program.executable, mesh, about, compute)
 
 
 def _check_file(option: str, path: Path) -> None:
@@ -161,18 +158,18 @@ def parse_mesh(text: str) -> MeshSettings:
     return MeshSettings(**sizes)
 
 
-def _until_one_fits(recipe: PlannedStage, step: Step, say: Say) -> Iterator[Alternative]:
+def _until_one_fits(target: Target, say: Say) -> Iterator[Alternative]:
     """Compiles the next remat policies and meshes, each needing less memory, up to the first that fits."""
-    where = find_slice(recipe.plan.topology)
-    for each in alternatives(recipe, where.devices):
+    where = find_slice(target.recipe.plan.topology)
+    for each in alternatives(target.recipe, where.devices):
         shape = mesh_shape(each.mesh, where.devices)
         say(f"does not fit; trying remat {each.compute.remat!r} on {mesh_text(shape)}")
         try:
-            outcome = compile_step(each, where, step)
+            outcome = compile_step(target.with_fields(mesh=each.mesh, compute=each.compute), where)
         except UserError as error:  # a mesh that does not divide the batch or the model
             say(f"  not possible: {error}")
             continue
-        fits = isinstance(outcome, Program)
+        fits = isinstance(outcome, Compiled)
         peak = outcome.needed if isinstance(outcome, OutOfMemory) else outcome.peak
         yield Alternative(each.compute.remat, shape, fits, peak / GIB)
         if fits:

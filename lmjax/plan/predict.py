@@ -19,13 +19,13 @@ from jax.sharding import AbstractMesh
 from lmjax.model.language_model import LOGITS_AT_ONCE, LanguageModel
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import AXES
-from lmjax.parallel.shardings import parameter_shardings, state_shardings
+from lmjax.parallel.placement import parameter_shardings, state_shardings
 from lmjax.plan.attention_blocks import kernel_seconds
 from lmjax.plan.candidates import Candidate
 from lmjax.plan.slices import NETWORK_BANDWIDTH, Slice
-from lmjax.settings import ModelSettings
-from lmjax.settings.recipe_files import Recipe
-from lmjax.stages.pretrain import make_parts, planned_model
+from lmjax.settings import ModelSettings, Pretrain
+from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.resolved import known_model, resolve
 
 # Of the compiler's programs, not of theory; each is the round number that came nearest over the compiled cases.
 EFFICIENCY = 0.85  # of the peak at which large matrix products run
@@ -80,14 +80,14 @@ class Prediction:
 class Analyst:
     """Predicts candidates of one recipe on one slice."""
 
-    def __init__(self, recipe: Recipe, where: Slice) -> None:
+    def __init__(self, recipe: Pretrain, where: Slice) -> None:
         self.recipe, self.where = recipe, where
-        self.model = planned_model(recipe)
-        parts = make_parts(recipe, self.model, "tpu")
-        self.item = parts.model.dtype.itemsize  # bytes of an activation
-        self.splash = parts.model.implementation(recipe.data.sequence_length) == "splash"
-        self.axes = parts.model.logical_axes()
-        self.shapes = _state_shapes(parts.model, parts.optimizer)
+        self.model, task, resolved = known_model(recipe), NextToken(), resolve(recipe)
+        model = task.model(resolved, "tpu")
+        self.item = model.dtype.itemsize  # bytes of an activation
+        self.splash = model.implementation(recipe.data.sequence_length) == "splash"
+        self.axes = model.logical_axes()
+        self.shapes = _state_shapes(model, task.optimizer(resolved, recipe.train.steps, self.axes)[0])
         self.state = functools.cache(self._state)
 
     def predict(self, candidate: Candidate) -> Prediction:

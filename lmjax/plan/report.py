@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from lmjax.errors import UserError
 from lmjax.parallel.axis_rules import RULES
-from lmjax.parallel.shardings import abstract_state
 from lmjax.plan.compile import slice_mesh
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.planner import Plan, mesh_text
 from lmjax.plan.slices import find_slice
-from lmjax.plan.work import PlannedStage
-from lmjax.settings.recipe_files import Pretrain
-from lmjax.stages.pretrain import make_parts, planned_model
+from lmjax.plan.target import target_of
+from lmjax.settings import Stage, TrainingStage
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -58,23 +56,22 @@ def _figures(e: Estimate) -> Iterator[str]:
         yield f"  {e.unknown_loops} loops of unknown length were counted once"
 
 
-def explanation(recipe: PlannedStage) -> Iterator[str]:
+def explanation(recipe: TrainingStage, before: Sequence[Stage] = ()) -> Iterator[str]:
     """The table of axis rules, then each parameter's shape and sharding, then those of the activations."""
-    if not isinstance(recipe, Pretrain):
-        raise UserError(
-            f"--explain: expected a stage that pretrains; {recipe.name!r} cuts its models by the same rules"
-        )
-    mesh = slice_mesh(recipe, find_slice(recipe.plan.topology))
+    target = target_of(recipe, "train", before)
+    mesh = slice_mesh(target, find_slice(recipe.plan.topology))
+    program = target.build(mesh)
+    axes = program.model.logical_axes()
+    named = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda leaf: isinstance(leaf, tuple)))
+    params = jax.tree_util.tree_leaves_with_path(program.abstract.params)
+    if [path for path, _ in params] != list(named):
+        raise UserError(f"--explain: {recipe.name!r} trains several models; each is cut as where it alone is trained")
     yield "logical axis     mesh axes            why"
     for name, rule in RULES.items():
         yield f"{name:16} {'+'.join(rule.mesh_axes) or '-':20} {rule.reason}"
-    parts = make_parts(recipe, planned_model(recipe), "tpu")
-    axes = parts.model.logical_axes()
-    named = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda leaf: isinstance(leaf, tuple)))
     yield ""
     yield "parameter: shape, axes, sharding, on one device"
-    state = abstract_state(parts.model, parts.optimizer, mesh)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+    for path, leaf in params:
         name = "/".join(str(getattr(key, "key", key)) for key in path)
         local = leaf.sharding.shard_shape(leaf.shape)
         yield f"{name}: {leaf.shape}, ({', '.join(named[path])}), {_spec(leaf.sharding.spec)}, {local}"

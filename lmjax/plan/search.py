@@ -23,8 +23,8 @@ from lmjax.plan.compile import compile_step, slice_devices, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
 from lmjax.plan.predict import Analyst, Prediction
 from lmjax.plan.slices import Slice, find_slice
-from lmjax.settings import MeshSettings
-from lmjax.settings.recipe_files import Recipe
+from lmjax.plan.target import target_of
+from lmjax.settings import MeshSettings, Pretrain
 
 DEFAULT_LIMIT = 8  # candidates that are compiled
 HEADROOM = 1.15  # a candidate that is predicted to need more than this times the HBM is not compiled
@@ -59,7 +59,7 @@ class Tried:
 class Search:
     """The ranking, quickest first, those that the compiler refused, and how many were never compiled."""
 
-    recipe: Recipe
+    recipe: Pretrain
     where: Slice
     ranked: tuple[Tried, ...]
     refused: tuple[Tried, ...]
@@ -70,7 +70,7 @@ class Search:
 
 
 def search(
-    recipe: Recipe,
+    recipe: Pretrain,
     mesh: MeshSettings | None = None,
     limit: int = DEFAULT_LIMIT,
     *,
@@ -134,7 +134,7 @@ def _choose(promising: list[Candidate], limit: int, compiler: _Compiler) -> Iter
 class _Compiler:
     """Compiles candidates, or reads what was kept of them."""
 
-    def __init__(self, recipe: Recipe, where: Slice, cache: Cache, predicted: dict[Candidate, Prediction]) -> None:
+    def __init__(self, recipe: Pretrain, where: Slice, cache: Cache, predicted: dict[Candidate, Prediction]) -> None:
         self.recipe, self.where, self.cache, self.predicted = recipe, where, cache, predicted
         self.tried: list[Tried] = []
 
@@ -148,12 +148,13 @@ class _Compiler:
             self.cache.put(recipe, self.where.name, result)
         self.tried.append(Tried(candidate, self.predicted[candidate], result, kept is not None))
 
-    def _compiled(self, recipe: Recipe) -> Result:
+    def _compiled(self, recipe: Pretrain) -> Result:
         try:
-            outcome = compile_step(recipe, self.where)
+            target = target_of(recipe)
+            outcome = compile_step(target, self.where)
         except (UserError, jax.errors.JaxRuntimeError) as error:  # a mesh that cannot be laid out; a kernel too large
             return Result(refusal=str(error).splitlines()[0])
-        return Result(estimate(recipe, self.where, slice_mesh(recipe, self.where), outcome))
+        return Result(estimate(target, self.where, slice_mesh(target, self.where), outcome))
 
     def rules_out(self, candidate: Candidate) -> bool:
         """Whether one on the same mesh that is predicted to need no more did not fit."""

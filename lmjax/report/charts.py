@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from lmjax.notation import rounded
 from lmjax.report.markup import Html, escaped
-from lmjax.report.notation import rounded
 
 POINTS = 300  # of one curve
 MARKED = 40  # points up to which each has a marker

@@ -1,151 +1,25 @@
-"""What the stages log, as the report shows it: charts, tiles and lists of numbers, one table of each per stage.
+"""What the stages log, as the report shows it: charts, tiles and lists of numbers, as lmjax/stages says for each kind.
 
 In: a run's record. Out: charts, and names with values already written out. What a log does not hold is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from lmjax.notation import decimals, exact, percent, rounded
 from lmjax.report.charts import Chart, Series
-from lmjax.report.notation import decimals, exact, percent, rounded
 from lmjax.report.parts import Rows
 from lmjax.report.records import RunRecord
+from lmjax.stages.shown import TRAINING, Told, one_curve
 
-TRAINING = "training loss"  # stands for the name that the log has for it
-
-
-class Drawn(NamedTuple):
-    """A chart over steps: the log's names of its curves, what each is called, and whether its points are marked."""
-
-    name: str
-    title: str
-    curves: tuple[tuple[str, str, bool], ...]
-    from_zero: bool = False
-
-
-class Told(NamedTuple):
-    """A number: the log's name for it, what it is called, how it is written, and its unit."""
-
-    metric: str
-    label: str
-    write: Callable[[float], str] = decimals
-    unit: str = ""
-
-
-def _one(name: str, title: str, metric: str, from_zero: bool = False, marked: bool = False) -> Drawn:
-    return Drawn(name, title, ((metric, title.lower(), marked),), from_zero)
-
-
-LOSS = Drawn("loss", "Loss, nats per token", ((TRAINING, "training", False), ("validation_loss", "validation", True)))
-RANKED = (
-    Drawn(
-        "accuracy",
-        "Pairs in the right order",
-        (("accuracy", "training", False), ("validation_accuracy", "validation", True)),
-    ),
-    Drawn("loss", "Loss, nats per ranking", (("loss", "training", False), ("validation_loss", "validation", True))),
-)
 EVERYWHERE = (
-    _one("learning_rate", "Learning rate", "learning_rate", True),
-    _one("gradient_norm", "Gradient norm", "grad_norm"),
-    _one("throughput", "Throughput, tokens/s", "tokens_per_second", True),
+    one_curve("learning_rate", "Learning rate", "learning_rate", True),
+    one_curve("gradient_norm", "Gradient norm", "grad_norm"),
+    one_curve("throughput", "Throughput, tokens/s", "tokens_per_second", True),
 )
-CHARTS: dict[str, tuple[Drawn, ...]] = {
-    "pretrain": (LOSS,),
-    "sft": (LOSS, _one("reward", "Reward by the judge, validation", "validation_reward", marked=True)),
-    "reward": (
-        *RANKED,
-        Drawn(
-            "held_out_labelers",
-            "Pairs of held-out labelers in the right order",
-            (("held_out_labelers_accuracy", "validation", True),),
-        ),
-    ),
-    "dpo": (*RANKED, _one("margin", "Margin of the better answer", "margin")),
-    "ppo": (
-        Drawn("reward", "Reward", (("reward", "training", False), ("validation_reward", "validation", True))),
-        Drawn("gold", "Gold reward", (("gold", "training", False), ("validation_gold", "validation", True))),
-        Drawn("kl", "KL to the start, nats", (("kl", "training", False), ("validation_kl", "validation", True)), True),
-        _one("entropy", "Entropy, nats per token", "entropy"),
-        _one("clip_fraction", "Clipped share of the ratios", "clip_fraction", True),
-        _one("value_explained", "Variance that the value explains", "value_explained"),
-        Drawn(
-            "length",
-            "Response length, tokens",
-            (("response_length", "training", False), ("validation_length", "validation", True)),
-            True,
-        ),
-        Drawn(
-            "finished",
-            "Responses that end by themselves",
-            (("finished", "training", False), ("validation_finished", "validation", True)),
-            True,
-        ),
-        _one("kl_coefficient", "KL coefficient", "kl_coefficient", True),
-        _one("mix", "Loss on pretraining text", "mix_cross_entropy"),
-    ),
-    "compare": (),
-}
-LANGUAGE_TILES = (
-    Told("validation_loss", "validation loss", decimals, "nats per token"),
-    Told(TRAINING, "training loss", decimals, "nats per token"),
-    Told("validation_perplexity", "perplexity", rounded, "validation"),
-    Told("bits_per_byte", "bits per byte", lambda value: decimals(value, 3), "validation"),
-)
-RANKED_TILES = (
-    Told("validation_accuracy", "accuracy", percent, "of held-out pairs"),
-    Told("held_out_labelers_accuracy", "accuracy", percent, "of held-out labelers\u2019 pairs"),
-    Told("validation_loss", "validation loss", decimals, "nats per ranking"),
-    Told("calibration_error", "calibration error", lambda value: decimals(value, 3), "validation"),
-)
-TILES: dict[str, tuple[Told, ...]] = {
-    "pretrain": LANGUAGE_TILES,
-    "sft": (*LANGUAGE_TILES, Told("validation_accuracy", "accuracy", percent, "of answers\u2019 tokens")),
-    "reward": RANKED_TILES,
-    "dpo": RANKED_TILES,
-    "ppo": (
-        Told("validation_gold", "gold reward", lambda value: decimals(value, 3), "validation"),
-        Told("validation_reward", "reward", lambda value: decimals(value, 3), "validation"),
-        Told("validation_kl", "KL to the start", rounded, "nats per response"),
-        Told("validation_length", "length", rounded, "tokens per response"),
-        Told("validation_finished", "ended", percent, "by themselves"),
-    ),
-    "compare": (),
-}
-TRAINED = (
-    Told("loss", "loss"),
-    Told("cross_entropy", "cross-entropy"),
-    Told("accuracy", "accuracy", percent),
-    Told("margin", "margin of the better answer"),
-    Told("grad_norm", "gradient norm", rounded),
-    Told("learning_rate", "learning rate", rounded),
-)
-LEARNED = (
-    Told("reward", "reward", decimals),
-    Told("gold", "gold reward", decimals),
-    Told("shaped_reward", "reward as it was learned from", decimals),
-    Told("kl", "KL to the start, nats", decimals),
-    Told("kl_k1", "KL by k1", decimals),
-    Told("kl_k2", "KL by k2", decimals),
-    Told("kl_k3", "KL by k3", decimals),
-    Told("kl_coefficient", "KL coefficient", rounded),
-    Told("entropy", "entropy, nats per token", decimals),
-    Told("ratio", "ratio", decimals),
-    Told("ratio_variance", "variance of the ratio", rounded),
-    Told("clip_fraction", "clipped", percent),
-    Told("value_explained", "variance that the value explains", percent),
-    Told("response_length", "tokens per response", rounded),
-    Told("finished", "ended by themselves", percent),
-    Told("policy_loss", "policy loss", rounded),
-    Told("value_loss", "value loss", rounded),
-    Told("mix_cross_entropy", "loss on pretraining text", decimals),
-    Told("sampler_gap", "sampler against full pass", rounded),
-)
-NUMBERS: dict[str, tuple[Told, ...]] = {"ppo": (*LEARNED, *TRAINED)}
 HELD_OUT = (
     Told("validation_accuracy", "accuracy", percent),
     Told("held_out_labelers_accuracy", "accuracy on held-out labelers", percent),
@@ -162,10 +36,10 @@ HELD_OUT = (
 
 def charts_of(run: RunRecord) -> list[Chart]:
     """A chart for each quantity that the log holds, the stage's own first; none for an empty log."""
-    charts = []
-    for name, title, curves, from_zero in (*CHARTS[run.stage], *EVERYWHERE):
-        if name == "kl_coefficient" and run.recipe.kl.target is None:
-            continue  # it stays what the recipe says
+    charts, left_out = [], run.shown.left_out(run.recipe)
+    for name, title, curves, from_zero in (*run.shown.charts, *EVERYWHERE):
+        if name in left_out:
+            continue
         found = tuple(
             Series(label, *run.series(_metric(run, metric)), role="second" if marked else "first", marked=marked)
             for metric, label, marked in curves
@@ -180,7 +54,7 @@ def charts_of(run: RunRecord) -> list[Chart]:
 
 def tiles_of(run: RunRecord) -> list[tuple[str, str, str]]:
     """The handful of numbers that one asks for first: name, value, unit."""
-    values = [(told, run.last(_metric(run, told.metric))) for told in TILES[run.stage]]
+    values = [(told, run.last(_metric(run, told.metric))) for told in run.shown.tiles]
     tiles = [(told.label, told.write(value), told.unit) for told, value in values if value is not None]
     seen = run.seen
     if seen is not None:
@@ -192,7 +66,7 @@ def tiles_of(run: RunRecord) -> list[tuple[str, str, str]]:
 
 def last_training(run: RunRecord) -> Rows:
     """The newest of what the steps logged."""
-    return told(run, NUMBERS.get(run.stage, TRAINED))
+    return told(run, run.shown.numbers)
 
 
 def told(run: RunRecord, numbers: tuple[Told, ...]) -> Rows:
@@ -249,7 +123,7 @@ def _metric(run: RunRecord, name: str) -> str:
 
 def sources_seen(run: RunRecord) -> Rows:
     """How often each source of a mixture has been seen."""
-    sources = run.recipe.data.train if run.stage == "pretrain" else ()
+    sources = run.recipe.loading.train
     seen = [(source, run.last(f"epochs/{i}")) for i, source in enumerate(sources)]
     return [(source.path or source.kind, decimals(share, 3)) for source, share in seen if share is not None]
 

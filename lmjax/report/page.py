@@ -18,7 +18,8 @@ from lmjax.report import pipeline, sections
 from lmjax.report.charts import DARK, LIGHT, Chart, write_png
 from lmjax.report.markup import Html, element, escaped, joined
 from lmjax.report.metrics import charts_of
-from lmjax.report.records import PipelineRecord, RunRecord, is_pipeline, read_pipeline, read_run
+from lmjax.report.records import PipelineRecord, RunRecord, read_pipeline, read_run
+from lmjax.run_files import is_pipeline
 
 REPORT_FILE = "report.html"
 

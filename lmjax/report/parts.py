@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.notation import decimals, exact, rounded
 from lmjax.report.charts import COMPACT, NARROW, WIDE, Chart, Series, svg
 from lmjax.report.markup import Html, element, joined
-from lmjax.report.notation import decimals, exact, rounded
 
 Rows = list[tuple[str, object]]  # names and values; a value may be markup
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from urllib.parse import quote
 
+from lmjax.notation import exact
 from lmjax.report import sections
 from lmjax.report.charts import Chart
 from lmjax.report.markup import Html, element, joined
 from lmjax.report.metrics import against_divergence, charts_of, tiles_of
-from lmjax.report.notation import exact
 from lmjax.report.parts import half_figures, section, small_figures
 from lmjax.report.records import PipelineRecord, RunRecord
 
@@ -65,9 +65,8 @@ def divergence_charts(pipeline: PipelineRecord) -> list[Chart]:
     """Gold and proxy reward over the divergence of each policy, with best-of-n sampling beside it where recorded."""
     charts: list[Chart] = []
     for run in pipeline.begun:
-        if run.stage == "ppo":
-            made = against_divergence(run, pipeline.best_of(run))
-            charts += [dataclasses.replace(chart, name=f"{run.recipe.name}-{chart.name}") for chart in made]
+        made = against_divergence(run, pipeline.best_of(run))
+        charts += [dataclasses.replace(chart, name=f"{run.recipe.name}-{chart.name}") for chart in made]
     return charts
 
 

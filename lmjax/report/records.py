@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
-from lmjax.files import MalformedJsonError, check_form, parse_json, read_json_if_there, read_text, safe_name
+from lmjax.files import check_form, read_json_if_there
 from lmjax.model.flops import Count, count
+from lmjax.run_files import ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, START_TOKENIZER, SUMMARY_FILE, stage_names
 from lmjax.settings import ModelSettings
-from lmjax.settings.recipe_files import STAGES, Pretrain, read_recipe
-from lmjax.settings.stages import PPO, SFT, Compare
-from lmjax.training.record import CHANGED, METRICS_FILE, TEXTS, read_metrics
+from lmjax.settings.recipe_files import read_recipe
+from lmjax.stages.registry import kind_of
+from lmjax.training.record import CHANGED, TEXTS, read_metrics
 
-RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
-PIPELINE_FILE = "pipeline.json"  # the names of a pipeline's stages, in order
-START_TOKENIZER = "tokenizer-start"  # of a stage that goes on from another
+if TYPE_CHECKING:
+    from lmjax.stages.shown import Shown
+
 COUNTS = tuple(field.name for field in dataclasses.fields(Count))
 
 
@@ -40,7 +40,8 @@ class RunRecord:
 
     @property
     def stage(self) -> str:
-        return next(name for name, cls in STAGES.items() if cls is type(self.recipe))
+        kind: str = self.recipe.kind
+        return kind
 
     @cached_property
     def reached(self) -> int:
@@ -50,9 +51,13 @@ class RunRecord:
     @property
     def steps(self) -> int | None:
         """The steps of the whole stage; None where its data say how many and it is not done, or it has none."""
-        if self.stage != "compare" and getattr(self.recipe, "epochs", None) is None:
-            return int(self.recipe.train.steps)
-        return self.summary.get("steps")
+        steps: int | None = self.recipe.steps
+        return self.summary.get("steps") if steps is None else steps
+
+    @cached_property
+    def shown(self) -> Shown:
+        """What reports show of a stage of this kind."""
+        return kind_of(self.recipe).shown
 
     @property
     def done(self) -> bool:
@@ -61,31 +66,19 @@ class RunRecord:
     @property
     def tokens(self) -> int | None:
         """Tokens of all batches up to the last recorded step, padding included; None where the log does not tell."""
-        if isinstance(self.recipe, Pretrain):
-            return BatchRamp(self.recipe.data).tokens_at(self.reached)
-        if isinstance(self.recipe, SFT):
-            return BatchRamp(self.recipe.dialogue.loading).tokens_at(self.reached)
-        return None
+        count, unit = self.seen or (0, "")
+        return count if unit == "tokens" else None
 
     @property
     def seen(self) -> tuple[int, str] | None:
-        """How much was trained on, and what it is counted in; None for comparisons, which train nothing."""
-        if self.tokens is not None:
-            return self.tokens, "tokens"
-        if isinstance(self.recipe, PPO):
-            return BatchRamp(self.recipe.dialogue.loading).rows_at(self.reached) * self.recipe.ppo.group, "responses"
-        if isinstance(self.recipe, Compare):
-            return None
-        return BatchRamp(self.recipe.dialogue.loading).rows_at(self.reached), "rankings"
+        """How much was trained on, and what it is counted in; None for a kind that trains nothing."""
+        return None if self.shown.seen is None else self.shown.seen(self.recipe, self.reached)
 
     @property
     def row(self) -> int:
         """Tokens of a row of the model's input."""
-        if isinstance(self.recipe, Pretrain):
-            return self.recipe.data.sequence_length
-        sampled = self.recipe.response_tokens if isinstance(self.recipe, Compare) else 0
-        sampled = self.recipe.ppo.response_tokens if isinstance(self.recipe, PPO) else sampled
-        return self.recipe.dialogue.sequence_length + sampled
+        length: int = self.recipe.loading.sequence_length + self.recipe.sampled[1]
+        return length
 
     @cached_property
     def model(self) -> ModelSettings | None:
@@ -172,24 +165,10 @@ class PipelineRecord:
 
     def best_of(self, policy: RunRecord) -> list[dict[str, Any]]:
         """Best-of-n sampling from what this policy started from, by the reward that it learned from; or nothing."""
-        source = (policy.recipe.start, policy.recipe.reward.source)
-        compared = [run for run in self.begun if isinstance(run.recipe, Compare)]
-        found = [run for run in compared if (run.recipe.start, run.recipe.proxy) == source]
-        return found[-1].summary.get("best_of", []) if found else []
-
-
-def is_pipeline(folder: Path) -> bool:
-    return (folder / PIPELINE_FILE).is_file()
-
-
-def stage_names(folder: Path) -> list[str]:
-    """The stages of a pipeline's workdir, in order. Raises UserError where a name is not that of a folder in it."""
-    path = folder / PIPELINE_FILE
-    try:
-        names = check_form(parse_json(read_text(path)), list[str], path, fix="run the pipeline again")
-    except MalformedJsonError as error:
-        raise UserError(f"{path}: expected a list of stages: {error}; run the pipeline again") from error
-    return [safe_name(name, path) for name in names]
+        source = (policy.recipe.start, policy.recipe.reward_model[1])
+        same = [run for run in self.begun if (run.recipe.start, run.recipe.reward_model[1]) == source]
+        tables = [run.summary["best_of"] for run in same if run.summary.get("best_of")]
+        return tables[-1] if tables else []
 
 
 def read_pipeline(folder: Path) -> PipelineRecord:
@@ -218,25 +197,11 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-class _Compared(TypedDict):
-    """The summary of comparisons."""
-
-    comparisons: int
-    left_out: int
-    gold: float
-
-
-class _Trained(TypedDict):
-    """The summary of a training stage; more numbers stand beside it."""
-
-    steps: int
-
-
 def read_summary(folder: Path, recipe: Any) -> dict[str, Any]:
     """What a finished run came to; empty while it is not done. Raises UserError where the file is damaged or empty."""
     path = folder / SUMMARY_FILE
     fix = "delete the file; the run's command writes it again"
-    summary = read_json_if_there(path, _Compared if isinstance(recipe, Compare) else _Trained, fix) or {}
+    summary = read_json_if_there(path, kind_of(recipe).summary_form, fix) or {}
     for name, value in summary.items():
         kind: Any = str if name in TEXTS else list[dict[str, float]] if name == "best_of" else float
         if not isinstance(value, float):  # which may be none that is finite

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.notation import decimals, duration, exact, percent, rounded, setting
 from lmjax.report.charts import POINTS, Chart
 from lmjax.report.markup import Html, element, joined
 from lmjax.report.metrics import (
@@ -19,7 +20,6 @@ from lmjax.report.metrics import (
     told,
     validation_by_source,
 )
-from lmjax.report.notation import decimals, duration, exact, percent, rounded, setting
 from lmjax.report.parts import (
     Rows,
     details,
@@ -36,7 +36,6 @@ from lmjax.report.records import RunRecord
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest
 EVALUATION_ROWS = 20
-KINDS = {"reward": "A reward model"}  # what a stage trains, where it is no decoder
 
 
 def header(run: RunRecord) -> Html:
@@ -53,7 +52,7 @@ def header(run: RunRecord) -> Html:
 
 def shape(run: RunRecord) -> str:
     """The model in a sentence, and where it came from."""
-    kind, model = KINDS.get(run.stage, "A decoder"), run.model
+    kind, model = run.shown.model, run.model
     size = f"{kind} of {rounded(run.counts['parameters'])} parameters" if run.counts else kind
     start = getattr(run.recipe, "start", "")
     begun = f", from {start}" if start else ""
@@ -65,9 +64,10 @@ def shape(run: RunRecord) -> str:
 
 def state(run: RunRecord) -> Html:
     """How far the run came."""
-    if run.stage == "compare":
-        return element("p", element("b", "Done: " if run.done else "Not finished: "), _comparisons(run), cls="state")
-    each = f", each {_batch(run)}."
+    if run.shown.state is not None:
+        said = run.shown.state(run.recipe, run.summary if run.done else {})
+        return element("p", element("b", "Done: " if run.done else "Not finished: "), said, cls="state")
+    each = f", each {run.shown.batch(run.recipe)}."
     if run.done:
         return element("p", element("b", "Done: "), f"{exact(run.steps or 0)} steps{each}", cls="state done")
     of = "" if run.steps is None else f" of {exact(run.steps)}"
@@ -75,29 +75,6 @@ def state(run: RunRecord) -> Html:
     return element(
         "div", element("p", element("b", "Not finished: "), f"step {exact(run.reached)}{of}{each}"), bar, cls="state"
     )
-
-
-def _batch(run: RunRecord) -> str:
-    recipe = run.recipe
-    if run.stage == "ppo":
-        responses = exact(recipe.dialogue.batch_size * recipe.ppo.group)
-        return f"{responses} responses of at most {exact(recipe.ppo.response_tokens)} tokens"
-    if run.stage in ("reward", "dpo"):
-        return f"{exact(recipe.dialogue.batch_size)} rankings"
-    if run.stage == "sft":
-        return f"{exact(recipe.dialogue.batch_size)} rows of {exact(recipe.dialogue.sequence_length)} tokens"
-    data = recipe.data
-    first = data.ramp_from or data.batch_size
-    rows = exact(data.batch_size) if first == data.batch_size else f"{exact(first)} to {exact(data.batch_size)}"
-    return f"{rows} rows of {exact(data.sequence_length)} tokens"
-
-
-def _comparisons(run: RunRecord) -> str:
-    if not run.done:
-        return f"{exact(run.recipe.answers)} answers to each prompt are sampled and ranked in one go."
-    made, left, gold = (run.summary[name] for name in ("comparisons", "left_out", "gold"))
-    ranked = f"{exact(made)} comparisons of {exact(run.recipe.answers)} answers"
-    return f"{ranked}, {exact(left)} prompts left out; mean gold reward {decimals(gold)}."
 
 
 def warnings(run: RunRecord) -> Html | None:
@@ -122,7 +99,7 @@ def warnings(run: RunRecord) -> Html | None:
 
 def highlights(run: RunRecord) -> Html | None:
     """The handful of numbers that one asks for first."""
-    if run.stage == "compare":
+    if run.shown.state is not None:
         return best_of_table(run)
     if not run.lines:
         return element("p", "Nothing has been recorded yet.", cls="empty")

@@ -44,7 +44,7 @@ from lmjax.objective.weighted import Weighted
 from lmjax.optim.schedules import Schedule
 from lmjax.optim.train_state import TrainState
 from lmjax.rl.rollout import Rollout, Vocabulary, read_responses, repeated, sample, values_before
-from lmjax.settings.conversations import KLSettings, PPOSettings, RewardSettings
+from lmjax.settings import KLSettings, PPOSettings, RewardSettings
 from lmjax.training.step import make_train_step
 
 POLICY, VALUE, AVERAGE, COEFFICIENT = "policy", "value", "average", "kl_coefficient"

@@ -17,8 +17,8 @@ from lmjax.data.text_sources import checksum
 from lmjax.errors import UserError
 from lmjax.files import user_path
 from lmjax.parallel.rendezvous import Facts
-from lmjax.settings import SourceSettings
-from lmjax.settings.recipe_files import Pipeline, Pretrain, Stage, dialogue_sources, flat, functions_of
+from lmjax.settings import Pipeline, Stage
+from lmjax.settings.recipe_files import flat
 
 MOST_READ = 64  # files of a folder whose contents are looked at; of the others, names and sizes
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -26,13 +26,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def facts_of(recipe: Stage | Pipeline, options: Mapping[str, Any]) -> Facts:
     """The facts of a run of this recipe with these options of the command."""
-    stages = recipe.stages if isinstance(recipe, Pipeline) else (recipe,)
+    stages = recipe.stages
     fields: dict[str, str] = {}
     for stage in stages:
-        prefix = f"{stage.name}." if isinstance(recipe, Pipeline) else ""
+        prefix = "" if recipe is stage else f"{stage.name}."
         own = flat(dataclasses.asdict(stage)) | {"stage": type(stage).__name__}
         fields |= {f"{prefix}{name}": repr(value) for name, value in own.items()}
-    if isinstance(recipe, Pipeline):
+    if recipe not in stages:
         fields["stages"] = ", ".join(stage.name for stage in stages)
     return {
         "the recipe": fields,
@@ -53,17 +53,9 @@ def code_digest(package: Path) -> str:
 
 def paths_of(stages: tuple[Stage, ...]) -> set[str]:
     """The files, folders and globs that the stages read, without those that another stage makes."""
-    found: set[str] = set()
-    for stage in stages:
-        if isinstance(stage, Pretrain):
-            found |= {source.path for source in (*stage.data.train, *stage.data.validation)} | {stage.tokenizer.path}
-        else:
-            mix: tuple[SourceSettings, ...] = getattr(stage, "mix", ())
-            found |= {source.path for source in mix}
-            found |= {source.path for sources in dialogue_sources(stage).values() for source in sources}
-            found |= {function.rpartition(":")[0] for function in functions_of(stage).values()}
+    found = {path for stage in stages for path in stage.paths()}
     made = {stage.name for stage in stages}
-    return {path for path in found if path and Path(path).parts[0] not in made}
+    return {path for path in found if Path(path).parts[0] not in made}
 
 
 def files_digest(path: str) -> str:

@@ -33,10 +33,10 @@ from lmjax.interop.hf_tokenizer import WANTED, read_tokenizer, write_tokenizer
 from lmjax.interop.huggingface import HuggingFaceModel, read_model, write_model
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.start_jax import prepare_jax
+from lmjax.run_files import RECIPE_FILE
 from lmjax.runs.load import NoTokenizer, Trained, load
-from lmjax.runs.workdir import RECIPE_FILE
-from lmjax.settings import CheckpointSettings, DataSettings, TokenizerSettings
-from lmjax.settings.recipe_files import Pretrain, to_json
+from lmjax.settings import CheckpointSettings, DataSettings, Pretrain, TokenizerSettings
+from lmjax.settings.recipe_files import to_json
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.tokenizer import Tokenizer
 

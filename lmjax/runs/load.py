@@ -16,6 +16,7 @@ import numpy as np
 
 from lmjax.bucket import located
 from lmjax.checkpoints.checkpoint import Checkpoint
+from lmjax.checkpoints.initial import found_checkpoint, language_model_params
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import UserError, clear_disk_errors, require, shortened
 from lmjax.fields import require_local
@@ -25,8 +26,8 @@ from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import saved_chat_template
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.start_jax import prepare_jax
-from lmjax.settings.recipe_files import Pretrain, Stage, from_json
-from lmjax.stages.initial import found_checkpoint, language_model_params
+from lmjax.settings import Stage
+from lmjax.settings.recipe_files import from_json
 from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -184,6 +185,6 @@ def _loaded(found: Checkpoint) -> Trained:
 
 def _turns(recipe: Stage, files: dict[str, str], where: Path) -> TurnFormat:
     """How turns are written: by the template of the stage, by the one that an imported model came with, or plainly."""
-    if not isinstance(recipe, Pretrain):
-        return StageTurns(recipe.dialogue.template)
+    if recipe.template is not None:
+        return StageTurns(recipe.template)
     return saved_chat_template(files, where) or ChatFormat()

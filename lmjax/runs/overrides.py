@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from lmjax.errors import UserError, nearest, shortened
-from lmjax.settings.recipe_files import Pipeline
+from lmjax.settings import Pipeline
 
 LONGEST_WORD = 200  # characters of a word that a message repeats
 HELP = ("-h", "--help")

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmjax.checkpoints.remote_workdir import move
 from lmjax.errors import UserError, nearest, require
 from lmjax.files import read_json_if_there
 from lmjax.parallel.processes import barrier, is_first
+from lmjax.run_files import SUMMARY_FILE
 from lmjax.runs.provenance import changes
 from lmjax.runs.recipe_changes import adopted
-from lmjax.runs.remote_workdir import move
-from lmjax.runs.workdir import SUMMARY_FILE, begun
-from lmjax.settings.recipe_files import Compare, Pipeline, Pretrain, Stage, difference, sources_of
+from lmjax.runs.workdir import begun
+from lmjax.settings import Pipeline, Stage
+from lmjax.settings.recipe_files import difference
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool, force:
     except UserError:
         changed = difference(before.recipe, stage)
         return Plan(stage, "anew", "runs anew, because its recipe changed: " + "; ".join(changed))
-    upstream = [source for source in sources_of(stage).values() if source in renewed]
+    upstream = [source for source in stage.sources().values() if source in renewed]
     if upstream:
         return Plan(stage, "anew", f"runs anew, because it goes on from {' and '.join(upstream)}")
     other = changes(stage, own)
@@ -106,13 +108,10 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool, force:
 
 def is_done(stage: Stage, summary: dict[str, Any] | None) -> bool:
     """Whether this is the summary of all the steps that the stage has."""
-    if not summary or isinstance(stage, Compare):
-        return bool(summary)
-    by_epochs = not isinstance(stage, Pretrain) and stage.epochs is not None
-    return by_epochs or summary.get("steps") == stage.train.steps
+    return bool(summary) and (stage.steps is None or (summary or {}).get("steps") == stage.steps)
 
 
 def _require_sources(stage: Stage, folder: Path, names: Sequence[str]) -> None:
-    for field, source in sources_of(stage).items():
+    for field, source in stage.sources().items():
         there = source not in names or (folder / source / SUMMARY_FILE).exists()
         require(there, f"{stage.name}.{field}", source, "a finished stage", f"run {source!r} first")

@@ -11,31 +11,27 @@ from typing import Any
 import jax
 
 from lmjax.bucket import folder_here, located
+from lmjax.checkpoints.remote_workdir import share, staged
 from lmjax.errors import clear_disk_errors, is_bucket, require
 from lmjax.fields import require_local
 from lmjax.files import user_path, write_whole
 from lmjax.model.flops import count
-from lmjax.parallel import processes as multihost
+from lmjax.parallel import processes
 from lmjax.parallel.start_jax import prepare_jax, unused_accelerator
 from lmjax.report.page import write_report
 from lmjax.report.records import read_summary
+from lmjax.run_files import ENVIRONMENT_FILE, PIPELINE_FILE, SUMMARY_FILE
 from lmjax.runs import workdir as place
 from lmjax.runs.agreement import facts_of
 from lmjax.runs.pipeline import is_done, plan_stages, run_stages
 from lmjax.runs.preflight import check_ahead
-from lmjax.runs.provenance import claim_origins
-from lmjax.runs.remote_workdir import share, staged
-from lmjax.settings.recipe_files import Pipeline, Pretrain, Stage
-from lmjax.settings.stages import DPO, PPO, SFT, Compare, RewardModel
-from lmjax.stages.compare import compare
-from lmjax.stages.dpo import dpo
-from lmjax.stages.ppo import ppo
-from lmjax.stages.pretrain import pretrain
-from lmjax.stages.reward_model import reward
-from lmjax.stages.sft import sft
-from lmjax.stages.train_stage import Outcome, TrainingRecipe
+from lmjax.runs.provenance import claim_provenance
+from lmjax.settings import Pipeline, Stage
+from lmjax.stages.registry import kind_of
+from lmjax.tasks.resolved import resolve
+from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import METRICS_FILE, read_metrics
+from lmjax.training.record import read_metrics
 from lmjax.training.stop import Stopped, StopRequest
 
 
@@ -69,7 +65,7 @@ def run(
     `lmjax plan` compiled. SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data,
     and when the disk is full.
     """
-    with multihost.telling_others():
+    with processes.telling_others():
         return _run(recipe, workdir, force, quiet, only, start_from, executable)
 
 
@@ -84,22 +80,22 @@ def _run(
 ) -> Result:
     require_local("workdir", workdir, bucket=True)
     require_local("executable", executable)
-    alone = not isinstance(recipe, Pipeline)
+    alone = isinstance(recipe, Stage)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
-    serves = executable is None or isinstance(recipe, Pretrain)
+    serves = executable is None or (isinstance(recipe, Stage) and kind_of(recipe).loads_executable)
     require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
     asked = located(user_path(workdir)) if workdir is not None else Path("runs") / recipe.name
     folder = folder_here(asked) if is_bucket(asked) else asked
     prepare_jax()
     options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}
-    multihost.join(lambda: facts_of(recipe, options))
-    display = ProgressDisplay(silent=quiet or not multihost.is_first())
+    processes.join(lambda: facts_of(recipe, options))
+    display = ProgressDisplay(silent=quiet or not processes.is_first())
     unused = unused_accelerator()
     if unused is not None:
         display.say(unused)
-    agree = multihost.agreed_to_stop if jax.process_count() > 1 else None
+    agree = processes.agreed_to_stop if jax.process_count() > 1 else None
     with (
-        multihost.naming_lost_peers(),
+        processes.naming_lost_peers(),
         StopRequest(agree) as stop,
         place.locked(folder),
         clear_disk_errors(folder),
@@ -112,7 +108,7 @@ def _run(
                 result = _stage(recipe, folder, stop, display, force, executable)
             return dataclasses.replace(result, workdir=asked)
         except Stopped:
-            display.say("stopped; the same command goes on")
+            display.say("stopped; the same command resumes")
             return Result(asked, stop.signal, {})
 
 
@@ -134,10 +130,10 @@ def _pipeline(
 
     plans = plan_stages(pipeline, folder, only, first, force)
     check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
-    if multihost.is_first():
-        write_whole(folder / place.PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
+    if processes.is_first():
+        write_whole(folder / PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     run_stages(plans, folder, run_one, display.say)
-    if multihost.is_first():
+    if processes.is_first():
         _say_pipeline(pipeline, folder, display)
     summaries = {name: result.summary for name, result in results.items()}
     return Result(folder, stop.signal, summaries)
@@ -152,82 +148,51 @@ def _stage(
     executable: Path | None = None,
 ) -> Result:
     recipe, changes = place.claim(folder, recipe, force)
-    claim_origins(recipe, folder, force)
+    claim_provenance(recipe, folder, force)
     for change in changes:
         display.say(f"changed: {change}")
-    multihost.barrier("claimed")
-    if isinstance(recipe, Compare):
-        result = _compared(recipe, folder, display)
-    else:
-        result = _finish(recipe, folder, stop, display, executable)
-    share(folder)
-    return result
-
-
-def _trained(
-    recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
-) -> Outcome:
-    """Runs the stage from wherever it stands."""
-    if isinstance(recipe, Pretrain):
-        return pretrain(recipe, folder, stop, display, executable)
-    if isinstance(recipe, SFT):
-        return sft(recipe, folder, stop, display)
-    if isinstance(recipe, RewardModel):
-        return reward(recipe, folder, stop, display)
-    if isinstance(recipe, DPO):
-        return dpo(recipe, folder, stop, display)
-    return ppo(recipe, folder, stop, display)
-
-
-def _compared(recipe: Compare, folder: Path, display: ProgressDisplay) -> Result:
-    """Comparisons are written when all answers have been sampled."""
-    summary = read_summary(folder, recipe)
-    if summary:
-        display.say(f"{folder} is done.")
-    else:
-        summary = compare(recipe, folder, display)
-        if multihost.is_first():
-            write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
-    if multihost.is_first():
-        display.say(f"report: {write_report(folder)}")
-    multihost.barrier("compared")
-    return Result(folder, None, summary)
-
-
-def _finish(
-    recipe: TrainingRecipe, folder: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None
-) -> Result:
+    processes.barrier("claimed")
     summary = read_summary(folder, recipe)
     if is_done(recipe, summary):
         display.say(f"{folder} is done.")
     else:
-        if multihost.is_first():
-            write_whole(folder / place.ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
-        outcome = _trained(recipe, folder, stop, display, executable)
-        done = int(jax.device_get(outcome.state.step))
-        if done < outcome.steps or stop.left_off:
-            saved = "stopped and saved at" if done else "stopped at"
-            display.say(f"{saved} step {done} of {outcome.steps}; the same command goes on")
+        summary = _finished(recipe, folder, Session(stop, display, executable))
+        if not summary:
             return Result(folder, stop.signal, {})
-        counted = dataclasses.asdict(count(outcome.settings, outcome.sequence_length))
-        share(folder)
-        summary = {"steps": done, **counted, **_last_numbers(folder)}
-        if multihost.is_first():
-            write_whole(folder / place.SUMMARY_FILE, json.dumps(summary, indent=2))
-    if multihost.is_first():
+        if processes.is_first():
+            write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2))
+    if processes.is_first():
         _say_result(display, summary, write_report(folder))
-    multihost.barrier("finished")
+    processes.barrier("finished")
+    share(folder)
     return Result(folder, None, summary)
 
 
+def _finished(recipe: Stage, folder: Path, session: Session) -> dict[str, Any]:
+    """The summary of the stage, run from wherever it stands; empty where a stop interrupts it."""
+    kind, resolved = kind_of(recipe), resolve(recipe, folder=folder)
+    if kind.produce is not None:
+        return kind.produce(resolved, session)
+    assert kind.train is not None
+    if processes.is_first():
+        write_whole(folder / ENVIRONMENT_FILE, json.dumps(place.environment(), indent=2))
+    outcome = kind.train(resolved, session)
+    done = int(jax.device_get(outcome.state.step))
+    if done < outcome.steps or session.stop.left_off:
+        saved = "stopped and saved at" if done else "stopped at"
+        session.display.say(f"{saved} step {done} of {outcome.steps}; the same command resumes")
+        return {}
+    counted = dataclasses.asdict(count(outcome.model, outcome.sequence_length))
+    share(folder)
+    return {"steps": done, **counted, **_last_numbers(folder)}
+
+
 def _say_pipeline(pipeline: Pipeline, folder: Path, display: ProgressDisplay) -> None:
-    """What each policy made of the known reward, where there is one; what is left to run; where the report is."""
+    """What the stages say of their results; what is left to run; where the report is."""
     for stage in pipeline.stages:
-        if isinstance(stage, PPO) and stage.reward.gold and (folder / stage.name / METRICS_FILE).exists():
-            golds = [line["validation_gold"] for line in read_metrics(folder / stage.name) if "validation_gold" in line]
-            if golds:
-                display.say(f"gold reward of {stage.start}: {golds[0]:.3f}; of {stage.name}: {golds[-1]:.3f}")
-    left = [stage.name for stage in pipeline.stages if not (folder / stage.name / place.SUMMARY_FILE).exists()]
+        for line in kind_of(stage).describe_finished(folder / stage.name, stage):
+            display.say(line)
+    left = [stage.name for stage in pipeline.stages if not (folder / stage.name / SUMMARY_FILE).exists()]
     if left:
         display.say(f"still to run: {', '.join(left)}")
     display.say(f"report: {write_report(folder, stages=False)}")
@@ -267,7 +232,8 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
         "validation_gold": "gold reward",
     }
     parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
-    display.say(f"final: {', '.join(parts)}")
+    if parts:
+        display.say(f"final: {', '.join(parts)}")
     told = {"validation_loss": "validation loss", "validation_reward": "reward"}
     for name, value in summary.items():
         quantity, _, source = name.partition("/")

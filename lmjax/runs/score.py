@@ -9,11 +9,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
 
+from lmjax.checkpoints.initial import InitialCheckpoint, open_initial
 from lmjax.data.batch import SEGMENTS
 from lmjax.data.conversation_rows import Counts, open_rows
 from lmjax.data.conversations import Response, render
@@ -22,10 +23,9 @@ from lmjax.errors import require
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preferences import answer_scores
+from lmjax.parallel.placement import abstract_params
 from lmjax.parallel.start_jax import prepare_jax
-from lmjax.settings.conversations import DialogueSourceSettings
-from lmjax.settings.stages import RewardModel
-from lmjax.stages.initial import Start, abstract_params, open_start
+from lmjax.settings import DialogueSourceSettings, RewardModel
 
 AT_ONCE = 8  # prompts
 
@@ -85,18 +85,17 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
     return scored(), counts
 
 
-def open_scorer(checkpoint: Path) -> tuple[RewardModel, Start]:
+def open_scorer(checkpoint: Path) -> tuple[RewardModel, InitialCheckpoint]:
     """A reward model and the recipe that made it. Raises UserError for a checkpoint that is no reward model's."""
     prepare_jax()
     with tempfile.TemporaryDirectory() as folder:
-        start = open_start(str(checkpoint), Path(folder))
-    recipe = start.recipe
-    require(isinstance(recipe, RewardModel), "CKPT", str(checkpoint), "a reward model", "name the stage that made one")
-    assert isinstance(recipe, RewardModel)
-    return recipe, start
+        start = open_initial(str(checkpoint), Path(folder))
+    scores, fix = start.recipe.scores, "name the stage that made one"
+    require(scores, "CKPT", str(checkpoint), "a reward model", fix)
+    return cast(RewardModel, start.recipe), start
 
 
-def scores_of(recipe: RewardModel, start: Start, rows: Rows) -> Iterator[np.ndarray]:
+def scores_of(recipe: RewardModel, start: InitialCheckpoint, rows: Rows) -> Iterator[np.ndarray]:
     """The scores of the answers to each prompt, float32 [K], of rows of rankings or responses."""
     compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
     model = ScalarModel(LanguageModel(start.settings, compute, jax.default_backend()))

@@ -19,13 +19,11 @@ from lmjax.checkpoints.checkpoint import checkpoints_in
 from lmjax.errors import UserError
 from lmjax.files import write_whole
 from lmjax.parallel.processes import is_first
+from lmjax.run_files import ANSWERED_FILE, RECIPE_FILE, SUMMARY_FILE
 from lmjax.runs.recipe_changes import adopted
-from lmjax.settings.recipe_files import Stage, from_json, read_recipe, to_json
+from lmjax.settings import Stage
+from lmjax.settings.recipe_files import from_json, read_recipe, to_json
 from lmjax.training.record import note_changes
-
-RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
-ANSWERED_FILE = "answered.jsonl"  # of a comparison: a line for each batch of prompts, until all are answered
-PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,12 @@ the command line; what comes out is handed whole to the part. Units stand beside
 
 from __future__ import annotations
 
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, SourceSettings, TokenizerSettings
 from lmjax.settings.model import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
+from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
+from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
+from lmjax.settings.stages import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
 from lmjax.settings.training import (
     CheckpointSettings,
     ComputeSettings,
@@ -21,21 +25,37 @@ from lmjax.settings.training import (
 )
 
 __all__ = [
+    "DPO",
+    "PPO",
+    "SFT",
     "AttentionSettings",
     "CheckpointSettings",
+    "Compare",
     "ComputeSettings",
     "DataSettings",
+    "DialogueSettings",
+    "DialogueSourceSettings",
+    "DialogueStage",
     "EvaluationSettings",
     "FeedForwardSettings",
+    "KLSettings",
     "LogSettings",
     "MeshSettings",
     "ModelSettings",
     "NormSettings",
     "OptimizerSettings",
+    "PPOSettings",
+    "Pipeline",
     "PlanSettings",
     "PositionSettings",
+    "Pretrain",
+    "RewardModel",
+    "RewardSettings",
     "ScheduleSettings",
     "SourceSettings",
+    "Stage",
+    "TemplateSettings",
     "TokenizerSettings",
     "TrainSettings",
+    "TrainingStage",
 ]

@@ -13,151 +13,29 @@ import json
 import re
 import traceback
 import typing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lmjax.settings
-import lmjax.settings.conversations
-from lmjax.errors import UserError, nearest, require, shortened, text_of
-from lmjax.fields import check_divides, check_name, check_types, described, field_types, require_local
+from lmjax.errors import UserError, nearest, shortened, text_of
+from lmjax.fields import described, field_types, require_local
 from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
-from lmjax.settings import (
-    CheckpointSettings,
-    ComputeSettings,
-    DataSettings,
-    EvaluationSettings,
-    LogSettings,
-    MeshSettings,
-    ModelSettings,
-    OptimizerSettings,
-    PlanSettings,
-    TokenizerSettings,
-    TrainSettings,
-)
-from lmjax.settings.conversations import DialogueSourceSettings, is_function
-from lmjax.settings.stages import DPO, PPO, SFT, Compare, RewardModel
-
-
-@dataclass(frozen=True)
-class Pretrain:
-    """Language-model pretraining from scratch on raw text."""
-
-    name: str = "pretrain"
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
-    compute: ComputeSettings = ComputeSettings()
-    mesh: MeshSettings = MeshSettings()
-    plan: PlanSettings = PlanSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    train: TrainSettings = TrainSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
-
-    def __post_init__(self) -> None:
-        check_types("", self)
-        check_name(self.name)
-        length, context = self.data.sequence_length, self.model.context
-        fits = length <= context or self.model.positions.kind != "learned"
-        require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
-        rows = {"data.batch_size": self.data.batch_size}
-        rows |= {} if self.data.ramp_from is None else {"data.ramp_from": self.data.ramp_from}
-        check_divides("train.microbatches", self.train.microbatches, rows)
-        by = self.checkpoint.best_by
-        require(by == "validation_loss", "checkpoint.best_by", by, "'validation_loss' in pretraining", "leave it out")
-        table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size
-        fits = table is None or entries is None or entries <= table
-        fix = "raise it, or leave it out to take the tokenizer's size"
-        require(fits, "model.vocab_size", table, f"at least the tokenizer's {entries} entries", fix)
-
-
-Recipe = Pretrain
-Stage = Pretrain | SFT | RewardModel | DPO | PPO | Compare
-STAGES: dict[str, type[Any]] = {
-    "pretrain": Pretrain,
-    "sft": SFT,
-    "compare": Compare,
-    "reward": RewardModel,
-    "dpo": DPO,
-    "ppo": PPO,
-}
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Stages that run one after the other, each in a folder of its own name in the pipeline's workdir."""
-
-    name: str
-    stages: tuple[Stage, ...]
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        names = [stage.name for stage in self.stages]
-        require(bool(names), "stages", (), "at least one stage", "add a Pretrain")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, "stages", twice, "stages of different names", "set the name of each")
-        for place, stage in enumerate(self.stages):
-            for field, source in sources_of(stage).items():
-                later = source in names[place:]
-                fix = f"move it behind {source!r}"
-                require(not later, f"{stage.name}.{field}", source, f"a stage before {stage.name!r}", fix)
-
-
-def sources_of(stage: Stage) -> dict[str, str]:
-    """What a stage goes on from: its fields that name a checkpoint, or a stage."""
-    if isinstance(stage, Pretrain):
-        return {}
-    named = {"start": stage.start}
-    if isinstance(stage, PPO):
-        named |= {"reward.source": stage.reward.source}
-        named |= {"reference": stage.reference} if stage.reference else {}
-    if isinstance(stage, SFT) and stage.judge:
-        named["judge"] = stage.judge
-    if isinstance(stage, Compare) and stage.proxy:
-        named["proxy"] = stage.proxy
-    for role, sources in dialogue_sources(stage).items():
-        for number, source in enumerate(sources):
-            folder, *inside = Path(source.path).parts or ("",)
-            if inside:  # the first part of a path may be a stage's folder
-                named[f"{role}.{number}.path"] = folder
-    return named
-
-
-def dialogue_sources(stage: Stage) -> dict[str, tuple[DialogueSourceSettings, ...]]:
-    """The conversations that a stage reads, by the fields that name them."""
-    if isinstance(stage, Pretrain):
-        return {}
-    sources = {"dialogue.train": stage.dialogue.train, "dialogue.validation": stage.dialogue.validation}
-    if isinstance(stage, RewardModel):
-        sources |= {"demonstrations": stage.demonstrations, "held_out_labelers": stage.held_out_labelers}
-    return sources
-
-
-def functions_of(stage: Stage) -> dict[str, str]:
-    """The Python functions that a stage calls, by the fields that name them."""
-    named: dict[str, str] = {}
-    if isinstance(stage, PPO):
-        named = stage.reward.functions_by_field | {"reward.gold": stage.reward.gold}
-    if isinstance(stage, Compare):
-        named = {"gold": stage.gold}
-    return {field: source for field, source in named.items() if is_function(source)}
+from lmjax.settings import Pipeline, Stage
+from lmjax.settings.stage import KINDS
 
 
 def to_json(recipe: Stage) -> str:
     """The recipe with every field written out; `from_json` gives back an equal recipe."""
-    stage = next(name for name, cls in STAGES.items() if cls is type(recipe))
-    return json.dumps({"stage": stage, **dataclasses.asdict(recipe)}, indent=2) + "\n"
+    return json.dumps({"stage": recipe.kind, **dataclasses.asdict(recipe)}, indent=2) + "\n"
 
 
 def from_json(text: str, where: str = "recipe.json") -> Any:
     """The recipe that `to_json` wrote. Raises UserError naming the first field that does not fit."""
     value = decode_json(text, where, fix="restore the file or start anew")
-    if not isinstance(value, dict) or str(value.get("stage")) not in STAGES:
-        raise UserError(f"{where}: expected an object whose 'stage' is one of {', '.join(STAGES)}")
-    return _decode(STAGES[value.pop("stage")], value, where)
+    if not isinstance(value, dict) or str(value.get("stage")) not in KINDS:
+        raise UserError(f"{where}: expected an object whose 'stage' is one of {', '.join(KINDS)}")
+    return _decode(KINDS[value.pop("stage")], value, where)
 
 
 def read_recipe(path: Path) -> Any:
@@ -201,7 +79,7 @@ def load_recipe(spec: str) -> Any:
         known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
         raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
     recipe = _run_user_code(path, lambda: make(size) if size else make())
-    if type(recipe) not in (Pipeline, *STAGES.values()):
+    if type(recipe) not in (Pipeline, *KINDS.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
     return recipe
 
@@ -226,7 +104,7 @@ def _find(name: str) -> Path:
     raise UserError(f"no recipe {shortened(name)}: looked for {looked}; {nearest(name[:200], recipe_names())}")
 
 
-def _recipe_function(path: Path) -> typing.Callable[..., Recipe]:
+def _recipe_function(path: Path) -> typing.Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"lmjax_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     source = read_bytes(path)
@@ -265,8 +143,7 @@ def _hint(error: BaseException) -> str:
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
     parts: dict[str, Any] = {
         **vars(lmjax.settings),
-        **vars(lmjax.settings.conversations),
-        **{stage.__name__: stage for stage in STAGES.values()},
+        **{stage.__name__: stage for stage in KINDS.values()},
     }
     part = found and parts.get(found[1])
     return f"; {nearest(found[2], field_types(part))}" if found and part else ""

@@ -1,203 +1,191 @@
-"""The stages that go on from a trained model: supervised fine-tuning, reward models, DPO and PPO, each one dataclass.
-
-Each names what it `start`s from: an earlier stage of its pipeline, or a workdir or checkpoint. Model and tokenizer are
-those of the start; `model` is filled in when the stage runs, so that its checkpoints say all that is needed to read
-them, and tells `lmjax plan` of a start that does not exist yet. Only SFT has dropout: reward models, DPO and PPO train
-without, whatever the start had.
-"""
+"""The kinds of stages, each one frozen dataclass, and a pipeline of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lmjax.errors import require
-from lmjax.fields import check_divides, check_name, check_types, check_weights, require_local
-from lmjax.settings import (
-    CheckpointSettings,
-    ComputeSettings,
-    EvaluationSettings,
-    LogSettings,
-    MeshSettings,
-    ModelSettings,
-    OptimizerSettings,
-    PlanSettings,
-    SourceSettings,
-    TrainSettings,
-)
-from lmjax.settings.conversations import (
-    DialogueSettings,
-    DialogueSourceSettings,
-    KLSettings,
-    PPOSettings,
-    RewardSettings,
-)
-
-
-def _check_start(stage: SFT | RewardModel | DPO | PPO | Compare) -> None:
-    check_types("", stage)
-    check_name(stage.name)
-    for field in ("start", "reference", "judge", "proxy", "gold"):
-        require_local(field, getattr(stage, field, None), bucket=field != "gold")
-    require(stage.start != stage.name, "start", stage.start, "another stage or a checkpoint", "name the one before")
-
-
-def _check(stage: SFT | RewardModel | DPO | PPO) -> None:
-    """What all that train need."""
-    _check_start(stage)
-    require(stage.epochs is None or stage.epochs > 0, "epochs", stage.epochs, "a number above 0", "use 1.0")
-    _check_selection(stage)
-    check_divides("train.microbatches", stage.train.microbatches, {"dialogue.batch_size": stage.dialogue.batch_size})
-
-
-def _check_selection(stage: SFT | RewardModel | DPO | PPO) -> None:
-    """Checkpoints are told apart by what the stage's evaluations tell."""
-    if not stage.checkpoint.select_best:
-        return
-    last = not isinstance(stage, RewardModel)
-    fix = "leave it out: only the last checkpoint's demonstrations score 0"
-    require(last, "checkpoint.select_best", True, "False for a reward model", fix)
-    check_best(stage)
-
-
-def check_best(stage: SFT | RewardModel | DPO | PPO) -> None:
-    """Raises UserError where checkpoints are to be kept as the best by a number that no evaluation tells.
-
-    Without checkpoint.select_best, recipes of older runs are read and only refused when they run.
-    """
-    settings, given = stage.checkpoint, stage.dialogue.validation
-    if not settings.keep_best:
-        return
-    asked = "select_best" if settings.select_best else "checkpoint.keep_best"
-    require(bool(given), "dialogue.validation", given, f"at least one source with {asked}", "add one")
-    known = set() if isinstance(stage, PPO) else {"validation_loss"}
-    if isinstance(stage, PPO) or (isinstance(stage, SFT) and stage.judge):
-        known.add("validation_reward")
-    fits = settings.best_by in known
-    require(fits, "checkpoint.best_by", settings.best_by, " or ".join(sorted(known)), "use it, or name a judge")
+from lmjax.fields import check_divides, check_name, check_weights, require_local
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
+from lmjax.settings.data import DataSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.model import ModelSettings
+from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings, is_function
+from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
+from lmjax.settings.training import OptimizerSettings
 
 
 @dataclass(frozen=True)
-class SFT:
+class Pretrain(TrainingStage):
+    """Language-model pretraining on raw text, from scratch or, with the tokenizer and the shape of `start`, from it."""
+
+    kind: ClassVar[str] = "pretrain"
+    rows_field: ClassVar[str] = "data"
+
+    name: str = "pretrain"
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        length, context = self.data.sequence_length, self.model.context
+        fits = length <= context or self.model.positions.kind != "learned" or bool(self.start)
+        require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
+        rows = {"data.batch_size": self.data.batch_size}
+        rows |= {} if self.data.ramp_from is None else {"data.ramp_from": self.data.ramp_from}
+        check_divides("train.microbatches", self.train.microbatches, rows)
+        by = self.checkpoint.best_by
+        require(by in self.best_by(), "checkpoint.best_by", by, "'validation_loss' in pretraining", "leave it out")
+        table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size
+        fits = table is None or entries is None or entries <= table or bool(self.start)
+        fix = "raise it, or leave it out to take the tokenizer's size"
+        require(fits, "model.vocab_size", table, f"at least the tokenizer's {entries} entries", fix)
+
+    def texts(self) -> tuple[SourceSettings, ...]:
+        return (*self.data.train, *self.data.validation)
+
+    def paths(self) -> set[str]:
+        return super().paths() | ({self.tokenizer.path} - {""})
+
+    @property
+    def loading(self) -> DataSettings:
+        return self.data
+
+    @property
+    def own_model(self) -> bool:
+        return not self.start
+
+    @property
+    def checkpoints_folder(self) -> str:
+        return self.kind
+
+    @property
+    def trained_dropout(self) -> float | None:
+        return None
+
+
+@dataclass(frozen=True)
+class SFT(DialogueStage):
     """Supervised fine-tuning on demonstrations, with pretraining text mixed in where `mix` names some."""
 
+    kind: ClassVar[str] = "sft"
+
     name: str = "sft"
-    start: str = ""
-    dialogue: DialogueSettings = DialogueSettings()
     mix: tuple[SourceSettings, ...] = ()  # pretraining text, in rows beside the demonstrations
     mix_share: float = 0.1  # of all rows, where there is a mix
-    epochs: float | None = 1.0  # over the demonstrations; None trains for train.steps
     dropout: float | None = None  # of the model in this stage; None keeps what it has
     judge: str = ""  # a reward model: evaluations tell how it scores an answer to each validation prompt, so that
     # checkpoint.best_by = "validation_reward" can select by it (InstructGPT, appendix C.1)
-    model: ModelSettings | None = None
-    compute: ComputeSettings = ComputeSettings()
-    mesh: MeshSettings = MeshSettings()
-    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
-    train: TrainSettings = TrainSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
+        require_local("judge", self.judge, bucket=True)
         check_weights("mix", self.mix)
         require(0 < self.mix_share < 1, "mix_share", self.mix_share, "a share in (0, 1)", "use 0.1, or leave mix out")
         low = self.dropout is None or 0 <= self.dropout < 1
         require(low, "dropout", self.dropout, "a fraction in [0, 1)", "use 0.2, or leave it out")
 
+    def checkpoints(self) -> dict[str, str]:
+        return super().checkpoints() | ({"judge": self.judge} if self.judge else {})
+
+    def texts(self) -> tuple[SourceSettings, ...]:
+        return self.mix
+
+    @property
+    def reward_model(self) -> tuple[str, str]:
+        return "judge", self.judge
+
+    @property
+    def trained_dropout(self) -> float | None:
+        return self.dropout
+
+    def best_by(self) -> set[str]:
+        return {"validation_loss"} | ({"validation_reward"} if self.judge else set())
+
 
 @dataclass(frozen=True)
-class RewardModel:
+class RewardModel(DialogueStage):
     """A reward model from rankings: a scalar head on the start, whose demonstrations score 0 on average."""
 
+    kind: ClassVar[str] = "reward"
+    scores: ClassVar[bool] = True
+
     name: str = "reward"
-    start: str = ""
-    dialogue: DialogueSettings = DialogueSettings()
     demonstrations: tuple[DialogueSourceSettings, ...] = ()  # that score 0; none: the best-ranked training answers
     # rankings by people of whom training has none: evaluations tell the accuracy on them beside that of validation
     # (InstructGPT, section 4.1)
     held_out_labelers: tuple[DialogueSourceSettings, ...] = ()
-    epochs: float | None = 1.0
     label_smoothing: float = 0.0  # the probability that two answers are the wrong way round
     margin: float = 0.0  # by how much a score is to be above that of the next rank
     centring: float = 0.0  # coefficient of the squared sum of a pair's scores
-    model: ModelSettings | None = None
-    compute: ComputeSettings = ComputeSettings()
-    mesh: MeshSettings = MeshSettings()
-    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
-    train: TrainSettings = TrainSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         smooth = 0 <= self.label_smoothing < 0.5
         require(smooth, "label_smoothing", self.label_smoothing, "a probability below 0.5", "use 0 for none")
         for name in ("margin", "centring"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more", "use 0 for none")
 
+    def check_best(self) -> None:
+        fix = "leave it out: only the last checkpoint's demonstrations score 0"
+        selects = self.checkpoint.select_best
+        require(not selects, "checkpoint.select_best", True, "False for a reward model", fix)
+        super().check_best()
+
+    def dialogues(self) -> dict[str, tuple[DialogueSourceSettings, ...]]:
+        more = {"demonstrations": self.demonstrations, "held_out_labelers": self.held_out_labelers}
+        return super().dialogues() | more
+
+    @property
+    def language_model(self) -> tuple[str, ...]:
+        return "params", "trunk"
+
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(DialogueStage):
     """Direct preference optimisation on rankings, against the start as the reference."""
 
+    kind: ClassVar[str] = "dpo"
+
     name: str = "dpo"
-    start: str = ""
-    dialogue: DialogueSettings = DialogueSettings()
-    epochs: float | None = 1.0
     beta: float = 0.1
     label_smoothing: float = 0.0
-    model: ModelSettings | None = None
-    compute: ComputeSettings = ComputeSettings()
-    mesh: MeshSettings = MeshSettings()
-    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-7, weight_decay=0.0)
-    train: TrainSettings = TrainSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         require(self.beta > 0, "beta", self.beta, "a number above 0", "use 0.1")
         smooth = 0 <= self.label_smoothing < 0.5
         require(smooth, "label_smoothing", self.label_smoothing, "a probability below 0.5", "use 0 for none")
 
 
 @dataclass(frozen=True)
-class PPO:
+class PPO(DialogueStage):
     """PPO from a reward model or a Python function; PPO-ptx with `mix`, GRPO with ppo.baseline = "group".
 
     A step is an iteration: dialogue.batch_size prompts, each answered ppo.group times. A learning-rate schedule counts
     the optimizer's updates.
     """
 
+    kind: ClassVar[str] = "ppo"
+
     name: str = "ppo"
-    start: str = ""  # the policy
     reference: str = ""  # what the policy is held near to: a stage or a checkpoint of the same shape; none: the start
     reward: RewardSettings = RewardSettings()
-    dialogue: DialogueSettings = DialogueSettings()  # its prompts
     ppo: PPOSettings = PPOSettings()
     kl: KLSettings = KLSettings()
     mix: tuple[SourceSettings, ...] = ()  # the pretraining text of PPO-ptx
     mix_length: int = 128  # tokens of its rows
     epochs: float | None = None  # over the prompts; None trains for train.steps
-    model: ModelSettings | None = None
-    compute: ComputeSettings = ComputeSettings()
-    mesh: MeshSettings = MeshSettings()
-    plan: PlanSettings = PlanSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)  # the policy's
     value_optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
-    train: TrainSettings = TrainSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
+        require_local("reference", self.reference, bucket=True)
         check_weights("mix", self.mix)
         require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
         responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.microbatches
@@ -225,9 +213,36 @@ class PPO:
         fixed = self.kl.target is None or not grouped
         require(fixed, "kl.target", self.kl.target, "none for a group baseline", "leave it out")
 
+    def checkpoints(self) -> dict[str, str]:
+        named = super().checkpoints() | {"reward.source": self.reward.source}
+        return named | ({"reference": self.reference} if self.reference else {})
+
+    def functions(self) -> dict[str, str]:
+        named = self.reward.functions_by_field | {"reward.gold": self.reward.gold}
+        return {field: function for field, function in named.items() if is_function(function)}
+
+    def texts(self) -> tuple[SourceSettings, ...]:
+        return self.mix
+
+    @property
+    def sampled(self) -> tuple[str, int]:
+        return "ppo.response_tokens", self.ppo.response_tokens
+
+    @property
+    def language_model(self) -> tuple[str, ...]:
+        """The policy, or the average of its weights where that is kept."""
+        return ("params", "policy") if self.ppo.average is None else ("opt_state", "average")
+
+    @property
+    def reward_model(self) -> tuple[str, str]:
+        return "reward.source", "" if is_function(self.reward.source) else self.reward.source
+
+    def best_by(self) -> set[str]:
+        return {"validation_reward"}
+
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Stage):
     """Comparisons without people: answers sampled from the start, ranked by a known reward with a chosen noise.
 
     They are written to `comparisons.jsonl` in the stage's folder, which a reward model behind it reads by the path
@@ -235,8 +250,9 @@ class Compare:
     `answers`: the baseline of PPO (Gao et al. 2022, "Scaling laws for reward model overoptimization").
     """
 
+    kind: ClassVar[str] = "compare"
+
     name: str = "compare"
-    start: str = ""
     dialogue: DialogueSettings = DialogueSettings()  # its prompts
     gold: str = ""  # the known reward: a Python function, as in RewardSettings
     noise: float = 0.0  # deviation of what the labeler adds to the known reward of an answer
@@ -246,12 +262,11 @@ class Compare:
     response_tokens: int = 64
     temperature: float = 1.0
     seed: int = 0
-    model: ModelSettings | None = None
-    compute: ComputeSettings = ComputeSettings()
-    mesh: MeshSettings = MeshSettings()
 
     def __post_init__(self) -> None:
-        _check_start(self)
+        super().__post_init__()
+        require_local("proxy", self.proxy, bucket=True)
+        require_local("gold", self.gold)
         require(self.answers > 1, "answers", self.answers, "2 or more", "use 4")
         require(self.response_tokens > 0, "response_tokens", self.response_tokens, "a number above 0", "use 64")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0", "use 1.0")
@@ -259,3 +274,48 @@ class Compare:
         penalty, lowest = self.missing_end_penalty, "0 or more; it is subtracted"
         require(penalty >= 0, "missing_end_penalty", penalty, lowest, "use 0 for none, or what reward's is in PPO")
         require(bool(self.gold), "gold", self.gold, "a Python function", 'name it "file.py:function"')
+
+    def checkpoints(self) -> dict[str, str]:
+        return super().checkpoints() | ({"proxy": self.proxy} if self.proxy else {})
+
+    def dialogues(self) -> dict[str, tuple[DialogueSourceSettings, ...]]:
+        return {"dialogue.train": self.dialogue.train, "dialogue.validation": self.dialogue.validation}
+
+    def functions(self) -> dict[str, str]:
+        return {"gold": self.gold} if is_function(self.gold) else {}
+
+    @property
+    def loading(self) -> DataSettings:
+        return self.dialogue.loading
+
+    @property
+    def sampled(self) -> tuple[str, int]:
+        return "response_tokens", self.response_tokens
+
+    @property
+    def reward_model(self) -> tuple[str, str]:
+        return "proxy", self.proxy
+
+    @property
+    def template(self) -> TemplateSettings | None:
+        return self.dialogue.template
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages that run one after the other, each in a folder of its own name in the pipeline's workdir."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        names = [stage.name for stage in self.stages]
+        require(bool(names), "stages", (), "at least one stage", "add a Pretrain")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "stages", twice, "stages of different names", "set the name of each")
+        for place, stage in enumerate(self.stages):
+            for field, source in stage.sources().items():
+                later = source in names[place:]
+                fix = f"move it behind {source!r}"
+                require(not later, f"{stage.name}.{field}", source, f"a stage before {stage.name!r}", fix)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from lmjax.checkpoints.initial import InitialCheckpoint
 from lmjax.data.conversation_rows import RECORD
 from lmjax.data.conversations import Prompt
 from lmjax.data.packing import Rows
@@ -18,34 +19,54 @@ from lmjax.evaluate.samples import prompt_text, response_texts
 from lmjax.files import MalformedJsonError, check_form, parse_json, read_text, write_whole
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
+from lmjax.notation import decimals, exact
 from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, on_mesh, place_rows
 from lmjax.parallel.processes import is_first
-from lmjax.parallel.rows import place_rows, row_sharding
-from lmjax.parallel.shardings import on_mesh
 from lmjax.rl.best_of_n import best_of, best_of_divergence, noisy_ranks
 from lmjax.rl.reward_function import load_function
 from lmjax.rl.rollout import Rollout, Vocabulary, repeated, sample
-from lmjax.runs.workdir import ANSWERED_FILE
-from lmjax.settings.stages import Compare
-from lmjax.stages.finetune import check_lengths, open_dialogue
-from lmjax.stages.initial import Start, abstract_on, open_reward_model, open_start
+from lmjax.run_files import ANSWERED_FILE
+from lmjax.settings import Compare
+from lmjax.stages.changes import EARLIER, Kind, Table
+from lmjax.stages.kind import StageKind
+from lmjax.stages.shown import Shown
+from lmjax.tasks.conversations import open_conversations
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
 
+CHANGES: Table = {  # answers that were sampled are kept, and belong to what they were sampled with
+    Kind.FREE: (
+        *("name", "mesh.", "model.", "compute.remat", "compute.loss_chunk", "compute.attention_block"),
+        *("compute.vector_memory", "compute.scan_layers", "dialogue.validation.", "dialogue.prefetch"),
+        f"dialogue.{EARLIER}.",
+    ),
+    Kind.BREAKING: (
+        *("start", "gold", "noise", "proxy", "missing_end_penalty", "answers", "response_tokens", "temperature"),
+        *("seed", "compute.dtype", "dialogue.train.", "dialogue.template.", "dialogue.sequence_length"),
+        *("dialogue.batch_size", "dialogue.packing", "dialogue.too_long", "dialogue.prompt_weight"),
+        *("dialogue.most_answers", "dialogue.shuffle", "dialogue.seed"),
+    ),
+}
 COMPARISONS_FILE = "comparisons.jsonl"
 
 
-def compare(recipe: Compare, workdir: Path, display: ProgressDisplay) -> dict[str, Any]:
+def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
     """Writes the comparisons and returns what is known of them: gold rewards, and with a proxy those of the best of n.
 
     A prompt whose answers the labeler finds equal, or of which fewer than two are not empty, is left out and counted.
     What an interrupted run has sampled is kept, batch by batch: the same call goes on behind it.
     """
+    recipe, workdir, display = resolved.recipe, resolved.folder, session.display
+    assert isinstance(recipe, Compare)
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
-    start = open_start(recipe.start, workdir)
+    resolved = resolved.opened()
+    start, judge = resolved.start, resolved.scorer
+    assert start is not None
     gold_function = load_function(recipe.gold, "gold")
-    judge = open_reward_model(recipe.proxy, workdir, start, "proxy") if recipe.proxy else None
-    check_lengths(recipe, start.settings, judge.settings if judge is not None else None)
-    rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
+    resolved.check_lengths()
+    rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, display)
     sampler, K = _Sampler(recipe, start, judge, _Answered(workdir / ANSWERED_FILE)), recipe.answers
     found, gold = [], []
     for source_rows, source_records in zip(rows, records, strict=True):
@@ -160,18 +181,20 @@ class _Answered:
 class _Sampler:
     """Samples answers to prompts, batch by batch, and scores them by the proxy where there is one."""
 
-    def __init__(self, recipe: Compare, start: Start, judge: Start | None, answered: _Answered) -> None:
+    def __init__(
+        self, recipe: Compare, start: InitialCheckpoint, judge: InitialCheckpoint | None, answered: _Answered
+    ) -> None:
         self._recipe, self._start, self._judge, self._answered = recipe, start, judge, answered
         self._mesh = make_mesh(recipe.mesh)
         platform = jax.default_backend()
         self._policy = LanguageModel(start.settings, recipe.compute, platform)
-        self._params = start.language_model(abstract_on(self._policy, self._mesh))
-        self._rows = row_sharding(self._mesh)
+        self._params = start.language_model(abstract_params(self._policy, self._mesh))
+        self._rows = batch_sharding(self._mesh, ROWS)
         self._roll = jax.jit(on_mesh(self._rolled, self._mesh), out_shardings=self._rows)
         self._proxy: ScalarModel | None = None
         if judge is not None:
             self._proxy = ScalarModel(LanguageModel(judge.settings, recipe.compute, platform))
-            self._proxy_params = judge.reward_model(abstract_on(self._proxy, self._mesh))
+            self._proxy_params = judge.reward_model(abstract_params(self._proxy, self._mesh))
             self._score = jax.jit(on_mesh(self._proxy.scores, self._mesh), out_shardings=self._rows)
 
     def answers(self, rows: Rows, records: list[Any]) -> Iterator[_Answers]:
@@ -208,3 +231,28 @@ class _Sampler:
         tokens, temperature = recipe.response_tokens, recipe.temperature
         prompts = repeated(batch, recipe.answers)
         return sample(self._policy, params, prompts, key, vocabulary, tokens=tokens, temperature=temperature)
+
+
+class _Compared(TypedDict):
+    """The summary of comparisons."""
+
+    comparisons: int
+    left_out: int
+    gold: float
+
+
+def _state(recipe: Any, summary: dict[str, Any]) -> str:
+    if not summary:
+        return f"{exact(recipe.answers)} answers to each prompt are sampled and ranked in one go."
+    made, left, gold = (summary[name] for name in ("comparisons", "left_out", "gold"))
+    ranked = f"{exact(made)} comparisons of {exact(recipe.answers)} answers"
+    return f"{ranked}, {exact(left)} prompts left out; mean gold reward {decimals(gold)}."
+
+
+KIND = StageKind(
+    settings=Compare,
+    shown=Shown(charts=(), tiles=(), seen=None, state=_state),
+    changes=(CHANGES,),
+    produce=compare,
+    summary_form=_Compared,
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lmjax.data.batch import Batch
+from lmjax.checkpoints.initial import InitialCheckpoint, open_reference
+from lmjax.data.batch import FIELD_DTYPES, POSITIONS, SEGMENTS, TOKENS, Batch, BatchSpec, Field, language_fields
+from lmjax.data.conversation_rows import RECORD
 from lmjax.data.conversations import Prompt
-from lmjax.data.loader import Loader
+from lmjax.data.loader import Loader, RowLoader
 from lmjax.errors import UserError
 from lmjax.evaluate.policy import PolicyEvaluation, PromptSet
 from lmjax.evaluate.samples import response_texts, samples_asked
@@ -24,72 +25,69 @@ from lmjax.model.flops import count
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
 from lmjax.optim.train_state import TrainState
-from lmjax.parallel.rows import compile_step, place_rows, row_sharding, shardings_of
-from lmjax.parallel.shardings import on_mesh
+from lmjax.parallel.placement import (
+    ROWS,
+    abstract_batch,
+    abstract_params,
+    batch_sharding,
+    jit_step,
+    on_mesh,
+    place_rows,
+    shardings_of,
+)
 from lmjax.rl.learner import MIX, POLICY, Learner
 from lmjax.rl.reward_function import load_function, load_functions
 from lmjax.rl.rollout import Rollout, Vocabulary
-from lmjax.settings import DataSettings
-from lmjax.settings.stages import PPO
-from lmjax.stages.finetune import (
-    check_lengths,
-    check_sources,
-    loader_of,
-    mesh_for,
-    open_dialogue,
-    open_mix,
-    planned_steps,
-    say_mix,
-    say_shares,
-    with_dropout,
-)
-from lmjax.stages.initial import Start, abstract_on, open_reference, open_reward_model, open_start
-from lmjax.stages.steps import ppo_learner, ppo_state, ppo_step
-from lmjax.stages.train_stage import Outcome, Training, train
+from lmjax.run_files import METRICS_FILE
+from lmjax.settings import PPO, DataSettings, Stage
+from lmjax.stages.changes import DIALOGUE, TRAINING
+from lmjax.stages.kind import Planned, StageKind
+from lmjax.stages.ppo_learner import ppo_learner, ppo_state
+from lmjax.stages.ppo_shown import CHANGES, SHOWN
+from lmjax.stages.train_stage import Outcome, Training, planned_steps, train
+from lmjax.tasks.conversations import dialogue_stage, mix_shares, open_conversations, open_mix, shares_of
+from lmjax.tasks.program import TRAIN, Cost, Program, forward_flops, platform_of
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.tasks.task import Session, TaskData
 from lmjax.training.loop import Metrics, UnfinishedStepError
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.stop import StopRequest
+from lmjax.training.record import read_metrics
 
 
-def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay) -> Outcome:
-    """Trains to the stage's last iteration, or until `stop` asks; the same call resumes. What is returned is saved."""
-    check_sources(recipe)
-    start = open_start(recipe.start, workdir)
-    recipe = dataclasses.replace(recipe, model=with_dropout(start.settings, 0.0))
-    assert recipe.model is not None
-    reward = recipe.reward
-    functions = reward.functions_by_field
-    judge = None if functions else open_reward_model(reward.source, workdir, start)
+def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
+    """Trains to the stage's last iteration, or until a stop is asked for; the same call resumes."""
+    resolved = resolved.opened()
+    recipe, display = _stage(resolved), session.display
+    start, judge, tokenizer = resolved.start, resolved.scorer, resolved.tokenizer
+    assert start is not None and tokenizer is not None and recipe.model is not None
+    dialogue_stage(resolved)
+    reward, functions = recipe.reward, recipe.reward.functions_by_field
     function = load_functions(functions, reward.timeout) if functions else None
     gold = load_function(reward.gold, "reward.gold", reward.timeout) if reward.gold else None
-    check_lengths(recipe, start.settings, None if judge is None else judge.settings)
-    mesh = mesh_for(recipe, start.settings)
-    rows, records = open_dialogue(recipe.dialogue.train, recipe.dialogue, start.tokenizer, "prompt", workdir, display)
-    held_out, asked = open_dialogue(
-        recipe.dialogue.validation, recipe.dialogue, start.tokenizer, "prompt", workdir, display
-    )
-    steps = planned_steps(recipe, rows, recipe.dialogue.batch_size)
+    resolved.check_lengths()
+    mesh = resolved.mesh()
+    rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, display)
+    held_out, asked = open_conversations(recipe.dialogue.validation, "prompt", resolved, display)
+    steps = planned_steps(recipe, TaskData(rows, (), epoch_rows=sum(map(len, rows))))
     prompts = PromptSet(rows, records)
-    vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
-    reward_settings = None if judge is None else judge.settings
-    platform = jax.default_backend()
-    learner, axes = ppo_learner(recipe, start.settings, reward_settings, vocabulary, platform, steps)
+    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
+    learner, axes = ppo_learner(recipe, resolved.model, resolved.reward_model, vocabulary, jax.default_backend(), steps)
     abstract = ppo_state(learner, axes, mesh)
-    held_near = open_reference(recipe.reference, workdir, start) if recipe.reference else start
-    reference = held_near.language_model(abstract.params[POLICY])
+    reference_start = open_reference(recipe.reference, resolved.folder, start) if recipe.reference else start
+    reference = reference_start.language_model(abstract.params[POLICY])
     frozen = {"reference": reference}
     if judge is not None and learner.reward is not None:
-        frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
+        frozen["reward"] = judge.reward_model(abstract_params(learner.reward, mesh))
     phases = compile_phases(learner, mesh, abstract, frozen)
 
     def score(rollout: Rollout, prompts: Sequence[str], records: Sequence[Prompt]) -> Any:
         if function is None:
             return phases.score(frozen["reward"], rollout)
-        scores = function(prompts, response_texts(rollout, start.tokenizer), records)
+        scores = function(prompts, response_texts(rollout, tokenizer), records)
         with jax.transfer_guard("allow"):  # what a Python function says comes from the host
             return place_rows({"scores": scores}, mesh)["scores"]
 
-    whole = ppo_step(learner, abstract, mesh).compiled if function is None and gold is None else None
+    whole = _iteration(learner, abstract, mesh) if function is None and gold is None else None
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if whole is not None:
@@ -101,12 +99,12 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         if gold is None:
             return state, metrics
         with _saving(state):
-            golds = gold(texts, response_texts(rollout, start.tokenizer), records)  # while devices learn
+            golds = gold(texts, response_texts(rollout, tokenizer), records)  # while devices learn
         return state, metrics | {"gold": Weighted(*jax.device_put((golds.sum(), np.float32(len(golds)))))}
 
     evaluate = PolicyEvaluation(
         recipe,
-        start,
+        tokenizer,
         learner.policy,
         PromptSet(held_out, asked),
         mesh,
@@ -114,29 +112,33 @@ def ppo(recipe: PPO, workdir: Path, stop: StopRequest, display: ProgressDisplay)
         score=score,
         divergence=lambda state, rollout: phases.divergence(state, reference, rollout),
         gold=gold,
-        samples=samples_asked(recipe.evaluation, recipe.dialogue.template, start.tokenizer, start.settings.context),
-        stop=stop,
+        samples=samples_asked(recipe.evaluation, recipe.dialogue.template, tokenizer, start.settings.context),
+        stop=session.stop,
     )
-    batch_at = _batches(recipe, prompts, learner, start, workdir, mesh, display, steps)
+    batch_at = _batches(resolved, prompts, learner, mesh, display, steps)
     responses = recipe.dialogue.batch_size * learner.ppo.group
     row = recipe.dialogue.sequence_length + learner.ppo.response_tokens
     tokens = responses * row
     training = Training(
         recipe=recipe,
-        stage=recipe.name,
         steps=steps,
         mesh=mesh,
         abstract=abstract,
-        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed, held_near),
+        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed, reference_start),
         step=step,
         batch_at=batch_at,
         tokens_in=lambda _: tokens,
-        prefetch=recipe.dialogue.prefetch,
         flops_per_token=count(start.settings, row).flops_per_token * learner.ppo.epochs,
         evaluate=evaluate,
+        evaluates_fresh=True,
     )
-    state = train(training, workdir, start.tokenizer_folder, stop, display)
-    return Outcome(state, steps, start.settings, row)
+    return Outcome(train(training, resolved, session), steps, start.settings, row)
+
+
+def _stage(resolved: ResolvedStage) -> PPO:
+    stage = resolved.settings
+    assert isinstance(stage, PPO)
+    return stage
 
 
 @contextmanager
@@ -151,16 +153,15 @@ def _saving(state: TrainState) -> Iterator[None]:
 def _fresh(
     learner: Learner,
     abstract: TrainState,
-    start: Start,
-    judge: Start | None,
+    start: InitialCheckpoint,
+    judge: InitialCheckpoint | None,
     frozen: dict[str, Any],
     seed: int,
-    held_near: Start | None = None,
+    reference: InitialCheckpoint,
 ) -> TrainState:
     """The policy from the start; the value model from the reward model, or else from the policy with a head of 0."""
     key = jax.random.key(seed)
-    is_reference = held_near is None or held_near is start
-    policy = frozen["reference"] if is_reference else start.language_model(abstract.params[POLICY])
+    policy = frozen["reference"] if reference is start else start.language_model(abstract.params[POLICY])
 
     def value_of(policy: Any, frozen: dict[str, Any]) -> Any:
         if learner.ppo.baseline == "group":
@@ -190,12 +191,13 @@ class Phases:
 
 def compile_phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: dict[str, Any]) -> Phases:
     """The phases, compiled apart; each is compiled when it is first called."""
-    own, rows, reference = shardings_of(abstract), row_sharding(mesh), shardings_of(frozen["reference"])
+    own, rows, reference = shardings_of(abstract), batch_sharding(mesh, ROWS), shardings_of(frozen["reference"])
 
     def learn(state: TrainState, reference: Any, experience: tuple[Rollout, Any, Batch]) -> tuple[TrainState, Metrics]:
         return learner.learn(state, reference, *experience)
 
-    compiled = compile_step(learn, mesh, abstract, frozen["reference"], compute=learner.policy.compute)
+    compute = learner.policy.compute
+    compiled = jit_step(learn, abstract, mesh, compute, frozen=(frozen["reference"],), batch=rows)
     return Phases(
         roll=jax.jit(on_mesh(learner.roll, mesh), in_shardings=(own, rows), out_shardings=rows),
         score=jax.jit(on_mesh(learner.score, mesh), out_shardings=rows),
@@ -205,21 +207,18 @@ def compile_phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: d
 
 
 def _batches(
-    recipe: PPO,
-    prompts: PromptSet,
-    learner: Learner,
-    start: Start,
-    workdir: Path,
-    mesh: Mesh,
-    display: ProgressDisplay,
-    steps: int,
+    resolved: ResolvedStage, prompts: PromptSet, learner: Learner, mesh: Mesh, display: ProgressDisplay, steps: int
 ) -> Callable[[int], Batch]:
     """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
-    loader = loader_of([prompts.of_source(number) for number in range(len(recipe.dialogue.train))], recipe.dialogue)
-    say_shares(recipe.dialogue.train, loader, steps, display)
+    recipe = _stage(resolved)
+    sources = recipe.dialogue.train
+    rows = [prompts.of_source(number) for number in range(len(sources))]
+    loader = RowLoader(rows, [source.weight for source in sources], recipe.loading)
+    for line in shares_of(sources)(loader, steps):
+        display.say(line)
     mix: Loader | None = None
     if recipe.mix:
-        texts = open_mix(recipe.mix, start, workdir, display.say)
+        texts = open_mix(resolved, display.say)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
         size = episodes * learner.ppo.mix_rows
         rows_each = size // recipe.dialogue.batch_size
@@ -231,7 +230,8 @@ def _batches(
             earlier_batches=tuple((until, n * rows_each, recipe.mix_length, 0, 0, 1) for until, n, *_ in earlier),
         )
         mix = Loader(texts, [source.weight for source in recipe.mix], data)
-        say_mix(recipe.mix, texts, mix, steps, display)
+        for line in mix_shares(recipe.mix, texts, mix, steps):
+            display.say(line)
 
     def batch_at(step: int) -> Batch:
         batch = loader.batch_at(step)
@@ -240,3 +240,84 @@ def _batches(
         return place_rows(batch, mesh)
 
     return batch_at
+
+
+def _iteration(learner: Learner, abstract: TrainState, mesh: Mesh) -> Any:
+    """(state, frozen, batch) -> (state, metrics): a whole iteration with a reward model, as one program."""
+    frozen = _frozen_models(learner, mesh)
+    return jit_step(
+        learner.iterate, abstract, mesh, learner.policy.compute, frozen=(frozen,), batch=batch_sharding(mesh, ROWS)
+    )
+
+
+def _frozen_models(learner: Learner, mesh: Mesh) -> dict[str, Any]:
+    assert learner.reward is not None
+    return {"reference": abstract_params(learner.policy, mesh), "reward": abstract_params(learner.reward, mesh)}
+
+
+def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
+    """A whole iteration with a reward model: sampling, scoring, advantages and all updates in one program."""
+    recipe = _stage(resolved)
+    vocabulary = Vocabulary(resolved.vocabulary, resolved.vocabulary - 1)
+    learner, axes = ppo_learner(
+        recipe, resolved.model, resolved.reward_model, vocabulary, platform_of(mesh), recipe.train.steps
+    )
+    abstract = ppo_state(learner, axes, mesh)
+    rows, shape = recipe.dialogue.batch_size, (recipe.dialogue.batch_size, recipe.dialogue.sequence_length)
+    spec: BatchSpec = {name: Field(shape, FIELD_DTYPES[name]) for name in (TOKENS, POSITIONS, SEGMENTS)}
+    spec[RECORD] = Field((rows, 1))
+    if recipe.mix:
+        mixed = language_fields((_mix_rows(recipe), recipe.mix_length))
+        spec |= {MIX + name: field for name, field in mixed.items()}
+    step, frozen = _iteration(learner, abstract, mesh), (_frozen_models(learner, mesh),)
+    optimizer = learner.optimizers[POLICY]
+    return Program(learner.policy, optimizer, abstract, frozen, spec, abstract_batch(spec, mesh), step)
+
+
+def cost(resolved: ResolvedStage) -> Cost:
+    """Of an iteration."""
+    recipe, policy_settings, judge = _stage(resolved), resolved.model, resolved.reward_model
+    if judge is None:
+        raise UserError(
+            f"{recipe.name}.reward.source = {recipe.reward.source!r}: expected a reward model whose settings are "
+            "known; name a stage of the pipeline, and give it its `model`"
+        )
+    prompt, new = recipe.dialogue.sequence_length, recipe.ppo.response_tokens
+    row, episodes = prompt + new, recipe.dialogue.batch_size * recipe.ppo.group
+    policy, scalar = forward_flops(policy_settings, row), forward_flops(judge, row)
+    mixed = forward_flops(policy_settings, recipe.mix_length)
+    updates = TRAIN * recipe.ppo.epochs
+    values = (1 + updates) * (recipe.ppo.baseline == "value")
+    reads = 2 + updates  # of the old policy, of the reference, and in the updates
+    mix_tokens = TRAIN * (_mix_rows(recipe) if recipe.mix else 0) * recipe.mix_length
+    return Cost(
+        *((policy_settings, judge), episodes, row, episodes * row),
+        products=episodes * ((1 + reads) * (row * policy.body + new * policy.head) + (1 + values) * row * scalar.body)
+        + mix_tokens * (mixed.body + mixed.head),
+        scores=episodes * row * (reads * policy.scores + (1 + values) * scalar.scores) + mix_tokens * mixed.scores,
+        cached=episodes * row * policy.scores,
+    )
+
+
+def _mix_rows(recipe: PPO) -> int:
+    return recipe.dialogue.batch_size * recipe.ppo.group * recipe.ppo.epochs * recipe.ppo.mix_rows
+
+
+def _rewards_reached(folder: Path, stage: Stage) -> list[str]:
+    """What the policy made of the known reward, where there is one."""
+    if not (folder / METRICS_FILE).exists():
+        return []
+    golds = [line["validation_gold"] for line in read_metrics(folder) if "validation_gold" in line]
+    if not golds:
+        return []
+    return [f"gold reward of {stage.start}: {golds[0]:.3f}; of {stage.name}: {golds[-1]:.3f}"]
+
+
+KIND = StageKind(
+    settings=PPO,
+    shown=SHOWN,
+    changes=(TRAINING, DIALOGUE, CHANGES),
+    train=ppo,
+    programs={"train": Planned(build, cost)},
+    describe_finished=_rewards_reached,
+)

@@ -19,8 +19,7 @@ from lmjax.errors import UserError, require
 from lmjax.fields import require_local
 from lmjax.kinds import unused_fields
 from lmjax.parallel.processes import is_first
-from lmjax.settings import SourceSettings
-from lmjax.settings.recipe_files import Recipe
+from lmjax.settings import Pretrain, SourceSettings
 from lmjax.tokenizers.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
 
@@ -35,7 +34,7 @@ class Prepared:
     validation: list[TokenShards]
 
 
-def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: int | None = None) -> Prepared:
+def prepare(recipe: Pretrain, workdir: Path, display: ProgressDisplay, workers: int | None = None) -> Prepared:
     """Makes, or finds in `workdir`, the recipe's tokenizer and token shards; `display` shows what is going on.
 
     Raises UserError for bad input, and when the vocabulary has more entries than the model's table has rows.
@@ -65,7 +64,7 @@ def prepare(recipe: Recipe, workdir: Path, display: ProgressDisplay, workers: in
     return Prepared(tokenizer, folder, train, [shards(source) for source in recipe.data.validation])
 
 
-def train_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
+def train_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay) -> Tokenizer:
     """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
     require_local("out", folder)
     with _writing(folder):
@@ -100,7 +99,7 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
 
 
-def prepare_data(recipe: Recipe, folder: Path, display: ProgressDisplay, workers: int | None = None) -> list[str]:
+def prepare_data(recipe: Pretrain, folder: Path, display: ProgressDisplay, workers: int | None = None) -> list[str]:
     """Writes the tokenizer and every source's shards below `folder`.
 
     Returns the overrides with which the recipe trains from them: the same batches, without the text.
@@ -137,7 +136,7 @@ def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
     return words
 
 
-def _kept_tokenizer(recipe: Recipe, folder: Path, display: ProgressDisplay) -> Tokenizer:
+def _kept_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay) -> Tokenizer:
     """The tokenizer of the workdir's weights where there are any; else the recipe's, which is kept in `folder`."""
     if (is_first() or not folder.is_dir()) and _unpacked(folder):
         return load_tokenizer(folder)
@@ -163,7 +162,7 @@ def _unpacked(folder: Path) -> bool:
     return False
 
 
-def _trained_on(recipe: Recipe) -> tuple[Any, ...]:
+def _trained_on(recipe: Pretrain) -> tuple[Any, ...]:
     trains = recipe.tokenizer.kind != "byte" and not recipe.tokenizer.path
     sources = recipe.data.train if trains else ()
     alone = len(sources) == 1  # a weight that mixes nothing is told as in older versions, which named folders so

@@ -1,236 +1,130 @@
-"""Pretraining: next-token prediction from scratch on raw text."""
+"""Pretraining: next-token prediction on raw text."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 from jax.sharding import Mesh
 
-from lmjax.checkpoints.evaluated import VALIDATION_LOSS
-from lmjax.data.batch import FIELD_DTYPES, TARGETS, TOKENS, WEIGHTS, Batch
-from lmjax.data.loader import Loader, validation_batches
-from lmjax.data.ramp import BatchRamp
-from lmjax.data.source_shares import lines_of, source_names
-from lmjax.evaluate.samples import write_samples
-from lmjax.evaluate.validation import Sums, sums_by_source, values_of
-from lmjax.generate.decode import check_prompts
-from lmjax.model.flops import count
+from lmjax.data.batch import FIELD_DTYPES, POSITIONS, SEGMENTS, TOKENS, Field
+from lmjax.errors import require
 from lmjax.model.language_model import LanguageModel
-from lmjax.objective.next_token import language_loss
-from lmjax.objective.weighted import LossFunction, Weighted
-from lmjax.optim.optimizer import make_optimizer
-from lmjax.optim.schedules import make_schedule, token_clock
-from lmjax.optim.train_state import TrainState
-from lmjax.parallel import processes as multihost
-from lmjax.parallel.executable import load_executable
-from lmjax.parallel.mesh import check_mesh, make_mesh
-from lmjax.parallel.shardings import abstract_state, batch_sharding, init_state, jit_eval, jit_step, place_batch
-from lmjax.settings import DataSettings, ModelSettings
-from lmjax.settings.recipe_files import Pretrain, flat, to_json
-from lmjax.stages.prepare_data import Prepared, prepare
-from lmjax.stages.train_stage import EvaluationLines, Outcome, Training, train
-from lmjax.tokenizers.tokenizer import Tokenizer, build_tokenizer
-from lmjax.training.loop import Metrics, Values
-from lmjax.training.progress import ProgressDisplay
-from lmjax.training.step import Step, make_eval_step, make_train_step
-from lmjax.training.stop import StopRequest
+from lmjax.parallel import processes
+from lmjax.parallel.placement import abstract_batch, abstract_params, batch_sharding, jit_eval, on_mesh, shardings_of
+from lmjax.rl.rollout import Vocabulary, sample
+from lmjax.settings import Pretrain
+from lmjax.stages.changes import EARLIER, TRAINING, Kind, Table
+from lmjax.stages.kind import Planned, StageKind
+from lmjax.stages.prepare_data import prepare
+from lmjax.stages.shown import Shown
+from lmjax.stages.train_stage import Outcome, train_task
+from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.program import Cost, Program, forward_flops, language_cost, platform_of
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.tasks.task import Session, build_task
 
-TEXT_BYTES = "text_bytes"  # among the sums of an evaluation
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a recipe's step is made of, before there are data or devices."""
-
-    model: LanguageModel
-    loss_fn: LossFunction
-    optimizer: optax.GradientTransformation
-    step: Step
-
-
-def planned_model(recipe: Pretrain) -> ModelSettings:
-    """The model with the vocabulary that is known before there are data: the table's rows, or the tokenizer's."""
-    rows = recipe.model.vocab_size or planned_entries(recipe)
-    return dataclasses.replace(recipe.model, vocab_size=rows)
+CHANGES: Table = {
+    Kind.FREE: ("data.validation.", "data.prefetch", f"data.{EARLIER}.", "model.attention.implementation"),
+    Kind.CONSEQUENTIAL: (
+        *("data.train.", "data.sequence_length", "data.batch_size", "data.packing", "data.isolate_documents"),
+        *("data.shuffle", "data.seed", "data.ramp_from", "data.ramp_tokens", "data.ramp_sizes"),
+        *("model.dropout", "model.attention.dropout", "model.attention.pattern", "model.attention.band"),
+        *("model.norm.eps", "model.positions.rotary_base", "model.feed_forward.activation"),
+    ),
+    Kind.BREAKING: (
+        *("tokenizer.", "model.layers", "model.width", "model.context", "model.vocab_size", "model.tied_head"),
+        *("model.init_std", "model.scaled_residual_init", "model.attention.heads", "model.attention.kv_heads"),
+        *("model.attention.head_dim", "model.attention.bias", "model.attention.scaled"),
+        *("model.feed_forward.width", "model.feed_forward.gated", "model.feed_forward.bias"),
+        *("model.norm.kind", "model.norm.position", "model.norm.final", "model.norm.bias"),
+        *("model.positions.kind", "model.positions.relative_buckets", "model.positions.relative_max_distance"),
+    ),
+}
 
 
-def planned_entries(recipe: Pretrain) -> int | None:
-    """The tokenizer's entries, as far as the settings or its files tell: later rows of the table are padding."""
-    path = recipe.tokenizer.path
-    if path and Path(path).exists():
-        return build_tokenizer(recipe.tokenizer, ()).vocab_size
-    return recipe.tokenizer.planned_vocab_size
+def pretrain(resolved: ResolvedStage, session: Session) -> Outcome:
+    """Makes, or finds, the tokenizer and the token shards, and trains on them."""
+    stage = resolved.recipe
+    assert isinstance(stage, Pretrain)
+    resolved.mesh()  # refuses one that cuts unevenly before anything is made
+    with processes.first_before_others("prepared"):
+        prepared = prepare(stage, resolved.folder, session.display)
+    resolved = resolved.with_tokenizer(prepared.tokenizer, prepared.tokenizer_folder)
+    return train_task(NextToken(tuple(prepared.train), tuple(prepared.validation)), resolved, session)
 
 
-def make_parts(recipe: Pretrain, settings: ModelSettings, platform: str, valid_vocab: int | None = None) -> Parts:
-    """The model, loss, optimizer and step of a recipe, for `platform`; `settings` is its model, vocabulary included."""
-    segmented = recipe.data.isolate_documents or recipe.data.packing == "first_fit"
-    model = LanguageModel(settings, recipe.compute, platform, segmented)
-    model.implementation(recipe.data.sequence_length)  # raises here, not when the first step is traced
-    train = recipe.train
-    loss_fn = language_loss(model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=valid_vocab)
-    ramp = BatchRamp(recipe.data)
-    clock = token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
-    schedule = make_schedule(recipe.optimizer.schedule, recipe.optimizer.learning_rate, train.steps, clock)
-    optimizer = make_optimizer(recipe.optimizer, schedule, model.logical_axes())
-    step = make_train_step(loss_fn, optimizer, microbatches=train.microbatches, seed=train.seed, schedule=schedule)
-    return Parts(model, loss_fn, optimizer, step)
+def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:
+    return build_task(NextToken(), resolved, mesh, _stage(resolved).train.steps)
 
 
-def abstract_batch(data: DataSettings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and shardings of a full batch on a mesh."""
-    shape, sharding = (data.batch_size, data.sequence_length), batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in FIELD_DTYPES.items()}
+def _step_cost(resolved: ResolvedStage) -> Cost:
+    return NextToken().cost(resolved)
 
 
-def about_step(recipe: Pretrain, entries: int | None) -> dict[str, Any]:
-    """The fields that decide a recipe's compiled step, beside its mesh: to tell what another one differs in."""
-    fields = flat(json.loads(to_json(recipe)))
-    decides = ("model.", "compute.", "optimizer.", "train.")
-    data = ("data.sequence_length", "data.batch_size", "data.packing", "data.isolate_documents", "data.ramp")
-    kept = {name: value for name, value in fields.items() if name.startswith((*decides, *data))}
-    kept.pop("train.abort_after_skipped")
-    return kept | {"tokenizer's entries": entries}
+def _validation(resolved: ResolvedStage, mesh: Mesh) -> Program:
+    task, step = NextToken(), _step(resolved, mesh)
+    params = step.abstract.params
+    jitted = jit_eval(task.read(step.model, resolved), mesh, params, batch=shardings_of(step.batch))
+    return dataclasses.replace(step, abstract=params, step=jitted)
 
 
-def pretrain(
-    recipe: Pretrain, workdir: Path, stop: StopRequest, display: ProgressDisplay, executable: Path | None = None
-) -> Outcome:
-    """Trains to the recipe's last step, or until `stop` asks; the same call resumes. What is returned is saved.
-
-    The step is compiled, or loaded from the file `executable`, which is refused where it holds another one. Raises
-    Stopped when `stop` asks before there is anything to save.
-    """
-    mesh = make_mesh(recipe.mesh)
-    check_mesh(dict(mesh.shape), recipe.model, recipe.data, recipe.train.microbatches)
-    with multihost.first_before_others("prepared"):
-        prepared = prepare(recipe, workdir, display)
-    vocab = prepared.tokenizer.vocab_size
-    settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or vocab)
-    check_mesh(dict(mesh.shape), settings, recipe.data, recipe.train.microbatches)
-    parts = make_parts(recipe, settings, jax.default_backend(), vocab)
-    loader = Loader(prepared.train, [source.weight for source in recipe.data.train], recipe.data)
-    sizes, read = [shards.tokens for shards in prepared.train], loader.epochs_at(recipe.train.steps)
-    for line in lines_of(recipe.data.train, sizes, read, "tokens"):
-        display.say(line)
-    counted = count(settings, recipe.data.sequence_length)
-    display.say(f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
-    if jax.process_count() > 1 and recipe.evaluation.prompts:
-        display.say("evaluation.prompts: not continued in a run of several processes; use lmjax generate")
-    abstract = abstract_state(parts.model, parts.optimizer, mesh)
-    step: Any = jit_step(parts.step, abstract, mesh, recipe.compute)
-    if executable is not None:
-        lowered = step.lower(abstract, abstract_batch(recipe.data, mesh))
-        loaded = load_executable(executable, lowered, mesh, about_step(recipe, vocab), recipe.compute)
-        display.say(f"the step was loaded from {executable}")
-        step = _by_rows(recipe.data.batch_size, loaded, step)
-    training = Training(
-        recipe=recipe,
-        stage="pretrain",
-        steps=recipe.train.steps,
-        mesh=mesh,
-        abstract=abstract,
-        fresh=lambda: init_state(parts.model, parts.optimizer, recipe.train.seed, mesh),
-        step=step,
-        batch_at=_placed(loader.batch_at, loader.batch_size_at, recipe.data, mesh),
-        tokens_in=lambda step: loader.batch_size_at(step) * recipe.data.sequence_length,
-        prefetch=recipe.data.prefetch,
-        flops_per_token=counted.flops_per_token,
-        evaluate=_evaluation(recipe, parts, abstract, mesh, prepared, stop, display),
-        read_so_far=lambda done: _epochs(loader, done),
-    )
-    state = train(training, workdir, prepared.tokenizer_folder, stop, display)
-    return Outcome(state, recipe.train.steps, settings, recipe.data.sequence_length)
+def _validation_cost(resolved: ResolvedStage) -> Cost:
+    data = _stage(resolved).data
+    return language_cost(resolved.model, data.batch_size, data.sequence_length, 1)
 
 
-def _by_rows(rows: int, full: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that is `full` for batches of so many rows, and `others` for those of a ramp."""
+def _continuation(resolved: ResolvedStage, mesh: Mesh) -> Program:
+    """A batch of prompts continued to the rows' end: `evaluation.sample_tokens` of `data.sequence_length` are new."""
+    stage, new, prompt = _stage(resolved), *_continued(resolved)
+    vocabulary = Vocabulary(resolved.vocabulary, resolved.vocabulary - 1)
+    model = LanguageModel(resolved.model, stage.compute, platform_of(mesh))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return (full if batch[TOKENS].shape[0] == rows else others)(state, batch)
+    def continued(params: Any, prompts: Any) -> Any:
+        key, temperature = jax.random.key(stage.train.seed), stage.evaluation.temperature
+        return sample(model, params, prompts, key, vocabulary, tokens=new, temperature=temperature)
 
-    return step
-
-
-def _placed(
-    batch_at: Callable[..., Any], rows_at: Callable[[int], int], data: DataSettings, mesh: Mesh
-) -> Callable[[int], Any]:
-    def placed(step: int) -> Any:
-        return place_batch(lambda rows: batch_at(step, rows), rows_at(step), data.sequence_length, mesh)
-
-    return placed
-
-
-def _epochs(loader: Loader, done: int) -> Values:
-    epochs = loader.epochs_at(done)
-    return {"epochs": epochs[0]} if len(epochs) == 1 else {f"epochs/{i}": share for i, share in enumerate(epochs)}
+    spec = {name: Field((stage.data.batch_size, prompt), FIELD_DTYPES[name]) for name in (TOKENS, POSITIONS, SEGMENTS)}
+    params, batch = abstract_params(model, mesh), abstract_batch(spec, mesh)
+    rows = batch_sharding(mesh, ("batch",))
+    jitted = jax.jit(on_mesh(continued, mesh), in_shardings=(shardings_of(params), rows), out_shardings=rows)
+    return Program(model, None, params, (), spec, batch, jitted)
 
 
-def _evaluation(
-    recipe: Pretrain,
-    parts: Parts,
-    abstract: TrainState,
-    mesh: Mesh,
-    prepared: Prepared,
-    stop: StopRequest,
-    display: ProgressDisplay,
-) -> Callable[[TrainState, int, EvaluationLines], Values]:
-    """Loss, perplexity and bits per byte on the validation set, and a continuation of each prompt."""
-    settings, tokenizer = recipe.evaluation, prepared.tokenizer
-    validation = validation_batches(prepared.validation, recipe.data, recipe.data.batch_size)
-    names = source_names(recipe.data.validation)
-    step = jit_eval(make_eval_step(parts.loss_fn), abstract, mesh)
-    batch = _placed(validation.batch_at, lambda _: validation.batch_size, recipe.data, mesh)
-    prompts = list(settings.prompts) if jax.process_count() == 1 else []  # `pretrain` says so
-    check_prompts("evaluation.prompts", prompts, tokenizer, parts.model.settings.context)
-    lengths = _byte_lengths(tokenizer, display)
-
-    @functools.cache
-    def counted(number: int) -> Sums:
-        return {} if lengths is None else {TEXT_BYTES: _text_bytes(validation.batch_at(number), lengths)}
-
-    def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
-        def reading(number: int) -> Sums:
-            return step(state.params, batch(number)) | counted(number)
-
-        sums = sums_by_source(reading, validation, settings.batches, stop)
-        write_samples(parts.model, state.params, tokenizer, settings, prompts, lines, done, stop)
-        return values_of(names, sums, _quality)
-
-    return evaluate
+def _continuation_cost(resolved: ResolvedStage) -> Cost:
+    new, prompt = _continued(resolved)
+    rows, length = _stage(resolved).data.batch_size, prompt + new
+    of = forward_flops(resolved.model, length)
+    products, cached = rows * (length * of.body + new * of.head), rows * length * of.scores
+    return Cost((resolved.model,), rows, length, rows * new, products, scores=0.0, cached=cached)
 
 
-def _quality(sums: Sums) -> Values:
-    """Of text that is predicted: the loss per token, its exponential and, where bytes were counted, bits per byte."""
-    loss = float(sums["cross_entropy"].mean())
-    values = {VALIDATION_LOSS: loss, "validation_perplexity": math.exp(min(loss, 700.0))}
-    if TEXT_BYTES in sums:
-        count = int(sums[TEXT_BYTES].sum)
-        nats = float(sums["cross_entropy"].sum)
-        values |= {"bits_per_byte": nats / count / math.log(2)} if count else {}
-    return values
+def _continued(resolved: ResolvedStage) -> tuple[int, int]:
+    """The tokens of a row that are sampled, and those of its prompt."""
+    stage = _stage(resolved)
+    new, length = stage.evaluation.sample_tokens, stage.data.sequence_length
+    fix = "the rest is the prompt"
+    require(new < length, "evaluation.sample_tokens", new, f"less than data.sequence_length {length}", fix)
+    return new, length - new
 
 
-def _byte_lengths(tokenizer: Tokenizer, display: ProgressDisplay) -> np.ndarray | None:
-    """The bytes that each token stands for; None, said aloud, where bits per byte would not be those of the text."""
-    lengths = tokenizer.byte_lengths() if tokenizer.lossless else None
-    if lengths is None:
-        lost = "it loses text" if not tokenizer.lossless else "its tokens do not tell how many bytes they stand for"
-        display.say(f"no bits per byte with this {tokenizer.kind} tokenizer: {lost}; the loss is told per token alone")
-    return lengths
+def _stage(resolved: ResolvedStage) -> Pretrain:
+    stage = resolved.settings
+    assert isinstance(stage, Pretrain)
+    return stage
 
 
-def _text_bytes(batch: Batch, lengths: np.ndarray) -> Weighted:
-    """The bytes of a batch's targets, those of no weight left out: a whole number, on the host."""
-    counted = batch[WEIGHTS] > 0
-    return Weighted(lengths[batch[TARGETS][counted]].sum(), counted.sum())
+KIND = StageKind(
+    settings=Pretrain,
+    shown=Shown(),
+    changes=(TRAINING, CHANGES),
+    train=pretrain,
+    programs={
+        "train": Planned(_step, _step_cost),
+        "eval": Planned(_validation, _validation_cost),
+        "generate": Planned(_continuation, _continuation_cost),
+    },
+    loads_executable=True,
+    prepares_text=True,
+)

@@ -1,7 +1,9 @@
-"""Hands a stage's own parts to the one loop, with checkpoints, the record and the progress display around it."""
+"""Runs a training stage: a task, or parts of its own, handed to the one loop with checkpoints, record and display."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -13,21 +15,28 @@ from jax.sharding import Mesh
 
 from lmjax.bucket import checkpoints_of
 from lmjax.checkpoints.checkpoint import Checkpointer
-from lmjax.data.batch import Batch
+from lmjax.checkpoints.remote_workdir import mirror
+from lmjax.data.batch import TOKENS, Batch
+from lmjax.data.loader import RowLoader
+from lmjax.data.ramp import BatchRamp
 from lmjax.errors import require
+from lmjax.evaluate.samples import EvaluationLines
+from lmjax.model.flops import count
 from lmjax.optim.train_state import TrainState
-from lmjax.parallel import processes as multihost
-from lmjax.runs.remote_workdir import mirror
-from lmjax.settings import ModelSettings
-from lmjax.settings.recipe_files import Pretrain, to_json
-from lmjax.settings.stages import DPO, PPO, SFT, RewardModel
+from lmjax.parallel import processes
+from lmjax.parallel.executable import load_executable
+from lmjax.parallel.placement import init_state, place_batch, shardings_of
+from lmjax.run_files import METRICS_FILE
+from lmjax.settings import ModelSettings, TrainingStage
+from lmjax.settings.recipe_files import flat, to_json
+from lmjax.tasks.program import Program
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun, build_task
 from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import METRICS_FILE, Recorder
-from lmjax.training.stop import Interrupted, StopRequest
+from lmjax.training.record import Recorder
+from lmjax.training.stop import Interrupted
 from lmjax.training.throughput import Meter
-
-TrainingRecipe = Pretrain | SFT | RewardModel | DPO | PPO
 
 
 @dataclass(frozen=True)
@@ -36,26 +45,15 @@ class Outcome:
 
     state: TrainState
     steps: int  # of the whole stage
-    settings: ModelSettings
+    model: ModelSettings
     sequence_length: int
-
-
-class EvaluationLines:
-    """What an evaluation adds to the record beside its numbers: samples and tables."""
-
-    def __init__(self) -> None:
-        self.written: list[dict[str, Any]] = []
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        self.written.append(values)
 
 
 @dataclass(frozen=True)
 class Training:
     """A stage's own parts."""
 
-    recipe: TrainingRecipe  # with its model filled in
-    stage: str  # what its checkpoints' folder is called
+    recipe: TrainingStage  # as its checkpoints keep it
     steps: int
     mesh: Mesh
     abstract: TrainState
@@ -63,38 +61,152 @@ class Training:
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     batch_at: Callable[[int], Batch]
     tokens_in: Callable[[int], int]  # tokens of the batch of a step
-    prefetch: int
     flops_per_token: float
-    evaluate: Callable[[TrainState, int, EvaluationLines], Values]  # Interrupted where a stop is asked for
+    evaluate: Evaluate
     finish: Callable[[TrainState], TrainState] | None = None  # of the state that the last step saves; done twice, it
     # changes nothing more. Interrupted where a stop is asked for
-    read_so_far: Callable[[int], Values] = lambda done: {}  # recorded beside a step's metrics
+    progress: Callable[[int], Values] = lambda done: {}  # recorded beside a step's metrics
+    evaluates_fresh: bool = False  # whether the state before the first step is evaluated, too
 
 
-def train(
-    training: Training, workdir: Path, tokenizer_folder: Path, stop: StopRequest, display: ProgressDisplay
-) -> TrainState:
+def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome:
+    """Trains a task to the stage's last step, or until a stop is asked for; the same call resumes.
+
+    What is returned is saved. Raises Stopped where a stop is asked for before there is anything to save.
+    """
+    stage = resolved.settings
+    assert isinstance(stage, TrainingStage)
+    resolved.check_lengths()
+    mesh, model = resolved.mesh(), resolved.model
+    data = task.open(resolved, session)
+    steps = planned_steps(stage, data)
+    program = build_task(task, resolved, mesh, steps)
+    loader = RowLoader(data.train, data.weights, stage.loading)
+    for line in data.shares(loader, steps):
+        session.display.say(line)
+    counted = count(model, stage.loading.sequence_length)
+    if stage.own_model:
+        session.display.say(
+            f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}"
+        )
+    frozen = _frozen(program, resolved)
+    run = TaskRun(resolved, mesh, program, frozen, data, loader, session)
+    compiled = _loaded(program, resolved, mesh, session)
+    row = math.prod(loader.batch_at(0, slice(0, 1))[TOKENS].shape[1:])
+    axes = program.axes
+    training = Training(
+        recipe=_kept(resolved),
+        steps=steps,
+        mesh=mesh,
+        abstract=program.abstract,
+        fresh=lambda: _fresh(task, program, resolved, mesh, frozen),
+        step=lambda state, batch: compiled(state, *frozen, batch),
+        batch_at=lambda at: place_batch(lambda rows: loader.batch_at(at, rows), loader.batch_size_at(at), mesh, axes),
+        tokens_in=lambda at: loader.batch_size_at(at) * row,
+        flops_per_token=counted.flops_per_token,
+        evaluate=task.evaluation(run),
+        finish=task.finish(run),
+        progress=lambda done: task.progress(loader, done),
+    )
+    state = train(training, resolved, session)
+    return Outcome(state, steps, model, stage.loading.sequence_length)
+
+
+def planned_steps(stage: TrainingStage, data: TaskData) -> int:
+    """The steps of a stage: train.steps, or those of its epochs over the rows that these count."""
+    epochs = getattr(stage, "epochs", None)
+    if epochs is None:
+        return stage.train.steps
+    wanted, size, earlier = epochs * data.epoch_rows, stage.loading.batch_size, stage.loading.earlier_batches
+    if not earlier:
+        return max(1, math.ceil(wanted / (size * (1.0 - data.mixed))))
+    changed = earlier[-1][0]
+    left = wanted / (1.0 - data.mixed) - BatchRamp(stage.loading).rows_at(changed)
+    return max(1, changed + math.ceil(left / size))
+
+
+def _kept(resolved: ResolvedStage) -> TrainingStage:
+    """The recipe that checkpoints keep: its model is filled in where it is the initial checkpoint's."""
+    recipe = resolved.recipe if resolved.recipe.own_model else resolved.settings
+    assert isinstance(recipe, TrainingStage)
+    return recipe
+
+
+def _frozen(program: Program, resolved: ResolvedStage) -> tuple[Any, ...]:
+    if not program.frozen:
+        return ()
+    assert resolved.start is not None
+    return tuple(resolved.start.language_model(abstract) for abstract in program.frozen)
+
+
+def _fresh(task: Task, program: Program, resolved: ResolvedStage, mesh: Mesh, frozen: tuple[Any, ...]) -> TrainState:
+    """The state before the first step: from the initial checkpoint, or else by the seed."""
+    stage = resolved.settings
+    assert isinstance(stage, TrainingStage) and program.optimizer is not None
+    optimizer = program.optimizer
+    if resolved.start is None:
+        return init_state(program.model, optimizer, stage.train.seed, mesh)
+    params = frozen[0] if frozen else resolved.start.language_model(task.language_model(program.abstract.params))
+
+    def create(params: Any) -> TrainState:
+        initial = task.initial(program.model, params, jax.random.key(stage.train.seed))
+        return TrainState.create(initial, optimizer)
+
+    return jax.jit(create, out_shardings=shardings_of(program.abstract))(params)
+
+
+def _loaded(program: Program, resolved: ResolvedStage, mesh: Mesh, session: Session) -> Callable[..., Any]:
+    """The step, or, for batches of the full size, the executable that the session names. Raises UserError."""
+    if session.executable is None:
+        step: Callable[..., Any] = program.step
+        return step
+    compute, rows = resolved.settings.compute, resolved.settings.loading.batch_size
+    loaded = load_executable(session.executable, program.lower(), mesh, about_step(resolved), compute)
+    session.display.say(f"the step was loaded from {session.executable}")
+    return by_rows(rows, loaded, program.step)
+
+
+def by_rows(rows: int, full: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that is `full` for batches of so many rows, and `others` for those of a ramp."""
+
+    def step(state: TrainState, *rest: Any) -> Any:
+        return (full if rest[-1][TOKENS].shape[0] == rows else others)(state, *rest)
+
+    return step
+
+
+def about_step(resolved: ResolvedStage) -> dict[str, Any]:
+    """The fields that decide a stage's compiled step, beside its mesh: to tell what another one differs in."""
+    fields = flat(json.loads(to_json(resolved.recipe)))
+    decides = ("model.", "compute.", "optimizer.", "train.")
+    data = ("data.sequence_length", "data.batch_size", "data.packing", "data.isolate_documents", "data.ramp")
+    kept = {name: value for name, value in fields.items() if name.startswith((*decides, *data))}
+    kept.pop("train.abort_after_skipped")
+    return kept | {"tokenizer's entries": resolved.entries}
+
+
+def train(training: Training, resolved: ResolvedStage, session: Session) -> TrainState:
     """Runs the loop from this workdir's newest checkpoint, or else from a fresh state, and saves what it returns.
 
     Raises UserError where the workdir is further than the stage's last step.
     """
-    recipe = training.recipe
+    recipe, workdir, display, stop = training.recipe, resolved.folder, session.display, session.stop
     with stop.deferred(), ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
-                checkpoints_of(workdir) / training.stage,
+                checkpoints_of(workdir) / recipe.checkpoints_folder,
                 recipe.checkpoint,
                 recipe_json=to_json(recipe),
-                tokenizer_folder=tokenizer_folder,
+                tokenizer_folder=resolved.tokenizer_folder,
                 report=display.say,
             )
         )
-        # The order: this workdir's newest checkpoint, or else what the stage starts from.
+        # The order: this workdir's newest checkpoint, or else what the stage is initialised from.
         state = checkpointer.restore(training.abstract) or training.fresh()
         first = int(jax.device_get(state.step))
         fix = f"raise it, or choose another --workdir than {workdir}"
         require(first <= training.steps, "train.steps", training.steps, f"{first}, the step reached", fix)
-        silent = not multihost.is_first()
+        silent = not processes.is_first()
         recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first, silent=silent)
         stack.callback(recorder.close)
         if first >= recipe.log.every and not recorder.kept:
@@ -102,7 +214,9 @@ def train(
         display.start(recipe.name, training.steps, first)
         stack.callback(display.finish)
         job = _job(training, checkpointer, recorder, workdir, display)
-        if stop.signal is None and owes_evaluation(recipe, recorder.kept, first, training.steps):
+        if stop.signal is None and missing_evaluation(
+            recipe, recorder.kept, first, training.steps, fresh=training.evaluates_fresh
+        ):
             try:
                 if first == training.steps and training.finish is not None:
                     state = training.finish(state)
@@ -146,25 +260,26 @@ def _job(
         evaluate=evaluate,
         save=save,
         evaluated=checkpointer.evaluated,
-        record=lambda done, values: recorder.write(done, values | training.read_so_far(done)),
+        record=lambda done, values: recorder.write(done, values | training.progress(done)),
         show=display.update,
         meter=Meter(training.flops_per_token, jax.devices()[0].device_kind, training.mesh.devices.size),
         evaluation=recipe.evaluation,
         checkpoint=recipe.checkpoint,
         log=recipe.log,
-        prefetch=training.prefetch,
+        prefetch=recipe.loading.prefetch,
         abort_after_skipped=recipe.train.abort_after_skipped,
         profile_folder=workdir / "profile",
     )
 
 
-def owes_evaluation(recipe: TrainingRecipe, lines: Sequence[dict[str, Any]], done: int, steps: int) -> bool:
+def missing_evaluation(
+    recipe: TrainingStage, lines: Sequence[dict[str, Any]], done: int, steps: int, *, fresh: bool = False
+) -> bool:
     """Whether the state after so many of a run's `steps`, whose record is `lines`, is still to be evaluated.
 
-    A run that was stopped does not wait for an evaluation. A policy has one before its first iteration, too: of what it
-    starts from.
+    A run that was stopped does not wait for an evaluation. With `fresh` the state before the first step has one, too.
     """
-    due = evaluation_due(recipe.evaluation, recipe.checkpoint, done, steps) and (done > 0 or isinstance(recipe, PPO))
+    due = evaluation_due(recipe.evaluation, recipe.checkpoint, done, steps) and (done > 0 or fresh)
     names = {name for line in lines if line["step"] == done for name in line}
     return due and not any(name.startswith("validation_") or name == "sample" for name in names)
 

@@ -15,8 +15,8 @@ from typing import Any, TypedDict
 
 from lmjax.errors import UserError
 from lmjax.files import MalformedJsonError, check_form, parse_json, write_whole
+from lmjax.run_files import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 TEXTS = ("prompt", "sample")
 CHANGED = "changed"  # the fields of the recipe that have changed since the step, each as "field: before -> after"

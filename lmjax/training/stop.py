@@ -81,7 +81,7 @@ class StopRequest:
                 if select.select([reading], [], [], 1.0)[0] and signal.SIGTERM in os.read(reading, 100):
                     self._left.wait(GRACE_SECONDS)
                     if not self._left.is_set() and not self.to_save:
-                        print("stopped; the same command goes on", flush=True)
+                        print("stopped; the same command resumes", flush=True)
                         os._exit(128 + signal.SIGTERM)
             for end in (reading, writing):
                 os.close(end)

@@ -16,10 +16,10 @@ from lmjax.settings import (
     LogSettings,
     ModelSettings,
     OptimizerSettings,
+    Pretrain,
     SourceSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 
 @pytest.fixture(scope="session")

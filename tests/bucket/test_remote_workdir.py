@@ -15,12 +15,19 @@ import lmjax
 from lmjax import bucket as buckets
 from lmjax.bucket import folder_here, located, remote_of
 from lmjax.checkpoints.checkpoint import Checkpoint
+from lmjax.checkpoints.remote_workdir import mirror, staged
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.runs.remote_workdir import mirror, staged
-from lmjax.settings import CheckpointSettings, LogSettings, TrainSettings
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import SFT, Pipeline, to_json
+from lmjax.settings import (
+    SFT,
+    CheckpointSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
+    LogSettings,
+    Pipeline,
+    TrainSettings,
+)
+from lmjax.settings.recipe_files import to_json
 from lmjax.training.record import read_metrics
 
 URL = "gs://bucket/runs/one"

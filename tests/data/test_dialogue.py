@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lmjax.data.conversations import Turn, encode, render
 from lmjax.errors import UserError
-from lmjax.settings.conversations import TemplateSettings
+from lmjax.settings import TemplateSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()

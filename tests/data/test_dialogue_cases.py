@@ -7,7 +7,7 @@ import pytest
 from lmjax.data.conversation_files import read_records
 from lmjax.data.conversations import Demonstration, Prompt, Ranking
 from lmjax.errors import UserError
-from lmjax.settings.conversations import DialogueSourceSettings
+from lmjax.settings import DialogueSourceSettings
 
 LETTERS = {"system": "S", "user": "U", "assistant": "A"}
 

@@ -7,7 +7,7 @@ import pytest
 from lmjax.data.conversation_files import read_records
 from lmjax.data.conversations import Demonstration, Prompt, Ranking, Response, Turn
 from lmjax.errors import UserError
-from lmjax.settings.conversations import DialogueSourceSettings
+from lmjax.settings import DialogueSourceSettings
 
 HH = "\n\nHuman: q\n\nAssistant:"
 S, Q, A = Turn("system", "S"), Turn("user", "q"), Turn("assistant", "a")

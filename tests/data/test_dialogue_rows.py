@@ -11,7 +11,7 @@ from lmjax.data.conversation_rows import RANKS, RECORD, open_rows, open_sources
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.errors import UserError
 from lmjax.evaluate.samples import prompt_text
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
+from lmjax.settings import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()

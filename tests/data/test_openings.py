@@ -6,8 +6,8 @@ from lmjax.data.conversation_files import read_records
 from lmjax.data.conversations import Demonstration, Prompt
 from lmjax.data.openings import WORDS, openings
 from lmjax.errors import UserError
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import SFT, sources_of
+from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings
+from lmjax.settings.recipe_files import sources_of
 
 
 @pytest.fixture(scope="module")

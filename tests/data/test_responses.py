@@ -9,7 +9,7 @@ from lmjax.data.conversation_files import read_records
 from lmjax.data.conversation_rows import open_rows
 from lmjax.data.conversations import Response, Turn
 from lmjax.errors import UserError
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings import DialogueSettings, DialogueSourceSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()

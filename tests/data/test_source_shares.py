@@ -9,10 +9,17 @@ from lmjax.data.loader import Loader, dealt, validation_batches
 from lmjax.data.mixture import Mixture
 from lmjax.data.source_shares import lines_of, mixture_weights, source_names
 from lmjax.errors import UserError
-from lmjax.settings import DataSettings, SourceSettings
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, RewardSettings
-from lmjax.settings.recipe_files import Pretrain, difference, from_json, to_json
-from lmjax.settings.stages import PPO, SFT
+from lmjax.settings import (
+    PPO,
+    SFT,
+    DataSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
+    Pretrain,
+    RewardSettings,
+    SourceSettings,
+)
+from lmjax.settings.recipe_files import difference, from_json, to_json
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import lmjax.cli
 from lmjax.errors import UserError
 from lmjax.runs.overrides import flag_of, overridden
 from lmjax.runs.run import Result
-from lmjax.settings.recipe_files import STAGES, Pipeline, Pretrain, flat, load_recipe
+from lmjax.settings import Pipeline, Pretrain
+from lmjax.settings.recipe_files import flat, load_recipe
+from lmjax.settings.stage import KINDS
 
 from .harness import LONGEST_MESSAGE, shown, survives, written
 from .mutations import JUNK, damaged_bytes
@@ -177,7 +179,7 @@ def test_stage_names(capsys):
 
 RECIPE = b"""
 from typing import Literal
-from lmjax.settings.recipe_files import Pipeline, Pretrain
+from lmjax.settings import Pipeline, Pretrain
 from lmjax.settings import *
 from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, SourceSettings, TrainSettings
 
@@ -255,7 +257,7 @@ def settings_of(value):
 
 def test_odd_values_of_every_field(program):
     """Of every field of every settings class that a stage has; what a run would write of it is written."""
-    made = [stage() for stage in STAGES.values() if stage is Pretrain]
+    made = [stage() for stage in KINDS.values() if stage is Pretrain]
     made += [stage for spec in ("quickstart", "instructgpt") for stage in load_recipe(spec).stages]
     parts = {type(part): part for stage in made for part in settings_of(stage)}
     places = [(part, field.name) for part in parts.values() for field in dataclasses.fields(part)]

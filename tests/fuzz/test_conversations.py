@@ -12,8 +12,7 @@ import pytest
 
 from lmjax.data.conversation_files import read_records
 from lmjax.runs import score
-from lmjax.settings.conversations import DialogueSourceSettings
-from lmjax.settings.stages import RewardModel
+from lmjax.settings import DialogueSourceSettings, RewardModel
 from lmjax.tokenizers.byte import ByteTokenizer
 
 from .harness import survives, written

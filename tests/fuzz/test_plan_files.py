@@ -10,8 +10,7 @@ from lmjax.parallel.executable import load_executable, save_executable
 from lmjax.parallel.mesh import make_mesh
 from lmjax.plan.cache import Cache, Result
 from lmjax.plan.estimate import AxisTraffic, Estimate
-from lmjax.settings import MeshSettings, ModelSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import MeshSettings, ModelSettings, Pretrain
 
 from .harness import survives, written
 from .mutations import damaged_bytes, damaged_json

@@ -21,7 +21,8 @@ from lmjax.report import charts
 from lmjax.report.page import write_report
 from lmjax.runs.pipeline import plan_stages
 from lmjax.runs.run import run
-from lmjax.settings.recipe_files import Pipeline, from_json, load_recipe, to_json
+from lmjax.settings import Pipeline
+from lmjax.settings.recipe_files import from_json, load_recipe, to_json
 from lmjax.stages.compare import _Answered
 from lmjax.tokenizers.byte import ByteTokenizer
 

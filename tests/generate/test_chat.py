@@ -9,7 +9,7 @@ from lmjax.generate import chat as chat_module
 from lmjax.generate.chat import ChatFormat, StageTurns, chat, stream
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.settings.conversations import TemplateSettings
+from lmjax.settings import TemplateSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 
 

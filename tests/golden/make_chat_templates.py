@@ -13,7 +13,7 @@ import tokenizers
 import transformers
 
 from lmjax.interop.chat_template import as_jinja
-from lmjax.settings.conversations import TemplateSettings
+from lmjax.settings import TemplateSettings
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 TEMPLATES = {

@@ -16,11 +16,11 @@ from lmjax.settings import (
     LogSettings,
     ModelSettings,
     OptimizerSettings,
+    Pretrain,
     ScheduleSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 TOKENS = [[17, 200, 3, 42, 99, 7, 250, 1]]
 PROMPT = "Return the "

@@ -19,8 +19,7 @@ from lmjax.interop.chat_template import (
     write_own_template,
     write_stage_template,
 )
-from lmjax.settings import TokenizerSettings
-from lmjax.settings.conversations import TemplateSettings
+from lmjax.settings import TemplateSettings, TokenizerSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 from lmjax.tokenizers.tokenizer import build_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.next_token import language_loss
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import on_mesh, parameter_shardings, place_batch
+from lmjax.parallel.placement import on_mesh, parameter_shardings, place_batch
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -216,7 +216,7 @@ def test_dropout_draws_the_same_masks_on_every_mesh(on_one_device, sizes):
     model, params, batch, gradients, (expected_loss, expected) = on_one_device
     mesh = make_mesh(MeshSettings(**sizes))
     placed = jax.device_put(params, parameter_shardings(model.logical_axes(), mesh))
-    on_devices = place_batch(lambda part: {name: array[part] for name, array in batch.items()}, 8, 16, mesh)
+    on_devices = place_batch(lambda part: {name: array[part] for name, array in batch.items()}, 8, mesh)
     loss, found = jax.jit(on_mesh(gradients, mesh))(placed, on_devices, jax.random.key(3))
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

@@ -19,7 +19,7 @@ from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.schedules import make_schedule
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import AXES, check_mesh, make_mesh
-from lmjax.parallel.shardings import abstract_state, jit_step, place_batch
+from lmjax.parallel.placement import abstract_state, jit_step, place_batch
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -112,7 +112,7 @@ def on_a_mesh(sizes, platform):
     compiled, record = jit_step(step, state, mesh), []
     for number in range(STEPS):
         batch = ragged_batch(number)
-        placed = place_batch(lambda rows, batch=batch: {k: v[rows] for k, v in batch.items()}, ROWS, LENGTH, mesh)
+        placed = place_batch(lambda rows, batch=batch: {k: v[rows] for k, v in batch.items()}, ROWS, mesh)
         state, metrics = compiled(state, placed)
         record.append([float(metrics[name].mean()) for name in ("loss", "cross_entropy", "accuracy")])
         record[-1].append(float(metrics["grad_norm"]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.attention import attention
-from lmjax.parallel.shardings import on_mesh
+from lmjax.parallel.placement import on_mesh
 
 
 @pytest.fixture

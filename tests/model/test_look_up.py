@@ -11,7 +11,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.sharding import constrain
 from lmjax.objective.next_token import language_loss
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import batch_sharding, on_mesh, parameter_shardings
+from lmjax.parallel.placement import batch_sharding, on_mesh, parameter_shardings
 from lmjax.plan.hlo import costs, parse
 from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings
 

@@ -1,6 +1,5 @@
 """What remat policies keep, and where: in the device's memory, or offloaded to pinned memory of the host."""
 
-import dataclasses
 import typing
 
 import jax
@@ -15,8 +14,16 @@ from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.objective.next_token import language_loss
 from lmjax.plan.compile import compile_step
 from lmjax.plan.slices import find_slice
-from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.plan.target import target_of
+from lmjax.settings import (
+    AttentionSettings,
+    ComputeSettings,
+    DataSettings,
+    MeshSettings,
+    ModelSettings,
+    PlanSettings,
+    Pretrain,
+)
 
 LAYERS, ROWS, LENGTH, WIDTH = 3, 2, 16, 32
 SETTINGS = ModelSettings(LAYERS, WIDTH, LENGTH, 61, AttentionSettings(heads=4, implementation="einsum"), dropout=0.1)
@@ -109,7 +116,7 @@ def test_a_plans_hbm_falls_by_what_is_offloaded():
         plan=PlanSettings(topology="v5e-4"),
     )
     plans = {
-        remat: compile_step(dataclasses.replace(recipe, compute=ComputeSettings(remat=remat)), find_slice("v5e-4"))
+        remat: compile_step(target_of(recipe).with_fields(compute=ComputeSettings(remat=remat)), find_slice("v5e-4"))
         for remat in ("projections", "projections_offloaded")
     }
     kept, offloaded = plans["projections"], plans["projections_offloaded"]

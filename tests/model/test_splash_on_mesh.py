@@ -9,7 +9,7 @@ from lmjax.model.attention import attention
 from lmjax.model.masks import Mask
 from lmjax.model.sharding import bound_mesh
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import on_mesh
+from lmjax.parallel.placement import on_mesh
 from lmjax.settings import MeshSettings
 
 B, T, K = 4, 256, 64

@@ -21,7 +21,7 @@ from lmjax.objective.next_token import language_loss
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import abstract_state, jit_step, on_mesh, place_batch
+from lmjax.parallel.placement import abstract_state, jit_step, on_mesh, place_batch
 from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, OptimizerSettings
 from lmjax.training.step import make_train_step
 
@@ -180,7 +180,7 @@ def three_steps(implementation, mesh):
     for number in range(3):
         batch = ragged_batch(number)
         if mesh is not None:
-            batch = place_batch(lambda rows, batch=batch: {k: v[rows] for k, v in batch.items()}, ROWS, T, mesh)
+            batch = place_batch(lambda rows, batch=batch: {k: v[rows] for k, v in batch.items()}, ROWS, mesh)
         state, metrics = compiled(state, batch)
         record.append([float(metrics["loss"].mean()), float(metrics["grad_norm"])])
     return jax.device_get(state.params), np.array(record)

@@ -12,7 +12,7 @@ from lmjax.model.language_model import LOGITS_AT_ONCE, Chunking
 from lmjax.objective.chunks import chunk_count
 from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import batch_sharding, on_mesh
+from lmjax.parallel.placement import batch_sharding, on_mesh
 from lmjax.settings import MeshSettings
 
 pytestmark = pytest.mark.usefixtures("unoptimized")

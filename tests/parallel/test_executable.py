@@ -15,10 +15,10 @@ from lmjax.errors import UserError
 from lmjax.parallel import executable
 from lmjax.parallel.executable import identity, load_executable, save_executable
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import abstract_state, batch_sharding, init_state, jit_step
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings
-from lmjax.settings.recipe_files import Pretrain, to_json
-from lmjax.stages.pretrain import abstract_batch, make_parts, planned_model
+from lmjax.parallel.placement import batch_sharding, init_state
+from lmjax.plan.target import target_of
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, Pretrain
+from lmjax.settings.recipe_files import to_json
 
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=16, batch_size=8),
@@ -40,9 +40,7 @@ save_executable(Path(sys.argv[2]), lowered, lowered.compile(), mesh, {"model.lay
 
 def lowered_step(recipe):
     mesh = make_mesh(recipe.mesh)
-    parts = make_parts(recipe, planned_model(recipe), "cpu")
-    state = abstract_state(parts.model, parts.optimizer, mesh)
-    return mesh, jit_step(parts.step, state, mesh).lower(state, abstract_batch(recipe.data, mesh))
+    return mesh, target_of(recipe).lower(mesh)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +85,8 @@ def changed(file, tmp_path, **parts):
 
 def steps(step, mesh):
     """The bytes of the state and the loss after three steps."""
-    parts = make_parts(RECIPE, planned_model(RECIPE), "cpu")
-    state = init_state(parts.model, parts.optimizer, 0, mesh)
+    program = target_of(RECIPE).build(mesh)
+    state = init_state(program.model, program.optimizer, 0, mesh)
     rng = np.random.default_rng(0)
     arrays = {name: rng.integers(0, 2, (8, 16)).astype(dtype) for name, dtype in FIELD_DTYPES.items()}
     batch = {name: jax.device_put(array, batch_sharding(mesh)) for name, array in arrays.items()}

@@ -18,7 +18,7 @@ from lmjax.parallel.processes import _arguments
 from lmjax.parallel.rendezvous import different, meet
 
 RECIPE = """
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import Pretrain
 from lmjax.settings import *
 
 def recipe():

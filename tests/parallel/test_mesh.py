@@ -16,9 +16,9 @@ from lmjax.settings import (
     FeedForwardSettings,
     MeshSettings,
     ModelSettings,
+    Pretrain,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 
 def settings(**sizes):

@@ -8,15 +8,13 @@ import pytest
 
 from lmjax.model.flops import count
 from lmjax.model.remat import REMAT_POLICIES
-from lmjax.parallel.shardings import abstract_state
 from lmjax.plan.candidates import REMAT, Candidate, candidates
-from lmjax.plan.compile import Program, compile_step, slice_mesh
+from lmjax.plan.compile import Compiled, compile_step, slice_mesh
 from lmjax.plan.estimate import estimate
 from lmjax.plan.predict import KEPT, Analyst, products, rates_of
 from lmjax.plan.slices import GIB, find_slice
-from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, ModelSettings, PlanSettings
-from lmjax.settings.recipe_files import Pretrain
-from lmjax.stages.pretrain import make_parts, planned_model
+from lmjax.plan.target import target_of
+from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, ModelSettings, PlanSettings, Pretrain
 
 RECIPE = Pretrain(
     name="small",
@@ -50,8 +48,7 @@ def test_products_are_the_matrices_that_are_counted():
 def test_the_states_bytes_are_those_of_its_shards(mesh):
     found, parameters = Analyst(RECIPE, WHERE).state(mesh)
     grid = jax.make_mesh(mesh, ("replica", "data", "fsdp", "sequence", "tensor"), devices=jax.devices()[:4])
-    parts = make_parts(RECIPE, planned_model(RECIPE), "tpu")
-    state = abstract_state(parts.model, parts.optimizer, grid)
+    state = target_of(RECIPE).build(grid).abstract
     held = jax.tree.map(lambda x: x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)), state)
     assert found == sum(jax.tree.leaves(held))
     assert 12 * parameters <= found <= 12 * parameters + 100  # two moments, a step and a count
@@ -107,9 +104,10 @@ def test_thousands_of_candidates_are_judged_in_seconds():
 )
 def test_predictions_are_within_a_factor_of_what_the_compiler_says(base, candidate):
     recipe = candidate.applied(base)
-    outcome = compile_step(recipe, WHERE)
-    assert isinstance(outcome, Program)
-    e = estimate(recipe, WHERE, slice_mesh(recipe, WHERE), outcome)
+    target = target_of(recipe)
+    outcome = compile_step(target, WHERE)
+    assert isinstance(outcome, Compiled)
+    e = estimate(target, WHERE, slice_mesh(target, WHERE), outcome)
     found = Analyst(base, WHERE).predict(candidate)
     ratios = {
         "memory": found.memory / GIB / e.peak_hbm_gib,

@@ -10,8 +10,15 @@ from lmjax.cli import _overridden, _parser
 from lmjax.errors import UserError
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.slices import find_slice
-from lmjax.settings import AttentionSettings, ComputeSettings, DataSettings, MeshSettings, ModelSettings, TrainSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import (
+    AttentionSettings,
+    ComputeSettings,
+    DataSettings,
+    MeshSettings,
+    ModelSettings,
+    Pretrain,
+    TrainSettings,
+)
 
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=512, batch_size=8),

@@ -7,10 +7,18 @@ import pytest
 from lmjax.model.flops import count
 from lmjax.plan.planner import plan
 from lmjax.plan.slices import GIB
-from lmjax.plan.work import Step, work_of
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import Pretrain, RewardModel
+from lmjax.plan.target import target_of
+from lmjax.settings import (
+    AttentionSettings,
+    DataSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
+    MeshSettings,
+    ModelSettings,
+    PlanSettings,
+    Pretrain,
+    RewardModel,
+)
 
 pytestmark = [pytest.mark.tpu, pytest.mark.xdist_group("tpu")]
 
@@ -71,9 +79,9 @@ def test_attention_of_one_row_of_one_layer_on_one_device_is_counted(heads):
 
 
 def test_a_validation_is_a_third_of_a_step_s_work_and_holds_no_moments():
-    found = plan(TINY, step=Step("eval")).estimate
+    found = plan(TINY, step="eval").estimate
     assert found.step == "eval" and found.fits
-    assert found.model_tflop == pytest.approx(work_of(TINY).flops / 3 / found.devices / 1e12)
+    assert found.model_tflop == pytest.approx(target_of(TINY).cost.flops / 3 / found.devices / 1e12)
     parameters = 4 * count(MODEL).parameters / 2  # float32, cut in two; heads of 64 fill half of a register
     assert parameters < found.arguments_gib * GIB < 1.5 * parameters
     assert found.executed_tflop == pytest.approx(found.model_tflop, rel=0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.plan.compile import OutOfMemory, Program
+from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.estimate import (
     AxisTraffic,
     ImpossibleEstimateError,
@@ -17,8 +17,8 @@ from lmjax.plan.estimate import (
 )
 from lmjax.plan.hlo import Array, Collective, KernelCall
 from lmjax.plan.slices import GIB, find_slice
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.plan.target import target_of
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, Pretrain
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")
 
@@ -120,7 +120,7 @@ ENTRY %main (a: bf16[16,64], b: bf16[64,32]) -> bf16[16,32] {
 
 def test_a_program_becomes_seconds_tokens_and_mfu():
     mesh = mesh_of((1, 4, 4, 1, 1), SQUARE)
-    found = estimate(RECIPE, find_slice("v5e-16"), mesh, Program(None, TEXT, GIB, 2 * GIB, 3 * GIB, 9.0))
+    found = estimate(target_of(RECIPE), find_slice("v5e-16"), mesh, Compiled(None, TEXT, GIB, 2 * GIB, 3 * GIB, 9.0))
     assert found.fits and found.peak_hbm_gib == 3 and found.arguments_gib == 1
     assert found.step_seconds == pytest.approx(3e6 / 1.5e9)
     assert found.tokens_per_second == pytest.approx(32 * 128 / 0.002)
@@ -145,9 +145,9 @@ def test_a_share_above_a_chip_s_peak_is_an_internal_error_that_names_the_numbers
     """What a loop or a kernel did and no line counted would otherwise be printed as an MFU of more than 1."""
     (a, b, c), mesh = dot, mesh_of((1, 4, 4, 1, 1), SQUARE)
     text = TEXT.replace("16,64", f"{a},{b}").replace("64,32", f"{b},{c}").replace("16,32", f"{a},{c}")
-    program = Program(None, text.replace("3000000", str(cycles)), GIB, 2 * GIB, 3 * GIB, 9.0)
+    program = Compiled(None, text.replace("3000000", str(cycles)), GIB, 2 * GIB, 3 * GIB, 9.0)
     with pytest.raises(ImpossibleEstimateError, match=named) as raised:
-        estimate(RECIPE, find_slice("v5e-16"), mesh, program)
+        estimate(target_of(RECIPE), find_slice("v5e-16"), mesh, program)
     assert not isinstance(raised.value, UserError)
     assert f"{cycles} cycles" in str(raised.value) and "0 loops of unknown length" in str(raised.value)
 
@@ -172,6 +172,6 @@ def test_a_step_is_bound_by_what_takes_longest(busy, kernels, seconds, answer):
 
 def test_a_refusal_says_by_how_much():
     mesh = mesh_of((1, 4, 4, 1, 1), SQUARE)
-    found = estimate(RECIPE, find_slice("v5e-16"), mesh, OutOfMemory(20 * GIB, 15 * GIB, "no"))
+    found = estimate(target_of(RECIPE), find_slice("v5e-16"), mesh, OutOfMemory(20 * GIB, 15 * GIB, "no"))
     assert not found.fits
     assert (found.peak_hbm_gib, found.over_by_gib, found.step_seconds) == (20, 5, None)

@@ -11,11 +11,10 @@ from lmjax.model import sharding as sharding_context
 from lmjax.objective.chunks import chunk_logits
 from lmjax.parallel.axis_rules import partition_spec
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import batch_sharding
+from lmjax.parallel.placement import batch_sharding
 from lmjax.plan import report
-from lmjax.plan.work import work_of
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.plan.target import target_of
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings, Pretrain
 
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=32, batch_size=8),
@@ -30,7 +29,7 @@ NOT_CONSTRAINED = {"tokens [B, T]", "logits [B, T, V]"}
 
 @pytest.fixture
 def lines(monkeypatch):
-    monkeypatch.setattr(report, "slice_mesh", lambda recipe, where: make_mesh(recipe.mesh))
+    monkeypatch.setattr(report, "slice_mesh", lambda target, where: make_mesh(target.recipe.mesh))
     return list(report.explanation(RECIPE))
 
 
@@ -68,7 +67,7 @@ def test_the_activations_are_those_that_the_model_constrains(monkeypatch):
     for module in list(sys.modules.values()):
         if module.__name__.startswith("lmjax.") and getattr(module, "constrain", None) is constrain:
             monkeypatch.setattr(module, "constrain", recorded)
-    work_of(RECIPE).lower(make_mesh(RECIPE.mesh))
+    target_of(RECIPE).lower(make_mesh(RECIPE.mesh))
     told = {axes for name, axes in report.ACTIVATIONS.items() if name not in NOT_CONSTRAINED}
     assert told == {axes for axes in found if axes[0] in ("batch", "lookup_batch")}
 

@@ -12,8 +12,8 @@ from lmjax.plan import planner, search
 
 INSTALL = "pip install -c constraints.txt -e '.[tpu]'"
 RECIPE = """
-from lmjax.settings.recipe_files import SFT, Compare, Pipeline, Pretrain
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
+from lmjax.settings import SFT, Compare, Pipeline, Pretrain
+from lmjax.settings import DialogueSettings, DialogueSourceSettings
 from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, PlanSettings
 
 def pretraining():

@@ -16,12 +16,12 @@ from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.model.flops import count
 from lmjax.plan import planner
-from lmjax.plan.compile import OutOfMemory, Program, compile_step, read_refusal
+from lmjax.plan.compile import Compiled, OutOfMemory, compile_step, read_refusal
 from lmjax.plan.hlo import parse
 from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
 from lmjax.plan.slices import GIB, find_slice
-from lmjax.plan.work import Step
+from lmjax.plan.target import target_of
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -30,13 +30,13 @@ from lmjax.settings import (
     MeshSettings,
     ModelSettings,
     PlanSettings,
+    Pretrain,
 )
-from lmjax.settings.recipe_files import Pretrain
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
 
 SMALL = """
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import Pretrain
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
 
 def recipe():
@@ -107,14 +107,15 @@ def test_what_does_not_fit_is_answered_with_the_first_that_does(monkeypatch):
     recipe = planned_recipe(Pretrain(compute=ComputeSettings(remat="none")), "v5e-16", "fsdp=1")
     compiled = []
 
-    def compile_step(recipe, where, step):
+    def compile_step(target, where):
+        recipe = target.recipe
         compiled.append(recipe.compute.remat)
         if recipe.compute.remat == "full" and recipe.mesh.fsdp > 1:
-            return Program(None, "", 0, 0, 9 * GIB, 0.0)
+            return Compiled(None, "", 0, 0, 9 * GIB, 0.0)
         return OutOfMemory(20 * GIB, 15 * GIB, "too much")
 
     monkeypatch.setattr(planner, "compile_step", compile_step)
-    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where, step: None)
+    monkeypatch.setattr(planner, "slice_mesh", lambda target, where: None)
     answer = plan(recipe)
     assert compiled[0] == "none" and compiled[-1] == "full"
     assert [each.fits for each in answer.tried] == [False] * (len(answer.tried) - 1) + [True]
@@ -238,7 +239,7 @@ def test_the_loop_of_sampling_counts_as_often_as_it_makes_a_token():
         evaluation=EvaluationSettings(sample_tokens=96),
         plan=PlanSettings(topology="v5e-4"),
     )
-    found = plan(recipe, step=Step("generate")).estimate
+    found = plan(recipe, step="generate").estimate
     assert found.step == "generate" and found.unknown_loops == 0
     assert found.tokens_per_second == pytest.approx(8 * 96 / found.step_seconds)
     # Counted once, the loop's 96 tokens would be one, and the program would do a quarter of what the model needs. Some
@@ -276,7 +277,7 @@ def test_a_step_that_does_not_fit_is_an_answer():
     recipe = Pretrain(
         data=DataSettings(sequence_length=128, batch_size=1), model=huge, plan=PlanSettings(topology="v5e-1")
     )
-    refusal = compile_step(recipe, find_slice("v5e-1"))
+    refusal = compile_step(target_of(recipe), find_slice("v5e-1"))
     assert isinstance(refusal, OutOfMemory)
     assert refusal.available == round(15.75 * GIB)
     assert refusal.needed > 12 * count(huge).parameters
@@ -291,7 +292,7 @@ def test_planning_leaves_this_process_its_devices():
 def small(tmp_path, monkeypatch):
     """A recipe file, and libtpu's devices without libtpu: nothing is compiled."""
     (tmp_path / "small.py").write_text(SMALL)
-    monkeypatch.setattr(planner, "slice_mesh", lambda recipe, where, step: None)
+    monkeypatch.setattr(planner, "slice_mesh", lambda target, where: None)
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.planner import Plan
 from lmjax.plan.slices import find_slice
-from lmjax.plan.work import work_of
+from lmjax.plan.target import target_of
 
 FILE = Path(__file__).parents[2] / "experiments" / "benchmarks" / "plan_presets.py"
 # The papers' batches, in tokens; 175B's 3.2M, which 512 chips do not divide, to 2%.
@@ -39,7 +39,7 @@ def test_every_preset_has_a_row_that_its_slice_can_cut(script, name):
     recipe = script.recipe_of(script.ROWS[name])
     assert recipe.model == PRESETS[name]
     assert recipe.data.batch_size * recipe.data.sequence_length == batch_of(name)
-    work_of(recipe).check(mesh_shape(recipe.mesh, find_slice(recipe.plan.topology).devices))
+    target_of(recipe).check(mesh_shape(recipe.mesh, find_slice(recipe.plan.topology).devices))
 
 
 def planned(compiled, fails_at=None):

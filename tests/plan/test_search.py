@@ -23,8 +23,7 @@ from lmjax.plan.search import search
 from lmjax.plan.search_display import watching
 from lmjax.plan.slices import GIB
 from lmjax.plan.tables import lines, run_command, to_json
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings, Pretrain
 
 RECIPE = Pretrain(
     name="small",
@@ -40,14 +39,16 @@ class FakeCompiler:
     def __init__(self, needs):
         self.needs, self.compiled = needs, []
 
-    def compile_step(self, recipe, where):
+    def compile_step(self, target, where):
+        recipe = target.recipe
         self.compiled.append(recipe)
         found = self.needs(recipe)
         if isinstance(found, BaseException):
             raise found
         return found
 
-    def estimate(self, recipe, where, mesh, peak):
+    def estimate(self, target, where, mesh, peak):
+        recipe = target.recipe
         shape = dataclasses.asdict(recipe.mesh)
         common = (recipe.name, where.name, 4, 4, shape, recipe.compute.remat, 8, 256, 1000)
         if peak > 15.75:
@@ -63,7 +64,7 @@ def fake(monkeypatch, tmp_path):
         compiler = FakeCompiler(needs)
         monkeypatch.setattr(module, "compile_step", compiler.compile_step)
         monkeypatch.setattr(module, "estimate", compiler.estimate)
-        monkeypatch.setattr(module, "slice_mesh", lambda recipe, where: None)
+        monkeypatch.setattr(module, "slice_mesh", lambda target, where: None)
         monkeypatch.setattr(module, "slice_devices", lambda where: [])
         return compiler
 
@@ -213,7 +214,7 @@ def test_without_a_terminal_every_candidate_is_a_line_with_the_time_left(monkeyp
 
 
 FILE = """
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import Pretrain
 from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, PlanSettings
 
 def recipe():

@@ -9,8 +9,7 @@ from lmjax.errors import UserError
 from lmjax.plan import cache as module
 from lmjax.plan.cache import IRRELEVANT, Cache, Result, key
 from lmjax.plan.estimate import AxisTraffic, Estimate
-from lmjax.settings import ComputeSettings, ModelSettings, TokenizerSettings, TrainSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import ComputeSettings, ModelSettings, Pretrain, TokenizerSettings, TrainSettings
 
 RECIPE = Pretrain(name="one", model=ModelSettings(vocab_size=512))
 ESTIMATE = Estimate(

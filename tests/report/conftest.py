@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.settings.recipe_files import Pretrain, to_json
+from lmjax.settings import Pretrain
+from lmjax.settings.recipe_files import to_json
 from lmjax.training.record import Recorder
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

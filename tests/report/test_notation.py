@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmjax.report.notation import decimals, duration, percent, rounded, setting
+from lmjax.notation import decimals, duration, percent, rounded, setting
 
 
 @pytest.mark.parametrize(

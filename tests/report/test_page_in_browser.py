@@ -4,8 +4,7 @@ import pytest
 
 from lmjax.report.charts import DARK, LIGHT
 from lmjax.report.page import write_report
-from lmjax.settings import DataSettings, EvaluationSettings, SourceSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import DataSettings, EvaluationSettings, Pretrain, SourceSettings
 
 pytestmark = pytest.mark.browser
 

@@ -15,19 +15,18 @@ from lmjax.cli import main
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.model.flops import count
-from lmjax.report import records as reading
 from lmjax.report.page import write_report
-from lmjax.runs import workdir as place
 from lmjax.settings import (
     DataSettings,
     EvaluationSettings,
     ModelSettings,
+    Pretrain,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain, difference
+from lmjax.settings.recipe_files import difference
 from lmjax.tokenizers.byte import ByteTokenizer
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -337,11 +336,6 @@ def test_the_command_prints_where_the_report_is(make_workdir, make_log, capsys):
     folder = make_workdir(make_log(20))
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
-
-
-def test_a_workdir_is_read_under_the_names_that_a_run_writes():
-    ours = (reading.RECIPE_FILE, reading.SUMMARY_FILE, reading.ENVIRONMENT_FILE)
-    assert ours == (place.RECIPE_FILE, place.SUMMARY_FILE, place.ENVIRONMENT_FILE)
 
 
 def test_importing_the_report_loads_neither_matplotlib_nor_jax():

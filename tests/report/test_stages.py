@@ -6,12 +6,23 @@ import pytest
 
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.report import records as reading
 from lmjax.report.page import write_report
-from lmjax.runs import workdir as place
-from lmjax.settings import EvaluationSettings, ModelSettings, TrainSettings
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, PPOSettings, RewardSettings
-from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pretrain, RewardModel, to_json
+from lmjax.settings import (
+    DPO,
+    PPO,
+    SFT,
+    Compare,
+    DialogueSettings,
+    DialogueSourceSettings,
+    EvaluationSettings,
+    ModelSettings,
+    PPOSettings,
+    Pretrain,
+    RewardModel,
+    RewardSettings,
+    TrainSettings,
+)
+from lmjax.settings.recipe_files import to_json
 from tests.report.test_report import EVIL, Outline
 
 COUNTS = {"parameters": 12_345, "embedding_parameters": 345, "non_embedding_parameters": 12_000}
@@ -223,7 +234,3 @@ def test_a_damaged_list_of_stages_is_named(tmp_path):
     (tmp_path / "pipeline.json").write_text('["a", ')
     with pytest.raises(UserError, match=r"pipeline\.json: expected a list of stages"):
         write_report(tmp_path)
-
-
-def test_a_pipeline_is_read_under_the_name_that_a_run_writes():
-    assert reading.PIPELINE_FILE == place.PIPELINE_FILE

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from lmjax.checkpoints.initial import found_checkpoint
 from lmjax.errors import UserError
 from lmjax.report.page import write_report
 from lmjax.report.records import read_run, read_summary
-from lmjax.settings import TrainSettings
-from lmjax.settings.recipe_files import DPO, SFT, Compare, Pretrain, to_json
-from lmjax.stages.initial import found_checkpoint
+from lmjax.settings import DPO, SFT, Compare, Pretrain, TrainSettings
+from lmjax.settings.recipe_files import to_json
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.rl.learner import Learner
 from lmjax.rl.rollout import Vocabulary
-from lmjax.settings import AttentionSettings, ModelSettings
-from lmjax.settings.conversations import KLSettings, PPOSettings, RewardSettings
+from lmjax.settings import AttentionSettings, KLSettings, ModelSettings, PPOSettings, RewardSettings
 
 END = 3
 VOCABULARY = Vocabulary(size=13, end=END)  # the table has more rows than that

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmjax.settings.conversations import RewardSettings
+from lmjax.settings import RewardSettings
 
 from .conftest import make_learner
 from .test_ppo import SCORES, as_numpy, experienced, shaped

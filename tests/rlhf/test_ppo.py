@@ -11,7 +11,7 @@ import pytest
 
 from lmjax.objective.policy import mix_weights
 from lmjax.rl.learner import by_part
-from lmjax.settings.conversations import KLSettings, RewardSettings
+from lmjax.settings import KLSettings, RewardSettings
 
 from .conftest import VOCABULARY, first_state, make_learner, models, parameters, ragged_prompts
 

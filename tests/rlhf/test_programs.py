@@ -11,15 +11,25 @@ import numpy as np
 import pytest
 
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.rows import compile_step, place_rows
-from lmjax.parallel.shardings import on_mesh
-from lmjax.plan.work import Step, work_of
+from lmjax.parallel.placement import ROWS as ROWS_ALONE
+from lmjax.parallel.placement import abstract_params, batch_sharding, jit_step, on_mesh, place_rows
+from lmjax.plan.target import target_of
 from lmjax.rl.rollout import Vocabulary
-from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, SourceSettings
-from lmjax.settings.conversations import DialogueSettings, PPOSettings, RewardSettings
-from lmjax.settings.stages import DPO, PPO, SFT, RewardModel
-from lmjax.stages.initial import abstract_on
-from lmjax.stages.steps import ppo_learner, ppo_state
+from lmjax.settings import (
+    DPO,
+    PPO,
+    SFT,
+    AttentionSettings,
+    ComputeSettings,
+    DialogueSettings,
+    MeshSettings,
+    ModelSettings,
+    PPOSettings,
+    RewardModel,
+    RewardSettings,
+    SourceSettings,
+)
+from lmjax.stages.ppo_learner import ppo_learner, ppo_state
 
 from .conftest import first_state, make_learner, models, parameters, ragged_prompts
 
@@ -60,11 +70,12 @@ def lowered(program, vocabulary, chunk=None):
     """The step of a stage, or one phase of PPO or GRPO."""
     mesh, of = one_device(), model_of(vocabulary)
     if program in PROGRAMS:
-        return work_of(recipe_of(program, vocabulary, chunk), Step(judge=of)).lower(mesh)
+        scorer = RewardModel(name="b", start="a", model=of)
+        return target_of(recipe_of(program, vocabulary, chunk), before=(scorer,)).lower(mesh)
     recipe = recipe_of("grpo" if program == "learn" else "ppo", vocabulary, chunk)
     learner, axes = ppo_learner(recipe, of, of, Vocabulary(vocabulary, 0), "cpu", steps=1)
     state = ppo_state(learner, axes, mesh)
-    reference, judge = abstract_on(learner.policy, mesh), abstract_on(learner.reward, mesh)
+    reference, judge = abstract_params(learner.policy, mesh), abstract_params(learner.reward, mesh)
     prompts = {
         name: jax.ShapeDtypeStruct((recipe.dialogue.batch_size, PROMPT), "int32")
         for name in ("tokens", "positions", "segments")
@@ -112,7 +123,8 @@ def test_an_iteration_is_compiled_once_whatever_its_prompts():
     begin = jax.tree.map(jnp.copy, first_state(learner))  # its parameters are other tests', and a step takes them
     state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), begin, abstract)
     frozen = jax.device_put({name: own[name] for name in ("reference", "reward")}, mesh.devices.flat[0])
-    iterate = compile_step(learner.iterate, mesh, abstract, jax.tree.map(jnp.copy, frozen))
+    rows = batch_sharding(mesh, ROWS_ALONE)
+    iterate = jit_step(learner.iterate, abstract, mesh, frozen=(jax.tree.map(jnp.copy, frozen),), batch=rows)
     lengths = set()
     for iteration in range(4):
         prompts = {name: np.roll(array, iteration, axis=0) for name, array in ragged_prompts().items()}

@@ -10,7 +10,7 @@ import pytest
 from lmjax.data.conversations import Prompt, Turn
 from lmjax.errors import UserError
 from lmjax.rl.reward_function import load_function, load_functions
-from lmjax.settings.conversations import RewardSettings
+from lmjax.settings import RewardSettings
 
 FUNCTIONS = """
 def right(prompts, responses):

@@ -7,10 +7,9 @@ import pytest
 
 from lmjax.model.heads import scalar_axes
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.rows import compile_step, place_rows
-from lmjax.parallel.shardings import on_mesh, parameter_shardings
+from lmjax.parallel.placement import ROWS, batch_sharding, jit_step, on_mesh, parameter_shardings, place_rows
 from lmjax.settings import MeshSettings
-from lmjax.stages.steps import ppo_state
+from lmjax.stages.ppo_learner import ppo_state
 
 from .conftest import first_state, make_learner, models, parameters, ragged_prompts
 
@@ -79,7 +78,8 @@ def iteration(learner, settings, devices):
     mesh = make_mesh(settings, jax.devices()[:devices])
     abstract, state, frozen = placed_on(learner, mesh)
     batch = place_rows(batch_of(learner), mesh)
-    after, metrics = compile_step(learner.iterate, mesh, abstract, frozen)(state, frozen, batch)
+    step = jit_step(learner.iterate, abstract, mesh, frozen=(frozen,), batch=batch_sharding(mesh, ROWS))
+    after, metrics = step(state, frozen, batch)
     if devices == 8:
         trained = [after.params["policy"], after.opt_state.get("average"), after.params.get("value", {}).get("trunk")]
         assert not any(tree["tokens"].sharding.is_fully_replicated for tree in trained if tree)

@@ -17,17 +17,22 @@ from lmjax.settings import (
     AttentionSettings,
     CheckpointSettings,
     DataSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
     EvaluationSettings,
     LogSettings,
     MeshSettings,
     ModelSettings,
     OptimizerSettings,
+    Pipeline,
+    Pretrain,
+    RewardModel,
     SourceSettings,
     TrainSettings,
 )
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import Pipeline, Pretrain, RewardModel
-from lmjax.stages import pretrain as stage
+from lmjax.stages.pretrain import pretrain
+from lmjax.tasks.resolved import resolve
+from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import read_metrics
 from lmjax.training.stop import StopRequest
@@ -90,8 +95,11 @@ def train() -> Callable[..., TrainState]:
     def run(recipe: Pretrain, workdir: Path, stop: StopRequest | None = None, devices: int = 2) -> TrainState:
         workdir.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stage, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:devices]))
-            return stage.pretrain(recipe, workdir, stop or StopRequest(), ProgressDisplay(silent=True)).state
+            patch.setattr(
+                "lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:devices])
+            )
+            session = Session(stop or StopRequest(), ProgressDisplay(silent=True))
+            return pretrain(resolve(recipe, folder=workdir), session).state
 
     return run
 

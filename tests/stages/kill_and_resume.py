@@ -30,10 +30,10 @@ from lmjax.settings import (
     LogSettings,
     ModelSettings,
     OptimizerSettings,
+    Pretrain,
     SourceSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import Pretrain
 from lmjax.training.record import read_metrics
 
 EVERY = 2  # steps between checkpoints

@@ -21,12 +21,20 @@ from lmjax.data.write_shards import prepare_shards
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import make_mesh
 from lmjax.settings import CheckpointSettings, EvaluationSettings, SourceSettings, TokenizerSettings, TrainSettings
-from lmjax.stages import pretrain as module
+from lmjax.stages.pretrain import pretrain
+from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.resolved import resolve
+from lmjax.tasks.task import Session
 from lmjax.tokenizers.tokenizer import build_tokenizer, tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
 
 LENGTH, ROWS = 16, 8  # of the recipe `tiny`
+
+
+def pretrained(recipe, workdir):
+    """Trains, and prints what is said."""
+    return pretrain(resolve(recipe, folder=workdir), Session(StopRequest(), ProgressDisplay()))
 
 
 def _steps(folder) -> list[int]:
@@ -81,9 +89,9 @@ def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(tmp_path, tiny, 
 def test_a_tokenizer_that_loses_text_has_no_bits_per_byte_and_a_line_says_why(
     tmp_path, tiny, record, monkeypatch, capsys, settings, reason
 ):
-    monkeypatch.setattr(module, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
     recipe = tiny(tokenizer=settings, train=TrainSettings(steps=1))
-    module.pretrain(recipe, tmp_path, StopRequest(), ProgressDisplay())
+    pretrained(recipe, tmp_path)
     assert f"no bits per byte with this {settings.kind} tokenizer: {reason};" in capsys.readouterr().out
     assert list(record(tmp_path, "validation_loss")) == [1] and record(tmp_path, "bits_per_byte") == {}
 
@@ -133,7 +141,7 @@ def test_a_limited_evaluation_reads_every_source_whatever_their_order(tmp_path, 
 
 
 def test_sources_of_the_summary_and_the_report_have_their_names(tmp_path, tiny, monkeypatch, two_texts, capsys):
-    monkeypatch.setattr(module, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
     recipe = tiny(data={"validation": tuple(two_texts)})
     summary = lmjax.run(recipe, tmp_path / "run").summary
     said, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
@@ -145,22 +153,17 @@ def test_sources_of_the_summary_and_the_report_have_their_names(tmp_path, tiny, 
 
 
 def test_how_much_of_each_source_is_read_is_told_before_the_first_step(tmp_path, tiny, monkeypatch, capsys, texts):
-    monkeypatch.setattr(module, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
     (tmp_path / "small.txt").write_text("x" * 160)
     big = SourceSettings(kind="text", path=str(texts / "train.txt"), documents="line", weight=1.0)
     small = SourceSettings(kind="text", path=str(tmp_path / "small.txt"), weight=1.0)
-    module.pretrain(tiny(data={"train": (big, small)}), tmp_path / "run", StopRequest(), ProgressDisplay())
+    pretrained(tiny(data={"train": (big, small)}), tmp_path / "run")
     said = capsys.readouterr().out
     tokens = sum(len(line) + 1 for line in (texts / "train.txt").read_bytes().splitlines())
     epochs = 40 / ((tokens - 1) // LENGTH)
     assert f"train.txt: {tokens:,} tokens, {round(tokens * epochs):,} planned, {epochs:.2f} epochs\n" in said
     assert "small.txt: 161 tokens, 644 planned, 4.00 epochs\n" in said and "warning" not in said
-    module.pretrain(
-        tiny(data={"train": (small,)}, train=TrainSettings(steps=6)),
-        tmp_path / "more",
-        StopRequest(),
-        ProgressDisplay(),
-    )
+    pretrained(tiny(data={"train": (small,)}, train=TrainSettings(steps=6)), tmp_path / "more")
     assert "warning: small.txt is read 4.8 times; text that is repeated" in capsys.readouterr().out
 
 
@@ -192,7 +195,7 @@ def _interrupting(monkeypatch, at: int) -> list[int]:
 def test_a_signal_in_an_evaluation_is_honoured_at_its_next_batch_and_the_evaluation_made_up_for(
     tmp_path, tiny, monkeypatch, record, two_texts, every, reached, capsys
 ):
-    monkeypatch.setattr(module, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
     keep = CheckpointSettings(every=100, keep_best=1)
     evaluation = EvaluationSettings(every=every, prompts=("a",), sample_tokens=2)
     recipe = tiny(data={"validation": tuple(two_texts)}, evaluation=evaluation, checkpoint=keep)
@@ -201,7 +204,7 @@ def test_a_signal_in_an_evaluation_is_honoured_at_its_next_batch_and_the_evaluat
         read = _interrupting(patch, 3)
         stopped = lmjax.run(recipe, tmp_path / "run")
     assert stopped.exit_code == 143 and set(read) <= {0, 1}
-    assert f"stopped and saved at step {reached} of 10; the same command goes on" in capsys.readouterr().out
+    assert f"stopped and saved at step {reached} of 10; the same command resumes" in capsys.readouterr().out
     assert _steps(tmp_path / "run") == [reached] and record(tmp_path / "run", "validation_loss") == {}
     assert find_checkpoint(tmp_path / "run").metrics() == {}
     assert lmjax.run(recipe, tmp_path / "run", quiet=True).summary["steps"] == 10
@@ -216,7 +219,7 @@ def test_an_evaluation_that_fails_leaves_the_step_and_the_next_run_evaluates_it(
 ):
     recipe = tiny(evaluation=EvaluationSettings(every=3), checkpoint=CheckpointSettings(every=100))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "values_of", lambda *_: 1 / 0)
+        patch.setattr("lmjax.tasks.next_token.values_of", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(recipe, tmp_path)
     assert _steps(tmp_path) == [3]
@@ -228,13 +231,13 @@ def test_the_best_are_chosen_among_all_that_were_saved_whenever_evaluations_are_
     tmp_path, tiny, train, monkeypatch, record
 ):
     """Saves at 3, 6, 9 and the end; evaluations of their own at 7: without more, only the end would have a number."""
-    made, losses = module._evaluation, {3: 2.0, 6: 1.0, 7: 0.5, 9: 3.0, 10: 4.0}
+    made, losses = NextToken.evaluation, {3: 2.0, 6: 1.0, 7: 0.5, 9: 3.0, 10: 4.0}
 
     def scored(*arguments):
         evaluate = made(*arguments)
         return lambda state, done, lines: evaluate(state, done, lines) | {"validation_loss": losses[done]}
 
-    monkeypatch.setattr(module, "_evaluation", scored)
+    monkeypatch.setattr(NextToken, "evaluation", scored)
     keep = CheckpointSettings(every=3, keep_last=1, keep_best=1, select_best=True)
     train(tiny(evaluation=EvaluationSettings(every=7, batches=1), checkpoint=keep), tmp_path)
     assert record(tmp_path, "validation_loss") == losses

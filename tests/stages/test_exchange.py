@@ -22,10 +22,18 @@ from lmjax.interop.huggingface import read_model, write_model
 from lmjax.model.language_model import LanguageModel
 from lmjax.optim.train_state import TrainState
 from lmjax.runs.convert import export_folder, import_folder
-from lmjax.settings import AttentionSettings, CheckpointSettings, DataSettings, ModelSettings, TokenizerSettings
-from lmjax.settings.conversations import DialogueSettings, TemplateSettings
-from lmjax.settings.recipe_files import Pretrain, to_json
-from lmjax.settings.stages import SFT
+from lmjax.settings import (
+    SFT,
+    AttentionSettings,
+    CheckpointSettings,
+    DataSettings,
+    DialogueSettings,
+    ModelSettings,
+    Pretrain,
+    TemplateSettings,
+    TokenizerSettings,
+)
+from lmjax.settings.recipe_files import to_json
 from lmjax.tokenizers.tokenizer import build_tokenizer
 
 TEXT = ["the cat sat on the mat, the cat ate the rat\n"] * 20

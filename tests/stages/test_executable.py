@@ -12,10 +12,13 @@ from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import abstract_state, jit_step
-from lmjax.settings import CheckpointSettings
-from lmjax.settings.recipe_files import Pipeline, to_json
+from lmjax.plan.target import target_of
+from lmjax.settings import CheckpointSettings, Pipeline
+from lmjax.settings.recipe_files import to_json
 from lmjax.stages import pretrain as stage
+from lmjax.stages.train_stage import about_step, by_rows
+from lmjax.tasks.resolved import resolve
+from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
 
@@ -27,10 +30,8 @@ def mesh(tiny):
 
 def write(path, recipe, mesh):
     """What `lmjax plan --save` does, for devices that are here."""
-    parts = stage.make_parts(recipe, stage.planned_model(recipe), "cpu", stage.planned_entries(recipe))
-    state = abstract_state(parts.model, parts.optimizer, mesh)
-    lowered = jit_step(parts.step, state, mesh).lower(state, stage.abstract_batch(recipe.data, mesh))
-    about = stage.about_step(recipe, stage.planned_entries(recipe))
+    target = target_of(recipe)
+    lowered, about = target.lower(mesh), about_step(target.resolved)
     jax.config.update("jax_enable_compilation_cache", False)  # a CPU program that was loaded cannot be written again
     compilation_cache.reset_cache()
     compiled = lowered.compile()
@@ -49,14 +50,14 @@ def file(tiny, mesh, tmp_path_factory):
 @pytest.fixture
 def pretrain(mesh, monkeypatch):
     """A function (recipe, workdir, executable) -> the state at the end, and what was said."""
-    monkeypatch.setattr(stage, "make_mesh", lambda settings: mesh)
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: mesh)
     said: list[str] = []
     monkeypatch.setattr(ProgressDisplay, "say", lambda self, line: said.append(line))
 
     def run(recipe, workdir, executable=None):
         workdir.mkdir()
-        display = ProgressDisplay(silent=True)
-        return stage.pretrain(recipe, workdir, StopRequest(), display, executable).state, said
+        session = Session(StopRequest(), ProgressDisplay(silent=True), executable)
+        return stage.pretrain(resolve(recipe, folder=workdir), session).state, said
 
     return run
 
@@ -69,7 +70,7 @@ def test_a_loaded_step_trains_to_the_bits_of_a_compiled_one(tiny, file, pretrain
 
 
 def test_only_full_batches_are_given_to_the_loaded_step():
-    step = stage._by_rows(8, lambda state, batch: "loaded", lambda state, batch: "compiled")
+    step = by_rows(8, lambda state, batch: "loaded", lambda state, batch: "compiled")
     assert [step(None, {"tokens": np.zeros((rows, 2))}) for rows in (4, 8)] == ["compiled", "loaded"]
 
 

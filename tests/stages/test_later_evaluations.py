@@ -12,10 +12,20 @@ from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
 from lmjax.evaluate.policy import PolicyEvaluation
 from lmjax.model.heads import SCALAR
-from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
-from lmjax.settings.conversations import DialogueSettings, PPOSettings, RewardSettings
-from lmjax.settings.recipe_files import DPO, PPO, SFT, RewardModel
-from lmjax.stages import reward_model as module
+from lmjax.settings import (
+    DPO,
+    PPO,
+    SFT,
+    CheckpointSettings,
+    DialogueSettings,
+    EvaluationSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RewardModel,
+    RewardSettings,
+    TrainSettings,
+)
+from lmjax.tasks.task import TaskRun
 from lmjax.training.record import read_metrics
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
@@ -119,7 +129,7 @@ def test_a_signal_in_a_policys_first_evaluation_is_honoured_at_its_next_batch(re
         patch.setattr(PolicyEvaluation, "_batch", asking)
         assert lmjax.run(recipe, rewarded / "asked").exit_code == 143
     assert batches == [0, 1], "of four"
-    assert "stopped at step 0 of 1; the same command goes on" in capsys.readouterr().out
+    assert "stopped at step 0 of 1; the same command resumes" in capsys.readouterr().out
     assert lmjax.run(recipe, rewarded / "asked", quiet=True).exit_code == 0
     told = [line["step"] for line in read_metrics(rewarded / "asked") if "validation_reward" in line]
     assert told == [0, 1]
@@ -132,7 +142,7 @@ def bias_of(folder):
 
 
 def test_a_reward_model_stopped_while_it_is_centred_is_centred_by_the_next_run(rewarded, make, monkeypatch):
-    recipe, plain, readings = make(RewardModel), module.sums_over, []
+    recipe, plain, readings = make(RewardModel), TaskRun.sums_over, []
 
     def asking(*arguments):
         readings.append(arguments)
@@ -142,7 +152,7 @@ def test_a_reward_model_stopped_while_it_is_centred_is_centred_by_the_next_run(r
 
     lmjax.run(recipe, rewarded / "centred", quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "sums_over", asking)
+        patch.setattr(TaskRun, "sums_over", asking)
         assert lmjax.run(recipe, rewarded / "interrupted", quiet=True).exit_code == 143
     biases = [bias_of(rewarded / name) for name in ("centred", "interrupted")]
     assert abs(biases[0] - biases[1]) > 1e-4

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.settings import LogSettings, TrainSettings
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import SFT, from_json
+from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings, LogSettings, TrainSettings
+from lmjax.settings.recipe_files import from_json
 
 OLD = sorted((Path(__file__).parents[1] / "golden").glob("run_*"))
 

@@ -10,9 +10,20 @@ from lmjax import cli
 from lmjax.errors import UserError
 from lmjax.runs.pipeline import plan_stages, run_stages
 from lmjax.runs.provenance import claim_origins
-from lmjax.settings import CheckpointSettings, TrainSettings
-from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, RewardSettings
-from lmjax.settings.recipe_files import PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, from_json, to_json
+from lmjax.settings import (
+    PPO,
+    SFT,
+    CheckpointSettings,
+    Compare,
+    DialogueSettings,
+    DialogueSourceSettings,
+    Pipeline,
+    Pretrain,
+    RewardModel,
+    RewardSettings,
+    TrainSettings,
+)
+from lmjax.settings.recipe_files import from_json, to_json
 
 SECOND = RewardSettings(source="reward-2")
 HELD_OUT = DialogueSettings(validation=(DialogueSourceSettings("a.jsonl"),))
@@ -224,7 +235,7 @@ def test_a_stage_that_makes_no_sense_is_refused(make, message):
 
 
 RECIPE = """
-from lmjax.settings.recipe_files import SFT, Pipeline, Pretrain
+from lmjax.settings import SFT, Pipeline, Pretrain
 
 def recipe():
     return Pipeline("two", (Pretrain(name="base"), SFT(name="sft-1", start="base")))

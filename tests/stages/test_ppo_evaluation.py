@@ -7,8 +7,7 @@ from lmjax.data.batch import TOKENS
 from lmjax.data.conversation_rows import RECORD, PromptRows
 from lmjax.data.conversations import Prompt, Turn, encode
 from lmjax.evaluate.policy import PromptSet
-from lmjax.settings.conversations import PPOSettings, RewardSettings, TemplateSettings
-from lmjax.settings.stages import PPO
+from lmjax.settings import PPO, PPOSettings, RewardSettings, TemplateSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 
 

@@ -13,8 +13,7 @@ import pytest
 from lmjax.cli import main
 from lmjax.data.loader import Loader, validation_batches
 from lmjax.errors import UserError
-from lmjax.settings import ModelSettings, SourceSettings, TokenizerSettings
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import ModelSettings, Pretrain, SourceSettings, TokenizerSettings
 from lmjax.stages import prepare_data as module
 from lmjax.stages.prepare_data import Prepared, prepare, prepare_data, train_tokenizer
 from lmjax.tokenizers.tokenizer import load_tokenizer
@@ -177,7 +176,7 @@ def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, te
 
 
 RECIPE = """
-from lmjax.settings.recipe_files import Pretrain
+from lmjax.settings import Pretrain
 from lmjax.settings import DataSettings, ModelSettings, SourceSettings, TokenizerSettings
 
 def recipe():

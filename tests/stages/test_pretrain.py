@@ -20,6 +20,7 @@ from lmjax.settings import (
     TrainSettings,
 )
 from lmjax.stages import pretrain as module
+from lmjax.tasks.next_token import NextToken
 from lmjax.tokenizers.byte import ByteTokenizer
 from lmjax.training.record import Recorder, read_metrics
 from lmjax.training.stop import Stopped, StopRequest
@@ -107,14 +108,14 @@ def test_every_line_has_its_learning_rate_and_epochs(whole, texts, record):
 
 
 def test_the_best_checkpoints_by_validation_loss_are_kept(tmp_path, tiny, train, monkeypatch):
-    made = module._evaluation
+    made = NextToken.evaluation
 
     def scored(*arguments):
         evaluate = made(*arguments)
         losses = dict(enumerate([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 9.5], start=1))
         return lambda state, done, recorder: evaluate(state, done, recorder) | {"validation_loss": losses[done]}
 
-    monkeypatch.setattr(module, "_evaluation", scored)
+    monkeypatch.setattr(NextToken, "evaluation", scored)
     keep = CheckpointSettings(every=1, keep_last=1, keep_best=2)
     train(tiny(evaluation=EvaluationSettings(every=1, batches=1), checkpoint=keep), tmp_path)
     assert _steps(tmp_path) == [2, 4, 10]

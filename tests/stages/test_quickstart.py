@@ -6,8 +6,8 @@ import json
 import pytest
 
 import lmjax
-from lmjax.settings import AttentionSettings, TokenizerSettings
-from lmjax.settings.recipe_files import Pipeline, load_recipe
+from lmjax.settings import AttentionSettings, Pipeline, TokenizerSettings
+from lmjax.settings.recipe_files import load_recipe
 from lmjax.training.record import read_metrics
 
 STAGES = ["pretrain", "sft", "compare", "reward", "best-of", "ppo"]

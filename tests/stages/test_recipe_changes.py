@@ -18,22 +18,26 @@ from lmjax.fields import field_types
 from lmjax.parallel.mesh import make_mesh
 from lmjax.report.page import write_report
 from lmjax.runs.pipeline import Plan, run_stages
-from lmjax.runs.recipe_changes import TABLES, Kind, adopted, changes_of, kinds_of
+from lmjax.runs.recipe_changes import adopted, changes_of, kinds_of
 from lmjax.runs.run import run
 from lmjax.settings import (
+    SFT,
+    Compare,
     DataSettings,
     EvaluationSettings,
     LogSettings,
     ModelSettings,
     OptimizerSettings,
+    Pretrain,
     ScheduleSettings,
     SourceSettings,
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import STAGES, Compare, Pretrain, from_json
-from lmjax.settings.stages import SFT
-from lmjax.stages import pretrain as stage
+from lmjax.settings.recipe_files import from_json
+from lmjax.settings.stage import KINDS
+from lmjax.stages.changes import Kind
+from lmjax.stages.registry import kind_of
 from lmjax.training.record import Recorder, read_metrics
 
 
@@ -48,14 +52,14 @@ def leaves(settings, prefix=""):
             yield from leaves(own, f"{prefix}{name}.")
 
 
-@pytest.mark.parametrize("kind", STAGES.values(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 def test_every_field_of_every_stage_is_of_exactly_one_kind_and_no_entry_is_idle(kind):
     names = list(leaves(kind))
     assert len(names) > 20
     assert {
         name: kinds_of(kind, name.rstrip(".")) for name in names if len(kinds_of(kind, name.rstrip("."))) != 1
     } == {}
-    entries = [entry for table in TABLES[kind] for own in table.values() for entry in own]
+    entries = [entry for table in kind_of(kind).changes for own in table.values() for entry in own]
     idle = [e for e in entries if not any(n == e or (e[-1] == "." and f"{n}.".startswith(e)) for n in names)]
     assert idle == []
 
@@ -160,7 +164,7 @@ def test_a_ramp_that_changes_goes_on_by_the_tokens_that_were_read(step):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(stage, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
 
 
 def stopped_after(step, recipe, folder, monkeypatch, **options):

@@ -10,17 +10,28 @@ import pytest
 
 import lmjax
 from lmjax.checkpoints.checkpoint import find_checkpoint
+from lmjax.checkpoints.initial import open_initial
 from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.model.heads import TRUNK, ScalarModel
 from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.placement import abstract_params
 from lmjax.rl.rollout import Vocabulary
-from lmjax.settings import CheckpointSettings, EvaluationSettings, MeshSettings, OptimizerSettings, TrainSettings
-from lmjax.settings.conversations import DialogueSettings, PPOSettings, RewardSettings
-from lmjax.settings.recipe_files import PPO, SFT, RewardModel
-from lmjax.stages.initial import abstract_on, open_start
+from lmjax.settings import (
+    PPO,
+    SFT,
+    CheckpointSettings,
+    DialogueSettings,
+    EvaluationSettings,
+    MeshSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RewardModel,
+    RewardSettings,
+    TrainSettings,
+)
 from lmjax.stages.ppo import _fresh
-from lmjax.stages.steps import ppo_learner, ppo_state
+from lmjax.stages.ppo_learner import ppo_learner, ppo_state
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
 RATE = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
@@ -39,7 +50,7 @@ def begun(rewarded, prompts, tmp_path):
     def begin(baseline, judged=True):
         ppo = PPOSettings(response_tokens=4, baseline=baseline)
         recipe = PPO(reward=RewardSettings(source="reward"), dialogue=prompts, ppo=ppo)
-        start, judge = (open_start(str(rewarded / name), tmp_path) for name in ("base", "reward"))
+        start, judge = (open_initial(str(rewarded / name), tmp_path) for name in ("base", "reward"))
         mesh = make_mesh(MeshSettings(), jax.devices()[:1])
         vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
         judges = judge.settings if judged else None
@@ -47,8 +58,8 @@ def begun(rewarded, prompts, tmp_path):
         abstract = ppo_state(learner, axes, mesh)
         frozen = {"reference": start.language_model(abstract.params["policy"])}
         if judged:
-            frozen["reward"] = judge.reward_model(abstract_on(learner.reward, mesh))
-        return learner, _fresh(learner, abstract, start, judge if judged else None, frozen, 0), frozen
+            frozen["reward"] = judge.reward_model(abstract_params(learner.reward, mesh))
+        return learner, _fresh(learner, abstract, start, judge if judged else None, frozen, 0, start), frozen
 
     return begin
 

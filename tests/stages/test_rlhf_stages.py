@@ -9,33 +9,37 @@ import pytest
 
 import lmjax
 from lmjax.checkpoints.checkpoint import find_checkpoint
+from lmjax.checkpoints.initial import open_initial
 from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.settings import (
+    DPO,
+    PPO,
+    SFT,
     AttentionSettings,
     CheckpointSettings,
+    Compare,
     DataSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
     EvaluationSettings,
+    KLSettings,
     LogSettings,
     MeshSettings,
     ModelSettings,
     OptimizerSettings,
+    Pipeline,
+    PPOSettings,
+    Pretrain,
+    RewardModel,
+    RewardSettings,
     ScheduleSettings,
     SourceSettings,
     TrainSettings,
 )
-from lmjax.settings.conversations import (
-    DialogueSettings,
-    DialogueSourceSettings,
-    KLSettings,
-    PPOSettings,
-    RewardSettings,
-)
-from lmjax.settings.recipe_files import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel, sources_of
 from lmjax.stages import compare as comparing
 from lmjax.stages import train_stage as training
-from lmjax.stages.initial import open_start
-from lmjax.stages.sft_reward import Judge
+from lmjax.tasks.sampled_rewards import SampledRewards
 from lmjax.training.record import read_metrics
 
 pytestmark = pytest.mark.xdist_group("rlhf stages")  # one process runs the pipeline that they share
@@ -169,7 +173,7 @@ def test_every_stage_goes_on_from_the_one_before_and_is_done_once(ran, stages):
     assert [json.loads((ran / name / "summary.json").read_text())["steps"] for name in stages] == [2, 5, 20, 4, 4]
     again = lmjax.run(Pipeline("all", tuple(stages.values())), ran, quiet=True)
     assert again.summary == {}  # nothing ran
-    models = {name: open_start(name, ran / "new").recipe.model for name in ("sft", "reward", "dpo", "ppo")}
+    models = {name: open_initial(name, ran / "new").recipe.model for name in ("sft", "reward", "dpo", "ppo")}
     dropout = {name: (model.dropout, model.attention.dropout) for name, model in models.items()}
     assert dropout == {"sft": (0.1, 0.1)} | dict.fromkeys(("reward", "dpo", "ppo"), (0.0, 0.0))
 
@@ -332,19 +336,19 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, 
 
 
 def test_sft_is_selected_by_a_reward_models_score_of_its_answers(ran, stages, monkeypatch):
-    scored, plain = [], Judge.__call__
+    scored, plain = [], SampledRewards.__call__
 
     def favouring_the_second(judge, params):
         found = plain(judge, params)
         scored.append(float(np.concatenate(found).mean()))
         return [scores + (100.0 if len(scored) == 2 else 0.0) for scores in found]
 
-    monkeypatch.setattr(Judge, "__call__", favouring_the_second)
+    monkeypatch.setattr(SampledRewards, "__call__", favouring_the_second)
     best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_reward", select_best=True)
     evaluation = EvaluationSettings(every=2, sample_tokens=8)
     changes = {"name": "judged", "judge": "reward", "checkpoint": best, "evaluation": evaluation}
     recipe = dataclasses.replace(stages["sft"], **changes, epochs=None, train=TrainSettings(steps=6))
-    assert sources_of(recipe)["judge"] == "reward"
+    assert recipe.sources()["judge"] == "reward"
     lmjax.run(recipe, ran / "judged", quiet=True)
     rewards = {x["step"]: x["validation_reward"] for x in read_metrics(ran / "judged") if "validation_reward" in x}
     assert list(rewards) == [2, 4, 6] and len(set(scored)) == 3 and max(map(abs, scored)) < 50

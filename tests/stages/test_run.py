@@ -23,6 +23,7 @@ from lmjax.runs import run as module
 from lmjax.runs.run import run
 from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
 from lmjax.stages import pretrain as stage
+from lmjax.stages import train_stage
 from lmjax.training.record import Recorder, read_metrics
 
 STEPS = 10  # of the recipe `tiny`
@@ -102,7 +103,7 @@ def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_bits(
         stopped = run(tiny(), tmp_path)
     assert (stopped.exit_code, stopped.summary) == (code, {})
     assert find_checkpoint(tmp_path).step == 6
-    assert capsys.readouterr().out.endswith("stopped and saved at step 6 of 10; the same command goes on\n")
+    assert capsys.readouterr().out.endswith("stopped and saved at step 6 of 10; the same command resumes\n")
     assert not (tmp_path / "summary.json").exists()
     assert run(tiny(), tmp_path).exit_code == 0
     assert_same_bits(_final(tmp_path), whole)
@@ -122,20 +123,20 @@ def test_a_second_signal_is_obeyed_at_once_and_costs_only_the_steps_since_the_la
 def test_a_signal_while_data_are_prepared_stops_at_once(tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr(stage, "prepare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert run(tiny(), tmp_path).exit_code == 143
-    assert capsys.readouterr().out == "stopped; the same command goes on\n"
+    assert capsys.readouterr().out == "stopped; the same command resumes\n"
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_signal_before_the_first_step_saves_nothing(tmp_path, tiny, capsys, monkeypatch):
-    made = stage.init_state
+    made = train_stage.init_state
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return made(*arguments)
 
-    monkeypatch.setattr(stage, "init_state", interrupted)
+    monkeypatch.setattr(train_stage, "init_state", interrupted)
     assert run(tiny(), tmp_path).exit_code == 143
-    assert capsys.readouterr().out.endswith("stopped at step 0 of 10; the same command goes on\n")
+    assert capsys.readouterr().out.endswith("stopped at step 0 of 10; the same command resumes\n")
     assert list((tmp_path / "checkpoints" / "pretrain").iterdir()) == []
 
 

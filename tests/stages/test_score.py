@@ -12,8 +12,8 @@ from lmjax.data.conversations import Turn, encode
 from lmjax.errors import UserError
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.placement import abstract_params
 from lmjax.runs.score import Scored, correlation, open_scorer, score_file
-from lmjax.stages.initial import abstract_params
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
 

@@ -13,11 +13,12 @@ import lmjax
 from lmjax.errors import UserError
 from lmjax.files import read_json_if_there as read_json
 from lmjax.files import write_whole
-from lmjax.runs.provenance import ORIGINS_FILE, claim_origins
-from lmjax.runs.workdir import RECIPE_FILE, SUMMARY_FILE, claim, environment, locked
-from lmjax.settings import TrainSettings
-from lmjax.settings.recipe_files import SFT, Pretrain, from_json
-from lmjax.stages.compare import ANSWERED_FILE, _Answered
+from lmjax.run_files import ANSWERED_FILE, PROVENANCE_FILE, RECIPE_FILE, SUMMARY_FILE
+from lmjax.runs.provenance import claim_provenance
+from lmjax.runs.workdir import claim, environment, locked
+from lmjax.settings import SFT, Pretrain, TrainSettings
+from lmjax.settings.recipe_files import from_json
+from lmjax.stages.compare import _Answered
 
 
 def test_a_workdir_is_made_with_its_parents_and_holds_the_recipe(tmp_path):
@@ -117,7 +118,7 @@ def test_the_files_that_a_run_reads_again_are_named_when_a_crash_left_them_empty
     (tmp_path / SUMMARY_FILE).write_text("{}")  # something has been done: the recipe binds
     for name, read in (
         (RECIPE_FILE, lambda: claim(tmp_path, Pretrain(), force=False)),
-        (ORIGINS_FILE, lambda: claim_origins(SFT(start="base"), tmp_path, force=False)),
+        (PROVENANCE_FILE, lambda: claim_provenance(SFT(start="base"), tmp_path, force=False)),
         (ANSWERED_FILE, lambda: _Answered(tmp_path / ANSWERED_FILE)),
     ):
         (tmp_path / name).write_text("\n")

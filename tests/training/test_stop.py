@@ -121,7 +121,7 @@ def _busy(within: str, before: str, rounds: int) -> tuple[int, str, float]:
 @pytest.mark.parametrize("within", ["contextlib.nullcontext()", "request.deferred()"])
 def test_sigterm_ends_a_process_within_seconds_whatever_library_it_is_busy_in(within):
     code, said, seconds = _busy(within, "pass", 10**9)
-    assert (code, said) == (143, "stopped; the same command goes on\n")
+    assert (code, said) == (143, "stopped; the same command resumes\n")
     assert seconds < 30, "10^9 rounds take a quarter of an hour"
 
 

@@ -13,7 +13,7 @@ from lmjax.objective.weighted import Weighted
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import (
+from lmjax.parallel.placement import (
     abstract_state,
     batch_sharding,
     init_state,
@@ -160,7 +160,7 @@ def test_a_batch_size_ramp_compiles_once_per_size():
     compiled = []
     for size in sizes:
         batch = toy_batch(size)
-        placed = place_batch(lambda rows, batch=batch: {k: v[rows] for k, v in batch.items()}, size, 4, mesh)
+        placed = place_batch(lambda rows, batch=batch: {k: v[rows] for k, v in batch.items()}, size, mesh)
         state, _ = step(state, placed)
         compiled.append(step._cache_size())
     assert compiled[-1] == 3
@@ -182,7 +182,9 @@ def test_a_compiled_evaluation_sums_over_all_devices_and_leaves_the_parameters()
     mesh = mesh_of(data=4, sequence=2)
     state, batch = Toy.state(mesh), toy_batch(8)
     batch["weights"][1:] = 0.0
-    metrics = jit_eval(make_eval_step(Toy.loss), state, mesh)(state.params, jax.device_put(batch, batch_sharding(mesh)))
+    metrics = jit_eval(make_eval_step(Toy.loss), mesh, state.params)(
+        state.params, jax.device_put(batch, batch_sharding(mesh))
+    )
     assert (float(metrics["loss"].sum), float(metrics["loss"].weight)) == (8 * (0 + 1 + 2 + 3), 4)
     assert not state.params["w"].is_deleted()
 
@@ -195,7 +197,7 @@ def test_a_placed_batch_is_the_batch_cut_over_rows_and_time(sizes):
         asked.append(rows)
         return {name: array[rows] for name, array in batch.items()}
 
-    placed = place_batch(read, 16, 6, mesh)
+    placed = place_batch(read, 16, mesh)
     assert asked == [slice(0, 16)]
     for name, array in placed.items():
         assert array.sharding == batch_sharding(mesh)
@@ -224,7 +226,7 @@ def test_each_of_two_processes_reads_only_the_rows_of_its_own_devices(sizes, mon
 
         monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", indices)
         monkeypatch.setattr(jax, "make_array_from_callback", make)
-        for name, pieces in place_batch(read, 16, 6, mesh).items():
+        for name, pieces in place_batch(read, 16, mesh).items():
             for index, piece in pieces:
                 rebuilt[name][index] = piece
     for name, array in batch.items():

@@ -1,18 +1,15 @@
 """How a reward model scores what a policy in training writes: one sampled answer to each validation prompt of a stage.
 
-In: an SFT recipe that names a judge. Out: a function from the policy's parameters to the mean score. The draws are the
-same at every evaluation, so that its values can be compared.
+The draws are the same at every evaluation, so that its values can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from lmjax.checkpoints.evaluated import VALIDATION_REWARD
 from lmjax.data.batch import Batch
@@ -21,45 +18,36 @@ from lmjax.evaluate.policy import PromptSet
 from lmjax.evaluate.validation import by_source
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
-from lmjax.parallel.rows import place_rows, row_sharding
-from lmjax.parallel.shardings import on_mesh
+from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, on_mesh, place_rows
 from lmjax.rl.rollout import Rollout, Vocabulary, sample
-from lmjax.settings.stages import SFT
-from lmjax.stages.finetune import open_dialogue
-from lmjax.stages.initial import Start, abstract_on, open_reward_model
-from lmjax.stages.steps import platform_of
+from lmjax.settings import DialogueStage
+from lmjax.tasks.conversations import open_conversations
+from lmjax.tasks.program import platform_of
+from lmjax.tasks.task import TaskRun
 from lmjax.training.loop import Values
-from lmjax.training.progress import ProgressDisplay
-from lmjax.training.stop import StopRequest
 
 
-class Judge:
+class SampledRewards:
     """Call it with the policy's parameters. Answers are at most evaluation.sample_tokens long."""
 
-    def __init__(
-        self,
-        recipe: SFT,
-        start: Start,
-        policy: LanguageModel,
-        mesh: Mesh,
-        workdir: Path,
-        display: ProgressDisplay,
-        stop: StopRequest,
-    ) -> None:
-        """Raises UserError where the judge is no reward model, has another tokenizer, or too short a context."""
-        dialogue, self._tokens = recipe.dialogue, recipe.evaluation.sample_tokens
-        judge = open_reward_model(recipe.judge, workdir, start, "judge")
-        longest, context = dialogue.sequence_length + self._tokens, min(judge.settings.context, start.settings.context)
+    def __init__(self, run: TaskRun) -> None:
+        """Raises UserError where the reward model has too short a context."""
+        stage, resolved, mesh = run.stage, run.resolved, run.mesh
+        scorer, start, tokenizer = resolved.scorer, resolved.start, resolved.tokenizer
+        assert scorer is not None and start is not None and tokenizer is not None and isinstance(stage, DialogueStage)
+        dialogue, self._tokens = stage.dialogue, stage.evaluation.sample_tokens
+        longest, context = dialogue.sequence_length + self._tokens, min(scorer.settings.context, start.settings.context)
         field = "dialogue.sequence_length + evaluation.sample_tokens"
         require(longest <= context, field, longest, f"at most {context} where a judge reads them", "shorten either")
-        rows, records = open_dialogue(dialogue.validation, dialogue, start.tokenizer, "prompt", workdir, display)
+        rows, records = open_conversations(dialogue.validation, "prompt", resolved, run.session.display)
         self._prompts, self._size, self._mesh = PromptSet(rows, records), dialogue.batch_size, mesh
-        self._policy, self._vocabulary = policy, Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
-        reward = ScalarModel(LanguageModel(judge.settings, recipe.compute, platform_of(mesh)))
-        self._params = judge.reward_model(abstract_on(reward, mesh))
-        self._roll = jax.jit(on_mesh(self._rolled, mesh), out_shardings=row_sharding(mesh))
-        self._score = jax.jit(on_mesh(reward.scores, mesh), out_shardings=row_sharding(mesh))
-        self._most, self._stop = recipe.evaluation.batches, stop
+        self._policy, self._vocabulary = run.program.model, Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
+        reward = ScalarModel(LanguageModel(scorer.settings, stage.compute, platform_of(mesh)))
+        self._params = scorer.reward_model(abstract_params(reward, mesh))
+        rows_cut = batch_sharding(mesh, ROWS)
+        self._roll = jax.jit(on_mesh(self._rolled, mesh), out_shardings=rows_cut)
+        self._score = jax.jit(on_mesh(reward.scores, mesh), out_shardings=rows_cut)
+        self._most, self._stop = stage.evaluation.batches, run.session.stop
 
     def values(self, names: Sequence[str], params: Any) -> Values:
         """The mean score over all prompts, and over those of each source where there are several."""

@@ -1,4 +1,4 @@
-"""What a stage starts from: another stage's checkpoint, with its model, tokenizer and the recipe that made it."""
+"""What a stage is initialised from: a checkpoint, with its model, its tokenizer and the recipe that made it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
 from lmjax.bucket import checkpoints_of, located
 from lmjax.checkpoints.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoint
 from lmjax.errors import UserError, clear_disk_errors, require
-from lmjax.model.heads import TRUNK
-from lmjax.parallel.shardings import parameter_shardings
-from lmjax.report.records import is_pipeline, stage_names
-from lmjax.rl.learner import AVERAGE, POLICY
-from lmjax.settings import ModelSettings
-from lmjax.settings.conversations import DialogueSourceSettings
-from lmjax.settings.recipe_files import Stage, from_json
-from lmjax.settings.stages import PPO, RewardModel
+from lmjax.run_files import is_pipeline, stage_names
+from lmjax.settings import DialogueSourceSettings, ModelSettings, Stage
+from lmjax.settings.recipe_files import from_json
 from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
 
 
 @dataclass(frozen=True)
-class Start:
-    """A checkpoint to go on from; `tokenizer_folder` is the copy of its tokenizer in the stage's workdir."""
+class InitialCheckpoint:
+    """A checkpoint that a stage reads; `tokenizer_folder` is the copy of its tokenizer in the stage's workdir."""
 
     checkpoint: Checkpoint
     recipe: Stage
@@ -46,16 +38,11 @@ class Start:
 
 def language_model_params(checkpoint: Checkpoint, recipe: Stage, abstract: Any) -> Any:
     """The language model in a checkpoint: a reward model's trunk, a policy, or the average of one where it is kept."""
-    keys = ["params"]
-    if isinstance(recipe, RewardModel):
-        keys = ["params", TRUNK]
-    elif isinstance(recipe, PPO):
-        keys = ["params", POLICY] if recipe.ppo.average is None else ["opt_state", AVERAGE]
     tree = abstract
-    for key in reversed(keys):
+    for key in reversed(recipe.language_model):
         tree = {key: tree}
     restored = _restored(checkpoint, tree)
-    for key in keys:
+    for key in recipe.language_model:
         restored = restored[key]
     return restored
 
@@ -74,10 +61,16 @@ def found_checkpoint(path: Path) -> Checkpoint:
     """
     for name in reversed(stage_names(path) if is_pipeline(path) else []):
         if checkpoints_of(path / name).is_dir():
-            found = find_checkpoint(path / name)
-            if not isinstance(from_json(found.extras()["recipe"], f"{found.path}: recipe"), RewardModel):
-                return found
+            newest = find_checkpoint(path / name)
+            if not recipe_of(newest).scores:
+                return newest
     return find_checkpoint(path)
+
+
+def recipe_of(checkpoint: Checkpoint) -> Stage:
+    """The recipe of the stage that wrote a checkpoint. Raises UserError where it cannot be read."""
+    recipe: Stage = from_json(checkpoint.extras()["recipe"], f"{checkpoint.path}: recipe")
+    return recipe
 
 
 def place_of(source: str, workdir: Path) -> Path:
@@ -98,7 +91,7 @@ def source_beside(source: DialogueSourceSettings, workdir: Path) -> DialogueSour
     return dataclasses.replace(source, path=path)
 
 
-def open_start(path: str, workdir: Path, field: str = "start") -> Start:
+def open_initial(path: str, workdir: Path, field: str = "start") -> InitialCheckpoint:
     """Opens the newest checkpoint of `path`: a stage's name, a workdir or a checkpoint.
 
     Raises UserError where there is none, or where it has no tokenizer.
@@ -112,7 +105,7 @@ def open_start(path: str, workdir: Path, field: str = "start") -> Start:
     except UserError as error:
         hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
         raise UserError(f"{field} = {path!r}: {error}{hint}") from error
-    recipe = from_json(extras["recipe"], f"{checkpoint.path}: recipe")
+    recipe = recipe_of(checkpoint)
     require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
     folder = workdir / f"tokenizer-{field.replace('.', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,22 +113,21 @@ def open_start(path: str, workdir: Path, field: str = "start") -> Start:
     tokenizer = load_tokenizer(folder)
     assert recipe.model is not None
     settings = dataclasses.replace(recipe.model, vocab_size=recipe.model.vocab_size or tokenizer.vocab_size)
-    return Start(checkpoint, recipe, settings, tokenizer, folder)
+    return InitialCheckpoint(checkpoint, recipe, settings, tokenizer, folder)
 
 
-def open_reward_model(path: str, workdir: Path, policy: Start, field: str = "reward.source") -> Start:
+def open_reward_model(path: str, workdir: Path, policy: InitialCheckpoint, field: str) -> InitialCheckpoint:
     """Opens a reward model that reads what `policy` writes. Raises UserError where its tokenizer is another one."""
-    start = open_start(path, workdir, field)
-    is_reward = isinstance(start.recipe, RewardModel)
-    require(is_reward, field, path, "a reward model", "name the stage that trained one")
+    start = open_initial(path, workdir, field)
+    require(start.recipe.scores, field, path, "a reward model", "name the stage that trained one")
     fix = "train one on the same start"
     require(_same_tokenizer(start, policy), field, path, "a reward model with the policy's tokenizer", fix)
     return start
 
 
-def open_reference(path: str, workdir: Path, policy: Start) -> Start:
-    """Opens what `policy` is held near to. Raises UserError where it reads or computes otherwise than the policy."""
-    start = open_start(path, workdir, "reference")
+def open_reference(path: str, workdir: Path, policy: InitialCheckpoint) -> InitialCheckpoint:
+    """Opens the reference policy. Raises UserError where it reads or computes otherwise than the policy."""
+    start = open_initial(path, workdir, "reference")
     fix = "name one that the policy goes on from"
     require(_same_tokenizer(start, policy), "reference", path, "a model with the policy's tokenizer", fix)
     own = {name: getattr(policy.settings, name) for name in ("layers", "width", "context", "vocab_size")}
@@ -144,18 +136,5 @@ def open_reference(path: str, workdir: Path, policy: Start) -> Start:
     return start
 
 
-def _same_tokenizer(one: Start, other: Start) -> bool:
+def _same_tokenizer(one: InitialCheckpoint, other: InitialCheckpoint) -> bool:
     return tokenizer_fingerprint(one.tokenizer) == tokenizer_fingerprint(other.tokenizer)
-
-
-def abstract_on(model: Any, mesh: Mesh) -> Any:
-    """The shapes of a model's parameters, cut over a mesh."""
-    return abstract_params(model, parameter_shardings(model.logical_axes(), mesh))
-
-
-def abstract_params(model: Any, sharding: Any) -> Any:
-    """The shapes and dtypes of a model's parameters, with `sharding`, a tree like them or one for all."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    if isinstance(sharding, jax.sharding.Sharding):
-        sharding = jax.tree.map(lambda _: sharding, shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)

@@ -1,0 +1,214 @@
+"""What stages have in common: fields, and the questions that a stage answers from its settings alone.
+
+Which files, functions and other stages does it read? How many rows has a batch, and how many tokens are sampled behind
+each? What a stage does is registered under its `kind` in lmjax/stages/registry.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from lmjax.errors import require
+from lmjax.fields import check_divides, check_name, check_types, require_local
+from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
+from lmjax.settings.data import DataSettings, SourceSettings
+from lmjax.settings.model import ModelSettings
+from lmjax.settings.training import (
+    CheckpointSettings,
+    ComputeSettings,
+    EvaluationSettings,
+    LogSettings,
+    MeshSettings,
+    OptimizerSettings,
+    PlanSettings,
+    TrainSettings,
+)
+
+KINDS: dict[str, type[Stage]] = {}  # every kind of stage by its name in recipe.json; a subclass enters itself
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every stage has. Subclasses set `kind`, by which recipe.json and the registry know them."""
+
+    kind: ClassVar[str] = ""
+    rows_field: ClassVar[str] = "dialogue"  # the field that says how long rows are and how many a batch has
+    scores: ClassVar[bool] = False  # whether its checkpoints hold a reward model
+
+    name: str = ""
+    start: str = ""  # a stage of the same pipeline, a workdir or a checkpoint
+    model: ModelSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+    mesh: MeshSettings = MeshSettings()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
+
+    def __post_init__(self) -> None:
+        check_types("", self)
+        check_name(self.name)
+        require_local("start", self.start, bucket=True)
+        require(self.start != self.name, "start", self.start, "another stage or a checkpoint", "name the one before")
+
+    def checkpoints(self) -> dict[str, str]:
+        """The stages, workdirs and checkpoints that it reads, by the fields that name them."""
+        return {"start": self.start} if self.start else {}
+
+    def dialogues(self) -> dict[str, tuple[DialogueSourceSettings, ...]]:
+        """The conversations that it reads, by the fields that name them."""
+        return {}
+
+    def texts(self) -> tuple[SourceSettings, ...]:
+        """The plain text that it reads."""
+        return ()
+
+    def functions(self) -> dict[str, str]:
+        """The Python functions that it calls, by the fields that name them."""
+        return {}
+
+    def sources(self) -> dict[str, str]:
+        """What it needs that another stage may make: its checkpoints, and the first part of its files' paths."""
+        named = self.checkpoints()
+        for role, sources in self.dialogues().items():
+            for number, source in enumerate(sources):
+                folder, *inside = Path(source.path).parts or ("",)
+                if inside:
+                    named[f"{role}.{number}.path"] = folder
+        return named
+
+    def paths(self) -> set[str]:
+        """Every file, folder and glob that it reads, but checkpoints."""
+        found = {source.path for source in self.texts()}
+        found |= {source.path for sources in self.dialogues().values() for source in sources}
+        return (found | {function.rpartition(":")[0] for function in self.functions().values()}) - {""}
+
+    @property
+    def loading(self) -> DataSettings:
+        """The sizes and the order of its batches."""
+        raise NotImplementedError
+
+    def with_earlier_batches(self, earlier: tuple[tuple[int, int, int, int, int, int], ...]) -> Stage:
+        """The same stage, whose batches follow those of other sizes: see DataSettings.earlier_batches."""
+        rows = dataclasses.replace(getattr(self, self.rows_field), earlier_batches=earlier)
+        return dataclasses.replace(self, **{self.rows_field: rows})
+
+    @property
+    def sampled(self) -> tuple[str, int]:
+        """The field that says how many tokens are sampled behind each row, and how many; 0 where none are."""
+        return "", 0
+
+    @property
+    def reward_model(self) -> tuple[str, str]:
+        """The field that names a reward model, and what it names; "" where it reads none."""
+        return "", ""
+
+    @property
+    def template(self) -> TemplateSettings | None:
+        """How its conversations are written; None where it reads plain text."""
+        return None
+
+    @property
+    def own_model(self) -> bool:
+        """Whether `model` says what is trained; else that is filled in from `start`."""
+        return False
+
+    @property
+    def trained_dropout(self) -> float | None:
+        """The dropout of its model where that is filled in; None keeps the start's."""
+        return 0.0
+
+    @property
+    def language_model(self) -> tuple[str, ...]:
+        """Where in its checkpoints the parameters of a language model are."""
+        return ("params",)
+
+    @property
+    def checkpoints_folder(self) -> str:
+        """What the folder of its checkpoints is called, in its workdir."""
+        return self.name
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Itself: a recipe is one stage, or a Pipeline of several."""
+        return (self,)
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps the recipe says that it has; None where its data say so, or it has none."""
+        return None
+
+
+@dataclass(frozen=True)
+class TrainingStage(Stage):
+    """A stage that trains: the fields that all of them share."""
+
+    plan: PlanSettings = PlanSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def steps(self) -> int | None:
+        return self.train.steps
+
+    def best_by(self) -> set[str]:
+        """The numbers of its evaluations by which checkpoints can be told apart."""
+        return {"validation_loss"}
+
+
+@dataclass(frozen=True)
+class DialogueStage(TrainingStage):
+    """A stage that trains a model that is there already on conversations.
+
+    Model and tokenizer are those of `start`. `model` is filled in when the stage runs, so that its checkpoints say all
+    that is needed to read them, and tells `lmjax plan` of a start that does not exist yet. Only SFT has dropout: the
+    others train without, whatever the start had.
+    """
+
+    dialogue: DialogueSettings = DialogueSettings()
+    epochs: float | None = 1.0  # over the conversations; None trains for train.steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "a number above 0", "use 1.0")
+        if self.checkpoint.select_best:
+            self.check_best()
+        rows = {"dialogue.batch_size": self.dialogue.batch_size}
+        check_divides("train.microbatches", self.train.microbatches, rows)
+
+    def check_best(self) -> None:
+        """Raises UserError where checkpoints are to be kept as the best by a number that no evaluation tells.
+
+        Without checkpoint.select_best, recipes of older runs are read and only refused when they run.
+        """
+        settings, validation = self.checkpoint, self.dialogue.validation
+        if not settings.keep_best:
+            return
+        asked = "select_best" if settings.select_best else "checkpoint.keep_best"
+        require(bool(validation), "dialogue.validation", validation, f"at least one source with {asked}", "add one")
+        known = self.best_by()
+        fits = settings.best_by in known
+        fix = "use it, or name a judge"
+        require(fits, "checkpoint.best_by", settings.best_by, " or ".join(sorted(known)), fix)
+
+    def dialogues(self) -> dict[str, tuple[DialogueSourceSettings, ...]]:
+        return {"dialogue.train": self.dialogue.train, "dialogue.validation": self.dialogue.validation}
+
+    @property
+    def loading(self) -> DataSettings:
+        return self.dialogue.loading
+
+    @property
+    def template(self) -> TemplateSettings | None:
+        return self.dialogue.template
+
+    @property
+    def steps(self) -> int | None:
+        return self.train.steps if self.epochs is None else None

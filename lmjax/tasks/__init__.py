@@ -1,0 +1,1 @@
+"""Tasks: what a stage learns, each as one value that the stages share."""

@@ -1,0 +1,95 @@
+"""The program of a training stage: its step on a mesh, from shapes alone. A run runs it, a plan compiles it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from lmjax.data.batch import BatchSpec
+from lmjax.model.flops import count
+from lmjax.optim.schedules import Schedule
+from lmjax.settings import ModelSettings
+
+TRAIN = 3  # a training step makes a forward pass's products three times: forward, and two gradients
+
+
+@dataclass(frozen=True)
+class Program:
+    """(state, *frozen, batch) -> (state, metrics), and the shapes and shardings of what it takes.
+
+    Nothing is allocated, and nothing is compiled before `step` is called or lowered.
+    """
+
+    model: Any
+    optimizer: optax.GradientTransformation | None
+    abstract: Any  # the state; of a program that does not train, parameters
+    frozen: tuple[Any, ...]
+    spec: BatchSpec
+    batch: dict[str, jax.ShapeDtypeStruct]  # `spec` on the mesh
+    step: Any  # by jax.jit
+    schedule: Schedule | None = None
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """The logical axes along which each field of a batch is cut."""
+        return {name: field.axes for name, field in self.spec.items()}
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program as JAX lowers it for its mesh."""
+        lowered: jax.stages.Lowered = self.step.lower(self.abstract, *self.frozen, self.batch)
+        return lowered
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Of the devices, attached or not."""
+    platform: str = mesh.devices.flat[0].platform
+    return platform
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a program has to do, over all devices."""
+
+    models: tuple[ModelSettings, ...]  # on the mesh; the first is the one that `parameters` counts
+    rows: int
+    length: int  # tokens of a row
+    tokens: float  # that it reads; of sampling, that it makes
+    products: float  # FLOPs of the models' matrices
+    scores: float  # FLOPs of attention's scores where fused kernels make them
+    cached: float = 0.0  # FLOPs of the scores of sampling, against a cache
+
+    @property
+    def flops(self) -> float:
+        return self.products + self.scores + self.cached
+
+    @property
+    def parameters(self) -> int:
+        return count(self.models[0]).parameters
+
+
+@dataclass(frozen=True)
+class Forward:
+    """FLOPs per token of a forward pass: of the layers' matrices, of the head, and of the scores."""
+
+    body: float
+    head: float
+    scores: float
+
+
+def forward_flops(model: ModelSettings, length: int) -> Forward:
+    """Of rows of `length` tokens, from the counts of a training step."""
+    scores_of_one = 12 * model.attention.heads * model.head_dim * model.layers
+    matrices = count(model, 1).flops_per_token - scores_of_one
+    head = 2 * (model.vocab_size or 0) * model.width
+    return Forward(matrices / TRAIN - head, head, (count(model, length).flops_per_token - matrices) / TRAIN)
+
+
+def language_cost(model: ModelSettings, rows: int, length: int, passes: int = TRAIN, *, head: bool = True) -> Cost:
+    """Of `passes` forward passes over rows, with or without the vocabulary's head."""
+    of, tokens = forward_flops(model, length), rows * length
+    products = passes * tokens * (of.body + (of.head if head else 0.0))
+    return Cost((model,), rows, length, tokens, products, scores=passes * tokens * of.scores)

@@ -1,0 +1,228 @@
+"""What a training stage learns, as one value: its batches, rows, model, loss and evaluation.
+
+A stage (lmjax/stages) says when a task is trained and from what; lmjax/stages/train_task.py runs any task. A task of
+your own subclasses `Task` and overrides what differs: see CONTRIBUTING.md for one with a head and a loss of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from lmjax.checkpoints.evaluated import VALIDATION_LOSS
+from lmjax.data.batch import TOKENS, BatchSpec
+from lmjax.data.loader import RowLoader, ValidationBatches
+from lmjax.data.packing import Rows
+from lmjax.evaluate.samples import EvaluationLines
+from lmjax.evaluate.validation import Sums, mean_of, sums_by_source, values_of
+from lmjax.model.language_model import LanguageModel
+from lmjax.objective.weighted import LossFunction
+from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.schedules import Schedule, make_schedule
+from lmjax.optim.train_state import TrainState
+from lmjax.parallel.placement import (
+    abstract_batch,
+    abstract_params,
+    abstract_state,
+    jit_eval,
+    jit_step,
+    place_batch,
+    shardings_of,
+)
+from lmjax.settings import TrainingStage
+from lmjax.tasks.program import Cost, Program, language_cost, platform_of
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.training.loop import Values
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.stop import StopRequest
+
+Evaluate = Callable[[TrainState, int, EvaluationLines], Values]  # Interrupted where a stop is asked for
+
+
+@dataclass(frozen=True)
+class Session:
+    """What surrounds a run: who asks it to stop, what shows it, and a compiled step to load, if any."""
+
+    stop: StopRequest
+    display: ProgressDisplay
+    executable: Path | None = None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows of a task. `shares` describes, for so many steps, how much of each source they read."""
+
+    train: Sequence[Rows]
+    weights: Sequence[float | None]
+    validation: Sequence[Rows] = ()
+    names: Sequence[str] = ()  # of the validation sources
+    epoch_rows: int = 0  # training rows that an epoch counts
+    mixed: float = 0.0  # the share of rows beside them that it does not count
+    shares: Callable[[RowLoader, int], list[str]] = lambda loader, steps: []
+    more: dict[str, Sequence[Rows]] = field(default_factory=dict)  # other rows, by what they are for
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task in training: what its evaluation reads."""
+
+    resolved: ResolvedStage
+    mesh: Mesh
+    program: Program
+    frozen: tuple[Any, ...]
+    data: TaskData
+    loader: RowLoader
+    session: Session
+
+    @property
+    def stage(self) -> TrainingStage:
+        stage = self.resolved.settings
+        assert isinstance(stage, TrainingStage)
+        return stage
+
+    def batches(self, rows: Sequence[Rows]) -> ValidationBatches:
+        """The rows of a validation set in batches."""
+        return ValidationBatches(rows, self.stage.loading.sequence_length, self.stage.loading.batch_size)
+
+    def sums_over(
+        self,
+        reading: Callable[..., Sums],
+        params: Any,
+        rows: Sequence[Rows],
+        most: int | None,
+        counted: Callable[[int], Sums] = lambda number: {},
+    ) -> list[Sums]:
+        """What `reading`, of (params, *frozen, batch), gives of each source's rows, added up.
+
+        `counted` gives further sums of the batch with a number, worked out on the host.
+        """
+        batches, axes = self.batches(rows), self.program.axes
+
+        def read(number: int) -> Sums:
+            batch = place_batch(lambda part: batches.batch_at(number, part), batches.batch_size, self.mesh, axes)
+            return reading(params, *self.frozen, batch) | counted(number)
+
+        return sums_by_source(read, batches, most, self.session.stop)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """(params, *frozen, batch) -> sums, compiled for the mesh."""
+        sharding = shardings_of(self.program.batch)
+        return jit_eval(function, self.mesh, self.program.abstract.params, *self.frozen, batch=sharding)
+
+
+class Task(ABC):
+    """What a training stage learns. A value: it holds settings, and no arrays."""
+
+    @abstractmethod
+    def spec(self, resolved: ResolvedStage) -> BatchSpec:
+        """The fields of a batch: shapes, dtypes and the axes that a mesh cuts."""
+
+    @abstractmethod
+    def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
+        """The rows. Raises UserError for bad input."""
+
+    @abstractmethod
+    def loss(self, model: Any, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
+        """The loss of a model, a function (params, batch, rng); `frozen` are the parameters of `frozen_models`."""
+
+    def model(self, resolved: ResolvedStage, platform: str) -> Any:
+        """The model: `init(rng)`, `logical_axes()`, and whatever the loss calls. By default the language model."""
+        return LanguageModel(resolved.model, resolved.settings.compute, platform)
+
+    def language_model(self, params: Any) -> Any:
+        """The language model's part of the parameters."""
+        return params
+
+    def initial(self, model: Any, language_model: Any, rng: jax.Array) -> Any:
+        """The parameters to begin with, from those of the language model in the initial checkpoint."""
+        return language_model
+
+    def frozen_models(self, model: Any) -> tuple[Any, ...]:
+        """Models that the loss reads and that are not trained; their parameters are the initial checkpoint's."""
+        return ()
+
+    def optimizer(
+        self, resolved: ResolvedStage, steps: int, axes: Any
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        """The optimizer of parameters with these axes, for so many updates, and its learning rate."""
+        settings = resolved.settings.optimizer  # type: ignore[attr-defined]
+        schedule = make_schedule(settings.schedule, settings.learning_rate, steps)
+        return make_optimizer(settings, schedule, axes), schedule
+
+    def summary(self, sums: Sums) -> Values:
+        """The numbers of an evaluation, from the sums over a validation set: means of the loss and of every metric."""
+        others = {f"validation_{name}": mean_of(pair) for name, pair in sums.items() if name != "loss"}
+        return {VALIDATION_LOSS: mean_of(sums["loss"])} | others
+
+    def evaluation(self, run: TaskRun) -> Evaluate:
+        """A function of the state that evaluates it: by default, `summary` of the loss over the validation rows."""
+        reading = run.compiled(self.read(run.program.model, run.resolved))
+
+        def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
+            if not run.data.validation:
+                return {}
+            most = run.stage.evaluation.batches
+            return values_of(
+                run.data.names, run.sums_over(reading, state.params, run.data.validation, most), self.summary
+            )
+
+        return evaluate
+
+    def read(self, model: Any, resolved: ResolvedStage) -> Callable[..., Sums]:
+        """(params, *frozen, batch) -> the loss and its metrics, without dropout."""
+
+        def read(params: Any, *rest: Any) -> Sums:
+            *frozen, batch = rest
+            return make_eval_step(self.loss(model, resolved, *frozen))(params, batch)
+
+        return read
+
+    def finish(self, run: TaskRun) -> Callable[[TrainState], TrainState] | None:
+        """A function of the state that the last step saves, or None. Done twice, it changes nothing more."""
+        return None
+
+    def cost(self, resolved: ResolvedStage) -> Cost:
+        """The FLOPs of a step: by default, those of the language model on rows of tokens."""
+        tokens = self.spec(resolved)[TOKENS].shape
+        return language_cost(resolved.model, math.prod(tokens[:-1]), tokens[-1])
+
+    def progress(self, loader: RowLoader, done: int) -> Values:
+        """What is recorded beside the metrics of a step."""
+        return {}
+
+
+def build_task(task: Task, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
+    """The training step of a task on a mesh, whose devices need not be attached, for so many steps in all."""
+    stage = resolved.settings
+    assert isinstance(stage, TrainingStage)
+    model = task.model(resolved, platform_of(mesh))
+    optimizer, schedule = task.optimizer(resolved, steps, model.logical_axes())
+    parts, seed = stage.train.microbatches, stage.train.seed
+
+    def step(state: TrainState, *rest: Any) -> tuple[TrainState, Any]:
+        *frozen, batch = rest
+        loss_fn = task.loss(model, resolved, *frozen)
+        return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
+
+    abstract = abstract_state(model, optimizer, mesh)
+    frozen = tuple(abstract_params(each, mesh) for each in task.frozen_models(model))
+    spec = task.spec(resolved)
+    batch = abstract_batch(spec, mesh)
+    jitted = jit_step(step, abstract, mesh, stage.compute, frozen=frozen, batch=shardings_of(batch))
+    return Program(model, optimizer, abstract, frozen, spec, batch, jitted, schedule)
+
+
+def replaced(resolved: ResolvedStage, **fields: Any) -> ResolvedStage:
+    """The same stage with other settings, such as another mesh."""
+    changed = dataclasses.replace(resolved.settings, **fields)
+    return dataclasses.replace(resolved, recipe=dataclasses.replace(resolved.recipe, **fields), settings=changed)
