@@ -144,7 +144,7 @@ def fits(kind: Any, value: Any) -> bool:
         return type(value) is int and value.bit_length() < 64
     if kind is float:
         return type(value) in (int, float) and _is_finite(value)
-    return type(value) is kind
+    return type(value) is kind or (dataclasses.is_dataclass(value) and isinstance(value, kind))
 
 
 def _is_finite(value: float) -> bool:

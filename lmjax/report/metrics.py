@@ -13,13 +13,14 @@ from lmjax.notation import decimals, exact, percent, rounded
 from lmjax.report.charts import Chart, Series
 from lmjax.report.parts import Rows
 from lmjax.report.records import RunRecord
-from lmjax.stages.shown import TRAINING, Told, one_curve
+from lmjax.stages.shown import TRAINING, Drawn, Told, one_curve
 
 EVERYWHERE = (
     one_curve("learning_rate", "Learning rate", "learning_rate", True),
     one_curve("gradient_norm", "Gradient norm", "grad_norm"),
     one_curve("throughput", "Throughput, tokens/s", "tokens_per_second", True),
 )
+SPEED = ("tokens_per_second", "step_seconds", "mfu", "input_wait", "goodput", "skipped", "epochs")
 HELD_OUT = (
     Told("validation_accuracy", "accuracy", percent),
     Told("held_out_labelers_accuracy", "accuracy on held-out labelers", percent),
@@ -37,7 +38,7 @@ HELD_OUT = (
 def charts_of(run: RunRecord) -> list[Chart]:
     """A chart for each quantity that the log holds, the stage's own first; none for an empty log."""
     charts, left_out = [], run.shown.left_out(run.recipe)
-    for name, title, curves, from_zero in (*run.shown.charts, *EVERYWHERE):
+    for name, title, curves, from_zero in (*run.shown.charts, *_own_metrics(run), *EVERYWHERE):
         if name in left_out:
             continue
         found = tuple(
@@ -50,6 +51,19 @@ def charts_of(run: RunRecord) -> list[Chart]:
     at = 1 if charts else 0
     charts[at:at] = [*against_divergence(run), *_of_rankings(run)]
     return charts
+
+
+def _own_metrics(run: RunRecord) -> list[Drawn]:
+    """A chart of each metric of a task's own: in training, and in validation under the same name."""
+    if not run.shown.own_metrics:
+        return []
+    named = {metric for chart in (*run.shown.charts, *EVERYWHERE) for metric, *_ in chart.curves}
+    names = dict.fromkeys(name.removeprefix("validation_") for name in run.numbers if "/" not in name)
+    own = [name for name in names if name not in named | {"step", "loss", *SPEED} and f"validation_{name}" not in named]
+    return [
+        Drawn(name, name.replace("_", " "), ((name, "training", False), (f"validation_{name}", "validation", True)))
+        for name in own
+    ]
 
 
 def tiles_of(run: RunRecord) -> list[tuple[str, str, str]]:

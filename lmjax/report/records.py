@@ -136,6 +136,11 @@ class RunRecord:
         return {source: self._numbers[f"{name}/{source}"][1][-1] for own, _, source in found if own == name and source}
 
     @property
+    def numbers(self) -> list[str]:
+        """The names of all numbers that the log holds."""
+        return list(self._numbers)
+
+    @property
     def training_loss(self) -> str:
         """The name of the training curve: cross-entropy, which validation measures too, where the log holds it."""
         return "cross_entropy" if self.last("cross_entropy") is not None else "loss"

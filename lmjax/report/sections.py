@@ -33,6 +33,7 @@ from lmjax.report.parts import (
     tiles,
 )
 from lmjax.report.records import RunRecord
+from lmjax.settings.stage import TaskSettings
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest
 EVALUATION_ROWS = 20
@@ -272,7 +273,11 @@ def _parts(recipe: Any) -> list[tuple[str, list[tuple[str, object, bool]]]]:
     parts = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, TaskSettings):
+            task = value.plain()
+            rows = [(name, setting(own), False) for name, own in task["fields"].items()]
+            parts.append((field.name, [("class", task["task"], False), *rows]))
+        elif dataclasses.is_dataclass(value):
             stock = field.default if dataclasses.is_dataclass(field.default) else _stock(value)
             parts.append((field.name, _settings(value, stock)))
         elif field.name != "name":

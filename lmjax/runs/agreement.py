@@ -5,7 +5,6 @@ In: a recipe. Out: for each part, its fields with their values; files by the dig
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from importlib import metadata
@@ -18,7 +17,7 @@ from lmjax.errors import UserError
 from lmjax.files import user_path
 from lmjax.parallel.rendezvous import Facts
 from lmjax.settings import Pipeline, Stage
-from lmjax.settings.recipe_files import flat
+from lmjax.settings.recipe_files import flat, plain
 
 MOST_READ = 64  # files of a folder whose contents are looked at; of the others, names and sizes
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -30,7 +29,7 @@ def facts_of(recipe: Stage | Pipeline, options: Mapping[str, Any]) -> Facts:
     fields: dict[str, str] = {}
     for stage in stages:
         prefix = "" if recipe is stage else f"{stage.name}."
-        own = flat(dataclasses.asdict(stage)) | {"stage": type(stage).__name__}
+        own = flat(plain(stage)) | {"stage": type(stage).__name__}
         fields |= {f"{prefix}{name}": repr(value) for name, value in own.items()}
     if recipe not in stages:
         fields["stages"] = ", ".join(stage.name for stage in stages)

@@ -13,6 +13,7 @@ import tyro
 
 from lmjax.errors import UserError, nearest, shortened
 from lmjax.settings import Pipeline
+from lmjax.settings.stage import TaskSettings
 
 LONGEST_WORD = 200  # characters of a word that a message repeats
 HELP = ("-h", "--help")
@@ -29,13 +30,13 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
     text = f"The fields of {spec}. In a pipeline, a field without a stage's name is the first stage's."
     about = (f"{prog} {shortened(spec)[1:-1]}", text)
     if not isinstance(recipe, Pipeline):
-        return _parsed(type(recipe), recipe, overrides, about)
+        return _as_stage(_parsed(_with_own_task(recipe), recipe, overrides, about), recipe)
     if any(word in HELP for word in overrides):
         _parsed_under([(flag_of(stage.name), stage) for stage in recipe.stages], ["--help"], about)
     stages = list(recipe.stages)
     own, first = _by_stage(overrides, [stage.name for stage in stages], stages[0])
     if first:
-        stages[0] = _parsed(type(stages[0]), stages[0], first, about)
+        stages[0] = _as_stage(_parsed(_with_own_task(stages[0]), stages[0], first, about), stages[0])
     for number, words in own.items():
         (stages[number],) = _parsed_under([(flag_of(stages[number].name), stages[number])], words, about)
     return dataclasses.replace(recipe, stages=tuple(stages))
@@ -52,12 +53,30 @@ def _parsed_under(stages: Sequence[tuple[str, Any]], words: Sequence[str], about
     for flag, _ in stages:  # in the list of all fields two names may differ in their signs alone
         shown.append(flag if flag not in shown else f"{flag}-{len(shown) + 1}")
     fields = [
-        (f"stage_{number}", Annotated[type(stage), tyro.conf.arg(name=flag)])
+        (f"stage_{number}", Annotated[_with_own_task(stage), tyro.conf.arg(name=flag)])
         for number, (flag, (_, stage)) in enumerate(zip(shown, stages, strict=True))
     ]
     kind = dataclasses.make_dataclass("Stages", fields, frozen=True)
     parsed = _parsed(kind, kind(*(stage for _, stage in stages)), words, about)
-    return [getattr(parsed, name) for name, _ in fields]
+    return [_as_stage(getattr(parsed, name), stage) for (name, _), (_, stage) in zip(fields, stages, strict=True)]
+
+
+def _with_own_task(stage: Any) -> Any:
+    """The stage's class; where it has a task of its own, with that one's class in place of what all tasks share."""
+    tasks = {
+        field.name: type(getattr(stage, field.name))
+        for field in dataclasses.fields(stage)
+        if isinstance(getattr(stage, field.name), TaskSettings)
+    }
+    if not tasks:
+        return type(stage)
+    typed = [(name, kind, dataclasses.field(default=getattr(stage, name))) for name, kind in tasks.items()]
+    return dataclasses.make_dataclass(type(stage).__name__, typed, bases=(type(stage),), frozen=True)
+
+
+def _as_stage(parsed: Any, stage: Any) -> Any:
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(stage)}
+    return parsed if type(parsed) is type(stage) else type(stage)(**values)
 
 
 def _parsed(kind: Any, default: Any, words: Sequence[str], about: tuple[str, str]) -> Any:

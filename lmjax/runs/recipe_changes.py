@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError, require, shortened
 from lmjax.settings import DataSettings, OptimizerSettings, ScheduleSettings, Stage, TrainingStage
-from lmjax.settings.recipe_files import flat
+from lmjax.settings.recipe_files import flat, plain
 from lmjax.stages.changes import EARLIER, Kind
 from lmjax.stages.registry import kind_of
 
@@ -38,7 +38,7 @@ def kinds_of(stage: Stage, field: str) -> list[Kind]:
 
 def changes_of(old: Stage, new: Stage, step: int) -> list[Change]:
     """What differs, with the kind that it has `step` steps after the beginning."""
-    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    before, after = flat(plain(old)), flat(plain(new))
     found = []
     for field in [*before, *(name for name in after if name not in before)]:
         a, b = before.get(field, "(absent)"), after.get(field, "(absent)")

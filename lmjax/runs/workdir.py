@@ -79,6 +79,7 @@ def claim(workdir: Path, recipe: Stage, force: bool) -> tuple[Stage, list[str]]:
     The recipe binds the folder once it has a checkpoint, a summary or answers. Raises UserError for a change that
     the steps so far do not allow, or not without `force`; see lmjax/runs/recipe_changes.py.
     """
+    _refuse_others(workdir, recipe)
     try:
         before = begun(workdir)
     except UserError:
@@ -92,6 +93,17 @@ def claim(workdir: Path, recipe: Stage, force: bool) -> tuple[Stage, list[str]]:
         write_whole(workdir / RECIPE_FILE, to_json(recipe))
         note_changes(workdir, None if before is None else before.step, changes)
     return recipe, changes
+
+
+def _refuse_others(workdir: Path, recipe: Stage) -> None:
+    """Raises UserError where the folder holds checkpoints that a run of this recipe would neither read nor resume."""
+    stages = {checkpoint.path.parent.name for checkpoint in checkpoints_in(workdir)}
+    others = sorted(stages - {recipe.checkpoints_folder})
+    if others:
+        raise UserError(
+            f"{workdir}: holds checkpoints of {' and '.join(map(repr, others))}, which a run of {recipe.name!r} would "
+            f"leave unread; choose another --workdir, and name this folder by --start to begin from them"
+        )
 
 
 def environment() -> dict[str, str]:

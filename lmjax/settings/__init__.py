@@ -7,11 +7,11 @@ the command line; what comes out is handed whole to the part. Units stand beside
 from __future__ import annotations
 
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
-from lmjax.settings.data import DataSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
 from lmjax.settings.model import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
-from lmjax.settings.stages import DPO, PPO, SFT, Compare, Pipeline, Pretrain, RewardModel
+from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
 from lmjax.settings.training import (
     CheckpointSettings,
     ComputeSettings,
@@ -38,6 +38,7 @@ __all__ = [
     "DialogueStage",
     "EvaluationSettings",
     "FeedForwardSettings",
+    "Finetune",
     "KLSettings",
     "LogSettings",
     "MeshSettings",
@@ -51,6 +52,7 @@ __all__ = [
     "Pretrain",
     "RewardModel",
     "RewardSettings",
+    "RowSettings",
     "ScheduleSettings",
     "SourceSettings",
     "Stage",

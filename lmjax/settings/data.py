@@ -101,3 +101,31 @@ class DataSettings:
             fits = self.ramp_from <= self.batch_size
             require(fits, "data.ramp_from", self.ramp_from, f"at most batch_size {self.batch_size}", "lower it")
             require(self.ramp_tokens > 0, "data.ramp_tokens", self.ramp_tokens, "tokens above 0", "set its length")
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What a batch of a task's rows holds. A batch is a pure function of these settings and the step."""
+
+    sequence_length: int = 256  # tokens of a row, at most
+    batch_size: int = 8  # rows per step, over all devices
+    shuffle: bool = True
+    seed: int = 0
+    prefetch: int = 2  # batches prepared ahead
+    earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()  # as in DataSettings
+
+    def __post_init__(self) -> None:
+        check_types("rows", self)
+        check_positive("rows", self, "sequence_length", "batch_size", "prefetch")
+
+    @property
+    def loading(self) -> DataSettings:
+        """The same sizes and order, as the loader takes them."""
+        return DataSettings(
+            sequence_length=self.sequence_length,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            prefetch=self.prefetch,
+            earlier_batches=self.earlier_batches,
+        )

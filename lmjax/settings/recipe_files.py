@@ -19,15 +19,29 @@ from typing import Any
 import lmjax.settings
 from lmjax.errors import UserError, nearest, shortened, text_of
 from lmjax.fields import described, field_types, require_local
-from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
+from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
 from lmjax.settings import Pipeline, Stage
-from lmjax.settings.stage import KINDS
+from lmjax.settings.stage import KINDS, SavedTask, TaskSettings
 
 
 def to_json(recipe: Stage) -> str:
     """The recipe with every field written out; `from_json` gives back an equal recipe."""
-    return json.dumps({"stage": recipe.kind, **dataclasses.asdict(recipe)}, indent=2) + "\n"
+    return json.dumps({"stage": recipe.kind, **plain(recipe)}, indent=2) + "\n"
+
+
+def plain(recipe: Stage) -> dict[str, Any]:
+    """The fields of a recipe as nested dicts of plain values."""
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TaskSettings):
+        return value.plain()
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def from_json(text: str, where: str = "recipe.json") -> Any:
@@ -47,7 +61,7 @@ def difference(old: Stage, new: Stage) -> list[str]:
     """One line per field that differs: `train.steps: 100 -> 200`."""
     if type(old) is not type(new):
         return [f"stage: {type(old).__name__} -> {type(new).__name__}"]
-    before, after = (_without_idle_weights(flat(dataclasses.asdict(recipe))) for recipe in (old, new))
+    before, after = (_without_idle_weights(flat(plain(recipe))) for recipe in (old, new))
     names = [*before, *(name for name in after if name not in before)]
     absent = "(absent)"
     pairs = ((name, before.get(name, absent), after.get(name, absent)) for name in names)
@@ -163,6 +177,8 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
     """A JSON value as its field's type: lists become tuples and objects dataclasses; those check the rest."""
     arguments = typing.get_args(kind)
+    if isinstance(value, dict) and TaskSettings in arguments:
+        return _saved_task(value, where, field)
     if isinstance(value, dict):
         part = next((k for k in (kind, *arguments) if dataclasses.is_dataclass(k)), None)
         if part is None:
@@ -189,3 +205,15 @@ def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> An
         return part(**values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+class _SavedTask(typing.TypedDict):
+    task: str
+    trunk: list[str]
+    fields: dict[str, Any]
+
+
+def _saved_task(value: dict[str, Any], where: str, field: str) -> SavedTask:
+    """A task of somebody's own, by its name: no code is loaded for it."""
+    form = check_form(value, _SavedTask, where, field, "restore the file or start anew")
+    return SavedTask(form["task"], tuple(form["trunk"]), tuple(form["fields"].items()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lmjax.errors import require
 from lmjax.fields import check_divides, check_name, check_types, require_local
@@ -28,6 +28,37 @@ from lmjax.settings.training import (
 )
 
 KINDS: dict[str, type[Stage]] = {}  # every kind of stage by its name in recipe.json; a subclass enters itself
+
+
+class TaskSettings:
+    """What a task (lmjax/tasks/task.py) is to a recipe: a frozen dataclass of plain values, known by its class's name.
+
+    `trunk` says where in its parameters those of the language model are.
+    """
+
+    trunk: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def task(self) -> str:
+        """The name of its class, after the module or the recipe file that defines it."""
+        return f"{type(self).__module__}:{type(self).__qualname__}"
+
+    def plain(self) -> dict[str, Any]:
+        """What recipe.json keeps of it: names and values, and no code."""
+        fields: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {"task": self.task, "trunk": list(self.trunk), "fields": fields}
+
+
+@dataclass(frozen=True)
+class SavedTask(TaskSettings):
+    """A task of somebody's own as recipe.json has it: its name and its values. It cannot be trained."""
+
+    name: str
+    keys: tuple[str, ...]
+    values: tuple[tuple[str, Any], ...]
+
+    def plain(self) -> dict[str, Any]:
+        return {"task": self.name, "trunk": list(self.keys), "fields": dict(self.values)}
 
 
 @dataclass(frozen=True)
@@ -116,6 +147,11 @@ class Stage:
     def own_model(self) -> bool:
         """Whether `model` says what is trained; else that is filled in from `start`."""
         return False
+
+    @property
+    def known_model(self) -> ModelSettings | None:
+        """The model, where the recipe says what it is without looking at `start`."""
+        return self.model
 
     @property
     def trained_dropout(self) -> float | None:

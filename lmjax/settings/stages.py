@@ -8,10 +8,10 @@ from typing import ClassVar
 from lmjax.errors import require
 from lmjax.fields import check_divides, check_name, check_weights, require_local
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
-from lmjax.settings.data import DataSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
 from lmjax.settings.model import ModelSettings
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings, is_function
-from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
+from lmjax.settings.stage import DialogueStage, Stage, TaskSettings, TrainingStage
 from lmjax.settings.training import OptimizerSettings
 
 
@@ -57,12 +57,59 @@ class Pretrain(TrainingStage):
         return not self.start
 
     @property
+    def known_model(self) -> ModelSettings | None:
+        return None if self.start else self.model
+
+    @property
     def checkpoints_folder(self) -> str:
         return self.kind
 
     @property
     def trained_dropout(self) -> float | None:
         return None
+
+
+@dataclass(frozen=True)
+class Finetune(TrainingStage):
+    """Trains a task of the recipe's own (lmjax/tasks/task.py) on the language model of `start`.
+
+    CONTRIBUTING.md has an example: a loss and a head of one's own in one recipe file.
+    """
+
+    kind: ClassVar[str] = "finetune"
+    rows_field: ClassVar[str] = "rows"
+
+    name: str = "finetune"
+    task: TaskSettings | None = None
+    rows: RowSettings = RowSettings()
+    epochs: float | None = None  # over the task's training rows; None trains for train.steps
+    dropout: float | None = None  # of the model in this stage; None keeps what it has
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.task is not None, "task", None, "a task", "give an object of a class that extends Task")
+        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "a number above 0", "use 1.0")
+        check_divides("train.microbatches", self.train.microbatches, {"rows.batch_size": self.rows.batch_size})
+        by = self.checkpoint.best_by
+        require(by in self.best_by(), "checkpoint.best_by", by, "'validation_loss' of a task", "leave it out")
+
+    @property
+    def loading(self) -> DataSettings:
+        return self.rows.loading
+
+    @property
+    def trained_dropout(self) -> float | None:
+        return self.dropout
+
+    @property
+    def language_model(self) -> tuple[str, ...]:
+        assert self.task is not None
+        return ("params", *self.task.plain()["trunk"])
+
+    @property
+    def steps(self) -> int | None:
+        return self.train.steps if self.epochs is None else None
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,7 @@ def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
     A prompt whose answers the labeler finds equal, or of which fewer than two are not empty, is left out and counted.
     What an interrupted run has sampled is kept, batch by batch: the same call goes on behind it.
     """
-    recipe, workdir, display = resolved.recipe, resolved.folder, session.display
-    assert isinstance(recipe, Compare)
+    recipe, workdir, display = resolved.of(Compare), resolved.folder, session.display
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
     resolved = resolved.opened()
     start, judge = resolved.start, resolved.scorer

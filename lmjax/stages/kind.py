@@ -55,8 +55,7 @@ def fine_tuning(settings: type[Stage], task: Task, shown: Shown, changes: Sequen
     """A kind that trains a task on a model that is there already."""
 
     def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
-        stage = resolved.settings
-        assert isinstance(stage, TrainingStage)
+        stage = resolved.of(TrainingStage)
         return build_task(task, resolved, mesh, stage.train.steps)
 
     return StageKind(

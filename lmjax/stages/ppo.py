@@ -57,7 +57,7 @@ from lmjax.training.record import read_metrics
 def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
     """Trains to the stage's last iteration, or until a stop is asked for; the same call resumes."""
     resolved = resolved.opened()
-    recipe, display = _stage(resolved), session.display
+    recipe, display = resolved.of(PPO), session.display
     start, judge, tokenizer = resolved.start, resolved.scorer, resolved.tokenizer
     assert start is not None and tokenizer is not None and recipe.model is not None
     dialogue_stage(resolved)
@@ -135,12 +135,6 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
     return Outcome(train(training, resolved, session), steps, start.settings, row)
 
 
-def _stage(resolved: ResolvedStage) -> PPO:
-    stage = resolved.settings
-    assert isinstance(stage, PPO)
-    return stage
-
-
 @contextmanager
 def _saving(state: TrainState) -> Iterator[None]:
     """Has the state saved before a mistake of a reward function ends the run."""
@@ -210,7 +204,7 @@ def _batches(
     resolved: ResolvedStage, prompts: PromptSet, learner: Learner, mesh: Mesh, display: ProgressDisplay, steps: int
 ) -> Callable[[int], Batch]:
     """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
-    recipe = _stage(resolved)
+    recipe = resolved.of(PPO)
     sources = recipe.dialogue.train
     rows = [prompts.of_source(number) for number in range(len(sources))]
     loader = RowLoader(rows, [source.weight for source in sources], recipe.loading)
@@ -257,7 +251,7 @@ def _frozen_models(learner: Learner, mesh: Mesh) -> dict[str, Any]:
 
 def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
     """A whole iteration with a reward model: sampling, scoring, advantages and all updates in one program."""
-    recipe = _stage(resolved)
+    recipe = resolved.of(PPO)
     vocabulary = Vocabulary(resolved.vocabulary, resolved.vocabulary - 1)
     learner, axes = ppo_learner(
         recipe, resolved.model, resolved.reward_model, vocabulary, platform_of(mesh), recipe.train.steps
@@ -276,7 +270,7 @@ def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
 
 def cost(resolved: ResolvedStage) -> Cost:
     """Of an iteration."""
-    recipe, policy_settings, judge = _stage(resolved), resolved.model, resolved.reward_model
+    recipe, policy_settings, judge = resolved.of(PPO), resolved.model, resolved.reward_model
     if judge is None:
         raise UserError(
             f"{recipe.name}.reward.source = {recipe.reward.source!r}: expected a reward model whose settings are "

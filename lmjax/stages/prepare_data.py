@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.checkpoints.checkpoint import checkpoints_in
+from lmjax.checkpoints.initial import InitialCheckpoint
 from lmjax.data.training_text import MOST_LONG_WORDS, training_text, with_few_long_words
 from lmjax.data.write_shards import TokenShards, open_shards
 from lmjax.errors import UserError, require
@@ -34,14 +35,25 @@ class Prepared:
     validation: list[TokenShards]
 
 
-def prepare(recipe: Pretrain, workdir: Path, display: ProgressDisplay, workers: int | None = None) -> Prepared:
+def prepare(
+    recipe: Pretrain,
+    workdir: Path,
+    display: ProgressDisplay,
+    workers: int | None = None,
+    start: InitialCheckpoint | None = None,
+) -> Prepared:
     """Makes, or finds in `workdir`, the recipe's tokenizer and token shards; `display` shows what is going on.
+
+    With an initial checkpoint the tokenizer is that one's.
 
     Raises UserError for bad input, and when the vocabulary has more entries than the model's table has rows.
     """
-    folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
-    tokenizer = _kept_tokenizer(recipe, folder, display)
-    rows = recipe.model.vocab_size
+    if start is None:
+        folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
+        tokenizer = _kept_tokenizer(recipe, folder, display)
+    else:
+        folder, tokenizer = start.tokenizer_folder, start.tokenizer
+    rows = recipe.model.vocab_size if start is None else start.settings.vocab_size
     fix = "raise it, or leave it out to take the tokenizer's size"
     expected = f"at least the tokenizer's {tokenizer.vocab_size} entries"
     require(rows is None or tokenizer.vocab_size <= rows, "model.vocab_size", rows, expected, fix)

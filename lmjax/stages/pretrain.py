@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -34,7 +34,7 @@ CHANGES: Table = {
         *("model.norm.eps", "model.positions.rotary_base", "model.feed_forward.activation"),
     ),
     Kind.BREAKING: (
-        *("tokenizer.", "model.layers", "model.width", "model.context", "model.vocab_size", "model.tied_head"),
+        *("start", "tokenizer.", "model.layers", "model.width", "model.context", "model.vocab_size", "model.tied_head"),
         *("model.init_std", "model.scaled_residual_init", "model.attention.heads", "model.attention.kv_heads"),
         *("model.attention.head_dim", "model.attention.bias", "model.attention.scaled"),
         *("model.feed_forward.width", "model.feed_forward.gated", "model.feed_forward.bias"),
@@ -45,18 +45,25 @@ CHANGES: Table = {
 
 
 def pretrain(resolved: ResolvedStage, session: Session) -> Outcome:
-    """Makes, or finds, the tokenizer and the token shards, and trains on them."""
-    stage = resolved.recipe
-    assert isinstance(stage, Pretrain)
+    """Makes, or finds, the tokenizer and the token shards, and trains on them.
+
+    With an initial checkpoint, tokenizer and model are that one's, and the optimizer begins anew.
+    """
+    stage = cast(Pretrain, resolved.recipe)
+    if stage.start:
+        resolved = resolved.opened()
+        session.display.say(f"initialised from {stage.start}: its tokenizer and its model, not the recipe's")
+        resolved.check_lengths()
     resolved.mesh()  # refuses one that cuts unevenly before anything is made
     with processes.first_before_others("prepared"):
-        prepared = prepare(stage, resolved.folder, session.display)
-    resolved = resolved.with_tokenizer(prepared.tokenizer, prepared.tokenizer_folder)
+        prepared = prepare(stage, resolved.folder, session.display, start=resolved.start)
+    if resolved.start is None:
+        resolved = resolved.with_tokenizer(prepared.tokenizer, prepared.tokenizer_folder)
     return train_task(NextToken(tuple(prepared.train), tuple(prepared.validation)), resolved, session)
 
 
 def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:
-    return build_task(NextToken(), resolved, mesh, _stage(resolved).train.steps)
+    return build_task(NextToken(), resolved, mesh, resolved.of(Pretrain).train.steps)
 
 
 def _step_cost(resolved: ResolvedStage) -> Cost:
@@ -71,13 +78,13 @@ def _validation(resolved: ResolvedStage, mesh: Mesh) -> Program:
 
 
 def _validation_cost(resolved: ResolvedStage) -> Cost:
-    data = _stage(resolved).data
+    data = resolved.of(Pretrain).data
     return language_cost(resolved.model, data.batch_size, data.sequence_length, 1)
 
 
 def _continuation(resolved: ResolvedStage, mesh: Mesh) -> Program:
     """A batch of prompts continued to the rows' end: `evaluation.sample_tokens` of `data.sequence_length` are new."""
-    stage, new, prompt = _stage(resolved), *_continued(resolved)
+    stage, new, prompt = resolved.of(Pretrain), *_continued(resolved)
     vocabulary = Vocabulary(resolved.vocabulary, resolved.vocabulary - 1)
     model = LanguageModel(resolved.model, stage.compute, platform_of(mesh))
 
@@ -94,7 +101,7 @@ def _continuation(resolved: ResolvedStage, mesh: Mesh) -> Program:
 
 def _continuation_cost(resolved: ResolvedStage) -> Cost:
     new, prompt = _continued(resolved)
-    rows, length = _stage(resolved).data.batch_size, prompt + new
+    rows, length = resolved.of(Pretrain).data.batch_size, prompt + new
     of = forward_flops(resolved.model, length)
     products, cached = rows * (length * of.body + new * of.head), rows * length * of.scores
     return Cost((resolved.model,), rows, length, rows * new, products, scores=0.0, cached=cached)
@@ -102,17 +109,11 @@ def _continuation_cost(resolved: ResolvedStage) -> Cost:
 
 def _continued(resolved: ResolvedStage) -> tuple[int, int]:
     """The tokens of a row that are sampled, and those of its prompt."""
-    stage = _stage(resolved)
+    stage = resolved.of(Pretrain)
     new, length = stage.evaluation.sample_tokens, stage.data.sequence_length
     fix = "the rest is the prompt"
     require(new < length, "evaluation.sample_tokens", new, f"less than data.sequence_length {length}", fix)
     return new, length - new
-
-
-def _stage(resolved: ResolvedStage) -> Pretrain:
-    stage = resolved.settings
-    assert isinstance(stage, Pretrain)
-    return stage
 
 
 KIND = StageKind(

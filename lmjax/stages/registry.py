@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MODULES = {  # imported when a stage of the kind is first asked for
     "pretrain": "lmjax.stages.pretrain",
+    "finetune": "lmjax.stages.finetune",
     "sft": "lmjax.stages.sft",
     "compare": "lmjax.stages.compare",
     "reward": "lmjax.stages.reward_model",

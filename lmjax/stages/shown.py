@@ -99,5 +99,6 @@ class Shown:
     batch: Callable[[Any], str] = rows_text
     seen: Callable[[Any, int], tuple[int, str]] | None = tokens_seen  # how much was trained on, and in what unit
     left_out: Callable[[Any], set[str]] = lambda recipe: set()  # charts that say nothing for this recipe
+    own_metrics: bool = False  # whether metrics that no chart names have charts, too: a task may have its own
     state: Callable[[Any, dict[str, Any]], str] | None = None  # of a kind without steps: how far it is, by its summary
     best_of: Callable[[Any], tuple[str, str]] | None = None  # what its best-of-n table is of: start and reward model

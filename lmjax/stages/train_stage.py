@@ -74,8 +74,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
 
     What is returned is saved. Raises Stopped where a stop is asked for before there is anything to save.
     """
-    stage = resolved.settings
-    assert isinstance(stage, TrainingStage)
+    stage = resolved.of(TrainingStage)
     resolved.check_lengths()
     mesh, model = resolved.mesh(), resolved.model
     data = task.open(resolved, session)
@@ -141,8 +140,8 @@ def _frozen(program: Program, resolved: ResolvedStage) -> tuple[Any, ...]:
 
 def _fresh(task: Task, program: Program, resolved: ResolvedStage, mesh: Mesh, frozen: tuple[Any, ...]) -> TrainState:
     """The state before the first step: from the initial checkpoint, or else by the seed."""
-    stage = resolved.settings
-    assert isinstance(stage, TrainingStage) and program.optimizer is not None
+    stage = resolved.of(TrainingStage)
+    assert program.optimizer is not None
     optimizer = program.optimizer
     if resolved.start is None:
         return init_state(program.model, optimizer, stage.train.seed, mesh)

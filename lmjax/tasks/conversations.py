@@ -25,8 +25,7 @@ from lmjax.training.progress import ProgressDisplay
 
 def dialogue_stage(resolved: ResolvedStage) -> DialogueStage:
     """The stage's settings. Raises UserError where there is nothing to train on, or to tell the best checkpoints by."""
-    stage = resolved.settings
-    assert isinstance(stage, DialogueStage)
+    stage = resolved.of(DialogueStage)
     train = stage.dialogue.train
     require(bool(train), "dialogue.train", train, "at least one source", "add a DialogueSourceSettings")
     stage.check_best()

@@ -34,7 +34,7 @@ class Demonstrations(Task):
 
     def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
         data = conversation_data(resolved, "demonstration", session.display)
-        stage = _stage(resolved)
+        stage = resolved.of(SFT)
         if not stage.mix:
             return data
         texts = open_mix(resolved, session.display.say)
@@ -55,7 +55,7 @@ class Demonstrations(Task):
         )
 
     def loss(self, model: LanguageModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        train = _stage(resolved).train
+        train = resolved.of(SFT).train
         return language_loss(
             model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=resolved.vocabulary
         )
@@ -65,7 +65,7 @@ class Demonstrations(Task):
 
     def evaluation(self, run: TaskRun) -> Evaluate:
         """Loss and accuracy, a continuation of each prompt, and a reward model's score of sampled answers."""
-        stage, resolved, validation = _stage(run.resolved), run.resolved, run.data.validation
+        stage, resolved, validation = run.resolved.of(SFT), run.resolved, run.data.validation
         reading = run.compiled(self.read(run.program.model, resolved))
         rewards = SampledRewards(run) if resolved.scorer is not None else None
         samples = language_samples(run)
@@ -92,9 +92,3 @@ def language_samples(run: TaskRun) -> Any:
         write_samples(run.program.model, state.params, tokenizer, settings, prompts, lines, done, run.session.stop)
 
     return samples
-
-
-def _stage(resolved: ResolvedStage) -> SFT:
-    stage = resolved.settings
-    assert isinstance(stage, SFT)
-    return stage

@@ -50,7 +50,7 @@ class NextToken(Task):
         return language_fields((data.batch_size, data.sequence_length), ROWS_AND_TIME)
 
     def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
-        data = _stage(resolved).data
+        data = resolved.of(Pretrain).data
         check_one_tokenizer(self.train)
 
         def shares(loader: RowLoader, steps: int) -> list[str]:
@@ -65,14 +65,14 @@ class NextToken(Task):
         )
 
     def model(self, resolved: ResolvedStage, platform: str) -> LanguageModel:
-        data = _stage(resolved).data
+        data = resolved.of(Pretrain).data
         segmented = data.isolate_documents or data.packing == "first_fit"
         model = LanguageModel(resolved.model, resolved.settings.compute, platform, segmented)
         model.implementation(data.sequence_length)  # raises here, not when the first step is traced
         return model
 
     def loss(self, model: LanguageModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        train = _stage(resolved).train
+        train = resolved.of(Pretrain).train
         return language_loss(
             model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=resolved.entries
         )
@@ -80,7 +80,7 @@ class NextToken(Task):
     def optimizer(
         self, resolved: ResolvedStage, steps: int, axes: Any
     ) -> tuple[optax.GradientTransformation, Schedule]:
-        stage = _stage(resolved)
+        stage = resolved.of(Pretrain)
         ramp = BatchRamp(stage.data)
         clock = token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
         schedule = make_schedule(stage.optimizer.schedule, stage.optimizer.learning_rate, steps, clock)
@@ -121,12 +121,6 @@ class NextToken(Task):
     def progress(self, loader: RowLoader, done: int) -> Values:
         epochs = loader.epochs_at(done)
         return {"epochs": epochs[0]} if len(epochs) == 1 else {f"epochs/{i}": share for i, share in enumerate(epochs)}
-
-
-def _stage(resolved: ResolvedStage) -> Pretrain:
-    stage = resolved.settings
-    assert isinstance(stage, Pretrain)
-    return stage
 
 
 def _counted(batches: ValidationBatches, lengths: np.ndarray | None, number: int) -> Sums:

@@ -42,7 +42,7 @@ class Preferences(Task):
         return jax.tree.map(lambda x: x.copy(), language_model)  # the step uses the state's memory again
 
     def loss(self, model: LanguageModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        stage = _stage(resolved)
+        stage = resolved.of(DPO)
         (reference,) = frozen
         beta, smoothing = stage.beta, stage.label_smoothing
         return preference_loss(model, reference, beta=beta, label_smoothing=smoothing, valid_vocab=resolved.vocabulary)
@@ -65,9 +65,3 @@ class Preferences(Task):
             return values_of(run.data.names, sums, self.summary) if run.data.validation else {}
 
         return evaluate
-
-
-def _stage(resolved: ResolvedStage) -> DPO:
-    stage = resolved.settings
-    assert isinstance(stage, DPO)
-    return stage

@@ -47,11 +47,13 @@ def ranked_fields(resolved: ResolvedStage) -> BatchSpec:
 class Rankings(Task):
     """What a reward model learns."""
 
+    trunk = (TRUNK,)
+
     def spec(self, resolved: ResolvedStage) -> BatchSpec:
         return ranked_fields(resolved)
 
     def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
-        stage, data = _stage(resolved), conversation_data(resolved, "ranking", session.display)
+        stage, data = resolved.of(RewardModel), conversation_data(resolved, "ranking", session.display)
         others, _ = open_conversations(stage.held_out_labelers, "ranking", resolved, session.display)
         zero, _ = open_conversations(stage.demonstrations, "answer", resolved, session.display)
         return dataclasses.replace(data, more={LABELERS: others, ZERO: zero or data.train})
@@ -59,14 +61,11 @@ class Rankings(Task):
     def model(self, resolved: ResolvedStage, platform: str) -> ScalarModel:
         return ScalarModel(LanguageModel(resolved.model, resolved.settings.compute, platform))
 
-    def language_model(self, params: Any) -> Any:
-        return params[TRUNK]
-
     def initial(self, model: ScalarModel, language_model: Any, rng: jax.Array) -> Any:
         return model.on_trunk(language_model, rng)
 
     def loss(self, model: ScalarModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        stage = _stage(resolved)
+        stage = resolved.of(RewardModel)
         return reward_loss(model, label_smoothing=stage.label_smoothing, margin=stage.margin, centring=stage.centring)
 
     def cost(self, resolved: ResolvedStage) -> Cost:
@@ -76,7 +75,7 @@ class Rankings(Task):
     def evaluation(self, run: TaskRun) -> Evaluate:
         """Loss, accuracy and calibration, and the accuracy on rankings of labelers that training has none of."""
         stage, model, validation, others = (
-            _stage(run.resolved),
+            run.resolved.of(RewardModel),
             run.program.model,
             run.data.validation,
             run.data.more[LABELERS],
@@ -117,12 +116,6 @@ class Rankings(Task):
             return dataclasses.replace(state, params=state.params | {SCALAR: shifted})
 
         return finish
-
-
-def _stage(resolved: ResolvedStage) -> RewardModel:
-    stage = resolved.settings
-    assert isinstance(stage, RewardModel)
-    return stage
 
 
 def comparison(model: ScalarModel, loss_fn: Any, params: Any, batch: Batch, most: int) -> dict[str, Weighted]:

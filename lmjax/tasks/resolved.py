@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from jax.sharding import Mesh
 
@@ -23,6 +24,8 @@ from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.rl.reward_function import load_function
 from lmjax.settings import ModelSettings, Stage, TokenizerSettings, TrainingStage
 from lmjax.tokenizers.tokenizer import Tokenizer, build_tokenizer
+
+Kind = TypeVar("Kind", bound=Stage)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class ResolvedStage:
     start: InitialCheckpoint | None = None  # once it is opened
     scorer: InitialCheckpoint | None = None  # the reward model, once it is opened
     reward_model: ModelSettings | None = None  # the reward model's shape, where it is known
+
+    def of(self, kind: type[Kind]) -> Kind:
+        """The settings, as those of a kind of stage."""
+        assert isinstance(self.settings, kind), f"{self.settings.name}: a {type(self.settings)}, not a {kind}"
+        return self.settings
 
     @property
     def model(self) -> ModelSettings:
@@ -140,7 +148,7 @@ def resolve(stage: Stage, before: Sequence[Stage] = (), folder: Path = Path()) -
 def model_of(stage: Stage, before: Sequence[Stage] = ()) -> ModelSettings | None:
     """The model that a stage trains or reads, with the vocabulary that is known before there are data."""
     if not stage.own_model:
-        return stage.model or model_named(stage.start, before)
+        return stage.known_model or model_named(stage.start, before) or stage.model
     assert stage.model is not None
     return dataclasses.replace(stage.model, vocab_size=stage.model.vocab_size or planned_entries(stage))
 

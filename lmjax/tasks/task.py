@@ -39,6 +39,7 @@ from lmjax.parallel.placement import (
     shardings_of,
 )
 from lmjax.settings import TrainingStage
+from lmjax.settings.stage import TaskSettings
 from lmjax.tasks.program import Cost, Program, language_cost, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.training.loop import Values
@@ -62,8 +63,8 @@ class Session:
 class TaskData:
     """The rows of a task. `shares` describes, for so many steps, how much of each source they read."""
 
-    train: Sequence[Rows]
-    weights: Sequence[float | None]
+    train: Sequence[Rows]  # of each source
+    weights: Sequence[float | None]  # of each source in the mixture; None counts it by its rows
     validation: Sequence[Rows] = ()
     names: Sequence[str] = ()  # of the validation sources
     epoch_rows: int = 0  # training rows that an epoch counts
@@ -86,9 +87,7 @@ class TaskRun:
 
     @property
     def stage(self) -> TrainingStage:
-        stage = self.resolved.settings
-        assert isinstance(stage, TrainingStage)
-        return stage
+        return self.resolved.of(TrainingStage)
 
     def batches(self, rows: Sequence[Rows]) -> ValidationBatches:
         """The rows of a validation set in batches."""
@@ -120,8 +119,11 @@ class TaskRun:
         return jit_eval(function, self.mesh, self.program.abstract.params, *self.frozen, batch=sharding)
 
 
-class Task(ABC):
-    """What a training stage learns. A value: it holds settings, and no arrays."""
+class Task(TaskSettings, ABC):
+    """What a training stage learns: a frozen dataclass of settings, without arrays.
+
+    `trunk` says where in the parameters those of the language model are; () where they are all of them.
+    """
 
     @abstractmethod
     def spec(self, resolved: ResolvedStage) -> BatchSpec:
@@ -141,11 +143,13 @@ class Task(ABC):
 
     def language_model(self, params: Any) -> Any:
         """The language model's part of the parameters."""
+        for key in self.trunk:
+            params = params[key]
         return params
 
     def initial(self, model: Any, language_model: Any, rng: jax.Array) -> Any:
-        """The parameters to begin with, from those of the language model in the initial checkpoint."""
-        return language_model
+        """The parameters to begin with: fresh ones, but those of the language model in the initial checkpoint."""
+        return _with_trunk(model.init(rng), self.trunk, language_model) if self.trunk else language_model
 
     def frozen_models(self, model: Any) -> tuple[Any, ...]:
         """Models that the loss reads and that are not trained; their parameters are the initial checkpoint's."""
@@ -201,10 +205,14 @@ class Task(ABC):
         return {}
 
 
+def _with_trunk(params: Any, keys: Sequence[str], trunk: Any) -> Any:
+    first, *rest = keys
+    return params | {first: _with_trunk(params[first], rest, trunk) if rest else trunk}
+
+
 def build_task(task: Task, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
     """The training step of a task on a mesh, whose devices need not be attached, for so many steps in all."""
-    stage = resolved.settings
-    assert isinstance(stage, TrainingStage)
+    stage = resolved.of(TrainingStage)
     model = task.model(resolved, platform_of(mesh))
     optimizer, schedule = task.optimizer(resolved, steps, model.logical_axes())
     parts, seed = stage.train.microbatches, stage.train.seed
