@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lmjax.data.batch import SEGMENTS, Batch
 from lmjax.model.language_model import LanguageModel, Params
+from lmjax.model.outputs import Auxiliary
 
 TRUNK, SCALAR = "trunk", "scalar"
 
@@ -65,12 +66,21 @@ class ScalarModel:
         return {TRUNK: self.language_model.logical_axes(), SCALAR: scalar_axes()}
 
     def values(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """The scalar at every token, float32 [B, T]; what padding gets means nothing."""
-        return apply_scalar(params[SCALAR], self.language_model.hidden(params[TRUNK], batch, rng))
+        """The scalar at every token, float32 [B, T]; those at padding have no meaning."""
+        return self.values_and_aux(params, batch, rng)[0]
+
+    def values_and_aux(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Auxiliary]:
+        """`values`, and the language model's auxiliary losses."""
+        hidden_BTD, aux = self.language_model.hidden(params[TRUNK], batch, rng)
+        return apply_scalar(params[SCALAR], hidden_BTD), aux
 
     def scores(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """The scalar at the last real token of every row, float32 [B]. A row is one conversation."""
-        hidden_BTD = self.language_model.hidden(params[TRUNK], batch, rng)
+        return self.scores_and_aux(params, batch, rng)[0]
+
+    def scores_and_aux(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Auxiliary]:
+        """`scores`, and the language model's auxiliary losses."""
+        hidden_BTD, aux = self.language_model.hidden(params[TRUNK], batch, rng)
         last_B11 = last_real_token(batch[SEGMENTS])[:, None, None]
         hidden_B1D = jnp.take_along_axis(hidden_BTD, last_B11, axis=1)
-        return apply_scalar(params[SCALAR], hidden_B1D)[:, 0]
+        return apply_scalar(params[SCALAR], hidden_B1D)[:, 0], aux

@@ -16,6 +16,7 @@ from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext, LayerCache
 from lmjax.model.decoder import GPT, LayerCaches, unstack_layers
 from lmjax.model.masks import Mask
+from lmjax.model.outputs import Outputs
 from lmjax.model.remat import OFFLOADED_POLICIES
 from lmjax.settings import ComputeSettings, ModelSettings
 
@@ -102,13 +103,16 @@ class LanguageModel:
         is_box = functools.partial(_is_instance, kind=nn.meta.AxisMetadata)
         return jax.tree.map(lambda leaf: tuple(leaf.names), boxed, is_leaf=is_box)
 
-    def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """Hidden states [B, T, D] after the final norm, in the compute dtype. `rng` draws dropout; None means none."""
+    def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
+        """Hidden states [B, T, D] after the final norm, in the compute dtype, and the model's auxiliary losses.
+
+        `rng` draws dropout; None means none.
+        """
         tokens, positions = batch[TOKENS], batch[POSITIONS]
         segments = batch[SEGMENTS] if self.segmented else None
         module = self._module(self.implementation(tokens.shape[1]))
         x, _ = module.apply({"params": params}, tokens, positions, Mask(True, None, segments, segments), rng, None)
-        return x
+        return Outputs(x, {})
 
     def head(self, params: Params) -> jax.Array:
         """The float32 matrix [V, D] that turns hidden states into logits."""
@@ -138,7 +142,7 @@ class LanguageModel:
         self, params: Params, batch: Batch, rng: jax.Array | None = None, entries: int | None = None
     ) -> jax.Array:
         """Float32 logits [B, T, V]; see `project` for `entries`."""
-        return self.project(params, self.hidden(params, batch, rng), entries)
+        return self.project(params, self.hidden(params, batch, rng).hidden, entries)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache of `length` slots for `rows` rows, in the compute dtype."""

@@ -22,7 +22,7 @@ from lmjax.objective.chunks import (
     whole_gradient,
     whole_head,
 )
-from lmjax.objective.weighted import Weighted
+from lmjax.objective.weighted import Metrics, Weighted
 
 
 class Terms(NamedTuple):
@@ -45,7 +45,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     chunking: Chunking = Chunking(),
     valid_vocab: int | None = None,
-) -> tuple[Weighted, dict[str, Weighted]]:
+) -> tuple[Weighted, Metrics]:
     """Weighted cross-entropy, in nats per unit of weight.
 
     `z_loss` adds z_loss x log(Z)^2 (Chowdhery et al. 2022, section 5), `label_smoothing` spreads so much of each

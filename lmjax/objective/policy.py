@@ -11,9 +11,7 @@ import jax.numpy as jnp
 
 from lmjax.objective.advantage import deviations, estimate_kl
 from lmjax.objective.rankings import ranking_loss
-from lmjax.objective.weighted import Weighted
-
-Metrics = dict[str, Weighted]
+from lmjax.objective.weighted import Metrics, Weighted
 
 
 def masked(values: jax.Array, mask: jax.Array) -> Weighted:

@@ -9,13 +9,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lmjax.objective.weighted import Weighted
+from lmjax.objective.weighted import Metrics, Weighted
 
 
 def ordered_pairs(ranks_BK: jax.Array, present_BK: jax.Array) -> jax.Array:
     """Boolean [B, K, K]: True at (i, j) where both are present and i is ranked better (lower) than j; ties are not."""
     better_BIJ = ranks_BK[:, :, None] < ranks_BK[:, None, :]
     return better_BIJ & present_BK[:, :, None] & present_BK[:, None, :]
+
+
+def answer_weights(ranks_BK: jax.Array, present_BK: jax.Array) -> jax.Array:
+    """The weight of each completion in `ranking_loss`, [B, K]: a prompt's, shared equally by its completions."""
+    prompts_B = ordered_pairs(ranks_BK, present_BK).any(axis=(1, 2))
+    sizes_B1 = present_BK.sum(axis=1, keepdims=True).astype(jnp.float32)
+    return jnp.where(present_BK & prompts_B[:, None], 1.0 / jnp.maximum(sizes_B1, 1.0), 0.0)
 
 
 def ranking_loss(
@@ -26,7 +33,7 @@ def ranking_loss(
     margins_BKK: jax.Array | None = None,
     label_smoothing: float = 0.0,
     centring: float = 0.0,
-) -> tuple[Weighted, dict[str, Weighted]]:
+) -> tuple[Weighted, Metrics]:
     """-log sigmoid(score_i - score_j) over the pairs of a prompt with i ranked above j, divided by C(K, 2).
 
     K is the number of present completions. Tied pairs are dropped from the sum, not from C(K, 2). A prompt without

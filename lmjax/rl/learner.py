@@ -40,10 +40,10 @@ from lmjax.objective.policy import (
     masked,
     mix_weights,
 )
-from lmjax.objective.weighted import Weighted
+from lmjax.objective.weighted import Weighted, with_auxiliary
 from lmjax.optim.schedules import Schedule
 from lmjax.optim.train_state import TrainState
-from lmjax.rl.rollout import Rollout, Vocabulary, read_responses, repeated, sample, values_before
+from lmjax.rl.rollout import Readings, Rollout, Vocabulary, read_responses, repeated, sample, values_before
 from lmjax.settings.conversations import KLSettings, PPOSettings, RewardSettings
 from lmjax.training.step import make_train_step
 
@@ -121,9 +121,9 @@ class Learner:
     def divergence(self, state: TrainState, reference: Any, rollout: Rollout) -> jax.Array:
         """The policy's divergence from the reference in each response, [B] nats, by the estimator that is trained."""
         mask_BN, rows = rollout.mask, rollout.rows
-        own_BN, _, _ = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1])
-        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
-        return jnp.where(mask_BN > 0, estimate_kl(own_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
+        policy_BN = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1]).log_probs
+        reference_BN = self._read({POLICY: reference}, rows, mask_BN.shape[1]).log_probs
+        return jnp.where(mask_BN > 0, estimate_kl(policy_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
 
     def learn(
         self, state: TrainState, reference: Any, rollout: Rollout, scores_B: jax.Array, batch: Batch
@@ -151,8 +151,8 @@ class Learner:
     ) -> tuple[Batch, Metrics]:
         """What the updates learn from, [B, P + N] and [B, N], and what is known of the responses."""
         mask_BN, rows = rollout.mask, rollout.rows
-        old_BN, entropy_BN, values_BN = self._read(params, rows, mask_BN.shape[1])
-        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
+        old_BN, entropy_BN, values_BN, _ = self._read(params, rows, mask_BN.shape[1])
+        reference_BN = self._read({POLICY: reference}, rows, mask_BN.shape[1]).log_probs
         shaped_B = self._shaped(scores_B, rollout.finished)
         kl_BN = estimate_kl(old_BN, reference_BN, self.estimator)
         data = rows | {MASK: mask_BN, OLD: old_BN, REFERENCE: reference_BN}
@@ -189,7 +189,7 @@ class Learner:
     def loss(self, params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
         """The loss of a minibatch, for the step-maker. `rng` is not used: there is no dropout."""
         mask_BN, tokens = batch[MASK], batch[MASK].shape[1]
-        log_probs_BN, _, values_BN = self._read(params, batch, tokens)
+        log_probs_BN, _, values_BN, aux = self._read(params, batch, tokens)
         if self.ppo.baseline == "group":
             loss, metrics = grpo_loss(
                 log_probs_BN,
@@ -200,41 +200,45 @@ class Learner:
                 clip=self._clip,
                 kl_coefficient=self.kl.coefficient,
             )
-            return loss, metrics
+            return with_auxiliary(loss, metrics, aux, mask_BN.max(axis=1))
         loss, metrics = clipped_policy_loss(log_probs_BN, batch[OLD], batch[ADVANTAGES], mask_BN, clip=self._clip)
         value_loss, value_metrics = clipped_value_loss(
             values_BN, batch[OLD_VALUES], batch[RETURNS], mask_BN, clip=self.ppo.value_clip
         )
-        total = loss.sum + self.ppo.value_coefficient * value_loss.sum
         metrics |= value_metrics | {"policy_loss": loss, "value_loss": value_loss}
+        loss = Weighted(loss.sum + self.ppo.value_coefficient * value_loss.sum, loss.weight)
         if self.ppo.mix_coefficient:
             mix = {name: batch[MIX + name] for name in LANGUAGE_FIELDS}
-            sum_, mix_metrics = self._mix(params, mix)
-            total += sum_
+            mix_loss, mix_metrics = self._mix(params, mix)
+            loss = Weighted(loss.sum + mix_loss.sum, loss.weight)
             metrics |= mix_metrics
-        return Weighted(total, loss.weight), metrics
+        return with_auxiliary(loss, metrics, aux, mask_BN)
 
-    def _mix(self, params: Any, rows: Batch) -> tuple[jax.Array, dict[str, Weighted]]:
+    def _mix(self, params: Any, rows: Batch) -> tuple[Weighted, dict[str, Weighted]]:
         """The cross-entropy of pretraining rows, whose weights `mix_weights` made; logged per token."""
+        hidden_BTD, aux = self.policy.hidden(params[POLICY], rows)
         loss, _ = cross_entropy(
-            self.policy.hidden(params[POLICY], rows),
+            hidden_BTD,
             self.policy.head(params[POLICY]),
             rows[TARGETS],
             rows[WEIGHTS],
             chunking=self.policy.chunking,
             valid_vocab=self.vocabulary.size,
         )
-        return loss.sum, {"mix_cross_entropy": loss}
+        aux = {f"mix_{name}": pair for name, pair in aux.items()}
+        return with_auxiliary(loss, {"mix_cross_entropy": loss}, aux, rows[WEIGHTS])
 
-    def _read(self, params: Any, rows: Batch, tokens: int) -> tuple[jax.Array, jax.Array, Any]:
-        """Log-probabilities, entropies and values (None for a group baseline or the reference), [B, N] each."""
+    def _read(self, params: Any, rows: Batch, tokens: int) -> Readings:
+        """Of the policy, and of the value model where `params` hold one; a group baseline has no values."""
         head = params.get(VALUE) if self.ppo.baseline == "value_head" else None
-        log_probs_BN, entropy_BN, values_BN = read_responses(
+        readings = read_responses(
             self.policy, params[POLICY], rows, tokens, self.vocabulary, self.ppo.temperature, head
         )
         if self.ppo.baseline == "value" and VALUE in params:
-            values_BN = values_before(self.value, params[VALUE], rows, tokens)
-        return log_probs_BN, entropy_BN, values_BN
+            values_BN, aux = values_before(self.value, params[VALUE], rows, tokens)
+            named = {f"value_{name}": pair for name, pair in aux.items()}
+            return readings._replace(values=values_BN, aux=readings.aux | named)
+        return readings
 
     def _shaped(self, scores_B: jax.Array, finished_B: jax.Array) -> jax.Array:
         shaping = self.shaping

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from lmjax.generate.decoding import advance, start
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.heads import ScalarModel, apply_scalar
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.outputs import Auxiliary
 from lmjax.objective.log_probs import token_log_probs
 
 
@@ -45,6 +46,15 @@ class Rollout:
     def responses(self) -> jax.Array:
         """[B, N] int32: the response tokens, 0 where there are none."""
         return self.rows[TOKENS][:, -self.mask.shape[1] :]
+
+
+class Readings(NamedTuple):
+    """What a policy computes of sampled responses, [B, N]."""
+
+    log_probs: jax.Array  # of each token
+    entropy: jax.Array  # of the distribution that each token was sampled from, in nats
+    values: Any  # by the value head, or by the value model, before each token; None where there is neither
+    aux: Auxiliary  # the models' auxiliary losses
 
 
 def sample(
@@ -118,12 +128,9 @@ def read_responses(
     vocabulary: Vocabulary,
     temperature: float,
     value_head: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The log-probability of each token of a response, the entropy where it was drawn, and the head's value before it.
-
-    Arrays [B, N] of the last `responses` columns. There is never dropout: the ratio of a policy to itself is 1.
-    """
-    hidden_BTD = model.hidden(params, rows)
+) -> Readings:
+    """Reads the last `responses` columns of the rows, without dropout: the ratio of a policy to itself is 1."""
+    hidden_BTD, aux = model.hidden(params, rows)
     before_BND = hidden_BTD[:, -responses - 1 : -1]
     log_probs_BN, entropy_BN = token_log_probs(
         before_BND,
@@ -134,9 +141,10 @@ def read_responses(
         chunking=model.chunking,
     )
     values_BN = None if value_head is None else apply_scalar(value_head, before_BND)
-    return log_probs_BN, entropy_BN, values_BN
+    return Readings(log_probs_BN, entropy_BN, values_BN, aux)
 
 
-def values_before(model: ScalarModel, params: Any, rows: Batch, responses: int) -> jax.Array:
-    """What a value model says before each token of a response, [B, N]."""
-    return model.values(params, rows)[:, -responses - 1 : -1]
+def values_before(model: ScalarModel, params: Any, rows: Batch, responses: int) -> tuple[jax.Array, Auxiliary]:
+    """A value model's value before each token of a response, [B, N], and its auxiliary losses."""
+    values_BT, aux = model.values_and_aux(params, rows)
+    return values_BT[:, -responses - 1 : -1], aux

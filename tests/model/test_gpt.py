@@ -278,7 +278,7 @@ def test_every_branch_of_every_layer_draws_a_mask_of_its_own(scan):
         block["feed_forward"]["down"]["bias"] += 4.0**layer
     tokens = np.zeros((2, 64), np.int32)
     batch = {"tokens": tokens, "positions": tokens, "segments": tokens + 1}
-    kept = model.hidden(stack_layers(layers) if scan else layers, batch, fast_key(0))
+    kept = model.hidden(stack_layers(layers) if scan else layers, batch, fast_key(0)).hidden
     masks = np.asarray(kept, np.int64).reshape(-1) >> np.arange(4)[:, None] & 1
     assert set(np.unique(kept)) == set(range(16))
     for one in range(4):
