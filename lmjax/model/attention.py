@@ -73,6 +73,8 @@ def _cudnn_obstacle(settings: ModelSettings, dtype: jnp.dtype, platform: str, se
     if segmented:
         # JAX hands it a boolean mask as a bias [B, 1, T, T], whose gradient it then asks for; few versions have that.
         return "cuDNN cannot keep documents apart"
+    if not settings.attention.causal and "banded" in settings.attention.pattern:
+        return "cuDNN has no band that reaches to both sides, as in a banded layer with model.attention.causal = False"
     if settings.head_dim > 128 or settings.head_dim % 8:
         return f"the head dimension {settings.head_dim} is not a multiple of 8 up to 128"
     return "" if dtype == jnp.bfloat16 else f"cuDNN computes in bfloat16, not in compute.dtype {dtype.name!r}"

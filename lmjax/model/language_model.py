@@ -51,12 +51,12 @@ class Cache:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A decoder of given shapes, computed as `compute` says for `platform` ("cpu", "gpu" or "tpu").
+    """A decoder, or an encoder where attention is not causal, of given shapes.
 
-    The platform is given, not asked for: a plan compiles for devices that are not attached. Where the rows that it
-    reads are never `segmented`, which is to say that a row is one document with padding at its end, attention is
-    cheaper. Raises UserError when the vocabulary is not known yet, the settings name an attention that cannot serve, or
-    a remat policy offloads where there is no other memory.
+    It is computed as `compute` says for `platform` ("cpu", "gpu" or "tpu"), which is an argument because a plan
+    compiles for devices that are not attached. `segmented` is False where each row is one document with padding at its
+    end; attention is then cheaper. Raises UserError when the vocabulary's size is not set, the settings name an
+    attention that cannot serve, or a remat policy offloads on a platform without a second memory.
     """
 
     settings: ModelSettings
@@ -88,9 +88,19 @@ class LanguageModel:
 
     def implementation(self, sequence_length: int | None = None) -> str:
         """The attention that `hidden` uses for rows of that many tokens; see `lmjax.model.attention.choose`."""
-        return choose(
-            self.settings, self.dtype, self.platform, segmented=self.segmented, sequence_length=sequence_length
-        )
+        segmented = self._masks_segments
+        return choose(self.settings, self.dtype, self.platform, segmented=segmented, sequence_length=sequence_length)
+
+    @property
+    def _masks_segments(self) -> bool:
+        """A causal token never sees the padding at a row's end; without causality only segments hide it."""
+        return self.segmented or not self.settings.attention.causal
+
+    def require_causal(self, use: str) -> None:
+        """Raises UserError where tokens see later ones, which what `use` names cannot have."""
+        causal = self.settings.attention.causal
+        fix = "set it, or use a task for encoders"
+        require(causal, "model.attention.causal", causal, f"true, as {use} needs a model that sees no later token", fix)
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters: the same ones for a seed whether layers are scanned or not."""
@@ -109,9 +119,10 @@ class LanguageModel:
         `rng` draws dropout; None means none.
         """
         tokens, positions = batch[TOKENS], batch[POSITIONS]
-        segments = batch[SEGMENTS] if self.segmented else None
+        segments = batch[SEGMENTS] if self._masks_segments else None
+        mask = Mask(self.settings.attention.causal, None, segments, segments)
         module = self._module(self.implementation(tokens.shape[1]))
-        x, _ = module.apply({"params": params}, tokens, positions, Mask(True, None, segments, segments), rng, None)
+        x, _ = module.apply({"params": params}, tokens, positions, mask, rng, None)
         return Outputs(x, {})
 
     def head(self, params: Params) -> jax.Array:
@@ -167,11 +178,13 @@ class LanguageModel:
     ) -> tuple[jax.Array, Cache]:
         """Reads T more tokens, stored from index `slot` on; returns their hidden states [B, T, D] and the cache.
 
-        Rows whose prompts are shorter are padded on the left with segment 0, so that one slot serves all rows.
+        Rows whose prompts are shorter are padded on the left with segment 0, so that one slot serves all rows. Raises
+        UserError for a model whose attention is not causal: its earlier hidden states would change with every token.
         """
+        self.require_causal("decoding with a cache")
         slot = jnp.asarray(slot, jnp.int32)
         segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, slot))
-        mask = Mask(True, None, segments_BT, segments_BS, offset=slot)
+        mask = Mask(self.settings.attention.causal, None, segments_BT, segments_BS, offset=slot)
         module = self._module("einsum")
         filled: Any
         x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, cache.layers)
@@ -186,7 +199,8 @@ class LanguageModel:
     def _boxed(self, rng: jax.Array, *, scan_layers: bool) -> Any:
         tokens = jnp.zeros((1, 1), jnp.int32)
         module = GPT(BlockContext(self.settings, self.dtype, False, "einsum"), scan_layers, "none")
-        return module.init(rng, tokens, tokens, Mask(True, None), None, None)["params"]
+        mask = Mask(self.settings.attention.causal, None)
+        return module.init(rng, tokens, tokens, mask, None, None)["params"]
 
 
 def _is_instance(value: Any, kind: type) -> bool:

@@ -22,8 +22,9 @@ def language_loss(
     """A function (params, batch, rng) -> (loss, metrics), all as (sum, weight); `rng` None means no dropout.
 
     `valid_vocab` is the tokenizer's size where the model's table has more rows. The loss is the cross-entropy with its
-    extra terms, plus the model's auxiliary losses.
+    extra terms, plus the model's auxiliary losses. Raises UserError for a model that sees the tokens it predicts.
     """
+    model.require_causal("predicting the next token")
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         hidden_BTD, aux = model.hidden(params, batch, rng)

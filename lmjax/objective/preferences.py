@@ -78,7 +78,11 @@ def reward_loss(
 def preference_loss(
     model: LanguageModel, reference: Any, *, beta: float, label_smoothing: float = 0.0, valid_vocab: int | None = None
 ) -> LossFunction:
-    """DPO's loss against the parameters `reference`, which are read without dropout."""
+    """DPO's loss against the parameters `reference`, which are read without dropout.
+
+    Raises UserError for a model that sees the tokens it predicts.
+    """
+    model.require_causal("DPO")
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         log_probs_BK, aux = answer_log_probs(model, params, batch, rng, valid_vocab)

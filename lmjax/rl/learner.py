@@ -77,6 +77,12 @@ class Learner:
     microbatches: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises UserError for models that see the tokens they predict, or whose value they predict."""
+        self.policy.require_causal("a policy")
+        if self.ppo.baseline == "value":
+            self.value.language_model.require_causal("a value model")
+
     @property
     def updates(self) -> int:
         """Optimizer steps per iteration."""
