@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
-from lmjax.model.decoder import unstack_layers
 from lmjax.model.language_model import Cache, LanguageModel
+from lmjax.model.stack import unstack_layers
 from lmjax.settings import ComputeSettings
 
 

@@ -14,10 +14,12 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import require
 from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext, LayerCache
-from lmjax.model.decoder import GPT, LayerCaches, unstack_layers
+from lmjax.model.decoder import Decoder
+from lmjax.model.embeddings import head_table
 from lmjax.model.masks import Mask
 from lmjax.model.outputs import Outputs
 from lmjax.model.remat import OFFLOADED_POLICIES
+from lmjax.model.stack import LayerCaches, unstack_layers
 from lmjax.settings import ComputeSettings, ModelSettings
 
 Params = dict[str, Any]
@@ -127,7 +129,7 @@ class LanguageModel:
 
     def head(self, params: Params) -> jax.Array:
         """The float32 matrix [V, D] that turns hidden states into logits."""
-        return params["tokens" if self.settings.tied_head else "head"]
+        return head_table(self.settings, params)
 
     def project(self, params: Params, hidden_BTD: jax.Array, entries: int | None = None) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states.
@@ -190,15 +192,15 @@ class LanguageModel:
         x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, cache.layers)
         return x, Cache(filled, segments_BS)
 
-    def _module(self, attention: str) -> GPT:
+    def _module(self, attention: str) -> Decoder:
         on_cpu = self.platform == "cpu"
         block, tpu = self.compute.attention_block, self.platform == "tpu"
         context = BlockContext(self.settings, self.dtype, on_cpu, attention, on_cpu, tpu, block)
-        return GPT(context, self.compute.scan_layers, self.compute.remat)
+        return Decoder(context, self.compute.scan_layers, self.compute.remat)
 
     def _boxed(self, rng: jax.Array, *, scan_layers: bool) -> Any:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        module = GPT(BlockContext(self.settings, self.dtype, False, "einsum"), scan_layers, "none")
+        module = Decoder(BlockContext(self.settings, self.dtype, False, "einsum"), scan_layers, "none")
         mask = Mask(self.settings.attention.causal, None)
         return module.init(rng, tokens, tokens, mask, None, None)["params"]
 

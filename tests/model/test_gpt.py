@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from lmjax.model.decoder import stack_layers, unstack_layers
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.remat import REMAT_POLICIES
+from lmjax.model.stack import stack_layers, unstack_layers
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
