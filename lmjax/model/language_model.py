@@ -25,27 +25,28 @@ from lmjax.settings import ComputeSettings, ModelSettings
 Params = dict[str, Any]
 
 LOGITS_AT_ONCE = 2**26  # entries on one device: 256 MiB in float32
-LOGITS_IN_CACHE = 2**20  # on a CPU: 4 MiB, so that what is made of the logits need not go to memory and back
+LOGITS_IN_CACHE = 2**20  # on a CPU: 4 MiB in float32, so that a chunk's logits stay in the CPU's cache
 
-FEW_ROWS = 16  # up to so many, XLA's CPU backend multiplies faster with the head on the left, which it does not repack
+FEW_ROWS = 16  # up to this number, XLA's CPU backend is faster with the head as left operand, which it does not repack
 
 
 class Chunking(NamedTuple):
-    """How a loss cuts its tokens, so that it never holds all logits.
+    """How a loss splits its tokens into chunks, so that it never holds all logits.
 
-    As [V, D], the TPU compiler adds the head's gradient to the embedding's, where they are one table, before it sums
-    over devices; as [D, V], a CPU's needs no transposed copy of every chunk's slopes and takes a fifth less time.
+    With the head's gradient as [V, D], the TPU compiler adds it to the embedding's, where they are one table, before it
+    sums over devices. As [D, V], XLA's CPU backend needs no transposed copy of every chunk's dlogits and takes a fifth
+    less time.
     """
 
-    tokens: int | None = None  # at most, in a chunk on a device; None: as many as have `logits` logits
+    tokens: int | None = None  # the most in a chunk on a device; None: as many as have `logits` logits
     logits: int = LOGITS_AT_ONCE
-    vocab_last: bool = False  # whether the head's gradient is added up as [D, V]
+    vocab_last: bool = False  # whether the head's gradient is accumulated as [D, V]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "segments"], meta_fields=[])
 @dataclass(frozen=True)
 class Cache:
-    """The layers' keys and values of S slots, and the segments [B, S] of what they hold; 0 is empty."""
+    """The layers' keys and values of S slots, and the slots' segments [B, S]; 0 is an empty slot."""
 
     layers: LayerCaches
     segments: jax.Array
@@ -71,9 +72,9 @@ class LanguageModel:
         require(size is not None, "model.vocab_size", size, "a number of rows", "set it, or let the tokenizer give it")
         remat = self.compute.remat
         offloads = remat in OFFLOADED_POLICIES and self.platform == "cpu"
-        kept = remat.removesuffix("_offloaded")
-        what = "a policy that offloads nothing: on a CPU the model is in the host's memory already"
-        require(not offloads, "compute.remat", remat, what, f"use {kept!r}")
+        without_offload = remat.removesuffix("_offloaded")
+        expected = "a policy that offloads nothing: on a CPU the model is in the host's memory already"
+        require(not offloads, "compute.remat", remat, expected, f"use {without_offload!r}")
         self.implementation()
 
     @property
@@ -84,12 +85,12 @@ class LanguageModel:
 
     @property
     def chunking(self) -> Chunking:
-        """How a loss had best cut its tokens."""
+        """The fastest way for a loss to split its tokens on this platform."""
         cpu = self.platform == "cpu"
         return Chunking(self.compute.loss_chunk, LOGITS_IN_CACHE if cpu else LOGITS_AT_ONCE, vocab_last=cpu)
 
     def implementation(self, sequence_length: int | None = None) -> str:
-        """The attention that `hidden` uses for rows of that many tokens; see `lmjax.model.attention.choose`."""
+        """The attention that `hidden` uses for rows of `sequence_length` tokens; see `lmjax.model.attention.choose`."""
         segmented = self._masks_segments
         return choose(self.settings, self.dtype, self.platform, segmented=segmented, sequence_length=sequence_length)
 
@@ -105,7 +106,7 @@ class LanguageModel:
         require(causal, "model.attention.causal", causal, f"true, as {use} needs a model that sees no later token", fix)
 
     def init(self, rng: jax.Array) -> Params:
-        """Fresh float32 parameters: the same ones for a seed whether layers are scanned or not."""
+        """Fresh float32 parameters; their values do not depend on whether layers are scanned."""
         params = nn.meta.unbox(self._boxed(rng, scan_layers=True))
         return params if self.compute.scan_layers else unstack_layers(params)
 
@@ -134,7 +135,7 @@ class LanguageModel:
     def project(self, params: Params, hidden_BTD: jax.Array, entries: int | None = None) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states.
 
-        `entries` is the tokenizer's size where the table has more rows: the logits of the others are -inf.
+        `entries` is the tokenizer's size if the table has more rows: the logits of the other rows are -inf.
         """
         logits_BTV = self._products(params, hidden_BTD)
         V = logits_BTV.shape[-1]
@@ -162,11 +163,11 @@ class LanguageModel:
         settings = self.settings
         shape: tuple[int, ...] = (settings.kv_heads, length, settings.head_dim)
         shape = shape if rows == 1 else (rows, *shape)
-        apart = settings.layers
+        count = settings.layers
         if self.compute.scan_layers:
-            apart = len(settings.attention.pattern)
-            shape = (settings.layers // apart, *shape)
-        layers = (LayerCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in range(apart))
+            count = len(settings.attention.pattern)
+            shape = (settings.layers // count, *shape)
+        layers = (LayerCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in range(count))
         return Cache(tuple(layers), jnp.zeros((rows, length), jnp.int32))
 
     def extend(
@@ -178,7 +179,7 @@ class LanguageModel:
         segments_BT: jax.Array,
         slot: jax.Array | int,
     ) -> tuple[jax.Array, Cache]:
-        """Reads T more tokens, stored from index `slot` on; returns their hidden states [B, T, D] and the cache.
+        """Reads T more tokens into the slots from `slot` on; returns their hidden states [B, T, D] and the cache.
 
         Rows whose prompts are shorter are padded on the left with segment 0, so that one slot serves all rows. Raises
         UserError for a model whose attention is not causal: its earlier hidden states would change with every token.
@@ -188,9 +189,9 @@ class LanguageModel:
         segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, slot))
         mask = Mask(self.settings.attention.causal, None, segments_BT, segments_BS, offset=slot)
         module = self._module("einsum")
-        filled: Any
-        x, filled = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, cache.layers)
-        return x, Cache(filled, segments_BS)
+        layers: Any
+        x, layers = module.apply({"params": params}, tokens_BT, positions_BT, mask, None, cache.layers)
+        return x, Cache(layers, segments_BS)
 
     def _module(self, attention: str) -> Decoder:
         on_cpu = self.platform == "cpu"

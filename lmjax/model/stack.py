@@ -19,7 +19,7 @@ LayerCaches = tuple[LayerCache, ...]
 
 
 class Period(nn.Module):
-    """The blocks of one period of the attention pattern; `first` is the number of the first layer."""
+    """The blocks of one period of the attention pattern; `first` is the index of the first layer."""
 
     context: BlockContext
 
@@ -32,21 +32,21 @@ class Period(nn.Module):
         key: jax.Array | None,
         around: Surroundings,
     ) -> tuple[jax.Array, LayerCaches | None]:
-        filled = []
+        updated = []
         for i, kind in enumerate(self.context.settings.attention.pattern):
             layer_key = None if key is None else jax.random.fold_in(key, first + i)
             cache = None if caches is None else caches[i]
             x, cache = Block(self.context, kind, name=f"block_{i}")(x, cache, layer_key, around)
             if cache is not None:
-                filled.append(cache)
-        return x, tuple(filled) or None
+                updated.append(cache)
+        return x, tuple(updated) or None
 
 
 class Stack(nn.Module):
     """From the residual stream [B, T, D] to hidden states [B, T, D] after the final norm.
 
-    `memory` [B, M, D] is what the blocks' cross-attention reads, by `memory_mask`; without it they have none. New keys
-    and values go into the caches at the mask's offset.
+    `memory` [B, M, D] is the source of the blocks' cross-attention, under `memory_mask`; without it they have none. New
+    keys and values are written to the caches at the mask's offset.
     """
 
     context: BlockContext
@@ -88,15 +88,15 @@ class Stack(nn.Module):
         repeats = self.context.settings.layers // period
         cell: Any = Period
         if self.remat != "none":
-            # Under scan the recomputation cannot be merged with the forward pass, so nothing has to be prevented.
+            # Under scan the compiler cannot merge the recomputation with the forward pass: nothing has to prevent it.
             cell = nn.remat(Period, policy=remat_policy(self.remat), prevent_cse=not self.scan_layers)
         if not self.scan_layers:
-            filled: LayerCaches = ()
+            updated: LayerCaches = ()
             for first in range(0, repeats * period, period):
-                own = None if caches is None else caches[first : first + period]
-                x, own = cell(self.context, name=f"period_{first // period}")(x, first, own, key, around)
-                filled += own or ()
-            return x, filled or None
+                cache = None if caches is None else caches[first : first + period]
+                x, cache = cell(self.context, name=f"period_{first // period}")(x, first, cache, key, around)
+                updated += cache or ()
+            return x, updated or None
         scanned = nn.scan(
             cell,
             variable_axes={"params": 0},

@@ -19,13 +19,13 @@ from lmjax.objective.weighted import LossFunction, Metrics, Weighted, with_auxil
 
 
 def answers_as_rows(batch: Batch) -> Batch:
-    """The fields of the model, [B x K, T]: each answer is encoded once, whatever it is compared with."""
+    """The model's fields as rows, [B x K, T]: each answer is encoded once for all its comparisons."""
     fields = {name: batch[name] for name in (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)}
     return {name: array.reshape(-1, array.shape[-1]) for name, array in fields.items()}
 
 
 def present_answers(batch: Batch) -> jax.Array:
-    """Boolean [B, K]: where there is an answer."""
+    """Boolean [B, K]: True for an answer, False for padding."""
     return (batch[SEGMENTS] != 0).any(axis=-1)
 
 
@@ -54,7 +54,7 @@ def answer_log_probs(
 def reward_loss(
     model: ScalarModel, *, label_smoothing: float = 0.0, margin: float = 0.0, centring: float = 0.0
 ) -> LossFunction:
-    """The ranking loss of a reward model's scores; `margin` is asked for per step of rank between two answers."""
+    """The ranking loss of a reward model's scores, with a margin of `margin` x (difference of the two ranks)."""
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         ranks_BK = batch[RANKS]
@@ -78,7 +78,7 @@ def reward_loss(
 def preference_loss(
     model: LanguageModel, reference: Any, *, beta: float, label_smoothing: float = 0.0, valid_vocab: int | None = None
 ) -> LossFunction:
-    """DPO's loss against the parameters `reference`, which are read without dropout.
+    """DPO's loss; `reference` are the parameters of the reference policy, which is evaluated without dropout.
 
     Raises UserError for a model that sees the tokens it predicts.
     """

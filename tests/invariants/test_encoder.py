@@ -154,7 +154,7 @@ REFUSED = r"model\.attention\.causal = False: expected true, as {}.*; set it"
 def test_nothing_that_predicts_the_next_token_takes_an_encoder():
     model = made("learned")
     params = parameters(model)
-    with pytest.raises(UserError, match=REFUSED.format("decoding with a cache")):
+    with pytest.raises(UserError, match=REFUSED.format("generating text")):
         generate(model, params, ByteTokenizer(), ["a"])
     arrays = np.zeros((1, 4), np.int32)
     with pytest.raises(UserError, match=REFUSED.format("decoding with a cache")):

@@ -48,7 +48,9 @@ def test_the_auxiliary_loss_of_mixed_in_text_counts_by_its_coefficient():
     rows["weights"] = np.full((4, 10), 5.0 / 40, np.float32)  # for a loss that weighs 1
     policy, _ = models()
     params = first_state(learner).params
-    results = [dataclasses.replace(learner, policy=model)._mix(params, rows) for model in (policy, Constant(SETTINGS))]
+    results = [
+        dataclasses.replace(learner, policy=model)._ptx_loss(params, rows) for model in (policy, Constant(SETTINGS))
+    ]
     (loss, _), (larger, metrics) = results
     assert float(larger.sum - loss.sum) == pytest.approx(5.0 * 0.5, rel=1e-4)
     assert float(metrics["mix_half"].mean()) == pytest.approx(0.5)
