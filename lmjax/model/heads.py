@@ -65,21 +65,21 @@ class ScalarModel:
         """A tree like the parameters whose leaves are tuples of logical axis names."""
         return {TRUNK: self.language_model.logical_axes(), SCALAR: scalar_axes()}
 
-    def values(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """The scalar at every token, float32 [B, T]; those at padding have no meaning."""
-        return self.values_and_aux(params, batch, rng)[0]
+    def values(self, params: Params, batch: Batch) -> jax.Array:
+        """The scalar at every token, float32 [B, T], without dropout; those at padding have no meaning."""
+        return self.values_and_aux(params, batch)[0]
 
-    def values_and_aux(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Auxiliary]:
+    def values_and_aux(self, params: Params, batch: Batch) -> tuple[jax.Array, Auxiliary]:
         """`values`, and the language model's auxiliary losses."""
-        hidden_BTD, aux = self.language_model.hidden(params[TRUNK], batch, rng)
+        hidden_BTD, aux = self.language_model.hidden(params[TRUNK], batch)
         return apply_scalar(params[SCALAR], hidden_BTD), aux
 
-    def scores(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-        """The scalar at the last real token of every row, float32 [B]. A row is one conversation."""
-        return self.scores_and_aux(params, batch, rng)[0]
+    def scores(self, params: Params, batch: Batch) -> jax.Array:
+        """The scalar at the last real token of every row, float32 [B], without dropout. A row is one conversation."""
+        return self.scores_and_aux(params, batch)[0]
 
     def scores_and_aux(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Auxiliary]:
-        """`scores`, and the language model's auxiliary losses."""
+        """`scores`, with dropout that `rng` draws if it is not None; and the language model's auxiliary losses."""
         hidden_BTD, aux = self.language_model.hidden(params[TRUNK], batch, rng)
         last_B11 = last_real_token(batch[SEGMENTS])[:, None, None]
         hidden_B1D = jnp.take_along_axis(hidden_BTD, last_B11, axis=1)
