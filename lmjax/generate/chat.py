@@ -1,4 +1,4 @@
-"""Streaming: text as it is produced, and a conversation on a terminal, its turns written as the model read them."""
+"""Streaming of a completion's text, and a conversation on a terminal in the turn format of the model's training."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lmjax.settings import TemplateSettings
 from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
-UNFINISHED = "\ufffd"  # how a decoder shows the beginning of a character whose end has not come yet
+UNFINISHED = "\ufffd"  # how a tokenizer decodes a character of which some bytes are missing
 
-Pieces = Generator[str, None, bool]  # of a text; at the end, whether the model's context was full
+Pieces = Generator[str, None, bool]  # yields pieces of a text; returns whether the model's context was full
 
 
 class TurnFormat(Protocol):
-    """How a conversation is written for a model, and how its answers end."""
+    """The format of a conversation for a model, and how its answers end."""
 
     @property
     def note(self) -> str:
-        """What a user should know of it before the first turn, or ""."""
+        """A note to show the user before the first turn, or ""."""
         ...
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts before which an answer ends."""
+        """Stop strings: an answer ends before the first of them."""
         ...
 
     @property
@@ -44,17 +44,17 @@ class TurnFormat(Protocol):
 
     @property
     def around(self) -> tuple[str, str]:
-        """What stands before and behind an answer in what the model writes, and is not part of it."""
+        """The prefix and the suffix of an answer in the model's text, which are not part of the answer."""
         ...
 
     def prompt(self, turns: Turns, tokenizer: Tokenizer) -> str | list[int]:
-        """A conversation that ends with a user's turn, as text or tokens, opened for the answer."""
+        """A conversation that ends with a user's turn, as text or tokens up to where the answer begins."""
         ...
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How turns are written for a model that has only read plain text. No end of text stands behind an answer."""
+    """The format of turns for a model that was trained on plain text only. No end of text follows an answer."""
 
     user: str = "User: "
     assistant: str = "Assistant:"
@@ -79,7 +79,7 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class StageTurns:
-    """Turns as the stage that trained the model wrote them, in the very tokens, ends of text included."""
+    """Turns in the template of the stage that trained the model: the same tokens, ends of text included."""
 
     template: TemplateSettings
 
@@ -89,8 +89,8 @@ class StageTurns:
 
     @property
     def around(self) -> tuple[str, str]:
-        before, _, behind = self.template.answer.partition(TEXT)
-        return before, behind
+        prefix, _, suffix = self.template.answer.partition(TEXT)
+        return prefix, suffix
 
     def prompt(self, turns: Turns, tokenizer: Tokenizer) -> list[int]:
         return encode([turns], self.template, tokenizer)[0].ids.tolist()
@@ -103,16 +103,16 @@ def stream(
     prompt: str | Sequence[int],
     settings: SamplingSettings,
 ) -> Pieces:
-    """The completion that `generate` gives of a text, or of token ids, in pieces as they become certain.
+    """The completion by `generate` of a text, or of token ids, in pieces that will not change any more.
 
-    A piece never ends inside a character, and what may be the beginning of a stop string is held back. Returns whether
-    the model's context ended it.
+    A piece never ends inside a character, and a possible beginning of a stop string is yielded only when it is known to
+    be none. Returns whether the completion ended because the model's context was full.
     """
     ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     rows = Continuations(model, params, tokenizer, [ids], settings)
-    shown, nothing = "", np.zeros(1, bool)
+    shown, not_stopped = "", np.zeros(1, bool)
     while True:
-        rows.advance(1, nothing)
+        rows.advance(1, not_stopped)
         text, ended = written(tokenizer, ids, rows.tokens[0], settings), bool(rows.ended[0])
         cut = first_stop(text, settings.stop)
         done = cut is not None or ended
@@ -136,7 +136,7 @@ def chat(
 ) -> None:
     """Reads lines and streams answers until the input ends or is interrupted.
 
-    The conversation is forgotten from its beginning as it outgrows the model's context. `tell` gets remarks.
+    The oldest turns are dropped when the conversation is longer than the model's context. `tell` receives notes.
     """
     settings = dataclasses.replace(settings, stop=(*settings.stop, *turns.stop), ends=turns.ends)
     context = model.settings.context
@@ -170,7 +170,7 @@ def chat(
         except KeyboardInterrupt:
             write("\n")
             return
-        except UserError as error:  # a line that is longer than the context, say: the conversation goes on without it
+        except UserError as error:  # for example a line longer than the context: it is dropped
             history.pop()
             write(f"{error}\n")
             continue
@@ -181,28 +181,31 @@ def _tokens(prompt: str | list[int], tokenizer: Tokenizer) -> int:
     return len(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
 
 
-def _without(pieces: Pieces, before: str, behind: str) -> Pieces:
-    """The pieces of a text without `before` at its beginning and `behind` at its end, where they are."""
+def _without(pieces: Pieces, prefix: str, suffix: str) -> Pieces:
+    """The pieces of a text without its `prefix` and its `suffix`, if it has them."""
     text, shown = "", 0
     while True:
         try:
             text += next(pieces)
         except StopIteration as end:
-            rest = text.removeprefix(before).removesuffix(behind)[shown:]
+            rest = text.removeprefix(prefix).removesuffix(suffix)[shown:]
             if rest:
                 yield rest
             return end.value
-        if len(text) < len(before) and before.startswith(text):
+        if len(text) < len(prefix) and prefix.startswith(text):
             continue
-        body = text.removeprefix(before)
-        held = next((n for n in range(min(len(behind), len(body)), 0, -1) if body.endswith(behind[:n])), 0)
-        if len(body) - held > shown:
-            yield body[shown : len(body) - held]
-            shown = len(body) - held
+        body = text.removeprefix(prefix)
+        overlap = next((n for n in range(min(len(suffix), len(body)), 0, -1) if body.endswith(suffix[:n])), 0)
+        if len(body) - overlap > shown:
+            yield body[shown : len(body) - overlap]
+            shown = len(body) - overlap
 
 
 def _certain(text: str, stop: tuple[str, ...]) -> int:
-    """How much of an unfinished text will not change: not a half character, nor what may begin a stop string."""
+    """The length of the part of an unfinished text that will not change.
+
+    It excludes an incomplete character and a possible beginning of a stop string at the end.
+    """
     end = len(text.rstrip(UNFINISHED))
     for string in stop:
         for length in range(min(len(string) - 1, end), 0, -1):

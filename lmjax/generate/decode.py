@@ -1,8 +1,8 @@
-"""Completions of prompts: windows of the model's context, decoded by compiled loops, and the texts that come of them.
+"""Completions of prompts: windows of the model's context, decoded by compiled loops, and the resulting texts.
 
 Prompts of different lengths are padded on the left with segment 0. Lengths are rounded up to a few sizes, so that few
-programs are compiled. Where the model's context is full a row ends or, where `beyond_context` is "slide", its last
-context / 2 tokens are read again as if a text began with them, and it continues from there, as often as needed.
+programs are compiled. When the model's context is full, a row ends; or, if `beyond_context` is "slide", its last
+context / 2 tokens are read again as the beginning of a text, and the row continues from there, as often as needed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 LENGTH_STEP = 64  # lengths are rounded up to a multiple of this
-STOP_CHECK = 16  # tokens between two looks for a stop string
+STOP_CHECK = 16  # tokens between two searches for a stop string
 
-Ending = Literal["eos", "length", "context"]  # of a row: the last, where the model's context is full
+Ending = Literal["eos", "length", "context"]  # why a row ended; "context": the model's context is full
 
 
 @dataclass(frozen=True)
 class Completion:
     """One prompt's continuation.
 
-    `tokens` ends with the end-of-text token when that is why it ended; `text` never holds it, nor a stop string.
+    `tokens` ends with the end-of-text token if that ended the row; `text` contains neither it nor a stop string.
     `log_probs` are natural logarithms, per token, of the probabilities under the temperature (at temperature 0, under
     1), over the tokenizer's vocabulary, before top-k, top-p and the repetition penalty. `alternatives` holds the most
     likely tokens of each step and their probabilities. `finish_reason` is "eos" (the end-of-text token), "stop" (a stop
-    string) or "length"; `context_full` tells whether that length was the model's context and not `max_tokens`.
+    string) or "length"; `context_full` is True if that length was the model's context and not `max_tokens`.
     """
 
     text: str
@@ -58,7 +58,7 @@ def generate(
 
     A row ends at the end-of-text token, before a stop string, after `settings.max_tokens`, or, unless
     `settings.beyond_context` is "slide", where the model's context ends. Raises UserError for a prompt that fills the
-    context and is not to slide.
+    context without "slide", and for a model whose attention is not causal.
     """
     if not prompts:
         return []
@@ -80,7 +80,7 @@ def generate(
 
 
 def check_prompts(field: str, prompts: Sequence[str], tokenizer: Tokenizer, context: int) -> None:
-    """Raises UserError, naming the field, for a prompt that leaves no room in the context to go on."""
+    """Raises UserError, naming the field, for a prompt that leaves no room in the context for a continuation."""
     for number, prompt in enumerate(prompts):
         length = len(prompt_ids(tokenizer, prompt))
         if length >= context:
@@ -91,15 +91,15 @@ def check_prompts(field: str, prompts: Sequence[str], tokenizer: Tokenizer, cont
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's tokens; the end-of-text token, after which a text begins, for an empty one."""
+    """A prompt's tokens; for an empty prompt the end-of-text token, which precedes every text."""
     return tokenizer.encode(prompt) or [tokenizer.eos_id]
 
 
 class Continuations:
-    """Rows of tokens being continued, through one window of the model's context or, where they slide, through several.
+    """Rows of tokens that are continued through one window of the model's context or, if they slide, through several.
 
-    A row slides when its own window is full, wherever the other rows are; it waits until they all are. What a window
-    has not is forgotten: probabilities and the repetition penalty are those of the window.
+    A row slides when its window is full; it waits until the windows of all rows are full. Probabilities and the
+    repetition penalty depend on the tokens of the window only.
     """
 
     def __init__(
@@ -110,26 +110,27 @@ class Continuations:
         ids: Sequence[Sequence[int]],
         settings: SamplingSettings,
     ) -> None:
-        """Reads the rows. Raises UserError for one that fills the context and is not to slide."""
+        """Reads the rows. Raises UserError for one that fills the context without sliding, and for an encoder."""
+        model.require_causal("generating text")
         self._model, self._params = ready(model, params)
         self._ids, self._settings, self._vocab = [list(row) for row in ids], settings, tokenizer.vocab_size
         self._ends = (tokenizer.eos_id, *settings.ends)
         self._decoding: Decoding
-        self.tokens: list[list[int]] = [[] for _ in ids]  # what each row has produced
-        self.endings: list[Ending] = ["length" for _ in ids]  # how each row ended, once it has
+        self.tokens: list[list[int]] = [[] for _ in ids]  # the tokens that each row has produced
+        self.endings: list[Ending] = ["length" for _ in ids]  # why each row ended, valid once it has
         self.ended = np.zeros(len(ids), bool)
-        self._before: list[list[tuple[np.ndarray, ...]]] = [[] for _ in ids]  # what earlier windows gave
+        self._earlier: list[list[tuple[np.ndarray, ...]]] = [[] for _ in ids]  # the results of earlier windows
         self._windows = 0
         self._open(~self.ended)
 
     def advance(self, count: int, stopped: np.ndarray) -> None:
-        """Produces up to `count` more tokens of each row. Those that `stopped`, a boolean [B], do not slide."""
+        """Produces up to `count` more tokens of each row. Rows that have `stopped`, a boolean [B], do not slide."""
         settings = compiled_settings(self._settings)
         self._decoding = advance(
             self._model, self._params, self._decoding, jnp.int32(count), settings=settings, vocab=self._vocab
         )
-        made = produced_tokens(self._decoding)
-        self.tokens = [held + more for held, more in zip(self._held, made, strict=True)]
+        in_window = produced_tokens(self._decoding)
+        self.tokens = [earlier + new for earlier, new in zip(self._earlier_tokens, in_window, strict=True)]
         full = np.asarray(self._decoding.done)
         for row in np.flatnonzero(full & ~self.ended):
             self.endings[row] = self._ending(self.tokens[row])
@@ -137,29 +138,29 @@ class Continuations:
         slides &= full & ~stopped & (self._settings.beyond_context == "slide")
         self.ended = full & ~slides
         if slides.any() and (full | stopped).all():
-            self._before = [[*rows, new] for rows, new in zip(self._before, self._fetched(), strict=True)]
+            self._earlier = [[*rows, new] for rows, new in zip(self._earlier, self._fetched(), strict=True)]
             self._windows += 1
             self._open(slides)
 
     def fetch(self) -> list[tuple[np.ndarray, ...]]:
         """Of each row, [N, ...]: its tokens, their log-probabilities, the alternatives' tokens and probabilities."""
-        windows = zip(self._before, self._fetched(), strict=True)
-        return [tuple(map(np.concatenate, zip(*before, last, strict=True))) for before, last in windows]
+        windows = zip(self._earlier, self._fetched(), strict=True)
+        return [tuple(map(np.concatenate, zip(*earlier, last, strict=True))) for earlier, last in windows]
 
     def _open(self, live: np.ndarray) -> None:
-        """Reads what the live rows are continued from: their tokens or, where these fill the context, their ends."""
-        context, self._held = self._model.settings.context, self.tokens
-        read, left = [], []
-        for row, (prompt, made) in enumerate(zip(self._ids, self.tokens, strict=True)):
-            whole = [*prompt, *made]
-            if len(whole) >= context and self._settings.beyond_context == "slide":
-                whole = whole[-max(context // 2, 1) :]
-            read.append(whole if live[row] else whole[-1:])
-            left.append(self._settings.max_tokens - len(made) if live[row] else 0)
+        """Reads the tokens of the live rows or, where these fill the context, their last context / 2 tokens."""
+        context, self._earlier_tokens = self._model.settings.context, self.tokens
+        windows, remaining = [], []
+        for row, (prompt, produced) in enumerate(zip(self._ids, self.tokens, strict=True)):
+            window = [*prompt, *produced]
+            if len(window) >= context and self._settings.beyond_context == "slide":
+                window = window[-max(context // 2, 1) :]
+            windows.append(window if live[row] else window[-1:])
+            remaining.append(self._settings.max_tokens - len(produced) if live[row] else 0)
         key = jax.random.key(self._settings.seed)
         key = jax.random.fold_in(key, self._windows) if self._windows else key
         ends = jnp.array(self._ends, jnp.int32)
-        self._decoding = begin(self._model, self._params, self._vocab, read, left, key, ends, self._settings)
+        self._decoding = begin(self._model, self._params, self._vocab, windows, remaining, key, ends, self._settings)
 
     def _fetched(self) -> list[tuple[np.ndarray, ...]]:
         decoding = self._decoding
@@ -178,12 +179,12 @@ def begin(
     params: Any,
     vocab: int,
     ids: Sequence[Sequence[int]],
-    left: Sequence[int],
+    remaining: Sequence[int],
     key: jax.Array,
     ends: jax.Array,
     settings: SamplingSettings,
 ) -> Decoding:
-    """Pads rows of ids on the left and reads them; row i may produce `left[i]` tokens, within the context."""
+    """Pads rows of ids on the left and reads them; row i may produce `remaining[i]` tokens, within the context."""
     context = model.settings.context
     longest = max(map(len, ids))
     if longest >= context:
@@ -192,38 +193,41 @@ def begin(
             "only its end by beyond_context = 'slide'"
         )
     width = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, context)
-    most = min(-(-max(left) // LENGTH_STEP) * LENGTH_STEP, context)
+    most = min(-(-max(remaining) // LENGTH_STEP) * LENGTH_STEP, context)
     tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
     for row, prompt in enumerate(ids):
         tokens[row, width - len(prompt) :] = prompt
         segments[row, width - len(prompt) :] = 1
-    limits = np.array([min(most, context - len(row), some) for row, some in zip(ids, left, strict=True)], np.int32)
-    arrays = (jnp.asarray(tokens), jnp.asarray(segments), jnp.asarray(limits))
+    limits = [min(most, context - len(row), count) for row, count in zip(ids, remaining, strict=True)]
+    arrays = (jnp.asarray(tokens), jnp.asarray(segments), jnp.asarray(limits, jnp.int32))
     static = compiled_settings(settings)
     return start(model, params, *arrays, key, ends, settings=static, vocab=vocab, most=most)
 
 
 def produced_tokens(decoding: Decoding) -> list[list[int]]:
-    """What each row has produced so far."""
+    """The tokens that each row has produced so far."""
     tokens_BN, produced_B = jax.device_get((decoding.tokens, decoding.produced))
     return [row[:count].tolist() for row, count in zip(tokens_BN, produced_B, strict=True)]
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text that `tokens` add to the prompt's. Alone they might lose a blank: some tokenizers drop a leading one."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens)
+    """The text that `tokens` add to the prompt's.
+
+    They are decoded together with the prompt, because some tokenizers drop a leading blank.
+    """
+    prompt_text, full_text = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
+    return full_text[len(prompt_text) :] if full_text.startswith(prompt_text) else tokenizer.decode(tokens)
 
 
 def written(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], settings: SamplingSettings) -> str:
-    """The text that `tokens` add, without that of a token that ends it."""
+    """The text that `tokens` add to the prompt's, without that of a last token that ends it."""
     return continuation(tokenizer, prompt, tokens[:-1] if tokens and tokens[-1] in settings.ends else tokens)
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins."""
-    places = [place for place in map(text.find, stop) if place >= 0]
-    return min(places) if places else None
+    """The index at which the first stop string begins."""
+    indices = [index for index in map(text.find, stop) if index >= 0]
+    return min(indices) if indices else None
 
 
 def _completion(
@@ -240,21 +244,22 @@ def _completion(
     text = written(tokenizer, prompt, tokens, settings)
     reason: Literal["eos", "stop", "length"] = "eos" if ending == "eos" else "length"
     if first_stop(text, settings.stop) is not None:
-        # The row may have run on: it ends with the first token that completes a stop string.
+        # The row may have more tokens: it ends with the first token that completes a stop string.
         prefixes = (tokens[:n] for n in range(1, len(tokens) + 1))
-        stopped = ((some, continuation(tokenizer, prompt, some)) for some in prefixes)
+        stopped = ((prefix, continuation(tokenizer, prompt, prefix)) for prefix in prefixes)
         tokens, text = next(pair for pair in stopped if first_stop(pair[1], settings.stop) is not None)
         reason, text = "stop", text[: first_stop(text, settings.stop)]
     steps = zip(top_tokens[: len(tokens)].tolist(), top_probabilities[: len(tokens)].tolist(), strict=True)
     alternatives = [
-        [(token_text(tokenizer, token), share) for token, share in zip(*step, strict=True)] for step in steps
+        [(token_text(tokenizer, token), probability) for token, probability in zip(*step, strict=True)]
+        for step in steps
     ]
     log_probs, full = log_probs_N[: len(tokens)].tolist(), reason == "length" and ending == "context"
     return Completion(text, tokens, log_probs, reason, alternatives if settings.top else [], full)
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as it should be shown: its text inside of a line, or its number where it is no text by itself."""
+    """A token for display: its text inside a line, or its id where it has no text by itself."""
     if token == tokenizer.eos_id:
         return "<eos>"
     text = continuation(tokenizer, tokenizer.encode("a"), [token])

@@ -1,7 +1,7 @@
 """The compiled part of decoding: a prefill, then one loop over tokens with an explicit key-value cache.
 
-In: left-padded rows of tokens, padding being segment 0. Out: a `Decoding`, which `advance` takes further. A row's
-tokens depend on its prompt, the seed and its number, never on the other rows.
+In: left-padded rows of tokens, padding being segment 0. Out: a `Decoding`, which `advance` continues. A row's tokens
+depend on its prompt, the seed and its index, not on the other rows.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
-from lmjax.model.decoder import unstack_layers
 from lmjax.model.language_model import Cache, LanguageModel
+from lmjax.model.stack import unstack_layers
 from lmjax.settings import ComputeSettings
 
 
@@ -30,13 +30,13 @@ from lmjax.settings import ComputeSettings
 )
 @dataclass(frozen=True)
 class Decoding:
-    """A batch in the middle of decoding. N is the most tokens that can be produced."""
+    """The state of a batch during decoding. N is the most tokens that can be produced."""
 
     cache: Cache
     logits: jax.Array  # [B, V] float32: of the next token
-    seen: jax.Array  # [B, V] bool: tokens that the row holds; [B, 0] where there is no repetition penalty
+    seen: jax.Array  # [B, V] bool: tokens that the row contains; [B, 0] without a repetition penalty
     key: jax.Array
-    slot: jax.Array  # where the next token goes in the cache
+    slot: jax.Array  # the cache's index of the next token
     position: jax.Array  # [B]: of the next token
     produced: jax.Array  # [B]: tokens produced so far
     done: jax.Array  # [B] bool
@@ -62,7 +62,7 @@ def start(
     vocab: int,
     most: int,
 ) -> Decoding:
-    """Reads the left-padded prompts. `most` bounds what can be produced, `vocab` is the tokenizer's size."""
+    """Reads the left-padded prompts. `most` limits the tokens to produce; `vocab` is the tokenizer's size."""
     decoder, params = unrolled(model, params)
     top = min(settings.top, vocab)
     B, T = tokens_BT.shape
@@ -95,10 +95,10 @@ def start(
 def advance(
     model: LanguageModel, params: Any, decoding: Decoding, count: jax.Array, *, settings: SamplingSettings, vocab: int
 ) -> Decoding:
-    """Produces up to `count` more tokens per row, in one loop that ends early when every row is done."""
+    """Produces up to `count` more tokens per row, in one loop that ends when every row is done."""
     decoder, params = unrolled(model, params)
 
-    def goes_on(carry: tuple[jax.Array, Decoding]) -> jax.Array:
+    def unfinished(carry: tuple[jax.Array, Decoding]) -> jax.Array:
         i, state = carry
         return (i < count) & ~state.done.all()
 
@@ -106,11 +106,11 @@ def advance(
         i, state = carry
         return i + 1, _one_token(decoder, params, state, settings, vocab)
 
-    return jax.lax.while_loop(goes_on, one, (jnp.int32(0), decoding))[1]
+    return jax.lax.while_loop(unfinished, one, (jnp.int32(0), decoding))[1]
 
 
 def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
-    """The model with its layers in a row and its matrices in the compute dtype: a token slices and casts nothing."""
+    """The model with unrolled layers and matrices in the compute dtype, so that no token slices or casts them."""
     params = unstack_layers(params) if model.compute.scan_layers else params
     compute = ComputeSettings(dtype=model.compute.dtype, scan_layers=False)
     matrices = jax.tree.map(lambda p: p.astype(model.dtype) if p.ndim > 1 else p, params)
@@ -118,7 +118,7 @@ def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
 
 
 def ready(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
-    """`unrolled`, done once for all calls of `start` and `advance` instead of in each of them."""
+    """`unrolled`, once for all calls of `start` and `advance` instead of in every call."""
     decoder = dataclasses.replace(model, compute=ComputeSettings(dtype=model.compute.dtype, scan_layers=False))
     unchanged = not model.compute.scan_layers and model.dtype == jnp.float32
     return decoder, params if unchanged else _unrolled_params(model, params)
@@ -130,7 +130,7 @@ def _unrolled_params(model: LanguageModel, params: Any) -> Any:
 
 
 def compiled_settings(settings: SamplingSettings) -> SamplingSettings:
-    """What the compiled program depends on; the seed, what ends a row and what happens then are not among it."""
+    """The settings that the compiled program depends on; the seed and what ends a row are reset."""
     return dataclasses.replace(settings, seed=0, stop=(), ends=(), max_tokens=1, beyond_context="stop")
 
 
@@ -146,11 +146,11 @@ def _one_token(
     keys = jax.vmap(lambda row, i: jax.random.fold_in(jax.random.fold_in(state.key, row), i))(rows, state.produced)
     token = draw(choices, keys, settings)
     live = ~state.done
-    at = (rows, jnp.minimum(state.produced, state.tokens.shape[1] - 1))
+    index = (rows, jnp.minimum(state.produced, state.tokens.shape[1] - 1))
 
     def put(array: jax.Array, value: jax.Array) -> jax.Array:
-        keep = live.reshape(-1, *[1] * (value.ndim - 1))
-        return array.at[at].set(jnp.where(keep, value, array[at]))
+        live_rows = live.reshape(-1, *[1] * (value.ndim - 1))
+        return array.at[index].set(jnp.where(live_rows, value, array[index]))
 
     top_log_probs, top_tokens = jax.lax.top_k(log_probs, state.top_tokens.shape[-1])
     produced = state.produced + live

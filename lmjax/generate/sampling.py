@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from lmjax.errors import require
 from lmjax.fields import check_types
 
-EXCLUDED = -jnp.inf  # the logit of a token that may not be drawn, whatever the temperature
-MOST = 1e6  # of a temperature or a penalty: far beyond what is of use, and logits stay finite in float32
+EXCLUDED = -jnp.inf  # the logit of a token that is never drawn, at any temperature
+MOST = 1e6  # the largest temperature or penalty: far above useful values, and logits stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class SamplingSettings:
     top_p: float | None = None  # only the most likely tokens that together have this probability (Holtzman et al. 2020)
     repetition_penalty: float = 1.0  # Keskar et al. 2019, section 4.1; 1 is none
     stop: tuple[str, ...] = ()  # the text ends before the first of these
-    ends: tuple[int, ...] = ()  # tokens that end a text, beside the tokenizer's end of text
+    ends: tuple[int, ...] = ()  # tokens that end a text, in addition to the tokenizer's end of text
     seed: int = 0
-    top: int = 0  # how many alternatives to report per token
-    # Where the model's context is full: stop there, or read the last half of it again and continue.
+    top: int = 0  # the number of alternatives to report per token
+    # When the model's context is full: stop, or read its last half again and continue.
     beyond_context: Literal["stop", "slide"] = "stop"
 
     def __post_init__(self) -> None:
@@ -51,19 +51,19 @@ class SamplingSettings:
 
 
 def penalise_repetition(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
-    """Logits of tokens seen before divided by the penalty where positive and multiplied where negative."""
+    """Logits of tokens that the row contains: divided by the penalty if positive and multiplied if negative."""
     lowered = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     return jnp.where(seen_BV, lowered, logits_BV)
 
 
 def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-    """The k largest logits of a row, and those equal to the last of them; the others are excluded."""
+    """The k largest logits of a row and those equal to the k-th; the others become EXCLUDED."""
     last_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
     return jnp.where(logits_BV >= last_B1, logits_BV, EXCLUDED)
 
 
 def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
-    """The fewest most likely tokens whose probabilities reach p, and those as likely as the last of them."""
+    """The smallest set of most likely tokens whose probabilities sum to p, and those as likely as its last."""
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BV, axis=-1)
     last_B1 = jnp.min(jnp.where(before_BV < p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
@@ -71,7 +71,7 @@ def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
 
 
 def draw(logits_BV: jax.Array, keys_B: jax.Array, settings: SamplingSettings) -> jax.Array:
-    """The next token of each row, int32 [B]. `logits_BV` is after temperature and penalty; row i uses key i."""
+    """The next token of each row, int32 [B]. `logits_BV` include temperature and penalty; row i uses key i."""
     if settings.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if settings.top_k is not None:

@@ -12,9 +12,9 @@ from lmjax.generate.decode import Completion
 
 
 def print_alternatives(completion: Completion, texts: list[str], console: Console | None = None) -> None:
-    """One row per generated token: its text and probability, then the most likely tokens and their percentages.
+    """Prints one row per generated token: its text and probability, then the most likely tokens with percentages.
 
-    The alternatives stand side by side where the console is wide enough, and below each other where it is not.
+    The alternatives are in columns if the console is wide enough, and otherwise below each other.
     """
     console = console or Console()
     side_by_side = _table(completion, texts, stacked=False)
@@ -30,9 +30,9 @@ def _table(completion: Completion, texts: list[str], stacked: bool) -> Table:
     for name in ["most likely"] if stacked else [f"#{rank + 1}" for rank in range(ranks)]:
         table.add_column(name, overflow="fold")
     for text, log_prob, pairs in zip(texts, completion.log_probs, completion.alternatives, strict=True):
-        cells = [f"{_visible(other)} {share:.1%}" for other, share in pairs]
-        shown = [Text("\n".join(cells))] if stacked else [Text(cell) for cell in cells]
-        table.add_row(Text(_visible(text), style="bold"), f"{math.exp(log_prob):.1%}", *shown)
+        alternatives = [f"{_visible(token)} {probability:.1%}" for token, probability in pairs]
+        cells = [Text("\n".join(alternatives))] if stacked else [Text(cell) for cell in alternatives]
+        table.add_row(Text(_visible(text), style="bold"), f"{math.exp(log_prob):.1%}", *cells)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The models: Flax Linen modules behind plain `init` and `apply` functions. Nothing outside this package imports Flax.
+"""The models: Flax Linen modules behind plain functions of parameters. No module outside this package imports Flax.
 
 Array names carry their dimensions as letters: B batch, T query time, S key time, D model width, H heads, G query heads
 of one key-value head, K head dimension, F feed-forward width, V vocabulary, L layers.

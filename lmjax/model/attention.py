@@ -1,7 +1,7 @@
 """Attention: one function over several implementations, each tested against `einsum`.
 
 In: queries [B, T, H, K], keys and values [B, S, Hkv, K] and a Mask. Out: [B, T, H, K]. `choose` picks the
-implementation when the model is built; one asked for by name that cannot serve is an error there, never a fallback.
+implementation when the model is built; a named one that cannot serve the model is an error, never a fallback.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, Mask, float], jax.Array]
 def choose(
     settings: ModelSettings, dtype: jnp.dtype, platform: str, *, segmented: bool, sequence_length: int | None = None
 ) -> str:
-    """The implementation for training on `platform` ("cpu", "gpu" or "tpu"): what the settings name, or `auto`'s best.
+    """The implementation for training on `platform` ("cpu", "gpu" or "tpu"): the settings', or `auto`'s choice.
 
-    `segmented`: rows hold documents that may not see each other. Raises UserError when the settings name one that
-    cannot serve them there, at rows of `sequence_length` tokens where that is known. A cache is read by `einsum`.
+    `segmented`: rows hold several segments, which must not attend to each other. Raises UserError when the settings
+    name an implementation that cannot serve the model on the platform, for rows of `sequence_length` tokens if that is
+    not None. Decoding with a cache always uses `einsum`.
     """
     named = settings.attention.implementation
     obstacles = {
@@ -50,7 +51,7 @@ def choose(
 
 
 def _fused_obstacle(settings: ModelSettings) -> str:
-    """What keeps a model from every implementation that never holds all scores."""
+    """Why no implementation that never holds all scores can serve a model, or ""."""
     if settings.attention.dropout:
         return "model.attention.dropout needs the attention weights, which no fused kernel keeps"
     if settings.positions.kind == "relative":
@@ -62,8 +63,8 @@ def _splash_obstacle(platform: str, length: int | None) -> str:
     bound = bound_mesh()
     parts = 1 if bound is None else bound.size("time")
     if length is not None and length % (LANES * parts):
-        each = f"{LANES} for each of mesh.sequence = {parts}" if parts > 1 else str(LANES)
-        return f"the sequence length {length} is not a multiple of {each}"
+        multiple = f"{LANES} for each of mesh.sequence = {parts}" if parts > 1 else str(LANES)
+        return f"the sequence length {length} is not a multiple of {multiple}"
     return "" if platform in ("tpu", "cpu") else f"splash runs on TPU, not on {platform}"
 
 
@@ -71,8 +72,10 @@ def _cudnn_obstacle(settings: ModelSettings, dtype: jnp.dtype, platform: str, se
     if platform != "gpu":
         return f"cuDNN runs on GPU, not on {platform}"
     if segmented:
-        # JAX hands it a boolean mask as a bias [B, 1, T, T], whose gradient it then asks for; few versions have that.
+        # JAX passes a boolean mask as a bias [B, 1, T, T] and requests its gradient, which few cuDNN versions compute.
         return "cuDNN cannot keep documents apart"
+    if not settings.attention.causal and "banded" in settings.attention.pattern:
+        return "cuDNN has no band that reaches to both sides, as in a banded layer with model.attention.causal = False"
     if settings.head_dim > 128 or settings.head_dim % 8:
         return f"the head dimension {settings.head_dim} is not a multiple of 8 up to 128"
     return "" if dtype == jnp.bfloat16 else f"cuDNN computes in bfloat16, not in compute.dtype {dtype.name!r}"
@@ -94,9 +97,9 @@ def attention(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(K) + bias, over the keys that `mask` shows) v, per head; softmax in float32.
 
-    `bias` is [1 or B, H, T, S]; `key` draws the dropout of the weights; only `einsum` takes these two. `interpret`
-    runs the Pallas kernel in its interpreter, where there is no TPU; `block` is the most queries, and keys, that it
-    holds at once.
+    `bias` is [1 or B, H, T, S]; `key` draws the dropout of the weights; only `einsum` supports these two. `interpret`
+    runs the Pallas kernel in its interpreter, for platforms other than TPU; `block` is the largest number of queries,
+    and of keys, in one block of the kernel.
     """
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scaled else 1.0
     if implementation != "einsum" and (bias is not None or (key is not None and dropout_rate)):
@@ -137,7 +140,7 @@ def _einsum(
 def cached_attention(
     q_BTHK: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, scaled: bool, bias: jax.Array | None
 ) -> jax.Array:
-    """`attention` by einsum to the keys and values of a `LayerCache`, which are multiplied as they lie in memory."""
+    """`attention` by einsum to the keys and values of a `LayerCache`, in the cache's memory layout."""
     B, T, H, K = q_BTHK.shape
     lead, S = keys.shape[:-2], keys.shape[-2]
     Hkv = math.prod(lead) // B

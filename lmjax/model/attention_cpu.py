@@ -1,9 +1,9 @@
-"""Attention for CPUs, behind the signature of `lmjax.model.attention`: blocks of queries and no weight kept for later.
+"""Attention for CPUs, with the signature of `lmjax.model.attention`: in blocks of queries, without stored weights.
 
-Each block meets only the keys that one of its queries may see, and the backward pass works the weights out again. Every
-product is written the way round in which XLA's CPU backend multiplies without first transposing an array of scores,
-and arrays of scores have four axes, which it fuses best. Forward and backward of causal float32 rows take 0.47 of
-einsum's time at [12, 256, 6, 64] and 0.36 at [2, 512, 12, 64].
+Each block reads only the keys that at least one of its queries may see, and the backward pass recomputes the weights.
+The operands of every product are in the order in which XLA's CPU backend multiplies without transposing an array of
+scores first, and arrays of scores have four axes, which it fuses best. Forward and backward of causal float32 rows take
+0.47 of einsum's time at [12, 256, 6, 64] and 0.36 at [2, 512, 12, 64].
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from lmjax.model.masks import HIDDEN, Mask
 
-SMALLEST, LARGEST = 64, 256  # queries of a block, which is a quarter of a row where that lies between
+SMALLEST, LARGEST = 64, 256  # queries in a block; a quarter of a row if that is between the two
 
 
 def blocked(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask, scale: float) -> jax.Array:
-    """Attention as in `attention`; queries stand at the keys' own indices."""
+    """Attention as in `attention`; query t has the index of key t."""
     q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
     return _attend(mask.causal, mask.band, q_BTHK, k_BSHK, v_BSHK, mask.query_segments, mask.key_segments)
 
@@ -54,14 +54,14 @@ def _attend(
     query_segments: jax.Array | None,
     key_segments: jax.Array | None,
 ) -> jax.Array:
-    """Attention of queries that are already scaled. R counts the rows of a block: its queries of G heads in turn."""
+    """Attention of scaled queries. R counts the rows of a block: the queries of each of the G heads of a group."""
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
     q_BHGTK, k_BHKS, v_BHSK = _grouped(q_BTHK, Hkv), _columns(k_BSHK), _rows(v_BSHK)
     outs = []
     for part in _ranges(T, S, causal, band):
-        seen = _seen(part, causal, band, query_segments, key_segments, H // Hkv)
-        weights_BHRS = _weights(part, _block(q_BHGTK, part), k_BHKS, seen).astype(v_BSHK.dtype)
+        visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
+        weights_BHRS = _weights(part, _block(q_BHGTK, part), k_BHKS, visible).astype(v_BSHK.dtype)
         out_BHRK = jnp.einsum("bhrs,bhsk->bhrk", weights_BHRS, v_BHSK[:, :, part.first : part.last])
         outs.append(out_BHRK.reshape(B, Hkv, H // Hkv, -1, K))
     return _ungrouped(outs)
@@ -81,14 +81,14 @@ def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradie
     dqs, dk_BHKS, dv_BHKS = [], jnp.zeros(k_BHKS.shape, jnp.float32), jnp.zeros(k_BHKS.shape, jnp.float32)
     for part in _ranges(T, S, causal, band):
         q, gradient, keys = _block(q_BHGTK, part), _block(gradient_BHGTK, part), slice(part.first, part.last)
-        weights = _weights(part, q, k_BHKS, _seen(part, causal, band, query_segments, key_segments, H // Hkv))
-        slope = _product("bhrk,bhks->bhrs", gradient, v_BHKS[..., keys])
-        slope = (weights * (slope - (weights * slope).sum(-1, keepdims=True))).astype(dtype)
-        dqs.append(jnp.einsum("bhrs,bhsk->bhrk", slope, k_BHSK[:, :, keys]).reshape(B, Hkv, H // Hkv, -1, K))
-        beside = ((0, 0), (0, 0), (0, 0), (part.first, S - part.last))
-        dk_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(q, 2, 3), slope), beside)
+        weights = _weights(part, q, k_BHKS, _visible(part, causal, band, query_segments, key_segments, H // Hkv))
+        dweights = _product("bhrk,bhks->bhrs", gradient, v_BHKS[..., keys])
+        dscores = (weights * (dweights - (weights * dweights).sum(-1, keepdims=True))).astype(dtype)
+        dqs.append(jnp.einsum("bhrs,bhsk->bhrk", dscores, k_BHSK[:, :, keys]).reshape(B, Hkv, H // Hkv, -1, K))
+        padding = ((0, 0), (0, 0), (0, 0), (part.first, S - part.last))
+        dk_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(q, 2, 3), dscores), padding)
         weights = weights.astype(dtype)
-        dv_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(gradient, 2, 3), weights), beside)
+        dv_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(gradient, 2, 3), weights), padding)
     dk_BSHK, dv_BSHK = (jnp.transpose(x, (0, 3, 1, 2)).astype(dtype) for x in (dk_BHKS, dv_BHKS))
     return _ungrouped(dqs), dk_BSHK, dv_BSHK, None, None
 
@@ -96,13 +96,13 @@ def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradie
 _attend.defvjp(_forward, _backward)
 
 
-def _weights(part: _Range, q_BHRK: jax.Array, k_BHKS: jax.Array, seen: jax.Array) -> jax.Array:
+def _weights(part: _Range, q_BHRK: jax.Array, k_BHKS: jax.Array, visible: jax.Array) -> jax.Array:
     """The float32 attention weights of a block, [B, H, R, keys]."""
     scores = _product("bhrk,bhks->bhrs", q_BHRK, k_BHKS[..., part.first : part.last])
-    return jax.nn.softmax(jnp.where(seen, scores, HIDDEN), -1)
+    return jax.nn.softmax(jnp.where(visible, scores, HIDDEN), -1)
 
 
-def _seen(
+def _visible(
     part: _Range, causal: bool, band: int | None, queries: jax.Array | None, keys: jax.Array | None, groups: int
 ) -> jax.Array:
     """Boolean [1 or B, 1, R, keys]."""
@@ -136,7 +136,7 @@ def _block(x_BHGTK: jax.Array, part: _Range) -> jax.Array:
 
 
 def _ungrouped(blocks_BHGTK: list[jax.Array]) -> jax.Array:
-    """The blocks, one after the other, as [B, T, all heads, K]."""
+    """The concatenated blocks, as [B, T, all heads, K]."""
     x = jnp.concatenate(blocks_BHGTK, 3)
     B, H, G, T, K = x.shape
     return _rows(x.reshape(B, H * G, T, K))

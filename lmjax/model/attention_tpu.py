@@ -1,7 +1,7 @@
-"""Splash attention, JAX's block-sparse Pallas kernel for TPU, behind the signature of `lmjax.model.attention`.
+"""Splash attention, JAX's block-sparse Pallas kernel for TPU, with the signature of `lmjax.model.attention`.
 
-On a mesh each device runs the kernel on its own rows, heads and queries; keys and values are gathered over time, and
-causal queries are dealt out in zig-zag (`lmjax.model.zigzag`), so that every device computes as many blocks.
+On a mesh each device runs the kernel on its shard of rows, heads and queries; keys and values are gathered over time,
+and causal queries are distributed in zig-zag (`lmjax.model.zigzag`), so that all devices compute equally many blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lmjax.model.masks import Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.model.sharding import BoundMesh, bound_mesh
 
-BLOCK = 1024  # queries and keys per grid step, where the sequence is as long: fewer steps, and the tiles fit VMEM
+BLOCK = 1024  # queries and keys per grid step, if the sequence is as long: the largest tiles that fit VMEM
 COMPUTE_BLOCK = 512  # keys per inner product
 
 
@@ -33,9 +33,9 @@ def splash(
     interpret: bool,
     block: int | None = None,
 ) -> jax.Array:
-    """Attention as in `attention`; T and S are multiples of 128 and queries stand at the keys' own indices.
+    """Attention as in `attention`; T and S are multiples of 128 and query t has the index of key t.
 
-    `block` is the most queries, and keys, of a step of the kernel's grid; None means BLOCK.
+    `block` is the largest number of queries, and of keys, in a step of the kernel's grid; None means BLOCK.
     """
     segments = None
     if mask.query_segments is not None and mask.key_segments is not None:
@@ -54,22 +54,21 @@ def splash(
 
 
 class Parts(NamedTuple):
-    """How the queries of a row are cut over devices."""
+    """How the queries of a row are sharded over devices."""
 
     devices: int
     zigzag: bool
 
 
 def parts_of(mask: Mask, T: int, devices: int, block: int | None = None) -> Parts:
-    """Zig-zag where devices would have unequal work in order: causal rows, unless a band is shorter than a part.
+    """Zig-zag where contiguous shards have unequal work: causal rows, unless a band is shorter than a shard.
 
-    In order, too, are rows so short that one block holds all their keys, and those whose pieces would not fill
-    registers: the kernel could leave nothing out.
+    Rows whose keys fit one block stay contiguous, because the kernel cannot skip a part of a block; and so do rows
+    whose pieces would not fill registers.
     """
     unequal = mask.causal and (mask.band is None or mask.band > T // devices)
-    most = block or BLOCK
-    cut = devices > 1 and most < T and T % (2 * devices * zigzag.LANES) == 0
-    return Parts(devices, unequal and cut)
+    divisible = devices > 1 and (block or BLOCK) < T and T % (2 * devices * zigzag.LANES) == 0
+    return Parts(devices, unequal and divisible)
 
 
 def _on_mesh(
@@ -82,10 +81,10 @@ def _on_mesh(
     interpret: bool,
     block: int | None,
 ) -> jax.Array:
-    """The kernel on every device's own part of [B, H, T, K]."""
+    """The kernel on every device's shard of [B, H, T, K]."""
     (H, T), (Hkv, S), heads = q.shape[1:3], k.shape[1:3], bound.size("act_heads")
     time, (axes,) = bound.size("time"), bound.spec("time")
-    uniform = not mask.causal and mask.band is None  # every part of the queries sees the same: one kernel for all
+    uniform = not mask.causal and mask.band is None  # every shard of the queries sees all keys: one kernel for all
     parts = Parts(1, False) if uniform else parts_of(mask, T, time, block)
     call = make_kernel(mask, T // time if uniform else T, S, H // heads, Hkv // heads, parts, interpret, block)
 
@@ -96,7 +95,7 @@ def _on_mesh(
             return _rows(call, checkpoint_name(q, QUERY), k, v, segments)
         q = checkpoint_name(zigzag.deal(q, 2, axes, time), QUERY)
         if segments is not None:
-            segments = segments._replace(q=zigzag.dealt_from_whole(segments.q, 1, axes, time))
+            segments = segments._replace(q=zigzag.deal_replicated(segments.q, 1, axes, time))
         return zigzag.collect(_rows(call, q, k, v, segments), 2, axes, time)
 
     shards = PartitionSpec(None, None) if uniform else PartitionSpec(None, axes)
@@ -109,7 +108,7 @@ def _on_mesh(
 
 
 def _rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) -> jax.Array:
-    """The kernel over the rows of [B, H, T, K]; where queries share keys, also over the groups."""
+    """The kernel over the rows of [B, H, T, K]; for grouped-query attention also over the groups."""
     if q.shape[1] == k.shape[1]:
         return jax.vmap(call)(q, k, v, segments)
     grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
@@ -119,13 +118,13 @@ def _rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) ->
 def make_kernel(
     mask: Mask, T: int, S: int, heads: int, kv_heads: int, parts: Parts, interpret: bool, block: int | None = None
 ) -> Any:
-    """The kernel for one device's heads and T queries, of which each of `parts.devices` takes its part."""
+    """The kernel for one device's heads and T queries, which are divided over `parts.devices`."""
     make = kernel.make_splash_mha if heads == kv_heads else kernel.make_splash_mqa
-    seen: Any = _static_mask(mask, T, S)
+    visible: Any = _static_mask(mask, T, S)
     if parts.zigzag:
-        seen.q_sequence = zigzag.query_order(T, parts.devices)
+        visible.q_sequence = zigzag.query_order(T, parts.devices)
     return make(
-        mask=masks.MultiHeadMask([seen] * (heads if heads == kv_heads else heads // kv_heads)),
+        mask=masks.MultiHeadMask([visible] * (heads if heads == kv_heads else heads // kv_heads)),
         block_sizes=block_sizes(T // parts.devices // (2 if parts.zigzag else 1), S, block or BLOCK),
         head_shards=1,
         q_seq_shards=parts.devices,

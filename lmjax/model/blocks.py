@@ -1,4 +1,4 @@
-"""One Transformer block for every family: what differs is a value of its settings."""
+"""One Transformer block for all families, which differ in its settings."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lmjax.model.remat import BETWEEN, UP
 from lmjax.model.sharding import constrain
 from lmjax.settings import ModelSettings
 
-BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # where a block draws dropout
+BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # the sites of a block's dropout
 
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What every block of a model shares: shapes, the compute dtype and how attention and matmuls are done."""
+    """The configuration that all blocks of a model share: shapes, compute dtype, kinds of attention and products."""
 
     settings: ModelSettings
     dtype: jnp.dtype
     flatten: bool
     attention: str  # an implementation's name
     interpret: bool = False
-    tpu: bool = False  # arrays are laid out for the TPU's compiler
-    block: int | None = None  # the most queries, and keys, that a fused kernel holds at once
+    tpu: bool = False  # array layouts for the TPU compiler
+    block: int | None = None  # the largest number of queries, and of keys, in a block of a fused kernel
 
     @property
     def residual_std(self) -> float:
-        """Of the projections that write to the residual stream (Radford et al. 2019, section 2.3)."""
+        """The initial standard deviation of projections into the residual stream (Radford et al. 2019, section 2.3)."""
         settings = self.settings
         return settings.init_std / (2 * settings.layers) ** 0.5 if settings.scaled_residual_init else settings.init_std
 
@@ -47,21 +47,21 @@ class BlockContext:
 )
 @dataclass(frozen=True)
 class Surroundings:
-    """The arrays that are the same for every block of one pass."""
+    """The arrays of a forward pass that all blocks share."""
 
     mask: Mask
     positions: jax.Array  # [B, T]
     bias: jax.Array | None = None  # [1, H, T, S], added to the scores
-    memory: jax.Array | None = None  # [B, M, D]: what cross-attention reads
+    memory: jax.Array | None = None  # [B, M, D]: the source of cross-attention
     memory_mask: Mask | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's keys and values, [B, Hkv, S, K] each, as attention multiplies them; of a single row [Hkv, S, K].
+    """One layer's keys and values, [B, Hkv, S, K] each, in the layout of their products; for one row [Hkv, S, K].
 
-    For an axis of size 1, XLA's CPU backend copies the whole cache three times for every token.
+    With an axis of size 1, XLA's CPU backend would copy the cache three times for every token.
     """
 
     keys: jax.Array
@@ -69,7 +69,7 @@ class LayerCache:
 
 
 class Attention(nn.Module):
-    """Projections around `attention`; self-attention unless `memory` is given."""
+    """Projections and `attention`: cross-attention to `memory`, or self-attention if it is None."""
 
     context: BlockContext
 
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         pair = make(
             (2, settings.kv_heads, width),
             ("embed", "pair", "kv_heads", "head_dim"),
-            apart=context.tpu,
+            split=context.tpu,
             name="key_value",
         )(source)
         k, v = pair if context.tpu else (pair[..., 0, :, :], pair[..., 1, :, :])
@@ -139,7 +139,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices and an activation, or three when gated."""
+    """Two matrices and an activation, or three matrices if gated."""
 
     context: BlockContext
 
@@ -158,10 +158,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, cross-attention where there is a memory, and the feed-forward layer, each with its norm.
+    """Attention, cross-attention if there is a memory, and the feed-forward layer, each with its norm.
 
-    Pre-norm adds branch(norm(x)) to x; post-norm gives norm(x + branch(x)). New keys and values go into
-    the cache at the mask's offset.
+    Pre-norm computes x + branch(norm(x)), post-norm norm(x + branch(x)). New keys and values are written to the cache
+    at the mask's offset.
     """
 
     context: BlockContext
@@ -209,9 +209,9 @@ def _fold(key: jax.Array | None, site: int) -> jax.Array | None:
 def _write(cache: LayerCache, slot: jax.Array | int, k_BTHK: jax.Array, v_BTHK: jax.Array) -> LayerCache:
     """The cache with new keys and values from `slot` on."""
 
-    def put(whole: jax.Array, new_BTHK: jax.Array) -> jax.Array:
-        lead, (T, K) = whole.shape[:-2], (new_BTHK.shape[1], new_BTHK.shape[3])
-        new = jnp.swapaxes(new_BTHK, 1, 2).reshape(*lead, T, K).astype(whole.dtype)
-        return jax.lax.dynamic_update_slice(whole, new, (*(0 for _ in lead), slot, 0))
+    def put(cached: jax.Array, new_BTHK: jax.Array) -> jax.Array:
+        lead, (T, K) = cached.shape[:-2], (new_BTHK.shape[1], new_BTHK.shape[3])
+        new = jnp.swapaxes(new_BTHK, 1, 2).reshape(*lead, T, K).astype(cached.dtype)
+        return jax.lax.dynamic_update_slice(cached, new, (*(0 for _ in lead), slot, 0))
 
     return LayerCache(put(cache.keys, k_BTHK), put(cache.values, v_BTHK))

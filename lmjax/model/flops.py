@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model from its shapes alone; nothing is allocated."""
+"""Parameters and FLOPs of a model, computed from its shapes without allocating anything."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lmjax.settings import ModelSettings
 class Count:
     """Exact counts.
 
-    `embedding_parameters` are the token and position tables (a head of its own is not among them), as in Kaplan et
-    al. 2020, section 2.1. `flops_per_token` is of a training step, forward and backward, a multiply and an add being
+    `embedding_parameters` are the token and position tables, without an untied head, as in Kaplan et al. 2020, section
+    2.1. `flops_per_token` is of a training step, forward and backward, a multiply and an add being
     two: 6 for every parameter of a matrix that a token is multiplied with, the head included, plus the attention
-    scores and their use, 12 x heads x head_dim x (keys that a query sees, on average over the context) per layer.
+    scores and their use, 12 x heads x head_dim x (keys that a query sees, on average over the row) per layer.
     `flops_per_token_6n` is 6 x all parameters.
     """
 
@@ -30,7 +30,7 @@ class Count:
 def count(settings: ModelSettings, sequence_length: int | None = None) -> Count:
     """Counts a model; FLOPs are for rows of `sequence_length` tokens, by default the whole context.
 
-    Raises UserError when the vocabulary's size is not known.
+    Raises UserError if the vocabulary's size is not set.
     """
     vocab = settings.vocab_size
     require(vocab is not None, "model.vocab_size", vocab, "a number of rows", "set it to count the model")
@@ -73,12 +73,14 @@ def _relative(settings: ModelSettings) -> int:
 
 
 def _seen_keys(settings: ModelSettings, length: int) -> float:
-    """Over all layers, the keys that a query sees, averaged over a causal row of `length` tokens."""
-    pattern = settings.attention.pattern
-    repeats = settings.layers // len(pattern)
-    return repeats * sum(_causal_mean(length, settings.attention.band if k == "banded" else None) for k in pattern)
+    """Over all layers, the keys that a query sees, averaged over a row of `length` tokens."""
+    attention = settings.attention
+    repeats = settings.layers // len(attention.pattern)
+    bands = (attention.band if kind == "banded" else None for kind in attention.pattern)
+    return repeats * sum(_mean_keys(length, band, attention.causal) for band in bands)
 
 
-def _causal_mean(length: int, band: int | None) -> float:
+def _mean_keys(length: int, band: int | None, causal: bool) -> float:
     width = min(band or length, length)
-    return (width * (width + 1) / 2 + (length - width) * width) / length
+    total = width * (width + 1) / 2 + (length - width) * width  # at a query's own index and before
+    return (total if causal else 2 * total - length) / length

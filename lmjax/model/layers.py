@@ -1,4 +1,4 @@
-"""Dense projections, norms, dropout and activations: the pieces a block is made of.
+"""Dense projections, norms, dropout and activations: the components of a block.
 
 Parameters are float32 and carry logical axis names; arithmetic is in the compute dtype, norms in float32.
 """
@@ -26,19 +26,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def normal_init(std: float, axes: tuple[str, ...]) -> Callable[..., Any]:
-    """A normal initialiser of standard deviation `std` whose parameter carries the logical `axes`."""
+    """A normal initialiser of standard deviation `std`; the parameter is annotated with the logical `axes`."""
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
 
 class Dense(nn.Module):
     """y[..., *out] = x[..., *in] @ kernel[*in, *out] + bias[*out].
 
-    `axes` names every kernel axis; the last `len(features)` of them are the output's. With `flatten` the leading axes
-    of x become one: XLA's CPU backend then computes the kernel's gradient twice as fast. On a mesh they must stay
-    apart, because they are sharded differently.
+    `axes` names every kernel axis; the last `len(features)` of them are the output's. `flatten` merges the leading axes
+    of x: XLA's CPU backend then computes the kernel's gradient twice as fast. On a mesh they must not be merged,
+    because they are sharded differently.
 
-    For the TPU: `apart` makes one product for each entry of the output's first axis and returns a tuple, so that each
-    lies in memory by itself; `bias_product` sums the bias's gradient on the matrix units.
+    For the TPU: `split` computes one product for each entry of the output's first axis and returns a tuple, so that
+    each is contiguous in memory; `bias_product` sums the bias's gradient on the matrix units.
     """
 
     features: tuple[int, ...]
@@ -47,7 +47,7 @@ class Dense(nn.Module):
     bias: bool
     dtype: jnp.dtype
     flatten: bool
-    apart: bool = False
+    split: bool = False
     bias_product: bool = False
 
     @nn.compact
@@ -63,7 +63,7 @@ class Dense(nn.Module):
             bias = self.param("bias", zeros, self.features, jnp.float32)
             bias = bias.astype(self.dtype)
         x = x.astype(self.dtype)
-        if not self.apart:
+        if not self.split:
             return self._product(x, _gathered(kernel, self.axes, contracted), bias, contracted)
         axes = self.axes[:contracted] + self.axes[contracted + 1 :]
         kernels = (jax.lax.index_in_dim(kernel, i, contracted, keepdims=False) for i in range(self.features[0]))
@@ -85,22 +85,22 @@ class Dense(nn.Module):
 
 
 def _gathered(kernel: jax.Array, axes: tuple[str, ...], contracted: int) -> jax.Array:
-    """The kernel, cut over a mesh as it is stored, made whole along "embed" for its use.
+    """The kernel, stored in shards on a mesh, gathered along "embed" for its product.
 
-    Left to itself the compiler may sum over the cut width and exchange activations instead. The first constraint is
-    for the gradient, which is handed on cut. Where several axes are contracted, the one that is gathered is put first:
-    the TPU then needs no copy of the whole.
+    Without the constraints the compiler may instead sum over the sharded width and exchange activations. The first
+    constraint keeps the gradient sharded. Where several axes are contracted, the gathered axis is moved to the front:
+    the TPU then needs no copy of the gathered kernel.
     """
     kernel = constrain(kernel, *axes)
-    whole = ["act_embed" if name == "embed" else name for name in axes]
+    gathered = ["act_embed" if name == "embed" else name for name in axes]
     if contracted == 1:
-        return constrain(kernel, *whole)
-    return jnp.moveaxis(constrain(jnp.moveaxis(kernel, -1, 0), whole[-1], *whole[:-1]), 0, -1)
+        return constrain(kernel, *gathered)
+    return jnp.moveaxis(constrain(jnp.moveaxis(kernel, -1, 0), gathered[-1], *gathered[:-1]), 0, -1)
 
 
 @jax.custom_vjp
 def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y + bias, whose gradient is a product with two rows of ones. With one row it would become a sum again."""
+    """y + bias; the bias's gradient is a product with two rows of ones. XLA turns a product with one row into a sum."""
     return y + jnp.broadcast_to(bias, y.shape)
 
 
@@ -121,7 +121,7 @@ _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis, in float32 whatever comes in; the result has the compute dtype.
+    """LayerNorm or RMSNorm over the last axis, computed in float32; the result has the compute dtype.
 
     `materialize` is for the TPU; see `lmjax.model.normalize`.
     """
@@ -138,7 +138,7 @@ class Norm(nn.Module):
 
 
 class NormParameters(nn.Module):
-    """The scale and, where there is one, the bias of a norm."""
+    """The scale of a norm, and its bias if it has one."""
 
     bias: bool
 
@@ -153,7 +153,7 @@ class NormParameters(nn.Module):
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: int) -> jax.Array:
     """x with a fraction `rate` of its entries zeroed and the rest scaled up; unchanged when `key` is None.
 
-    The mask depends on the key and the `site` alone, never on how x is sharded (partitionable threefry).
+    The mask depends on the key and the `site` only, not on the sharding of x (partitionable threefry).
     """
     if key is None or rate == 0.0:
         return x

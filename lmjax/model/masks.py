@@ -1,4 +1,4 @@
-"""Which keys a query may see: causality, a local band and segments, described once for every attention kernel."""
+"""The keys that a query may see: causality, a local band and segments, one description for all attention kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a query that sees nothing gives no NaN
+HIDDEN = -1e30  # the score of a masked key: finite, so that a query without visible keys gives no NaN
 
 
 @functools.partial(
@@ -18,10 +18,10 @@ HIDDEN = -1e30  # the score of a key that is not seen: finite, so that a query t
 )
 @dataclass(frozen=True)
 class Mask:
-    """Query t stands at index offset + t among the keys; it sees keys of its own segment.
+    """Query t has index offset + t among the keys; it sees keys of its segment.
 
-    `causal`: only keys at its own index or before. `band`: only the last `band` keys up to its own (and, when not
-    causal, as many after). Segments: [B, T] and [B, S] int32, where 0 is padding that nothing sees; None: all one.
+    `causal`: only keys up to its index. `band`: only the last `band` keys up to its index (and, if not causal, as many
+    after it). Segments: [B, T] and [B, S] int32, where 0 is padding, which no query sees; None: one segment.
     """
 
     causal: bool
@@ -36,12 +36,12 @@ class Mask:
     def visible(self, queries: int, keys: int) -> jax.Array:
         """Boolean [1 or B, 1, queries, keys]: True where the query may see the key."""
         distance = jnp.arange(queries)[:, None] + self.offset - jnp.arange(keys)[None, :]
-        seen = jnp.ones((queries, keys), bool)
+        near = jnp.ones((queries, keys), bool)
         if self.causal:
-            seen &= distance >= 0
+            near &= distance >= 0
         if self.band is not None:
-            seen &= jnp.abs(distance) < self.band
+            near &= jnp.abs(distance) < self.band
         if self.query_segments is None or self.key_segments is None:
-            return seen[None, None]
+            return near[None, None]
         same = (self.query_segments[:, :, None] == self.key_segments[:, None, :]) & (self.key_segments != 0)[:, None, :]
-        return (seen[None] & same)[:, None]
+        return (near[None] & same)[:, None]

@@ -1,14 +1,15 @@
-"""LayerNorm and RMSNorm as one function with its own gradient: float32 inside, statistics in one pass over the input.
+"""LayerNorm and RMSNorm as one function with a custom gradient: in float32, with statistics in one pass over the input.
 
-E[x^2] - E[x]^2 cancels where a row's mean is large beside its deviation. Of float32 rows LayerNorm therefore takes the
-statistics of the row less the mean of its first SAMPLE elements, which changes no deviation. That mean is at most
-sqrt(D / SAMPLE) deviations from the row's own, whatever the row holds, which bounds what cancels (Chan, Golub & LeVeque
-1983, section 3, on shifted data). bfloat16 rows are taken as they are: their elements are rounded to 1/256 of the mean,
-which costs more than what cancels in float32 as long as the mean is below some 100 deviations; beyond, little but
-rounding is left of the row. The shift would cost the planned steps up to 3.5% of their cycles.
+E[x^2] - E[x]^2 loses precision by cancellation if a row's mean is large compared with its deviation. For float32 rows
+LayerNorm therefore computes the statistics of the row minus the mean of its first SAMPLE elements, which has the same
+deviation. That mean differs from the row's mean by at most sqrt(D / SAMPLE) deviations, for any row, which bounds the
+cancellation (Chan, Golub & LeVeque 1983, section 3, on shifted data). bfloat16 rows are not shifted: their elements are
+rounded to 1/256 of the mean, an error larger than that of the cancellation in float32 if the mean is below about 100
+deviations; for larger means the rounding dominates the row. The shift would cost the planned steps up to 3.5% of their
+cycles.
 
-What the backward pass needs beside the input are two numbers a row. They have a name, so that a remat policy can keep
-them instead of reading the input once more.
+The backward pass needs two numbers per row in addition to the input. They have a name, so that a remat policy can keep
+them; otherwise the backward pass reads the input once more.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def normalize(
 ) -> jax.Array:
     """(x - mean) / sqrt(variance + eps) x scale + bias over the last axis, in the dtype of x.
 
-    Not `centered`, the mean is taken to be 0: RMSNorm (Zhang & Sennrich 2019); then there is no bias. `materialize`
-    writes the result and the incoming gradient to memory instead of working them out again inside of every matrix
-    product that reads them, which is what the TPU compiler otherwise does.
+    If not `centered`, the mean is replaced by 0 and there is no bias: RMSNorm (Zhang & Sennrich 2019). `materialize`
+    writes the result and the incoming gradient to memory; otherwise the TPU compiler computes them again in every
+    matrix product that reads them.
     """
     return _forward(x, scale_D, bias_D, eps, centered, materialize)[0]
 
@@ -79,9 +80,9 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         wide = x.astype(jnp.float32)
         mean, square = jnp.mean(wide, -1), jnp.mean(wide * wide, -1)
         return mean, jnp.maximum(square - mean * mean, 0.0)
-    shift = jnp.mean(x[..., :SAMPLE].astype(jnp.float32), -1)  # cut first: of a wide copy the TPU would keep all
-    away = x.astype(jnp.float32) - shift[..., None]
-    mean, square = jnp.mean(away, -1), jnp.mean(away * away, -1)
+    shift = jnp.mean(x[..., :SAMPLE].astype(jnp.float32), -1)  # sliced before the cast: else the TPU keeps a float32 x
+    shifted = x.astype(jnp.float32) - shift[..., None]
+    mean, square = jnp.mean(shifted, -1), jnp.mean(shifted * shifted, -1)
     return shift + mean, jnp.maximum(square - mean * mean, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Positions that enter inside attention: rotary embeddings and T5's relative bias."""
+"""Positions inside attention: rotary embeddings and T5's relative bias."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lmjax.settings import PositionSettings
 
 
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021, section 3.2), the two halves of a head paired as in Llama.
+    """Rotary position embedding (Su et al. 2021, section 3.2); element i is paired with i + K/2, as in Llama.
 
-    Angles are float32: pair i of a head turns by position x base^(-2i/K).
+    Angles are float32: pair i of a head is rotated by position x base^(-2i/K).
     """
     half = x_BTHK.shape[-1] // 2
     frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -23,14 +23,15 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
     sin, cos = jnp.sin(angle_BT1K), jnp.cos(angle_BT1K)
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     sin, cos = jnp.broadcast_to(sin, first.shape), jnp.broadcast_to(cos, first.shape)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTHK.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHK.dtype)
 
 
 def relative_bucket(distance: jax.Array, buckets: int, max_distance: int, bidirectional: bool) -> jax.Array:
     """T5's bucket of each distance (key position - query position); Raffel et al. 2020, section 2.1.
 
-    Half of the buckets hold one distance each, the other half grows logarithmically up to `max_distance`.
+    Half of the buckets have one distance each; those of the other half grow logarithmically up to `max_distance`. A
+    bidirectional bias has as many buckets for later keys as for earlier ones.
     """
     bucket = jnp.zeros_like(distance)
     if bidirectional:
@@ -46,7 +47,7 @@ def relative_bucket(distance: jax.Array, buckets: int, max_distance: int, bidire
 
 
 class RelativeBias(nn.Module):
-    """One learned bias per head and bucket, shared by the layers that are given its result, [1, H, T, S]."""
+    """One learned bias per head and bucket, as [1, H, T, S]; all layers add it to their scores."""
 
     settings: PositionSettings
     heads: int

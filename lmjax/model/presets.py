@@ -6,7 +6,7 @@ from lmjax.errors import UserError, nearest
 from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings
 
 GPT2_VOCABULARY = 50_257  # Radford et al. 2019, section 2.2; GPT-3 uses the same
-GPT3_BAND = 256  # keys; Brown et al. 2020, section 2.1, say "locally banded" and give no width: this one is ours
+GPT3_BAND = 256  # keys; chosen here: Brown et al. 2020, section 2.1, say "locally banded" without a width
 
 
 def _gpt1() -> ModelSettings:

@@ -1,11 +1,11 @@
-"""What the backward pass of a layer keeps from the forward pass, by policy; it works out the rest again.
+"""Remat policies: the arrays of a layer's forward pass that are kept for its backward pass, which recomputes the rest.
 
-The blocks give names to the arrays that are worth keeping. Beside what a policy names, a layer's input is always kept.
-Sizes are in arrays of [B, T, D], for a feed-forward layer of 4 D; "products" are the share of the forward pass's
-matrix products, attention's own aside, that are made again.
+The blocks name the arrays that a policy can keep. A layer's input is always kept. Sizes are in arrays of [B, T, D], for
+a feed-forward layer of 4 D; "products" is the fraction of the forward pass's matrix products, without those inside
+attention, that are recomputed.
 
-An offloaded policy moves what it names to pinned memory of the host in the forward pass and fetches it back in the
-backward pass, while other layers are computed; the device then holds little more than under "full".
+An offloaded policy moves the named arrays to the host's pinned memory in the forward pass and fetches them in the
+backward pass, while other layers are computed; the device then needs little more memory than under "full".
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import jax
 
 QUERY, KEY, VALUE = "query", "key", "value"  # as attention reads them
-ATTENDED = "attended"  # attention's result and what its backward pass needs beside it
+ATTENDED = "attended"  # attention's result and the residuals of its backward pass
 BETWEEN = "between"  # the residual stream between attention and the feed-forward layer
 UP = "up"  # the feed-forward layer's hidden units before their activation
-STATISTICS = "norm_statistics"  # two numbers a row for every norm
+STATISTICS = "norm_statistics"  # two numbers per row of every norm
 
 
 _NAMED: dict[str, tuple[str, ...]] = {
-    "projections": (QUERY, KEY, VALUE, ATTENDED, BETWEEN, UP),  # 10 arrays; no product twice
-    "key_value_up": (KEY, VALUE, ATTENDED, UP),  # 8 arrays; 1/6 of the products twice
-    "attention": (QUERY, KEY, VALUE, ATTENDED),  # 5 arrays; 5/12 of the products twice
-    "up": (UP,),  # 5 arrays; 1/3 of the products and attention twice
+    "projections": (QUERY, KEY, VALUE, ATTENDED, BETWEEN, UP),  # 10 arrays; recomputes no product
+    "key_value_up": (KEY, VALUE, ATTENDED, UP),  # 8 arrays; recomputes 1/6 of the products
+    "attention": (QUERY, KEY, VALUE, ATTENDED),  # 5 arrays; recomputes 5/12 of the products
+    "up": (UP,),  # 5 arrays; recomputes 1/3 of the products and attention
 }
 
 
@@ -42,15 +42,15 @@ def _offload(name: str) -> Any:
     )
 
 
-# From the most memory to the least. "none", which keeps everything, is no policy and comes before them all.
+# From the most memory to the least. "none", which keeps everything, is not a policy and needs the most.
 REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_saveable,  # every matrix product's result
     "projections": _keep("projections"),
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # 10 arrays; attention twice
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # 10 arrays; recomputes attention
     "key_value_up": _keep("key_value_up"),
     "attention": _keep("attention"),
     "up": _keep("up"),
-    "full": jax.checkpoint_policies.nothing_saveable,  # 1 array; everything twice but the last product
+    "full": jax.checkpoint_policies.nothing_saveable,  # 1 array; recomputes all but the last product
 }
 
 OFFLOADED_POLICIES: dict[str, Any] = {f"{name}_offloaded": _offload(name) for name in _NAMED}

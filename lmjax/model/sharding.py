@@ -1,4 +1,4 @@
-"""Makes the model's logical axis names mean a mesh while a function is traced."""
+"""Binds the model's logical axis names to a mesh while a function is traced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AxisRules = tuple[tuple[str, tuple[str, ...] | None], ...]
 
 @dataclass(frozen=True)
 class BoundMesh:
-    """The mesh that logical axes mean now, and the table that says how."""
+    """The mesh to which logical axes are bound, and the rules from logical to mesh axes."""
 
     mesh: Mesh
     rules: AxisRules
@@ -27,7 +27,7 @@ class BoundMesh:
         return PartitionSpec(*(None if name is None else table[name] for name in logical))
 
     def size(self, logical: str) -> int:
-        """Into how many parts an axis of this name is cut."""
+        """The number of shards of an axis of this name."""
         axes = dict(self.rules)[logical] or ()
         size = 1
         for axis in axes:
@@ -35,7 +35,7 @@ class BoundMesh:
         return size
 
     def per_shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """`function` run on every device on its own part: for calls that the compiler cannot cut, such as Pallas'."""
+        """`function` run on every device's shard: for calls that the compiler cannot shard, such as Pallas kernels."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
@@ -44,7 +44,7 @@ _bound: ContextVar[BoundMesh | None] = ContextVar("bound_mesh", default=None)
 
 @contextmanager
 def logical_sharding(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
-    """Inside, constraints on logical axes bind to `mesh` by `rules`; outside they do nothing."""
+    """In this context, constraints on logical axes apply to `mesh` by `rules`; outside they have no effect."""
     token = _bound.set(BoundMesh(mesh, rules))
     try:
         yield
@@ -53,12 +53,12 @@ def logical_sharding(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
 
 
 def bound_mesh() -> BoundMesh | None:
-    """What `logical_sharding` has bound, or None outside of it."""
+    """The mesh that `logical_sharding` has bound, or None outside of it."""
     return _bound.get()
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """x, cut over the bound mesh as its axes' names say; x itself where no mesh is bound."""
+    """x, sharded over the bound mesh by its axes' names; x itself if no mesh is bound."""
     bound = bound_mesh()
     if bound is None:
         return x

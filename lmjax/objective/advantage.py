@@ -1,8 +1,8 @@
 """From log-probabilities, values and scores of sampled responses to rewards and advantages: functions of arrays.
 
-Arrays are [B, T]: B responses of T tokens at most. A mask is 1.0 on a response's tokens, end-of-text included, and 0.0
-on what pads it; a response's tokens are next to each other. Masked places are 0 in every result, whatever stands
-there in the arguments. Log-probabilities and divergences are in nats.
+Arrays are [B, T]: B responses of at most T tokens. A mask is 1.0 on a response's tokens, end-of-text included, and 0.0
+on padding; a response's tokens are contiguous. Every result is 0 where the mask is 0, whatever values the arguments
+have there. Log-probabilities and divergences are in nats.
 """
 
 from __future__ import annotations
@@ -21,79 +21,79 @@ def estimate_kl(log_probs_BT: jax.Array, reference_BT: jax.Array, kind: KLEstima
     k1, log(p/q), is unbiased; k2, its square halved, has less variance and a bias; k3, q/p - 1 - log(q/p), is unbiased
     and never negative.
     """
-    ratio_BT = log_probs_BT - reference_BT
+    log_ratio_BT = log_probs_BT - reference_BT
     if kind == "k1":
-        return ratio_BT
+        return log_ratio_BT
     if kind == "k2":
-        return 0.5 * ratio_BT**2
-    return jnp.expm1(-ratio_BT) + ratio_BT
+        return 0.5 * log_ratio_BT**2
+    return jnp.expm1(-log_ratio_BT) + log_ratio_BT
 
 
 def last_token(mask_BT: jax.Array) -> jax.Array:
-    """1.0 at the last token of each response, found by mask and not by token; nowhere where there is none."""
-    after_BT = jnp.pad(mask_BT[:, 1:], ((0, 0), (0, 1)))
-    later_BT = jnp.flip(jnp.cumsum(jnp.flip(after_BT, 1), axis=1), 1)
-    return jnp.where((mask_BT > 0) & (later_BT == 0), 1.0, 0.0)
+    """1.0 at the last token that the mask shows of each response, 0.0 elsewhere; all 0.0 for an empty response."""
+    next_mask_BT = jnp.pad(mask_BT[:, 1:], ((0, 0), (0, 1)))
+    later_tokens_BT = jnp.flip(jnp.cumsum(jnp.flip(next_mask_BT, 1), axis=1), 1)
+    return jnp.where((mask_BT > 0) & (later_tokens_BT == 0), 1.0, 0.0)
 
 
 def penalised_rewards(
     scores_B: jax.Array, kl_BT: jax.Array, mask_BT: jax.Array, coefficient: jax.Array | float
 ) -> jax.Array:
-    """Each token's reward: -coefficient x kl, and on the last token the score of the response as well."""
+    """Each token's reward: -coefficient x kl, plus the response's score at its last token."""
     penalty_BT = jnp.where(mask_BT > 0, -coefficient * kl_BT, 0.0)
     return penalty_BT + last_token(mask_BT) * scores_B[:, None]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean of all values whose mask is 1; 0 where there is none."""
+    """The mean of the values whose mask is 1; 0 where there are none."""
     count = mask.sum()
     return jnp.where(mask > 0, values, 0.0).sum() / jnp.maximum(count, 1.0)
 
 
 def deviations(values: jax.Array, mask: jax.Array, axis: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Values less the mean of those along `axis` whose mask is 1 (0 where it is not), and that mean, its axes kept.
+    """Values minus their mean along `axis`, both over what the mask shows (0 elsewhere), and that mean with its axes.
 
-    The mean is taken of the distances from the largest value: equal values deviate by exactly 0, whatever they are, as
-    n times a value over n need not be that value again.
+    The mean is computed of the differences from the largest value. Equal values therefore deviate by exactly 0; with
+    the plain mean they need not, because (n x value) / n can differ from value by rounding.
     """
-    shown = mask > 0
-    largest = jnp.max(values, axis, keepdims=True, where=shown, initial=-jnp.inf)
-    below = jnp.where(shown, values - largest, 0.0)
-    mean = below.sum(axis, keepdims=True) / jnp.maximum(shown.sum(axis, keepdims=True), 1)
-    return jnp.where(shown, below - mean, 0.0), largest + mean
+    unmasked = mask > 0
+    largest = jnp.max(values, axis, keepdims=True, where=unmasked, initial=-jnp.inf)
+    difference = jnp.where(unmasked, values - largest, 0.0)
+    mean = difference.sum(axis, keepdims=True) / jnp.maximum(unmasked.sum(axis, keepdims=True), 1)
+    return jnp.where(unmasked, difference - mean, 0.0), largest + mean
 
 
 def whiten(values_BT: jax.Array, mask_BT: jax.Array, *, centre: bool) -> jax.Array:
     """Values divided by their standard deviation over all tokens of the batch (population variance).
 
-    With `centre` their mean becomes 0 (advantages); without, it stays what it was (rewards; Ziegler et al. 2019).
-    Equal values become 0 with `centre`, and stay what they are without.
+    With `centre` their mean becomes 0 (advantages); without it the mean is unchanged (rewards; Ziegler et al. 2019).
+    Equal values become 0 with `centre` and are unchanged without it.
     """
-    from_mean_BT, mean_11 = deviations(values_BT, mask_BT)
-    white_BT = from_mean_BT * jax.lax.rsqrt(masked_mean(from_mean_BT**2, mask_BT) + 1e-8)
-    return jnp.where(mask_BT > 0, white_BT if centre else white_BT + mean_11, 0.0)
+    centred_BT, mean_11 = deviations(values_BT, mask_BT)
+    whitened_BT = centred_BT * jax.lax.rsqrt(masked_mean(centred_BT**2, mask_BT) + 1e-8)
+    return jnp.where(mask_BT > 0, whitened_BT if centre else whitened_BT + mean_11, 0.0)
 
 
 def advantages_and_returns(
-    rewards_BT: jax.Array, values_BT: jax.Array, mask_BT: jax.Array, *, discount: float, decay: float
+    rewards_BT: jax.Array, values_BT: jax.Array, mask_BT: jax.Array, *, discount: float, gae_lambda: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16) with lambda = `decay`, and the returns.
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), and the returns, advantages + values.
 
-    `values_BT` is what the value model says before each token. A response is a whole episode: after its last token
-    the value is 0. The returns are advantages + values.
+    `values_BT` are the value model's predictions before each token. A response is an episode: after its last token the
+    value is 0.
     """
-    live_BT = mask_BT > 0
-    values_BT = jnp.where(live_BT, values_BT, 0.0)
+    unmasked_BT = mask_BT > 0
+    values_BT = jnp.where(unmasked_BT, values_BT, 0.0)
     next_values_BT = jnp.pad(values_BT[:, 1:], ((0, 0), (0, 1)))
-    surprise_BT = jnp.where(live_BT, rewards_BT + discount * next_values_BT - values_BT, 0.0)
+    td_error_BT = jnp.where(unmasked_BT, rewards_BT + discount * next_values_BT - values_BT, 0.0)
 
-    def back(later_B: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        surprise_B, live_B = now
-        advantage_B = jnp.where(live_B, surprise_B + discount * decay * later_B, 0.0)
+    def accumulate(next_advantage_B: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        td_error_B, unmasked_B = at
+        advantage_B = jnp.where(unmasked_B, td_error_B + discount * gae_lambda * next_advantage_B, 0.0)
         return advantage_B, advantage_B
 
-    start_B = jnp.zeros(rewards_BT.shape[0], surprise_BT.dtype)
-    _, advantages_TB = jax.lax.scan(back, start_B, (surprise_BT.T, live_BT.T), reverse=True)
+    zeros_B = jnp.zeros(rewards_BT.shape[0], td_error_BT.dtype)
+    _, advantages_TB = jax.lax.scan(accumulate, zeros_B, (td_error_BT.T, unmasked_BT.T), reverse=True)
     return advantages_TB.T, advantages_TB.T + values_BT
 
 
@@ -102,7 +102,7 @@ def adapted_coefficient(
 ) -> jax.Array:
     """The KL coefficient after `episodes` responses whose mean divergence was `kl` nats (Ziegler et al. 2019, 2.2).
 
-    It grows while the divergence is above `target`, by at most a fifth per `horizon` episodes, and else it shrinks.
+    It grows if the divergence is above `target` and shrinks if it is below, by at most a fifth per `horizon` episodes.
     """
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return coefficient * (1.0 + error * episodes / horizon)

@@ -1,7 +1,7 @@
-"""Tokens in chunks: how many there are, and a loop over them, so that a loss never holds all logits at once.
+"""Tokens in chunks: the number of chunks, and a loop over them, so that a loss never holds all logits at once.
 
-A chunk takes every n-th token of every row, so that on a mesh each device does its share of each chunk, however rows
-and time are sharded.
+Chunk i of n has the tokens i, i + n, i + 2n, ... of every row. On a mesh every device therefore computes a part of
+every chunk, however rows and time are sharded.
 """
 
 from __future__ import annotations
@@ -15,39 +15,40 @@ import jax.numpy as jnp
 from lmjax.model.language_model import Chunking
 from lmjax.model.sharding import bound_mesh, constrain
 
-FEWEST_TOKENS = 256  # of a chunk that is cut by the number of its logits: with fewer, the products lose more
+FEWEST_TOKENS = 256  # in a chunk whose size follows from its logits: products of fewer tokens are less efficient
 
 
 def chunk_count(B: int, T: int, V: int, chunking: Chunking) -> int:
-    """The least number of chunks of which each has at most so many tokens on a device, or one of each row.
+    """The least number of chunks that have at most `chunking.tokens` tokens on a device, or one token of each row.
 
-    Where `chunking` says no number of tokens they are as many as have its logits, though not fewer than 256, and at
-    most half of all: a loss and its gradient hold two arrays of a chunk's logits, which is then no more than one of
-    all. The count divides T, unless that takes more than twice as many chunks as are needed and time is not sharded.
+    Without `chunking.tokens`, a chunk has as many tokens as make `chunking.logits` logits, at least FEWEST_TOKENS, and
+    at most half of all tokens: a loss and its gradient hold two arrays of a chunk's logits, together then at most as
+    large as one array of all logits. The count divides T, unless time is not sharded and a count that divides T is
+    more than twice the least.
     """
     bound = bound_mesh()
     rows, times = (bound.size("batch"), bound.size("time")) if bound is not None else (1, 1)
     times = times if T % times == 0 else 1
     shards = rows * times
-    most = chunking.tokens or min(max(chunking.logits // V, FEWEST_TOKENS), max(B * T // (2 * shards), 1))
-    dividing = (n for n in range(1, T // times) if T % (n * times) == 0)
-    even = next((n for n in dividing if B * (T // n) <= most * shards), T // times)
-    needed = -(-T // max(most * rows // B, 1))
-    return needed if times == 1 and even > 2 * needed else even
+    most_tokens = chunking.tokens or min(max(chunking.logits // V, FEWEST_TOKENS), max(B * T // (2 * shards), 1))
+    divisors = (n for n in range(1, T // times) if T % (n * times) == 0)
+    dividing = next((n for n in divisors if B * (T // n) <= most_tokens * shards), T // times)
+    least = -(-T // max(most_tokens * rows // B, 1))
+    return least if times == 1 and dividing > 2 * least else dividing
 
 
-def whole_head(head_VD: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The head as all chunks multiply it: in the compute dtype, made whole along its width once.
+def gathered_head(head_VD: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The head in the compute dtype, gathered along its width, once for all chunks.
 
-    Losses call it inside of their own gradients, so that the head's gradient leaves them in the head's dtype. Where the
-    head is the embedding too, both gradients are then of one dtype, and the TPU compiler adds them before it sums them
-    over devices, once.
+    Losses call it inside their custom gradients, so that the head's gradient has the head's dtype. Where the head is
+    also the embedding, both gradients then have one dtype, and the TPU compiler adds them before it sums them over
+    devices, once.
     """
     return constrain(head_VD.astype(dtype), "vocab", "act_embed")
 
 
 def chunk_logits(head_VD: jax.Array, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
-    """A chunk's float32 logits, [B, t, V], -inf from the head's row `vocab` on; and the number of each column."""
+    """A chunk's float32 logits, [B, t, V], -inf from the head's row `vocab` on; and the index of each column."""
     logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
     column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
     if vocab < head_VD.shape[0]:
@@ -55,48 +56,48 @@ def chunk_logits(head_VD: jax.Array, hidden_BtD: jax.Array, vocab: int) -> tuple
     return logits_BtV, column_BtV
 
 
-def no_head_gradient(head_VD: jax.Array, vocab_last: bool) -> jax.Array:
-    """Zeros to add chunks' head gradients to, in float32."""
+def zero_head_gradient(head_VD: jax.Array, vocab_last: bool) -> jax.Array:
+    """The float32 zeros that the chunks' parts of the head's gradient are added to."""
     V, D = head_VD.shape
     return jnp.zeros_like(head_VD, shape=(D, V) if vocab_last else (V, D), dtype=jnp.float32)
 
 
-def head_gradient(hidden_BtD: jax.Array, slope_BtV: jax.Array, vocab_last: bool) -> jax.Array:
+def head_gradient(hidden_BtD: jax.Array, dlogits_BtV: jax.Array, vocab_last: bool) -> jax.Array:
     """A chunk's part of the head's gradient, [D, V] or [V, D], in float32."""
     product = "btd,btv->dv" if vocab_last else "btd,btv->vd"
-    return jnp.einsum(product, hidden_BtD, slope_BtV, preferred_element_type=jnp.float32)
+    return jnp.einsum(product, hidden_BtD, dlogits_BtV, preferred_element_type=jnp.float32)
 
 
-def whole_gradient(grad_head: jax.Array, head_VD: jax.Array, vocab_last: bool) -> jax.Array:
-    """The sum of the chunks' parts as the head's gradient, in its dtype and whole along its width.
+def gathered_head_gradient(dhead: jax.Array, head_VD: jax.Array, vocab_last: bool) -> jax.Array:
+    """The sum of the chunks' parts as the head's gradient, in its dtype and gathered along its width.
 
-    With the sharding of the table itself, which would spread to the loop over chunks, each part would be scattered over
-    fsdp by itself.
+    The sharding of the table itself would propagate into the loop over chunks, which would then scatter every chunk's
+    part over fsdp separately.
     """
-    return whole_head(grad_head.T if vocab_last else grad_head, head_VD.dtype)
+    return gathered_head(dhead.T if vocab_last else dhead, head_VD.dtype)
 
 
 def over_chunks(
     count: int, add: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, arrays: tuple[jax.Array, ...]
 ) -> tuple[Any, Any]:
-    """`lax.scan` of `add` over chunks of arrays [B, T, ...], or a plain call; chunk i has every row's tokens i + n x k.
+    """`lax.scan` of `add` over `count` chunks of arrays [B, T, ...]; a plain call for one chunk.
 
-    What `add` returns beside the carry is put together again. Where the count does not divide T, the last chunks have
-    zeros behind a row's last token: `add` must make nothing of tokens of weight 0.
+    The arrays that `add` returns beside the carry are merged into [B, T, ...]. Where the count does not divide T, the
+    last chunks are padded with zeros: `add` must add nothing for tokens of weight 0.
     """
     if count == 1:
         return add(carry, arrays)
     T = arrays[0].shape[1]
-    each = -(-T // count)
+    chunk_T = -(-T // count)
 
-    def cut(x: jax.Array) -> jax.Array:
-        if each * count > T:
-            x = jnp.pad(x, ((0, 0), (0, each * count - T), *[(0, 0)] * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], each, count, *x.shape[2:]), 2, 0)
+    def split(x: jax.Array) -> jax.Array:
+        if chunk_T * count > T:
+            x = jnp.pad(x, ((0, 0), (0, chunk_T * count - T), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunk_T, count, *x.shape[2:]), 2, 0)
 
-    def whole(pieces: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(pieces, 0, 2)
-        return x.reshape(x.shape[0], each * count, *x.shape[3:])[:, :T]
+    def merge(chunks: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(chunks, 0, 2)
+        return x.reshape(x.shape[0], chunk_T * count, *x.shape[3:])[:, :T]
 
-    carry, pieces = jax.lax.scan(add, carry, jax.tree.map(cut, arrays))
-    return carry, jax.tree.map(whole, pieces)
+    carry, chunks = jax.lax.scan(add, carry, jax.tree.map(split, arrays))
+    return carry, jax.tree.map(merge, chunks)

@@ -1,7 +1,7 @@
-"""The log-probability of each given token, in float32, without ever holding all logits at once.
+"""The log-probability of each target token, in float32, without ever holding all logits at once.
 
 In: hidden states, the head's matrix and tokens. Out: an array over tokens, for the losses that compare policies. The
-tokens are cut into chunks whose logits are made, used and dropped, and made again for the gradient.
+tokens are split into chunks, whose logits are computed, used and freed, and computed again for the gradient.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lmjax.model.language_model import Chunking
 from lmjax.objective.chunks import (
     chunk_count,
     chunk_logits,
+    gathered_head,
+    gathered_head_gradient,
     head_gradient,
-    no_head_gradient,
     over_chunks,
-    whole_gradient,
-    whole_head,
+    zero_head_gradient,
 )
 
 
 class Terms(NamedTuple):
-    """How tokens are read; `vocab` is the number of real rows of the head, the rest being padding."""
+    """The static arguments; `vocab` is the number of the head's rows that are no padding."""
 
     vocab: int
     temperature: float
@@ -45,8 +45,8 @@ def token_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and the entropy of p at each token, float32 [B, T] each, in nats.
 
-    p is the softmax of the logits over `temperature`, as the sampler draws from it; rows of the head from
-    `valid_vocab` on are left out. `chunking` says how many logits exist at once; see `chunk_count`.
+    p is the softmax of logits / `temperature`, from which the sampler draws; it leaves out the head's rows from
+    `valid_vocab` on. `chunking` limits the logits that exist at once; see `chunk_count`.
     """
     B, T, _ = hidden_BTD.shape
     V = head_VD.shape[0]
@@ -56,68 +56,69 @@ def token_log_probs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_probs(terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    chosen, entropy, _ = _read(terms, hidden, head, targets)
-    return chosen, entropy
+    log_p_target, entropy, _ = _evaluate(terms, hidden, head, targets)
+    return log_p_target, entropy
 
 
-def _read(
+def _evaluate(
     terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log p(target), the entropy and the logarithm of the softmax's denominator at each token."""
-    whole = whole_head(head, hidden.dtype)
+    gathered = gathered_head(head, hidden.dtype)
 
-    def read(_: tuple[()], cut: tuple[jax.Array, ...]) -> tuple[tuple[()], tuple[jax.Array, ...]]:
-        hidden_BtD, targets_Bt = cut
-        logits_BtV, column_BtV = _logits(terms, whole, hidden_BtD)
+    def evaluate(_: tuple[()], chunk: tuple[jax.Array, ...]) -> tuple[tuple[()], tuple[jax.Array, ...]]:
+        hidden_BtD, targets_Bt = chunk
+        logits_BtV, column_BtV = _logits(terms, gathered, hidden_BtD)
         log_norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-        chosen_Bt = jnp.where(column_BtV == targets_Bt[..., None], logits_BtV, 0.0).sum(axis=-1) - log_norm_Bt
+        target_logit_Bt = jnp.where(column_BtV == targets_Bt[..., None], logits_BtV, 0.0).sum(axis=-1)
+        log_p_target_Bt = target_logit_Bt - log_norm_Bt
         log_p_BtV = logits_BtV - log_norm_Bt[..., None]
         entropy_Bt = -jnp.where(column_BtV < terms.vocab, jnp.exp(log_p_BtV) * log_p_BtV, 0.0).sum(axis=-1)
-        return (), (chosen_Bt, entropy_Bt, log_norm_Bt)
+        return (), (log_p_target_Bt, entropy_Bt, log_norm_Bt)
 
-    return over_chunks(terms.chunks, read, (), (hidden, targets))[1]
+    return over_chunks(terms.chunks, evaluate, (), (hidden, targets))[1]
 
 
 def _forward(
     terms: Terms, hidden: Any, head: Any, targets: Any
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     arrays = hidden.value, head.value, targets.value
-    chosen, entropy, log_norm = _read(terms, *arrays)
-    return (chosen, entropy), (*arrays, log_norm, entropy)
+    log_p_target, entropy, log_norm = _evaluate(terms, *arrays)
+    return (log_p_target, entropy), (*arrays, log_norm, entropy)
 
 
 def _backward(
-    terms: Terms, kept: tuple[jax.Array, ...], cotangents: tuple[Any, Any]
+    terms: Terms, residuals: tuple[jax.Array, ...], cotangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array, None]:
-    hidden, head, targets, log_norm, entropy = kept
-    of_entropy = not isinstance(cotangents[1], SymbolicZero)
-    whole = whole_head(head, hidden.dtype)
-    weights = [jnp.zeros_like(log_norm) if isinstance(g, SymbolicZero) else g for g in cotangents]
+    hidden, head, targets, log_norm, entropy = residuals
+    has_entropy_gradient = not isinstance(cotangents[1], SymbolicZero)
+    gathered = gathered_head(head, hidden.dtype)
+    cotangent_arrays = [jnp.zeros_like(log_norm) if isinstance(g, SymbolicZero) else g for g in cotangents]
 
-    def add(grad_head: jax.Array, cut: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        hidden_BtD, targets_Bt, *of_tokens = cut
-        log_norm_Bt1, entropy_Bt1, weight_Bt1, entropy_weight_Bt1 = (x[..., None] for x in of_tokens)
-        logits_BtV, column_BtV = _logits(terms, whole, hidden_BtD)
+    def add(dhead: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        hidden_BtD, targets_Bt, *per_token = chunk
+        log_norm_Bt1, entropy_Bt1, dlog_p_Bt1, dentropy_Bt1 = (x[..., None] for x in per_token)
+        logits_BtV, column_BtV = _logits(terms, gathered, hidden_BtD)
         log_p_BtV = logits_BtV - log_norm_Bt1
         p_BtV = jnp.exp(log_p_BtV)
-        hit_BtV = (column_BtV == targets_Bt[..., None]).astype(jnp.float32)
-        slope_BtV = weight_Bt1 * (hit_BtV - p_BtV)
-        if of_entropy:
-            rise_BtV = jnp.where(column_BtV < terms.vocab, p_BtV * (log_p_BtV + entropy_Bt1), 0.0)
-            slope_BtV -= entropy_weight_Bt1 * rise_BtV
-        slope_BtV = (slope_BtV / terms.temperature).astype(whole.dtype)
-        grad_hidden = jnp.einsum("btv,vd->btd", slope_BtV, whole)
-        return grad_head + head_gradient(hidden_BtD, slope_BtV, terms.vocab_last), grad_hidden
+        is_target_BtV = (column_BtV == targets_Bt[..., None]).astype(jnp.float32)
+        dlogits_BtV = dlog_p_Bt1 * (is_target_BtV - p_BtV)
+        if has_entropy_gradient:
+            neg_entropy_grad_BtV = jnp.where(column_BtV < terms.vocab, p_BtV * (log_p_BtV + entropy_Bt1), 0.0)
+            dlogits_BtV -= dentropy_Bt1 * neg_entropy_grad_BtV
+        dlogits_BtV = (dlogits_BtV / terms.temperature).astype(gathered.dtype)
+        dhidden_BtD = jnp.einsum("btv,vd->btd", dlogits_BtV, gathered)
+        return dhead + head_gradient(hidden_BtD, dlogits_BtV, terms.vocab_last), dhidden_BtD
 
-    arrays = (hidden, targets, log_norm, entropy, *weights)
-    grad_head, grad_hidden = over_chunks(terms.chunks, add, no_head_gradient(head, terms.vocab_last), arrays)
-    return grad_hidden, whole_gradient(grad_head, head, terms.vocab_last), None
+    arrays = (hidden, targets, log_norm, entropy, *cotangent_arrays)
+    dhead, dhidden = over_chunks(terms.chunks, add, zero_head_gradient(head, terms.vocab_last), arrays)
+    return dhidden, gathered_head_gradient(dhead, head, terms.vocab_last), None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(terms: Terms, head_VD: jax.Array, hidden_BtD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `chunk_logits` gives, over the temperature."""
+    """`chunk_logits`, divided by the temperature."""
     logits_BtV, column_BtV = chunk_logits(head_VD, hidden_BtD, terms.vocab)
     return (logits_BtV if terms.temperature == 1.0 else logits_BtV / terms.temperature), column_BtV

@@ -1,7 +1,7 @@
 """Losses of a policy: PPO's clipped losses, PPO-ptx, DPO and GRPO, each a function of arrays.
 
 Arrays are [B, T] over the tokens of sampled responses, with a mask of 1.0 on tokens and 0.0 on padding, or [B] over
-responses or pairs. Every loss is a (sum, weight) pair: a sum over tokens weighs as many tokens as the mask has.
+responses or pairs. Every loss is a (sum, weight) pair; the weight of a sum over tokens is the number of tokens.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import jax.numpy as jnp
 
 from lmjax.objective.advantage import deviations, estimate_kl
 from lmjax.objective.rankings import ranking_loss
-from lmjax.objective.weighted import Weighted
-
-Metrics = dict[str, Weighted]
+from lmjax.objective.weighted import Metrics, Weighted
 
 
 def masked(values: jax.Array, mask: jax.Array) -> Weighted:
-    """The values where the mask is 1, over how many these are."""
+    """The sum of the values whose mask is 1, and their number as the weight."""
     return Weighted(jnp.where(mask > 0, values, 0.0).sum(), mask.sum())
 
 
@@ -26,9 +24,9 @@ def clipped_policy_loss(
 ) -> tuple[Weighted, Metrics]:
     """-min(r A, clip(r, 1 - clip, 1 + clip) A) per token, r = p / p_old (Schulman et al. 2017, equation 7).
 
-    `old_BT` are the log-probabilities when the tokens were sampled; no gradient goes through them or the advantages.
-    With `clip` infinite nothing is clipped. Metrics: `ratio`, `ratio_variance` (about 1), `clip_fraction`, and
-    `update_kl`, the k3 estimate of how far the policy has moved since it sampled, in nats per token.
+    `old_BT` are the log-probabilities under the policy that sampled the tokens; they and the advantages have no
+    gradient. An infinite `clip` clips nothing. Metrics: `ratio`, `ratio_variance` (around 1), `clip_fraction`, and
+    `update_kl`, the k3 estimate of the divergence from the policy that sampled, in nats per token.
     """
     loss_BT, metrics = _surrogate(log_probs_BT, old_BT, advantages_BT, mask_BT, clip)
     return masked(loss_BT, mask_BT), metrics
@@ -37,18 +35,18 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values_BT: jax.Array, old_BT: jax.Array, returns_BT: jax.Array, mask_BT: jax.Array, *, clip: float
 ) -> tuple[Weighted, Metrics]:
-    """Half the squared error of a token's value, the larger of the plain and the clipped one.
+    """Half the squared error of a token's value or of its clipped value, whichever is larger.
 
-    The clipped value is within `clip` of the value at sampling time, `old_BT`. Metrics: `value_error`, the unclipped
-    squared error, and `value_clip_fraction`.
+    The clipped value is within `clip` of `old_BT`, the value when the tokens were sampled. Metrics: `value_error`, the
+    unclipped squared error, and `value_clip_fraction`.
     """
     old_BT, returns_BT = jax.lax.stop_gradient((old_BT, returns_BT))
     values_BT = jnp.where(mask_BT > 0, values_BT, 0.0)
-    near_BT = jnp.clip(values_BT, old_BT - clip, old_BT + clip)
-    plain_BT, clipped_BT = (values_BT - returns_BT) ** 2, (near_BT - returns_BT) ** 2
-    return masked(0.5 * jnp.maximum(plain_BT, clipped_BT), mask_BT), {
-        "value_error": masked(plain_BT, mask_BT),
-        "value_clip_fraction": masked((clipped_BT > plain_BT).astype(jnp.float32), mask_BT),
+    clipped_BT = jnp.clip(values_BT, old_BT - clip, old_BT + clip)
+    error_BT, clipped_error_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
+    return masked(0.5 * jnp.maximum(error_BT, clipped_error_BT), mask_BT), {
+        "value_error": masked(error_BT, mask_BT),
+        "value_clip_fraction": masked((clipped_error_BT > error_BT).astype(jnp.float32), mask_BT),
     }
 
 
@@ -62,12 +60,12 @@ def explained_variance(values_BT: jax.Array, returns_BT: jax.Array, mask_BT: jax
     return jnp.where(total > 0, 1.0 - variance(returns_BT - values_BT) / jnp.where(total > 0, total, 1.0), 0.0)
 
 
-def mix_weights(weights_BS: jax.Array, mask_BT: jax.Array, coefficient: float) -> jax.Array:
-    """Token weights of pretraining rows with which PPO-ptx's objective is one sum over one weight.
+def ptx_weights(weights_BS: jax.Array, mask_BT: jax.Array, coefficient: float) -> jax.Array:
+    """Token weights of pretraining rows, scaled so that PPO-ptx's objective is one sum divided by one weight.
 
-    The objective is (policy loss per response token) + coefficient x (cross-entropy per pretraining token). With these
-    weights the cross-entropy's sum, added to the policy loss's sum and divided by the mask's sum, gives that, and
-    still does when the batch is cut into microbatches: call this on the whole batch.
+    The objective is (policy loss per response token) + coefficient x (cross-entropy per pretraining token). It equals
+    the policy loss's sum plus the cross-entropy's sum under the scaled weights, divided by the mask's sum, also where
+    the batch is split into microbatches, provided that the weights were scaled for the whole batch.
     """
     total = weights_BS.sum()
     return weights_BS * (coefficient * mask_BT.sum() / jnp.where(total > 0, total, 1.0))
@@ -82,25 +80,24 @@ def dpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Weighted, Metrics]:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7) from the log-probabilities of whole answers.
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7) from the log-probabilities of answers.
 
-    It is the ranking loss of the implicit rewards beta x (log p - log p_reference), so that rankings of K answers are
-    taken as they are; see `ranking_loss` for the other arguments and the metrics.
+    It is the ranking loss of the implicit rewards beta x (log p - log p_reference), for K ranked answers as for pairs;
+    see `ranking_loss` for the other arguments and the metrics.
     """
     rewards_BK = beta * (log_probs_BK - jax.lax.stop_gradient(reference_BK))
     return ranking_loss(rewards_BK, ranks_BK, present_BK, label_smoothing=label_smoothing)
 
 
-def group_advantages(scores_B: jax.Array, group: int, *, divide: bool = True) -> jax.Array:
-    """GRPO's advantages: a response's score less the mean of its group, over the group's standard deviation.
+def group_advantages(scores_B: jax.Array, group: int) -> jax.Array:
+    """GRPO's advantages: a response's score minus its group's mean, divided by the group's standard deviation.
 
-    Responses to one prompt are `group` neighbours (Shao et al. 2024, section 4.1.2; population variance). Without
-    `divide` they are only centred (Liu et al. 2025). Those of a group whose scores are equal are exactly 0.
+    `group` consecutive responses answer one prompt (Shao et al. 2024, section 4.1.2; population variance). The
+    advantages of a group with equal scores are exactly 0.
     """
     scores_GK = scores_B.reshape(-1, group)
     centred_GK, _ = deviations(scores_GK, jnp.ones_like(scores_GK), axis=1)
-    if divide:
-        centred_GK /= jnp.sqrt((centred_GK**2).mean(axis=1, keepdims=True)) + 1e-4
+    centred_GK /= jnp.sqrt((centred_GK**2).mean(axis=1, keepdims=True)) + 1e-4
     return centred_GK.reshape(-1)
 
 
@@ -114,32 +111,32 @@ def grpo_loss(
     clip: float,
     kl_coefficient: float,
 ) -> tuple[Weighted, Metrics]:
-    """GRPO (Shao et al. 2024, equation 3): the clipped policy loss plus kl_coefficient x k3, a mean within responses.
+    """GRPO (Shao et al. 2024, equation 3): the clipped policy loss plus kl_coefficient x k3, averaged per response.
 
-    A response that has tokens weighs 1, however long it is.
+    Every response that has tokens has weight 1, whatever its length.
     """
     advantages_BT = jnp.broadcast_to(advantages_B[:, None], mask_BT.shape)
     loss_BT, metrics = _surrogate(log_probs_BT, old_BT, advantages_BT, mask_BT, clip)
-    apart_BT = jnp.where(mask_BT > 0, log_probs_BT - jax.lax.stop_gradient(reference_BT), 0.0)
-    kl_BT = estimate_kl(apart_BT, jnp.zeros_like(apart_BT), "k3")
+    log_ratio_BT = jnp.where(mask_BT > 0, log_probs_BT - jax.lax.stop_gradient(reference_BT), 0.0)
+    kl_BT = estimate_kl(log_ratio_BT, jnp.zeros_like(log_ratio_BT), "k3")
     length_B = mask_BT.sum(axis=1)
-    share_BT = mask_BT / jnp.maximum(length_B, 1.0)[:, None]
-    loss = masked((loss_BT + kl_coefficient * kl_BT) * share_BT, mask_BT).sum
+    token_weights_BT = mask_BT / jnp.maximum(length_B, 1.0)[:, None]
+    loss = masked((loss_BT + kl_coefficient * kl_BT) * token_weights_BT, mask_BT).sum
     return Weighted(loss, (length_B > 0).sum().astype(jnp.float32)), metrics | {"kl_per_token": masked(kl_BT, mask_BT)}
 
 
 def _surrogate(
     log_probs_BT: jax.Array, old_BT: jax.Array, advantages_BT: jax.Array, mask_BT: jax.Array, clip: float
 ) -> tuple[jax.Array, Metrics]:
-    """The clipped loss of each token, and what is known of the ratios."""
+    """The clipped loss of each token, and metrics of the probability ratios."""
     old_BT, advantages_BT = jax.lax.stop_gradient((old_BT, advantages_BT))
-    change_BT = jnp.where(mask_BT > 0, log_probs_BT - old_BT, 0.0)
-    ratio_BT = jnp.exp(change_BT)
+    log_ratio_BT = jnp.where(mask_BT > 0, log_probs_BT - old_BT, 0.0)
+    ratio_BT = jnp.exp(log_ratio_BT)
     clipped_BT = jnp.clip(ratio_BT, 1.0 - clip, 1.0 + clip)
     loss_BT = -jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
     return loss_BT, {
         "ratio": masked(ratio_BT, mask_BT),
         "ratio_variance": masked((ratio_BT - 1.0) ** 2, mask_BT),
         "clip_fraction": masked((ratio_BT != clipped_BT).astype(jnp.float32), mask_BT),
-        "update_kl": masked(estimate_kl(-change_BT, jnp.zeros_like(change_BT), "k3"), mask_BT),
+        "update_kl": masked(estimate_kl(-log_ratio_BT, jnp.zeros_like(log_ratio_BT), "k3"), mask_BT),
     }

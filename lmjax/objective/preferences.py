@@ -11,60 +11,66 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batc
 from lmjax.data.conversation_rows import RANKS
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.outputs import Auxiliary
 from lmjax.objective.log_probs import token_log_probs
 from lmjax.objective.policy import dpo_loss
-from lmjax.objective.rankings import ranking_loss
-from lmjax.objective.weighted import LossFunction, Weighted
+from lmjax.objective.rankings import answer_weights, ranking_loss
+from lmjax.objective.weighted import LossFunction, Metrics, Weighted, with_auxiliary
 
 
 def answers_as_rows(batch: Batch) -> Batch:
-    """The fields of the model, [B x K, T]: each answer is encoded once, whatever it is compared with."""
+    """The model's fields as rows, [B x K, T]: each answer is encoded once for all its comparisons."""
     fields = {name: batch[name] for name in (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)}
     return {name: array.reshape(-1, array.shape[-1]) for name, array in fields.items()}
 
 
 def present_answers(batch: Batch) -> jax.Array:
-    """Boolean [B, K]: where there is an answer."""
+    """Boolean [B, K]: True for an answer, False for padding."""
     return (batch[SEGMENTS] != 0).any(axis=-1)
 
 
-def answer_scores(model: ScalarModel, params: Any, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
-    """The reward model's score of each answer, [B, K]."""
-    return model.scores(params, answers_as_rows(batch), rng).reshape(batch[TOKENS].shape[:2])
+def answer_scores(model: ScalarModel, params: Any, batch: Batch) -> jax.Array:
+    """The reward model's score of each answer, [B, K], without dropout."""
+    return model.scores(params, answers_as_rows(batch)).reshape(batch[TOKENS].shape[:2])
 
 
 def answer_log_probs(
     model: LanguageModel, params: Any, batch: Batch, rng: jax.Array | None = None, valid_vocab: int | None = None
-) -> jax.Array:
-    """The log-probability of each whole answer given its prompt, end-of-text included, [B, K]."""
+) -> tuple[jax.Array, Auxiliary]:
+    """The log-probability of each answer given its prompt, end-of-text included, [B, K]; and the auxiliary losses."""
     rows = answers_as_rows(batch)
-    hidden = model.hidden(params, rows, rng)
-    log_probs, _ = token_log_probs(
-        hidden,
+    hidden_NTD, aux = model.hidden(params, rows, rng)
+    log_probs_NT, _ = token_log_probs(
+        hidden_NTD,
         model.head(params),
         rows[TARGETS],
         valid_vocab=valid_vocab,
         chunking=model.chunking,
     )
-    return jnp.where(rows[WEIGHTS] > 0, log_probs, 0.0).sum(axis=1).reshape(batch[TOKENS].shape[:2])
+    log_probs_N = jnp.where(rows[WEIGHTS] > 0, log_probs_NT, 0.0).sum(axis=1)
+    return log_probs_N.reshape(batch[TOKENS].shape[:2]), aux
 
 
 def reward_loss(
     model: ScalarModel, *, label_smoothing: float = 0.0, margin: float = 0.0, centring: float = 0.0
 ) -> LossFunction:
-    """The ranking loss of a reward model's scores; `margin` is asked for per step of rank between two answers."""
+    """The ranking loss of a reward model's scores, with a margin of `margin` x (difference of the two ranks)."""
 
-    def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         ranks_BK = batch[RANKS]
         steps_BKK = (ranks_BK[:, None, :] - ranks_BK[:, :, None]).astype(jnp.float32)
-        return ranking_loss(
-            answer_scores(model, params, batch, rng),
+        scores_N, aux = model.scores_and_aux(params, answers_as_rows(batch), rng)
+        scores_BK = scores_N.reshape(ranks_BK.shape)
+        present_BK = present_answers(batch)
+        loss, metrics = ranking_loss(
+            scores_BK,
             ranks_BK,
-            present_answers(batch),
+            present_BK,
             margins_BKK=margin * steps_BKK if margin else None,
             label_smoothing=label_smoothing,
             centring=centring,
         )
+        return with_auxiliary(loss, metrics, aux, answer_weights(ranks_BK, present_BK).reshape(-1))
 
     return loss_fn
 
@@ -72,14 +78,19 @@ def reward_loss(
 def preference_loss(
     model: LanguageModel, reference: Any, *, beta: float, label_smoothing: float = 0.0, valid_vocab: int | None = None
 ) -> LossFunction:
-    """DPO's loss against the parameters `reference`, which are read without dropout."""
+    """DPO's loss; `reference` are the parameters of the reference policy, which is evaluated without dropout.
 
-    def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
-        log_probs_BK = answer_log_probs(model, params, batch, rng, valid_vocab)
-        reference_BK = answer_log_probs(model, reference, batch, None, valid_vocab)
-        present_BK = present_answers(batch)
-        return dpo_loss(
-            log_probs_BK, reference_BK, batch[RANKS], present_BK, beta=beta, label_smoothing=label_smoothing
+    Raises UserError for a model that sees the tokens it predicts.
+    """
+    model.require_causal("DPO")
+
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
+        log_probs_BK, aux = answer_log_probs(model, params, batch, rng, valid_vocab)
+        reference_BK, _ = answer_log_probs(model, reference, batch, None, valid_vocab)
+        ranks_BK, present_BK = batch[RANKS], present_answers(batch)
+        loss, metrics = dpo_loss(
+            log_probs_BK, reference_BK, ranks_BK, present_BK, beta=beta, label_smoothing=label_smoothing
         )
+        return with_auxiliary(loss, metrics, aux, answer_weights(ranks_BK, present_BK).reshape(-1))
 
     return loss_fn

@@ -1,5 +1,5 @@
-"""Known rewards, for experiments without people: a simulated labeler ranks by one, and its value is told beside a
-reward model's.
+"""Known rewards, for experiments without people: a simulated labeler ranks by one, and it is reported beside the reward
+model's score.
 
 Each is a function (prompts, responses) -> scores, named in a recipe as "lmjax.rl.known_rewards:NAME".
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-WORDS = 8  # that `short_sentence` likes best
+WORDS = 8  # the length at which `short_sentence` is highest
 
 
 def short_sentence(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """Likes a whole, short sentence that does not repeat itself; at most 2.
+    """Rewards a complete, short sentence without repeated words; at most 2.
 
-    The sum of: 1 where the response ends with a full stop; the share of its words that are different ones; and minus
-    an eighth for every word that it is longer or shorter than 8 words, at most 1.
+    The sum of: 1 if the response ends with a full stop; the number of distinct words divided by the number of words;
+    and minus an eighth for every word more or less than 8, at most 1.
     """
     return [_short_sentence(response) for response in responses]
 
 
 def _short_sentence(response: str) -> float:
     words = response.lower().split()
-    whole = float(response.rstrip().endswith("."))
-    different = len(set(words)) / len(words) if words else 0.0
-    return whole + different - min(1.0, abs(len(words) - WORDS) / WORDS)
+    complete = float(response.rstrip().endswith("."))
+    distinct = len(set(words)) / len(words) if words else 0.0
+    return complete + distinct - min(1.0, abs(len(words) - WORDS) / WORDS)

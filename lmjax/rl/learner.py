@@ -1,12 +1,12 @@
 """One iteration of PPO (or GRPO): sample, score, penalise, estimate advantages, update; each phase a pure function.
 
-In: the training state, the frozen models and a batch of prompts, with rows of pretraining text where those are mixed
-in. Out: the state after all updates, and metrics. `iterate` is everything in one program; where the reward is a Python
-function, `roll` and `learn` are two, and the function is called between them.
+In: the training state, the frozen models and a batch of prompts, for PPO-ptx with rows of pretraining text. Out: the
+state after all updates, and metrics. `iterate` is one program of all phases; where the reward is a Python function,
+`roll` and `learn` are two programs, and the function is called between them.
 
 The state's `step` counts iterations. Its `params` are those of the "policy" and, unless the baseline is the group,
-of the "value" model or head; its `opt_state` holds an optimizer state for each, the "average" of the policy's weights
-and the "kl_coefficient".
+of the "value" model or head; its `opt_state` holds an optimizer state for each, the exponential moving "average" of the
+policy's weights and the "kl_coefficient".
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from lmjax.objective.policy import (
     group_advantages,
     grpo_loss,
     masked,
-    mix_weights,
+    ptx_weights,
 )
-from lmjax.objective.weighted import Weighted
+from lmjax.objective.weighted import Weighted, with_auxiliary
 from lmjax.optim.schedules import Schedule
 from lmjax.optim.train_state import TrainState
-from lmjax.rl.rollout import Rollout, Vocabulary, read_responses, repeated, sample, values_before
+from lmjax.rl.rollout import Readings, Rollout, Vocabulary, read_responses, repeated, sample, values_before
 from lmjax.settings import KLSettings, PPOSettings, RewardSettings
 from lmjax.training.step import make_train_step
 
@@ -56,14 +56,14 @@ MASK, OLD, OLD_VALUES, ADVANTAGES, RETURNS, REFERENCE = (
     "returns",
     "reference",
 )
-MIX = "mix_"  # before a field's name: of rows of pretraining text
+MIX = "mix_"  # prefix of the batch fields of pretraining rows (PPO-ptx)
 
 Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Learner:
-    """The models, settings and optimizers of a run; the arrays are arguments of its methods."""
+    """The models, settings and optimizers of a run; arrays are arguments of its methods."""
 
     policy: LanguageModel
     value: ScalarModel
@@ -77,6 +77,12 @@ class Learner:
     microbatches: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises UserError for models that see the tokens they predict, or whose value they predict."""
+        self.policy.require_causal("a policy")
+        if self.ppo.baseline == "value":
+            self.value.language_model.require_causal("a value model")
+
     @property
     def updates(self) -> int:
         """Optimizer steps per iteration."""
@@ -84,7 +90,7 @@ class Learner:
 
     @property
     def estimator(self) -> KLEstimator:
-        """Of the divergence that is penalised and logged; GRPO's is always k3."""
+        """The estimator of the divergence that is penalised and logged; GRPO's is always k3."""
         return "k3" if self.ppo.baseline == "group" else self.kl.estimator
 
     @property
@@ -95,18 +101,18 @@ class Learner:
         """The state before the first iteration; `value` is a value model's parameters, a head's, or None."""
         params = {POLICY: policy} | ({} if value is None else {VALUE: value})
         states = {name: self.optimizers[name].init(params[name]) for name in params}
-        average = {} if self.ppo.average is None else {AVERAGE: jax.tree.map(jnp.copy, policy)}
+        ema = {} if self.ppo.average is None else {AVERAGE: jax.tree.map(jnp.copy, policy)}
         coefficient = {COEFFICIENT: jnp.float32(self.kl.coefficient)}
-        return TrainState(jnp.zeros((), jnp.int32), params, states | average | coefficient)
+        return TrainState(jnp.zeros((), jnp.int32), params, states | ema | coefficient)
 
     def iterate(self, state: TrainState, frozen: dict[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
-        """A whole iteration; `frozen` holds the parameters of the "reference" policy and of the "reward" model."""
+        """All phases; `frozen` holds the parameters of the "reference" policy and of the "reward" model."""
         rollout = self.roll(state, batch)
         scores_B = self.score(frozen["reward"], rollout)
         return self.learn(state, frozen["reference"], rollout, scores_B, batch)
 
     def roll(self, state: TrainState, batch: Batch) -> Rollout:
-        """Samples `group` responses to each prompt; those to one prompt are neighbours."""
+        """Samples `group` responses to each prompt; those to one prompt are consecutive."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         prompts = repeated(batch, self.ppo.group)
         tokens, temperature = self.ppo.response_tokens, self.ppo.temperature
@@ -114,16 +120,16 @@ class Learner:
         return sample(self.policy, policy, prompts, key, self.vocabulary, tokens=tokens, temperature=temperature)
 
     def score(self, reward_params: Any, rollout: Rollout) -> jax.Array:
-        """The reward model's score of each response, [B]: read at its last token."""
+        """The reward model's score of each response, [B]: the scalar at its last token."""
         assert self.reward is not None
         return self.reward.scores(reward_params, rollout.rows)
 
     def divergence(self, state: TrainState, reference: Any, rollout: Rollout) -> jax.Array:
-        """The policy's divergence from the reference in each response, [B] nats, by the estimator that is trained."""
+        """The policy's divergence from the reference policy in each response, [B] nats, by the trained estimator."""
         mask_BN, rows = rollout.mask, rollout.rows
-        own_BN, _, _ = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1])
-        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
-        return jnp.where(mask_BN > 0, estimate_kl(own_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
+        policy_BN = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1]).log_probs
+        reference_BN = self._read({POLICY: reference}, rows, mask_BN.shape[1]).log_probs
+        return jnp.where(mask_BN > 0, estimate_kl(policy_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
 
     def learn(
         self, state: TrainState, reference: Any, rollout: Rollout, scores_B: jax.Array, batch: Batch
@@ -134,8 +140,9 @@ class Learner:
         inner, updates = self._update(state, data, batch)
         opt_state = dict(inner.opt_state)
         if self.ppo.average is not None:
+            ema_decay = self.ppo.average
             opt_state[AVERAGE] = optax.incremental_update(
-                inner.params[POLICY], state.opt_state[AVERAGE], 1.0 - self.ppo.average
+                inner.params[POLICY], state.opt_state[AVERAGE], 1.0 - ema_decay
             )
         if self.kl.target is not None:
             episodes = scores_B.shape[0]
@@ -149,14 +156,14 @@ class Learner:
     def experience(
         self, params: Any, reference: Any, rollout: Rollout, scores_B: jax.Array, coefficient: jax.Array
     ) -> tuple[Batch, Metrics]:
-        """What the updates learn from, [B, P + N] and [B, N], and what is known of the responses."""
+        """The arrays of the updates, [B, P + N] and [B, N], and metrics of the responses."""
         mask_BN, rows = rollout.mask, rollout.rows
-        old_BN, entropy_BN, values_BN = self._read(params, rows, mask_BN.shape[1])
-        reference_BN, _, _ = self._read({POLICY: reference}, rows, mask_BN.shape[1])
+        old_BN, entropy_BN, values_BN, _ = self._read(params, rows, mask_BN.shape[1])
+        reference_BN = self._read({POLICY: reference}, rows, mask_BN.shape[1]).log_probs
         shaped_B = self._shaped(scores_B, rollout.finished)
         kl_BN = estimate_kl(old_BN, reference_BN, self.estimator)
         data = rows | {MASK: mask_BN, OLD: old_BN, REFERENCE: reference_BN}
-        explained = {}
+        value_metrics = {}
         if self.ppo.baseline == "group":
             advantages_B1 = group_advantages(shaped_B, self.ppo.group)[:, None]
             data |= {ADVANTAGES: jnp.broadcast_to(advantages_B1, mask_BN.shape)}
@@ -165,11 +172,11 @@ class Learner:
             if self.shaping.whiten:
                 rewards_BN = whiten(rewards_BN, mask_BN, centre=False)
             advantages_BN, returns_BN = advantages_and_returns(
-                rewards_BN, values_BN, mask_BN, discount=self.ppo.discount, decay=self.ppo.decay
+                rewards_BN, values_BN, mask_BN, discount=self.ppo.discount, gae_lambda=self.ppo.decay
             )
-            white_BN = whiten(advantages_BN, mask_BN, centre=True)
-            data |= {ADVANTAGES: white_BN, RETURNS: returns_BN, OLD_VALUES: values_BN}
-            explained = {"value_explained": explained_variance(values_BN, returns_BN, mask_BN)}
+            whitened_BN = whiten(advantages_BN, mask_BN, centre=True)
+            data |= {ADVANTAGES: whitened_BN, RETURNS: returns_BN, OLD_VALUES: values_BN}
+            value_metrics = {"value_explained": explained_variance(values_BN, returns_BN, mask_BN)}
         counts_B = jnp.ones_like(scores_B)
         per_response = {
             "reward": scores_B,
@@ -184,12 +191,12 @@ class Learner:
         metrics: Metrics = {name: masked(value_B, counts_B) for name, value_B in per_response.items()}
         metrics |= {"entropy": masked(entropy_BN, mask_BN)}
         metrics |= {"sampler_gap": jnp.where(mask_BN > 0, jnp.abs(old_BN - rollout.sampled), 0.0).max()}
-        return data, metrics | explained
+        return data, metrics | value_metrics
 
     def loss(self, params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
-        """The loss of a minibatch, for the step-maker. `rng` is not used: there is no dropout."""
+        """The loss of a minibatch, for `make_train_step`. `rng` is not used: there is no dropout."""
         mask_BN, tokens = batch[MASK], batch[MASK].shape[1]
-        log_probs_BN, _, values_BN = self._read(params, batch, tokens)
+        log_probs_BN, _, values_BN, aux = self._read(params, batch, tokens)
         if self.ppo.baseline == "group":
             loss, metrics = grpo_loss(
                 log_probs_BN,
@@ -200,41 +207,45 @@ class Learner:
                 clip=self._clip,
                 kl_coefficient=self.kl.coefficient,
             )
-            return loss, metrics
+            return with_auxiliary(loss, metrics, aux, mask_BN.max(axis=1))
         loss, metrics = clipped_policy_loss(log_probs_BN, batch[OLD], batch[ADVANTAGES], mask_BN, clip=self._clip)
         value_loss, value_metrics = clipped_value_loss(
             values_BN, batch[OLD_VALUES], batch[RETURNS], mask_BN, clip=self.ppo.value_clip
         )
-        total = loss.sum + self.ppo.value_coefficient * value_loss.sum
         metrics |= value_metrics | {"policy_loss": loss, "value_loss": value_loss}
+        loss = Weighted(loss.sum + self.ppo.value_coefficient * value_loss.sum, loss.weight)
         if self.ppo.mix_coefficient:
-            mix = {name: batch[MIX + name] for name in LANGUAGE_FIELDS}
-            sum_, mix_metrics = self._mix(params, mix)
-            total += sum_
-            metrics |= mix_metrics
-        return Weighted(total, loss.weight), metrics
+            ptx_rows = {name: batch[MIX + name] for name in LANGUAGE_FIELDS}
+            ptx_loss, ptx_metrics = self._ptx_loss(params, ptx_rows)
+            loss = Weighted(loss.sum + ptx_loss.sum, loss.weight)
+            metrics |= ptx_metrics
+        return with_auxiliary(loss, metrics, aux, mask_BN)
 
-    def _mix(self, params: Any, rows: Batch) -> tuple[jax.Array, dict[str, Weighted]]:
-        """The cross-entropy of pretraining rows, whose weights `mix_weights` made; logged per token."""
+    def _ptx_loss(self, params: Any, rows: Batch) -> tuple[Weighted, dict[str, Weighted]]:
+        """The cross-entropy of pretraining rows under weights from `ptx_weights`; logged per token."""
+        hidden_BTD, aux = self.policy.hidden(params[POLICY], rows)
         loss, _ = cross_entropy(
-            self.policy.hidden(params[POLICY], rows),
+            hidden_BTD,
             self.policy.head(params[POLICY]),
             rows[TARGETS],
             rows[WEIGHTS],
             chunking=self.policy.chunking,
             valid_vocab=self.vocabulary.size,
         )
-        return loss.sum, {"mix_cross_entropy": loss}
+        aux = {f"mix_{name}": pair for name, pair in aux.items()}
+        return with_auxiliary(loss, {"mix_cross_entropy": loss}, aux, rows[WEIGHTS])
 
-    def _read(self, params: Any, rows: Batch, tokens: int) -> tuple[jax.Array, jax.Array, Any]:
-        """Log-probabilities, entropies and values (None for a group baseline or the reference), [B, N] each."""
+    def _read(self, params: Any, rows: Batch, tokens: int) -> Readings:
+        """Evaluates the policy, and the value model or head if `params` hold one; a group baseline has no values."""
         head = params.get(VALUE) if self.ppo.baseline == "value_head" else None
-        log_probs_BN, entropy_BN, values_BN = read_responses(
+        readings = read_responses(
             self.policy, params[POLICY], rows, tokens, self.vocabulary, self.ppo.temperature, head
         )
         if self.ppo.baseline == "value" and VALUE in params:
-            values_BN = values_before(self.value, params[VALUE], rows, tokens)
-        return log_probs_BN, entropy_BN, values_BN
+            values_BN, aux = values_before(self.value, params[VALUE], rows, tokens)
+            named = {f"value_{name}": pair for name, pair in aux.items()}
+            return readings._replace(values=values_BN, aux=readings.aux | named)
+        return readings
 
     def _shaped(self, scores_B: jax.Array, finished_B: jax.Array) -> jax.Array:
         shaping = self.shaping
@@ -245,14 +256,14 @@ class Learner:
         return jnp.where(finished_B, scores_B, scores_B - shaping.missing_end_penalty)
 
     def _update(self, state: TrainState, data: Batch, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The minibatch updates; each epoch has an order of its own."""
+        """The minibatch updates; every epoch permutes the rows anew."""
         names = list(state.params)
         rows = data[MASK].shape[0]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), state.step), 1)
         orders = [jax.random.permutation(jax.random.fold_in(key, epoch), rows) for epoch in range(self.ppo.epochs)]
         order_UM = jnp.stack(orders).reshape(self.updates, rows // self.ppo.minibatches)
-        mix = {name: array for name, array in batch.items() if name.startswith(MIX)}
-        mix = {name: x.reshape(self.updates, x.shape[0] // self.updates, *x.shape[1:]) for name, x in mix.items()}
+        ptx = {name: array for name, array in batch.items() if name.startswith(MIX)}
+        ptx = {name: x.reshape(self.updates, x.shape[0] // self.updates, *x.shape[1:]) for name, x in ptx.items()}
         step = make_train_step(
             self.loss,
             by_part({name: self.optimizers[name] for name in names}),
@@ -262,21 +273,21 @@ class Learner:
         )
 
         def update(inner: TrainState, at: tuple[jax.Array, Batch]) -> tuple[TrainState, Metrics]:
-            order_M, mixed = at
-            minibatch = {name: array[order_M] for name, array in data.items()} | mixed
-            if mixed:
-                scaled = mix_weights(mixed[MIX + WEIGHTS], minibatch[MASK], self.ppo.mix_coefficient)
-                minibatch[MIX + WEIGHTS] = scaled
+            order_M, ptx_rows = at
+            minibatch = {name: array[order_M] for name, array in data.items()} | ptx_rows
+            if ptx_rows:
+                weights = ptx_weights(ptx_rows[MIX + WEIGHTS], minibatch[MASK], self.ppo.mix_coefficient)
+                minibatch[MIX + WEIGHTS] = weights
             return step(inner, minibatch)
 
         opt_state = {name: state.opt_state[name] for name in names}
         inner = TrainState(state.step * self.updates, state.params, opt_state)
-        inner, stacked = jax.lax.scan(update, inner, (order_UM, mix))
+        inner, stacked = jax.lax.scan(update, inner, (order_UM, ptx))
         return inner, _over_updates(stacked)
 
 
 def by_part(optimizers: dict[str, optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
-    """An optimizer for each top-level part of the parameters; its state is a dict of theirs."""
+    """One optimizer for each top-level entry of the parameters; the state is a dict of their states."""
     full = {name: optax.with_extra_args_support(optimizer) for name, optimizer in optimizers.items()}
 
     def init(params: Any) -> Any:
@@ -291,7 +302,7 @@ def by_part(optimizers: dict[str, optax.GradientTransformation]) -> optax.Gradie
 
 
 def _over_updates(stacked: Metrics) -> Metrics:
-    """One iteration's metrics: pairs are summed over updates, scalars averaged, skipped updates counted."""
+    """The metrics of an iteration: pairs are summed over updates, scalars averaged, skipped updates counted."""
     out: Metrics = {}
     for name, value in stacked.items():
         if isinstance(value, Weighted):

@@ -1,10 +1,10 @@
 """Rewards from Python functions, named in a recipe: (prompts, responses) -> scores.
 
-A function gets the prompts and the responses as the policy read and wrote them, two lists of strings of one length, by
-position or, where its parameters have these names, as `prompts` and `responses` or `completions`. A parameter of any
-other name gets that field of the prompts' records, a list with None where a record has no such field; `records` gets
-the records themselves, and **kwargs all their fields. It returns a number for each response; None says that it has no
-opinion, where several functions are given and their scores are added up.
+A function receives the prompts as the policy read them and the responses as it wrote them, two lists of strings of
+equal length, by position or, where its parameters have these names, as `prompts` and `responses` or `completions`. A
+parameter of any other name receives that field of the prompts' records, a list with None where a record has no such
+field; `records` receives the records themselves, and **kwargs all their fields. The function returns a number for each
+response. The scores of several functions are added up; a function returns None for a response that it does not score.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHOWN = 3  # records of a batch that an error names
 class RewardFunction(Protocol):
     """Scores of responses, float32 [B], finite; `records` are those of the prompts, [B] or none.
 
-    Raises UserError where there is not one finite number per response.
+    Raises UserError unless there is one finite number per response.
     """
 
     def __call__(
@@ -42,48 +42,48 @@ class RewardFunction(Protocol):
 
 
 def load_function(source: str, field: str, timeout: float | None = None) -> RewardFunction:
-    """The function that `source` names, which a recipe's `field` holds; a call may take `timeout` seconds.
+    """The function that `source`, the value of a recipe's `field`, names; a call may take `timeout` seconds.
 
-    Raises UserError where there is none, or where it cannot be called with prompts and responses.
+    Raises UserError if there is no such function, or if it cannot be called with prompts and responses.
     """
     return load_functions({field: source}, timeout)
 
 
 def load_functions(sources: Mapping[str, str], timeout: float | None = None) -> RewardFunction:
-    """The sum of the functions that the fields of a recipe name; `load_function` where it is one."""
+    """The sum of the functions that the fields of a recipe name."""
     functions = [_Function(source, field, timeout) for field, source in sources.items()]
 
     def scores(prompts: Sequence[str], responses: Sequence[str], records: Sequence[Prompt] = ()) -> np.ndarray:
-        given_FB = np.stack([function.scores(prompts, responses, records) for function in functions])
-        silent_B = np.isnan(given_FB).all(axis=0)
-        if silent_B.any():
-            at = int(np.argmax(silent_B))
+        scores_FB = np.stack([function.scores(prompts, responses, records) for function in functions])
+        unscored_B = np.isnan(scores_FB).all(axis=0)
+        if unscored_B.any():
+            at = int(np.argmax(unscored_B))
             which = functions[0].where if len(functions) == 1 else "none of " + ", ".join(sources)
-            said = "returned None for" if len(functions) == 1 else "has an opinion on"
+            verb = "returned None for" if len(functions) == 1 else "returned a number for"
             raise UserError(
-                f"{which} {said} {_response(at, responses, records)}: expected a finite number; None is no opinion, "
-                "and some function of reward.source and reward.functions needs one on every response"
+                f"{which} {verb} {_response(at, responses, records)}: expected a finite number; at least one function "
+                "of reward.source and reward.functions must score every response, and None is no score"
             )
-        return _finite(_single(np.nansum(given_FB, axis=0)), functions[0].where, responses, records)
+        return _finite(_float32(np.nansum(scores_FB, axis=0)), functions[0].where, responses, records)
 
     return scores
 
 
 class _Function:
-    """One function of a recipe, with its place for messages."""
+    """One function of a recipe, and its field for messages."""
 
     def __init__(self, source: str, field: str, timeout: float | None) -> None:
-        place, _, name = source.rpartition(":")
+        path, _, name = source.rpartition(":")
         self.where = f"{field} = {source!r}"
         self._timeout = timeout
         try:
-            module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        except (Exception, SystemExit) as error:  # whatever the file does wrong is the user's to fix
-            raise UserError(f"{self.where}: {place}: {type(error).__name__}: {text_of(error)}") from error
+            module = _from_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
+        except (Exception, SystemExit) as error:  # any error of the user's file is a user error
+            raise UserError(f"{self.where}: {path}: {type(error).__name__}: {text_of(error)}") from error
         function = getattr(module, name, None)
         if not callable(function):
             known = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "none"
-            raise UserError(f"{self.where}: {place} has no function {name!r}; its functions: {known}")
+            raise UserError(f"{self.where}: {path} has no function {name!r}; its functions: {known}")
         if inspect.iscoroutinefunction(function):
             raise UserError(f"{self.where}: expected a plain function, found an async one; write def, not async def")
         self._function = function
@@ -92,25 +92,25 @@ class _Function:
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str], records: Sequence[Prompt]) -> np.ndarray:
         """A number for each response, float64 [B], NaN for None."""
-        given, named = self._arguments(prompts, responses, records)
+        positional, named = self._arguments(prompts, responses, records)
 
         def call() -> np.ndarray:
-            with jax.transfer_guard("allow"):  # it may use arrays of jax, also within a step
-                return _numbers(self._function(*given, **named), self.where, responses, records)
+            with jax.transfer_guard("allow"):  # the function may use jax arrays, also during a training step
+                return _numbers(self._function(*positional, **named), self.where, responses, records)
 
         try:
             return _within(self._timeout, call)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # whatever the function does wrong is the user's to fix
-            said = f"{type(error).__name__}: {text_of(error)}"
-            raise UserError(f"{self.where}: {self._line(error)}: {said}; {_batch(responses, records)}") from error
+        except (Exception, SystemExit) as error:  # any error of the user's function is a user error
+            reason = f"{type(error).__name__}: {text_of(error)}"
+            raise UserError(f"{self.where}: {self._line(error)}: {reason}; {_batch(responses, records)}") from error
 
     def _line(self, error: BaseException) -> str:
-        """The file and line of the function's own file where the error came from, or else of wherever it did."""
+        """The last line of the function's file in the error's traceback, or else the traceback's last line."""
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename == self._file]
-        frame = (own or list(frames))[-1]
+        in_file = [frame for frame in frames if frame.filename == self._file]
+        frame = (in_file or list(frames))[-1]
         return f"{frame.filename}:{frame.lineno}"
 
     def _arguments(
@@ -138,7 +138,7 @@ class _Function:
 
 
 def _split(parameters: Mapping[str, inspect.Parameter]) -> tuple[list[str], list[str]]:
-    """The parameters that prompts and responses are given to by name, none where by position, and all further ones."""
+    """The names of the parameters for prompts and responses, [] where these are passed by position; and the others."""
     single = [name for name, parameter in parameters.items() if parameter.kind not in _MANY]
     known = [name for name in single if name in ("prompts", *_RESPONSES)]
     positional = any(parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY for name in single)
@@ -148,48 +148,48 @@ def _split(parameters: Mapping[str, inspect.Parameter]) -> tuple[list[str], list
 
 
 def _parameters(function: Callable[..., Any], where: str) -> Mapping[str, inspect.Parameter]:
-    """The function's parameters. Raises UserError where it cannot be called with prompts and responses."""
+    """The function's parameters. Raises UserError if it cannot be called with prompts and responses."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions that are not written in Python have none
+    except (TypeError, ValueError):  # some functions that are not written in Python have no signature
         return {}
     parameters = signature.parameters
-    places = [p for p in parameters.values() if p.kind not in (*_MANY, inspect.Parameter.KEYWORD_ONLY)]
+    positional = [p for p in parameters.values() if p.kind not in (*_MANY, inspect.Parameter.KEYWORD_ONLY)]
     many = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
-    if _split(parameters)[0] or len(places) >= 2 or many:
+    if _split(parameters)[0] or len(positional) >= 2 or many:
         return parameters
     raise UserError(f"{where}: expected a function of (prompts, responses), found {signature}; give it both parameters")
 
 
 def _within(seconds: float | None, call: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `call` returns, in a thread of its own where it may only take so long. Raises TimeoutError after that."""
+    """The result of `call`; with a timeout, run in a thread. Raises TimeoutError when it takes longer."""
     if seconds is None:
         return call()
-    done: list[np.ndarray] = []
-    failed: list[BaseException] = []
+    results: list[np.ndarray] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            done.append(call())
-        except BaseException as error:  # raised again by whoever waits
-            failed.append(error)
+            results.append(call())
+        except BaseException as error:  # raised again by the waiting thread
+            errors.append(error)
 
-    thread = threading.Thread(target=run, name="reward function", daemon=True)  # nothing waits for one that hangs
+    thread = threading.Thread(target=run, name="reward function", daemon=True)  # a hanging one does not block the exit
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
         raise TimeoutError(f"it took longer than reward.timeout = {seconds:g} seconds")
-    if failed:
-        raise failed[0]
-    return done[0]
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _numbers(returned: Any, where: str, responses: Sequence[str], records: Sequence[Prompt]) -> np.ndarray:
-    """What a function returned as float64 [B], NaN for None. Raises UserError for anything but numbers and None."""
+    """A function's result as float64 [B], NaN for None. Raises UserError for anything but numbers and None."""
     is_array = hasattr(returned, "__array__")
     if isinstance(returned, str | bytes | Mapping) or not (is_array or hasattr(returned, "__iter__")):
-        what = shortened(returned)
-        raise UserError(f"{where}: expected one number per response, found {what}; return a list of floats")
+        found = shortened(returned)
+        raise UserError(f"{where}: expected one number per response, found {found}; return a list of floats")
     values: Any = np.asarray(returned) if is_array else list(returned)
     shape = values.shape if isinstance(values, np.ndarray) else (len(values),)
     if shape != (len(responses),):
@@ -208,12 +208,12 @@ def _numbers(returned: Any, where: str, responses: Sequence[str], records: Seque
                 f"{_response(at, responses, records)}; return a list of floats"
             )
         out[at] = number
-        _finite(_single(out[at : at + 1]), where, responses[at : at + 1], records[at : at + 1])
+        _finite(_float32(out[at : at + 1]), where, responses[at : at + 1], records[at : at + 1])
     return out
 
 
 def _number(value: Any) -> float | None:
-    """A number or a truth value as a float; None for anything else."""
+    """A number or a boolean as a float; None for anything else."""
     if isinstance(value, bool | int | float):
         try:
             return float(value)
@@ -225,8 +225,8 @@ def _number(value: Any) -> float | None:
     return None
 
 
-def _single(numbers_B: np.ndarray) -> np.ndarray:
-    """The numbers as float32, infinite where they are too large for it."""
+def _float32(numbers_B: np.ndarray) -> np.ndarray:
+    """The numbers as float32; those that are too large become infinite."""
     with np.errstate(over="ignore"):
         return numbers_B.astype(np.float32)
 
@@ -247,7 +247,7 @@ def _response(at: int, responses: Sequence[str], records: Sequence[Prompt]) -> s
 
 
 def _batch(responses: Sequence[str], records: Sequence[Prompt]) -> str:
-    """The prompts that a call was about."""
+    """The prompts of a call, for messages."""
     places = list(dict.fromkeys(record.where for record in records if record.where))
     more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
     named = f" to the prompts of {', '.join(places[:_SHOWN])}{more}" if places else ""

@@ -1,14 +1,14 @@
-"""Responses sampled from a policy, and how policies and value models read them: pure functions.
+"""Responses sampled from a policy, and their log-probabilities and values: pure functions.
 
-In: prompts, [B, P]. Out: whole rows [B, P + N] of prompts padded on the left, whose last N columns hold the responses,
-padded on the right, and arrays [B, N] over their tokens. Everything after a response's end-of-text is padding.
+In: prompts, [B, P]. Out: rows [B, P + N] of prompts padded on the left, whose last N columns hold the responses, padded
+on the right, and arrays [B, N] over their tokens. Everything after a response's end-of-text is padding.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ from lmjax.generate.decoding import advance, start
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.heads import ScalarModel, apply_scalar
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.outputs import Auxiliary
 from lmjax.objective.log_probs import token_log_probs
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What of a tokenizer a compiled program depends on."""
+    """The properties of a tokenizer that a compiled program depends on."""
 
     size: int  # ids are 0 to size - 1; a model's table may have more rows
     end: int  # the end-of-text token
@@ -38,13 +39,22 @@ class Rollout:
 
     rows: Batch  # tokens, positions and segments, [B, P + N]
     mask: jax.Array  # [B, N] float32: 1 on a response's tokens, end-of-text included
-    sampled: jax.Array  # [B, N] float32: log-probabilities as the sampler saw them, under its temperature
-    finished: jax.Array  # [B] bool: whether a response ended by itself
+    sampled: jax.Array  # [B, N] float32: the sampler's log-probabilities, under its temperature
+    finished: jax.Array  # [B] bool: whether a response ends with end-of-text
 
     @property
     def responses(self) -> jax.Array:
-        """[B, N] int32: the response tokens, 0 where there are none."""
+        """[B, N] int32: the response tokens, 0 at padding."""
         return self.rows[TOKENS][:, -self.mask.shape[1] :]
+
+
+class Readings(NamedTuple):
+    """A policy's, and a value model's, outputs for sampled responses, [B, N]."""
+
+    log_probs: jax.Array  # of each token
+    entropy: jax.Array  # of the distribution that each token was sampled from, in nats
+    values: Any  # by the value head, or by the value model, before each token; None where there is neither
+    aux: Auxiliary  # the models' auxiliary losses
 
 
 def sample(
@@ -57,9 +67,9 @@ def sample(
     tokens: int,
     temperature: float,
 ) -> Rollout:
-    """Answers each prompt with at most `tokens` tokens, within the model's context. A row's draw is its own.
+    """Samples a response of at most `tokens` tokens to each prompt, within the model's context.
 
-    Prompts may be padded on either side.
+    A row's response does not depend on the other rows. Prompts may be padded on either side.
     """
     prompts = moved_right(prompts)
     lengths_B = (prompts[SEGMENTS] != 0).sum(axis=1)
@@ -75,7 +85,7 @@ def sample(
 
 
 def repeated(prompts: Batch, times: int) -> Batch:
-    """Each prompt so many times; its copies are neighbours."""
+    """Each prompt `times` times; its copies are consecutive."""
     return {name: jnp.repeat(prompts[name], times, axis=0) for name in (TOKENS, POSITIONS, SEGMENTS)}
 
 
@@ -83,10 +93,10 @@ def moved_right(prompts: Batch) -> Batch:
     """The same prompts with all their padding on the left."""
     segments_BP = prompts[SEGMENTS]
     P = segments_BP.shape[1]
-    empty_B1 = jnp.argmax(jnp.flip(segments_BP != 0, axis=1), axis=1)[:, None]  # columns behind the last token
-    from_BP = (jnp.arange(P)[None, :] - empty_B1) % P
+    padding_B1 = jnp.argmax(jnp.flip(segments_BP != 0, axis=1), axis=1)[:, None]  # columns after the last token
+    source_BP = (jnp.arange(P)[None, :] - padding_B1) % P
     fields = {name: prompts[name] for name in (TOKENS, POSITIONS, SEGMENTS)}
-    return {name: jnp.take_along_axis(array, from_BP, axis=1) for name, array in fields.items()}
+    return {name: jnp.take_along_axis(array, source_BP, axis=1) for name, array in fields.items()}
 
 
 def cut_at_end(tokens_BN: jax.Array, limits_B: jax.Array, end: int) -> tuple[jax.Array, jax.Array]:
@@ -98,14 +108,14 @@ def cut_at_end(tokens_BN: jax.Array, limits_B: jax.Array, end: int) -> tuple[jax
 
 
 def join(prompts: Batch, responses_BN: jax.Array, mask_BN: jax.Array) -> Batch:
-    """Prompts and responses as rows: what is masked becomes padding, so that what stood there cannot matter."""
-    live_BN = mask_BN > 0
+    """Prompts and responses as rows; tokens outside the mask become padding."""
+    unmasked_BN = mask_BN > 0
     lengths_B1 = (prompts[SEGMENTS] != 0).sum(axis=1, keepdims=True).astype(jnp.int32)
     positions_BN = lengths_B1 + jnp.arange(mask_BN.shape[1], dtype=jnp.int32)[None, :]
     of_response = {
-        TOKENS: jnp.where(live_BN, responses_BN, 0),
-        POSITIONS: jnp.where(live_BN, positions_BN, 0),
-        SEGMENTS: live_BN.astype(jnp.int32),
+        TOKENS: jnp.where(unmasked_BN, responses_BN, 0),
+        POSITIONS: jnp.where(unmasked_BN, positions_BN, 0),
+        SEGMENTS: unmasked_BN.astype(jnp.int32),
     }
     return {name: jnp.concatenate([prompts[name], array], axis=1) for name, array in of_response.items()}
 
@@ -118,12 +128,9 @@ def read_responses(
     vocabulary: Vocabulary,
     temperature: float,
     value_head: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The log-probability of each token of a response, the entropy where it was drawn, and the head's value before it.
-
-    Arrays [B, N] of the last `responses` columns. There is never dropout: the ratio of a policy to itself is 1.
-    """
-    hidden_BTD = model.hidden(params, rows)
+) -> Readings:
+    """Evaluates the last `responses` columns of the rows, without dropout: the ratio of a policy to itself is 1."""
+    hidden_BTD, aux = model.hidden(params, rows)
     before_BND = hidden_BTD[:, -responses - 1 : -1]
     log_probs_BN, entropy_BN = token_log_probs(
         before_BND,
@@ -134,9 +141,10 @@ def read_responses(
         chunking=model.chunking,
     )
     values_BN = None if value_head is None else apply_scalar(value_head, before_BND)
-    return log_probs_BN, entropy_BN, values_BN
+    return Readings(log_probs_BN, entropy_BN, values_BN, aux)
 
 
-def values_before(model: ScalarModel, params: Any, rows: Batch, responses: int) -> jax.Array:
-    """What a value model says before each token of a response, [B, N]."""
-    return model.values(params, rows)[:, -responses - 1 : -1]
+def values_before(model: ScalarModel, params: Any, rows: Batch, responses: int) -> tuple[jax.Array, Auxiliary]:
+    """A value model's value before each token of a response, [B, N], and its auxiliary losses."""
+    values_BT, aux = model.values_and_aux(params, rows)
+    return values_BT[:, -responses - 1 : -1], aux

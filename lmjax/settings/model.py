@@ -17,7 +17,10 @@ class AttentionSettings:
     kv_heads: int | None = None  # below `heads`: grouped-query attention; None means `heads`
     head_dim: int | None = None  # None means width / heads
     pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)  # one entry per layer, repeated to the depth
-    band: int | None = None  # keys that a query of a banded layer sees, itself included
+    band: int | None = (
+        None  # keys that a query of a banded layer sees, itself included; without causality, on each side
+    )
+    causal: bool = True  # a token sees none that comes later; False: an encoder, which sees both sides
     bias: bool = True  # on the query, key, value and output projections
     scaled: bool = True  # divide scores by sqrt(head_dim); T5 does not
     dropout: float = 0.0
@@ -78,7 +81,7 @@ class PositionSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The shape of a decoder."""
+    """The shape of a decoder or, where attention is not causal, of an encoder."""
 
     layers: int = 4
     width: int = 128

@@ -36,7 +36,7 @@ CHANGES: Table = {
     Kind.BREAKING: (
         *("start", "tokenizer.", "model.layers", "model.width", "model.context", "model.vocab_size", "model.tied_head"),
         *("model.init_std", "model.scaled_residual_init", "model.attention.heads", "model.attention.kv_heads"),
-        *("model.attention.head_dim", "model.attention.bias", "model.attention.scaled"),
+        *("model.attention.head_dim", "model.attention.bias", "model.attention.scaled", "model.attention.causal"),
         *("model.feed_forward.width", "model.feed_forward.gated", "model.feed_forward.bias"),
         *("model.norm.kind", "model.norm.position", "model.norm.final", "model.norm.bias"),
         *("model.positions.kind", "model.positions.relative_buckets", "model.positions.relative_max_distance"),

@@ -10,8 +10,8 @@ import sentencepiece
 from lmjax.errors import UserError
 from lmjax.generate.decode import STOP_CHECK, advance, continuation, generate, start, token_text
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.model.decoder import unstack_layers
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.stack import unstack_layers
 from lmjax.settings import ComputeSettings
 from lmjax.tokenizers.sentencepiece import SentencePieceTokenizer
 

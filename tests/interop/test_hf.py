@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from lmjax.errors import UserError
 from lmjax.interop.huggingface import read_model, write_model
-from lmjax.model.decoder import stack_layers
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.presets import preset
+from lmjax.model.stack import stack_layers
 from lmjax.settings import (
     AttentionSettings,
     FeedForwardSettings,

@@ -81,7 +81,7 @@ def family(request):
 
         def total(vectors):
             # A table with a row per place (B x T are as many as its rows): no two tokens share a vector.
-            hidden = model.hidden(params | {"tokens": vectors}, {**batch, "tokens": own})
+            hidden = model.hidden(params | {"tokens": vectors}, {**batch, "tokens": own}).hidden
             return (model.project(params, hidden) * weight[:, :, None]).sum()
 
         return jnp.abs(jax.grad(total)(vectors)).max(-1).reshape(B, length)
@@ -181,7 +181,7 @@ def test_stacked_banded_layers_reach_back_by_their_bands_alone():
     batch["tokens"] = np.arange(T, dtype=np.int32)[None]  # each place reads a vector of its own
 
     def last(vectors):
-        return model.hidden(params | {"tokens": vectors}, batch)[0, -1].sum()
+        return model.hidden(params | {"tokens": vectors}, batch).hidden[0, -1].sum()
 
     reach = np.abs(jax.grad(last)(params["tokens"])).max(-1)[:T] > 0
     assert reach.tolist() == [False] * 7 + [True] * 5  # two layers: 1 + 2 x (3 - 1) tokens

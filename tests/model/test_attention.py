@@ -109,11 +109,12 @@ def test_scores_and_softmax_are_float32_in_bfloat16():
     )
 
 
-def model(implementation="auto", dropout=0.0, head_dim=64, positions="learned"):
-    heads = AttentionSettings(heads=4, head_dim=head_dim, implementation=implementation, dropout=dropout)
+def model(implementation="auto", dropout=0.0, head_dim=64, positions="learned", **attention):
+    heads = AttentionSettings(heads=4, head_dim=head_dim, implementation=implementation, dropout=dropout, **attention)
     return ModelSettings(attention=heads, positions=PositionSettings(kind=positions))
 
 
+TWO_SIDED_BAND = {"causal": False, "pattern": ("dense", "banded", "dense", "dense"), "band": 9}
 CHOICES = [
     # platform, dtype, segmented, length, settings, the choice
     ("cpu", FLOAT32, True, 256, {}, "blocked"),
@@ -128,6 +129,10 @@ CHOICES = [
     ("gpu", FLOAT32, False, 256, {}, "einsum"),
     ("gpu", BFLOAT16, False, 256, {"head_dim": 100}, "einsum"),
     ("gpu", BFLOAT16, False, 256, {"dropout": 0.1}, "einsum"),
+    ("cpu", FLOAT32, True, 256, {"causal": False}, "blocked"),
+    ("tpu", BFLOAT16, True, 256, {"causal": False}, "splash"),
+    ("gpu", BFLOAT16, False, 256, {"causal": False}, "cudnn"),
+    ("gpu", BFLOAT16, False, 256, TWO_SIDED_BAND, "einsum"),
 ]
 
 
@@ -149,6 +154,7 @@ REFUSALS = [
     ("cudnn", "gpu", FLOAT32, False, 256, {}, "bfloat16, not in compute.dtype 'float32'"),
     ("cudnn", "gpu", BFLOAT16, False, 256, {"head_dim": 136}, "head dimension 136"),
     ("cudnn", "gpu", BFLOAT16, False, 256, {"positions": "relative"}, "relative"),
+    ("cudnn", "gpu", BFLOAT16, False, 256, TWO_SIDED_BAND, "causal = False"),
 ]
 
 

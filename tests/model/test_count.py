@@ -76,6 +76,16 @@ def test_flops_add_up_by_hand_for_dense_and_banded_layers():
     assert count(settings).flops_per_token_6n == 6 * count(settings).parameters
 
 
+def test_a_query_of_an_encoder_sees_both_sides():
+    attention = AttentionSettings(heads=2, pattern=("dense", "banded"), band=3, causal=False)
+    settings = ModelSettings(layers=2, width=8, context=6, vocab_size=10, attention=attention)
+    seen_banded = (3 + 4 + 5 + 5 + 4 + 3) / 6
+    matrices = 2 * (4 * 8 * 8 + 2 * 8 * 32) + 10 * 8
+    assert count(settings).flops_per_token == 6 * matrices + 12 * 8 * (6 + seen_banded)
+    short = ModelSettings(layers=2, width=8, context=2, vocab_size=10, attention=attention)  # the band covers it
+    assert count(short).flops_per_token == 6 * matrices + 12 * 8 * (2 + 2)
+
+
 def test_an_unknown_preset_names_the_closest():
     with pytest.raises(UserError, match="did you mean 'gpt2_124m'"):
         preset("gpt2_124")

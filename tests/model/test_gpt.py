@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from lmjax.model.decoder import stack_layers, unstack_layers
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.remat import REMAT_POLICIES
+from lmjax.model.stack import stack_layers, unstack_layers
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -54,6 +54,19 @@ ARCHITECTURES = {
     ),
     "no positions": ModelSettings(**SMALL, attention=HEADS, positions=PositionSettings(kind="none")),
 }
+ENCODER = AttentionSettings(heads=4, causal=False)
+ENCODERS = {
+    "bert-like": dataclasses.replace(ARCHITECTURES["bert-like"], attention=ENCODER),
+    "banded": ModelSettings(
+        **SMALL, attention=dataclasses.replace(ENCODER, pattern=("dense", "banded"), band=3), tied_head=False
+    ),
+    "rotary, grouped": dataclasses.replace(
+        ARCHITECTURES["llama"], attention=dataclasses.replace(ARCHITECTURES["llama"].attention, causal=False)
+    ),
+    "relative": dataclasses.replace(
+        ARCHITECTURES["t5-like"], attention=dataclasses.replace(ARCHITECTURES["t5-like"].attention, causal=False)
+    ),
+}
 ACTIVATIONS = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu_erf": lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))),
@@ -89,7 +102,8 @@ class NumpyDecoder:
     def seen(self, segments, kind):
         t, s = np.indices((len(segments), len(segments)))
         band = self.settings.attention.band if kind == "banded" else len(segments)
-        return (s <= t) & (t - s < band) & (segments[t] == segments[s]) & (segments[s] != 0)
+        near = (s <= t) & (t - s < band) if self.settings.attention.causal else np.abs(t - s) < band
+        return near & (segments[t] == segments[s]) & (segments[s] != 0)
 
     def block(self, params, x, seen, positions):
         pre = self.settings.norm.position == "pre"
@@ -140,13 +154,19 @@ class NumpyDecoder:
         return np.concatenate([turned.real, turned.imag], -1)
 
     def relative(self, length):
-        """Eight one-sided buckets up to distance 10: 0, 1, 2, 3, then log-spaced from 4 on."""
-        edges = [4 * (10 / 4) ** (i / 4) for i in range(1, 4)]
-        bucket = [d if d < 4 else 4 + sum(d >= edge for edge in edges) for d in range(length)]
+        """Eight buckets up to distance 10. Of a decoder 0, 1, 2, 3, then log-spaced from 4 on; of an encoder as many
+        for each side: 0, 1, then log-spaced from 2 on, and the same for later keys, which no bucket shares."""
+        exact = 4 if self.settings.attention.causal else 2
+        edges = [exact * (10 / exact) ** (i / exact) for i in range(1, exact)]
+        bucket = [d if d < exact else exact + sum(d >= edge for edge in edges) for d in range(length)]
         table = self.params["relative_bias"]["table"]
-        return np.array([[table[bucket[max(t - s, 0)]] for s in range(length)] for t in range(length)]).transpose(
-            2, 0, 1
-        )
+
+        def row(t, s):
+            if s <= t or self.settings.attention.causal:
+                return table[bucket[max(t - s, 0)]]
+            return table[4 + bucket[s - t]]
+
+        return np.array([[row(t, s) for s in range(length)] for t in range(length)]).transpose(2, 0, 1)
 
 
 def parameters(model, seed=0):
@@ -178,6 +198,22 @@ def test_logits_are_those_of_the_numpy_decoder(name, batch):
     found = np.asarray(jax.jit(model.logits)(params, batch))
     assert found.dtype == np.float32 and np.abs(expected).max() > 1
     np.testing.assert_allclose(np.where(real, found, 0), np.where(real, expected, 0), atol=3e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "einsum"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoders_logits_are_those_of_the_numpy_one(name, implementation, batch):
+    heads = dataclasses.replace(ENCODERS[name].attention, implementation=implementation)
+    settings = dataclasses.replace(ENCODERS[name], attention=heads)
+    model = LanguageModel(settings)
+    params = parameters(model)
+    expected = NumpyDecoder(settings, unstack_layers(params)).logits(**batch)
+    real = (batch["segments"] != 0)[:, :, None]
+    found = np.asarray(jax.jit(model.logits)(params, batch))
+    np.testing.assert_allclose(np.where(real, found, 0), np.where(real, expected, 0), atol=3e-4, rtol=1e-4)
+    causal = dataclasses.replace(settings, attention=dataclasses.replace(heads, causal=True))
+    decoded = NumpyDecoder(causal, unstack_layers(params)).logits(**batch)
+    assert np.abs(np.where(real, expected - decoded, 0)).max() > 0.1
 
 
 @pytest.mark.parametrize(("scan", "scaled"), [(True, True), (False, True), (True, False)])
@@ -278,7 +314,7 @@ def test_every_branch_of_every_layer_draws_a_mask_of_its_own(scan):
         block["feed_forward"]["down"]["bias"] += 4.0**layer
     tokens = np.zeros((2, 64), np.int32)
     batch = {"tokens": tokens, "positions": tokens, "segments": tokens + 1}
-    kept = model.hidden(stack_layers(layers) if scan else layers, batch, fast_key(0))
+    kept = model.hidden(stack_layers(layers) if scan else layers, batch, fast_key(0)).hidden
     masks = np.asarray(kept, np.int64).reshape(-1) >> np.arange(4)[:, None] & 1
     assert set(np.unique(kept)) == set(range(16))
     for one in range(4):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.data.batch import FIELD_DTYPES
-from lmjax.model.decoder import look_up
+from lmjax.model.embeddings import look_up
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.sharding import constrain
 from lmjax.objective.next_token import language_loss

@@ -49,7 +49,7 @@ def test_queries_are_dealt_as_the_order_says_and_collected_again(devices):
     order = zigzag.query_order(T, devices)
     dealt = over(zigzag.deal, own)(x)
     np.testing.assert_array_equal(dealt, x[:, order])
-    np.testing.assert_array_equal(over(zigzag.dealt_from_whole, whole)(x), x[:, order])
+    np.testing.assert_array_equal(over(zigzag.deal_replicated, whole)(x), x[:, order])
     np.testing.assert_array_equal(over(zigzag.collect, own)(dealt), x)
     pieces = np.sort(order.reshape(devices, 2, 2)[:, :, 0] // 2)
     assert pieces.tolist() == [[device, 2 * devices - 1 - device] for device in range(devices)]

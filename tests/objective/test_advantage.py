@@ -43,38 +43,38 @@ def check(array, lists, left=0, rtol=1e-5):
 
 
 @pytest.mark.parametrize("left", [0, 2])
-@pytest.mark.parametrize(("discount", "decay"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0), (0.0, 0.9)])
-def test_advantages_are_a_loop_backwards_over_each_response(discount, decay, left):
+@pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0), (0.0, 0.9)])
+def test_advantages_are_a_loop_backwards_over_each_response(discount, gae_lambda, left):
     rewards, reward_array = ragged(1, left=left)
     values, value_array = ragged(2, left=left)
     expected, returns = [], []
     for own_rewards, own_values in zip(rewards, values, strict=True):
         own, later, next_value = [], 0.0, 0.0
         for reward, value in zip(own_rewards[::-1], own_values[::-1], strict=True):
-            later = reward + discount * next_value - value + discount * decay * later
+            later = reward + discount * next_value - value + discount * gae_lambda * later
             next_value = value
             own.append(later)
         expected.append(np.array(own[::-1]))
         returns.append(expected[-1] + own_values)
     mask = mask_of(left=left).astype(jnp.float32)
-    got = advantages_and_returns(reward_array, value_array, mask, discount=discount, decay=decay)
+    got = advantages_and_returns(reward_array, value_array, mask, discount=discount, gae_lambda=gae_lambda)
     check(got[0], expected, left)
     check(got[1], returns, left)
 
 
-def test_without_discount_and_decay_the_return_is_the_sum_of_the_rewards_that_follow():
+def test_without_discount_and_lambda_the_return_is_the_sum_of_the_rewards_that_follow():
     rewards, reward_array = ragged(1)
     _, values = ragged(2)
-    _, returns = advantages_and_returns(reward_array, values, mask_of(), discount=1.0, decay=1.0)
+    _, returns = advantages_and_returns(reward_array, values, mask_of(), discount=1.0, gae_lambda=1.0)
     check(returns, [own[::-1].cumsum()[::-1] for own in rewards], rtol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=3, max_size=3), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2))
-def test_a_response_has_the_same_advantages_alone_and_anywhere_in_a_batch(lengths, discount, decay, left):
+def test_a_response_has_the_same_advantages_alone_and_anywhere_in_a_batch(lengths, discount, gae_lambda, left):
     gae = jax.jit(advantages_and_returns)
     together = [ragged(seed, lengths, left)[1] for seed in (3, 4)]
-    options = {"discount": discount, "decay": decay}
+    options = {"discount": discount, "gae_lambda": gae_lambda}
     both = gae(*together, mask_of(lengths, left), **options)[0]
     for row, length in enumerate(lengths):
         alone = [jnp.asarray(np.roll(array[row : row + 1, : left + WIDTH], -left, axis=1)) for array in together]
@@ -117,7 +117,7 @@ def test_padding_contributes_nothing_to_any_of_them(garbage):
     for function in (
         lambda x: whiten(x, mask, centre=True),
         lambda x: whiten(x, mask, centre=False),
-        lambda x: advantages_and_returns(x, x, mask, discount=0.9, decay=0.9)[1],
+        lambda x: advantages_and_returns(x, x, mask, discount=0.9, gae_lambda=0.9)[1],
         lambda x: penalised_rewards(jnp.ones(5), x, mask, 0.3),
         lambda x: masked_mean(x, mask),
     ):

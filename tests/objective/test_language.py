@@ -92,6 +92,6 @@ def test_in_bfloat16_losses_gradients_and_the_state_stay_float32():
     after, metrics = jax.eval_shape(step, state, make_batch())
     kinds = {leaf.dtype for leaf in jax.tree.leaves((after.params, after.opt_state, metrics))}
     assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
-    assert jax.eval_shape(model.hidden, state.params, make_batch()).dtype == jnp.bfloat16
+    assert jax.eval_shape(model.hidden, state.params, make_batch()).hidden.dtype == jnp.bfloat16
     logits = jax.eval_shape(model.logits, state.params, make_batch())
     assert logits.dtype == jnp.float32

@@ -107,7 +107,7 @@ def test_a_reward_models_loss_asks_for_a_margin_per_step_of_rank(margin, smoothi
 
 def test_the_log_probability_of_an_answer_is_that_of_its_tokens_and_not_of_its_prompt():
     params = parameters()["trunk"]
-    got = np.asarray(answer_log_probs(MODEL, params, batch(), valid_vocab=VOCAB))
+    got = np.asarray(answer_log_probs(MODEL, params, batch(), valid_vocab=VOCAB)[0])
     for row, own in enumerate(plain_log_probs(0)):
         np.testing.assert_allclose(got[row, : len(own)], own, rtol=1e-5)
         assert not got[row, len(own) :].any()

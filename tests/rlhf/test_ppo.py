@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lmjax.objective.policy import mix_weights
+from lmjax.objective.policy import ptx_weights
 from lmjax.rl.learner import by_part
 from lmjax.settings import KLSettings, RewardSettings
 
@@ -185,7 +185,7 @@ def test_mixed_in_pretraining_adds_its_gradient_per_token():
     plain, mixed = make_learner(), make_learner(mix_coefficient=5.0)
     state, _, data, _ = experienced(plain)
     fields = {f"mix_{name}": array for name, array in rows.items()}
-    fields["mix_weights"] = mix_weights(rows["weights"], data["mask"], 5.0)
+    fields["mix_weights"] = ptx_weights(rows["weights"], data["mask"], 5.0)
 
     def entropy(policy):
         model, _ = models()

@@ -105,7 +105,7 @@ def test_numbers_of_any_kind_are_taken_also_within_a_step(load, name, expected):
         ("ragged", r"scores.py:ragged': expected one number per response, found \[1.0\] .*; return a list of floats"),
         ("failing", r"scores.py:failing': .*scores\.py:12: KeyError: 'r'; the 2 responses to the prompts of "),
         ("infinite", r"score of a response is inf: .* give it one for 's' to the prompt of prompts\.jsonl:7, too"),
-        ("none", r"returned None for 'r' to the prompt of prompts\.jsonl:4: expected a finite number; None is no"),
+        ("none", r"returned None for 'r' to the prompt of prompts\.jsonl:4: expected a finite number; at least one"),
         ("nan", r"score of a response is nan: .* give it one for 'r' to the prompt of prompts\.jsonl:4"),
         ("numbers_in_words", "expected one number per response, found '1.0'"),
         ("column", r"expected 2 scores, one per response, got an array of shape \(2, 1\)"),
@@ -166,7 +166,9 @@ def test_several_functions_are_added_up_and_none_is_no_opinion(load, tmp_path):
     texts = (["p", "pp"], ["r", "rrr"], RECORDS)
     assert of("right", "opinion", "half_opinion")(*texts).tolist() == [2.5, 7.0]
     assert of("opinion", "half_opinion")(*texts).tolist() == [0.5, 2.0]
-    with pytest.raises(UserError, match=r"none of reward\.source, reward\.functions\.0 has an opinion on 'r' to the"):
+    with pytest.raises(
+        UserError, match=r"none of reward\.source, reward\.functions\.0 returned a number for 'r' to the"
+    ):
         of("opinion", "none")(*texts)
     with pytest.raises(UserError, match=r"reward\.functions\.0 = .*scores\.py:nan': the score of a response is nan"):
         of("right", "nan")(*texts)

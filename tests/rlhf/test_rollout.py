@@ -32,7 +32,7 @@ def rolled(prompts, temperature=0.8, tokens=TOKENS, seed=0):
 def test_the_samplers_log_probabilities_are_those_of_the_full_forward_pass(prompts, temperature):
     policy, _ = models()
     rollout = rolled(prompts, temperature)
-    got, entropy, _ = jax.jit(
+    got, entropy, *_ = jax.jit(
         lambda params, rows: read_responses(policy, params, rows, TOKENS, VOCABULARY, temperature)
     )(parameters()["policy"], rollout.rows)
     live = np.asarray(rollout.mask) > 0
