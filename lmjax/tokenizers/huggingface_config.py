@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_json, decode_text
@@ -90,14 +90,16 @@ class FolderConfig:
         ]
         return [_token(item, f"{self.where}: extra_special_tokens") for item in [*own, *several]]
 
-    def clean_up(self, text: str, tokenizer: tokenizers.Tokenizer) -> str:
-        """Takes the blanks before punctuation away where the file asks for it and the model is not a BPE."""
-        if not self.flag("clean_up_tokenization_spaces") or isinstance(tokenizer.model, models.BPE):
-            return text
-        for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
-            before = " ' " if mark == "'" else f" {mark}"
-            text = text.replace(before, mark)
-        return text
+    @property
+    def cleans_up(self) -> bool:
+        return bool(self.flag("clean_up_tokenization_spaces"))
+
+
+def clean_up(text: str) -> str:
+    """The text without the blanks that decoding leaves before punctuation."""
+    for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(" ' " if mark == "'" else f" {mark}", mark)
+    return text
 
 
 def read_config(files: Mapping[str, bytes], where: object) -> FolderConfig:

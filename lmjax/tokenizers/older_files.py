@@ -17,10 +17,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from lmjax.errors import UserError, shortened
 from lmjax.files import read_bytes, read_json, read_text
 from lmjax.tokenizers.base import NoTokenizerError
-from lmjax.tokenizers.byte_level_bpe import parse_merges
+from lmjax.tokenizers.byte_level_bpe import byte_level_pipeline, parse_merges
 from lmjax.tokenizers.huggingface_config import AS_IN_FILE, CONFIG, FolderConfig
 from lmjax.tokenizers.pipeline import library_call
-from lmjax.tokenizers.wordpiece import parse_vocabulary
+from lmjax.tokenizers.wordpiece import between_specials, parse_vocabulary, wordpiece_pipeline
 
 _MARK = "\u2581"  # SentencePiece's blank
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # types of its pieces
@@ -30,25 +30,13 @@ _BPE_MODEL = 2
 def wordpiece(path: Path, config: FolderConfig, named_class: str | None) -> tokenizers.Tokenizer:
     """BERT's vocab.txt; its flags are laid over the pipeline afterwards."""
     _expect(path, named_class, "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", None)
-    tokens = parse_vocabulary(read_text(path), path)
-    ids = {token: index for index, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    lowercase = config.flag("do_lower_case") is not False
-    chinese = config.flag("tokenize_chinese_chars") is not False
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=chinese,
+    pipeline = wordpiece_pipeline(
+        parse_vocabulary(read_text(path), path),
+        lowercase=config.flag("do_lower_case") is not False,
         strip_accents=config.flag("strip_accents"),
-        lowercase=lowercase,
+        chinese=config.flag("tokenize_chinese_chars") is not False,
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    if {"[CLS]", "[SEP]"} <= ids.keys():
-        specials = [(name, ids[name]) for name in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=specials
-        )
-    return tokenizer
+    return between_specials(pipeline)
 
 
 def byte_level(folder: Path, config: FolderConfig, named_class: str | None) -> tokenizers.Tokenizer:
@@ -61,10 +49,8 @@ def byte_level(folder: Path, config: FolderConfig, named_class: str | None) -> t
         raise NoTokenizerError(f"{path}: words that end in </w>, as in GPT-1's vocabulary; {_SAVE}")
     _expect(path, named_class, "GPT2Tokenizer", None)
     pairs = parse_merges(read_text(merges), merges)
-    _check_ids(path, vocabulary)
-    tokenizer = library_call(lambda: tokenizers.Tokenizer(models.BPE(vocabulary, pairs)), path)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.flag("add_prefix_space")))
-    tokenizer.decoder = decoders.ByteLevel()
+    blank = bool(config.flag("add_prefix_space"))
+    tokenizer = byte_level_pipeline(vocabulary, pairs, path, add_prefix_space=blank)
     _frame(tokenizer, config, named_class)
     return tokenizer
 
@@ -218,8 +204,3 @@ def _expect(path: Path, named_class: str | None, *classes: str | None) -> None:
             f"{path.parent / CONFIG}: tokenizer_class = {shortened(named_class)}: expected {classes[0]!r} beside "
             f"{path.name}; {_SAVE}"
         )
-
-
-def _check_ids(path: Path, vocabulary: dict[str, int]) -> None:
-    if not vocabulary or sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise UserError(f"{path}: expected a JSON object from tokens to the ids 0 to n-1; use a published vocab.json")

@@ -17,11 +17,23 @@ from tokenizers import models
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_json, decode_text
 from lmjax.tokenizers.base import NoTokenizerError
-from lmjax.tokenizers.byte_level_bpe import byte_characters
 
 _FIX = "restore the file"
 _BLANK = "\u2581"  # what SentencePiece writes for a blank
 _UNKNOWN_ID = 2**31  # of the probe's unknown token: no vocabulary is as long
+
+
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+# The byte of each character of a byte-level vocabulary: itself where it is printable Latin-1, else from U+0100 on.
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + index): byte for index, byte in enumerate(_OTHERS)}
+
+
+def token_bytes(token: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for."""
+    if not all(character in BYTES for character in token):
+        return token.encode()
+    return bytes([BYTES[character] for character in token])
 
 
 class _AddedToken(TypedDict):
@@ -101,7 +113,7 @@ class UnknownPieces:
         vocabulary = tokenizer.get_vocab(with_added_tokens=False)
         byte_level = any(step.get("type") == "ByteLevel" for step in steps(tokenizer.pre_tokenizer))
         falls_back = getattr(tokenizer.model, "byte_fallback", False)
-        missing = {byte for character, byte in byte_characters().items() if character not in vocabulary}
+        missing = {byte for character, byte in BYTES.items() if character not in vocabulary}
         if not byte_level:
             missing = {byte for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary or not falls_back}
         self.none_possible = not missing and isinstance(tokenizer.model, models.BPE | models.Unigram)
@@ -133,6 +145,19 @@ def _probe(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     value["model"] |= {"unk_token": "<lmjax unknown>", "fuse_unk": False}
     value["added_tokens"] = [token | {"id": 0} for token in value["added_tokens"]]
     return tokenizers.Tokenizer.from_str(json.dumps(value))
+
+
+def bytes_by_id(tokenizer: tokenizers.Tokenizer) -> list[bytes]:
+    """What each id of a byte-level tokenizer, 0 to n-1, stands for.
+
+    Added tokens are text: the library's own decoder reads their characters as bytes where it can.
+    """
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return [
+        token.encode() if token in added else token_bytes(token)
+        for token in sorted(vocabulary, key=vocabulary.__getitem__)
+    ]
 
 
 def keeps_text(tokenizer: tokenizers.Tokenizer, covered: bool) -> bool:

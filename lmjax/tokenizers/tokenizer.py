@@ -24,13 +24,12 @@ from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers import base
 from lmjax.tokenizers.base import NoTokenizerError
 from lmjax.tokenizers.byte import ByteTokenizer
-from lmjax.tokenizers.byte_level_bpe import BytePairTokenizer, load_bpe, train_bpe
-from lmjax.tokenizers.huggingface import KIND as HUGGINGFACE
-from lmjax.tokenizers.huggingface import HuggingFaceTokenizer
+from lmjax.tokenizers.byte_level_bpe import as_pair, load_bpe, saved_bpe, train_bpe
+from lmjax.tokenizers.huggingface import BPE, HUGGINGFACE, WORDPIECE, HuggingFaceTokenizer
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.huggingface_folder import is_huggingface, read_huggingface
 from lmjax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
-from lmjax.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
+from lmjax.tokenizers.wordpiece import as_vocabulary, load_wordpiece, saved_wordpiece, train_wordpiece
 
 _EXPECTED = (
     "a folder that lmjax saved, a Hugging Face folder with tokenizer.json, a .model file, a vocab.txt, or a folder "
@@ -72,10 +71,11 @@ class Tokenizer(Protocol):
 _FROM_CONTENTS: dict[str, Callable[[base.Contents, object], Tokenizer]] = {
     "byte": lambda contents, where: ByteTokenizer(),
     "sentencepiece": SentencePieceTokenizer.from_contents,
-    "bpe": BytePairTokenizer.from_contents,
-    "wordpiece": WordPieceTokenizer.from_contents,
-    HUGGINGFACE: HuggingFaceTokenizer.from_contents,
+    BPE: saved_bpe,
+    WORDPIECE: saved_wordpiece,
+    HUGGINGFACE: lambda contents, where: HuggingFaceTokenizer(contents.files, contents.parameters, where),
 }
+_AS_PUBLISHED = {BPE: as_pair, WORDPIECE: as_vocabulary}
 
 
 def load_tokenizer(
@@ -160,11 +160,22 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
     return train(settings, read)
 
 
+def published_contents(tokenizer: Tokenizer) -> base.Contents:
+    """Parameters and files of a tokenizer; those of a byte-level BPE or a WordPiece as they are published."""
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.kind in _AS_PUBLISHED:
+        return _AS_PUBLISHED[tokenizer.kind](tokenizer)
+    assert isinstance(tokenizer, base.StoredTokenizer)
+    return tokenizer.contents()
+
+
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256, in hexadecimal, over all that `save` writes: equal for tokenizers that give equal ids."""
+    """SHA-256, in hexadecimal, over the folder of `published_contents`: equal for tokenizers that give equal ids.
+
+    Token shards are made known by it, so that it does not change with the form in which a tokenizer is saved.
+    """
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
+        base.write_folder(Path(folder), published_contents(tokenizer))
         for path in sorted(Path(folder).iterdir()):
             data = path.read_bytes()
             digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
