@@ -8,21 +8,17 @@ where it has no weight, and of what a small source leaves over the others have m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lmjax.data.documents import Documents
 from lmjax.data.sources import open_source
 from lmjax.settings import SourceSettings
+from lmjax.tokenizers.long_words import ends_with_long_word, without_long_words
 
 _PLACES = 64  # of a source, and of a long document, that are read from, spread evenly over it
 _LEAST = 1024  # bytes that are worth a place of their own
-_LONGEST_WORD = 1024  # characters; trainers take time that grows with the square of a word's length
-# What a tokenizer never cuts before it is trained: letters, digits, or other signs in a row.
-MOST_LONG_WORDS = 128  # of these, for a trainer that looks at every repeated part of each
-_SIGNS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)")
-_LONG_WORD = re.compile("|".join(rf"(?<!{sign}){sign}{{{_LONGEST_WORD + 1},}}" for sign in _SIGNS))
-_ENDS_LONG = re.compile("|".join(rf"(?<!{sign}){sign}{{{_LONGEST_WORD}}}\Z" for sign in _SIGNS))
+MOST_LONG_WORDS = 128  # pieces of them, for a trainer that looks at every repeated part of each
 
 
 class TrainingText(NamedTuple):
@@ -61,24 +57,13 @@ def training_text(sources: Sequence[SourceSettings], limit: int) -> TrainingText
     return TrainingText([text for found, _, _ in ordered for text in found], read)
 
 
-def without_long_words(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, cut within words of more than 1,024 letters, digits or other signs, such as DNA has."""
-    for text in texts:
-        first = 0
-        for word in _LONG_WORD.finditer(text):
-            for at in range(word.start() + _LONGEST_WORD, word.end(), _LONGEST_WORD):
-                yield text[first:at]
-                first = at
-        yield text[first:]
-
-
 def with_few_long_words(texts: Iterable[str]) -> tuple[list[str], int]:
     """The texts with at most 128 pieces of words as long as `without_long_words` cuts them, and how many there were.
 
     For SentencePiece's unigram, whose time grows with the square of such text: 300 kB of DNA take a minute.
     """
     pieces = list(without_long_words(texts))
-    long = [number for number, piece in enumerate(pieces) if _ENDS_LONG.search(piece)]
+    long = [number for number, piece in enumerate(pieces) if ends_with_long_word(piece)]
     if len(long) <= MOST_LONG_WORDS:
         return pieces, len(long)
     kept = {long[len(long) * place // MOST_LONG_WORDS] for place in range(MOST_LONG_WORDS)}

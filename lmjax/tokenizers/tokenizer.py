@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 
-from lmjax.data.training_text import without_long_words
 from lmjax.errors import UserError, nearest, require, shortened
 from lmjax.files import read_bytes
 from lmjax.settings import TokenizerSettings
@@ -28,6 +27,7 @@ from lmjax.tokenizers.byte_level_bpe import as_pair, load_bpe, saved_bpe, train_
 from lmjax.tokenizers.huggingface import BPE, HUGGINGFACE, WORDPIECE, HuggingFaceTokenizer
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.huggingface_folder import is_huggingface, read_huggingface
+from lmjax.tokenizers.long_words import without_long_words
 from lmjax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from lmjax.tokenizers.wordpiece import as_vocabulary, load_wordpiece, saved_wordpiece, train_wordpiece
 
