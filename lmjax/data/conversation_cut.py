@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lmjax.data.conversations import Demonstration, Encoded, Prompt, Ranking, Record, Response, render
+from lmjax.data.conversations import Encoded, Record, render
 from lmjax.errors import UserError
-from lmjax.settings.conversations import TEXT, DialogueSettings, DialogueSourceSettings
+from lmjax.settings.conversations import TEXT, DialogueSettings
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 CUT_SHARE = 0.2  # of conversations that are truncated: above it, a user is warned
@@ -53,7 +53,7 @@ class Counts:
         return ", ".join(parts)
 
 
-def warn(counts: Counts, records: Iterable[Record], source: DialogueSourceSettings, settings: DialogueSettings) -> None:
+def warn(counts: Counts, answers: Iterable[str], settings: DialogueSettings) -> None:
     """Adds what a user should look at: many truncated conversations, and an end that all answers share."""
     if counts.cut > CUT_SHARE * counts.conversations:
         counts.warnings.append(
@@ -62,23 +62,12 @@ def warn(counts: Counts, records: Iterable[Record], source: DialogueSourceSettin
             f"{'beginning' if settings.too_long == 'left' else 'end'} (dialogue.too_long = {settings.too_long!r}); "
             "raise dialogue.sequence_length"
         )
-    marker = shared_end(answer for record in records for answer in _answers(record))
+    marker = shared_end(answers)
     if marker:
         counts.warnings.append(
             f"every answer ends with {marker!r}, which is trained on and read by rewards as text; "
             f"set answer_end = {marker!r} of its source to leave it out"
         )
-
-
-def _answers(record: Record) -> Sequence[str]:
-    match record:
-        case Demonstration(turns):
-            return [turns[-1].text]
-        case Ranking(_, answers):
-            return answers
-        case Response(_, answer):
-            return [answer]
-    return []
 
 
 def shared_end(answers: Iterable[str]) -> str:
@@ -124,8 +113,8 @@ def fit_answers(
 
 
 def fit_prompt(
-    prompt: Prompt, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
-) -> tuple[Prompt, Encoded] | None:
+    prompt: Record, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> tuple[Record, Encoded] | None:
     """The prompt, cut if it is too long, which never loses the opening of the answer; or None where it is left out.
 
     What is cut knows the text that is left of it.
@@ -143,7 +132,7 @@ def fit_prompt(
             return None
         ids = np.concatenate([encoded.ids[: most - len(opening)], opening])
     fitted = Encoded(ids, np.zeros(len(ids), bool))
-    return Prompt(prompt.turns, prompt.where, prompt.fields, tokenizer.decode(ids.tolist())), fitted
+    return replace(prompt, seen=tokenizer.decode(ids.tolist())), fitted
 
 
 def without_equal(group: Sequence[Encoded], ranks: Sequence[int]) -> list[int]:
@@ -176,7 +165,7 @@ def _may_cut(length: int, most: int, settings: DialogueSettings, counts: Counts,
     return settings.too_long != "skip"
 
 
-def _opening(prompt: Prompt, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer) -> np.ndarray:
+def _opening(prompt: Record, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens behind a prompt's last text: the end of its turn, and where the answer begins."""
     template = settings.template
     shape = template.system if prompt.turns[-1].role == "system" else template.user

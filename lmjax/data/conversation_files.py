@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from lmjax.data.conversation_fields import (
@@ -29,7 +30,7 @@ from lmjax.data.conversation_fields import (
     is_empty,
     up_to_answer,
 )
-from lmjax.data.conversations import Demonstration, Prompt, Ranking, Record, Response, Turn, Turns
+from lmjax.data.conversations import Record, Turn, Turns
 from lmjax.data.documents import BadRecordError
 from lmjax.data.open_files import list_files
 from lmjax.data.openings import openings
@@ -124,8 +125,9 @@ def _converted(row: Fields, source: DialogueSourceSettings, kind: Kind, where: s
         reader = Reader(part, source.answer_end, source.ignore)
         records = _CONVERTERS[kind](reader)
         free = () if is_empty(part.get("chosen")) else _FREE.get(kind, ())
-        reader.check_all_read(_said(records), [name for name in known if name not in free])
-        out += [_with_row(record, row, where) if isinstance(record, Prompt) else record for record in records]
+        said = [text for record in records for text in (*(turn.text for turn in record.turns), *record.answers)]
+        reader.check_all_read(said, [name for name in known if name not in free])
+        out += [replace(record, where=where, fields=row) for record in records] if kind == "prompt" else records
     return out
 
 
@@ -150,28 +152,10 @@ def _mapped(row: Fields, source: DialogueSourceSettings) -> Fields:
     return out
 
 
-def _said(records: Sequence[Record]) -> Iterator[str]:
-    """Every text of the records."""
-    for record in records:
-        match record:
-            case Demonstration(turns) | Prompt(turns):
-                yield from (turn.text for turn in turns)
-            case Ranking(prompt, answers):
-                yield from (turn.text for turn in prompt)
-                yield from answers
-            case Response(prompt, answer):
-                yield from (turn.text for turn in prompt)
-                yield answer
-
-
-def _with_row(record: Prompt, row: Mapping[str, Any], where: str) -> Prompt:
-    return Prompt(record.turns, where=where, fields=row)
-
-
 def _demonstrations(reader: Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
-        return [Demonstration(turns) for turns in _threads(reader, _root(reader), ())]
+        return [Record(turns) for turns in _threads(reader, _root(reader), ())]
     imitated = reader.is_imitated()
     if "chosen" in row:
         prompt, chosen, _ = _pair(reader)
@@ -181,7 +165,7 @@ def _demonstrations(reader: Reader) -> list[Record]:
     learned = [place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learned]
     if not learned or not imitated:
         raise LeftOutError("not to be imitated")
-    return [Demonstration(turns[: learned[-1] + 1])]
+    return [Record(turns[: learned[-1] + 1])]
 
 
 def _rankings(reader: Reader) -> list[Record]:
@@ -191,7 +175,7 @@ def _rankings(reader: Reader) -> list[Record]:
     if any(side in row for side in SIDES):
         prompt, chosen, rejected = _pair(reader)
         _check_scores(reader)
-        return [Ranking(prompt, (chosen, rejected), (0, 1))]
+        return [Record(prompt, (chosen, rejected), (0, 1))]
     field = reader.first(ANSWERS_FIELDS)
     if field is None:
         raise reader.missing("answers")
@@ -202,7 +186,7 @@ def _rankings(reader: Reader) -> list[Record]:
     numbers = reader.numbers(by, len(answers))
     if len(answers) < 2:
         raise BadRecordError(f"field {field!r}: {len(answers)} answers, expected 2 or more")
-    return [Ranking(reader.prompt(), answers, _ranks([-x for x in numbers] if by in SCORES_FIELDS else numbers))]
+    return [Record(reader.prompt(), answers, _ranks([-x for x in numbers] if by in SCORES_FIELDS else numbers))]
 
 
 def _check_scores(reader: Reader) -> None:
@@ -220,7 +204,7 @@ def _responses(reader: Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
         asked = _questions(reader, _root(reader), ())
-        return [Response(turns, _node_turn(reader, reply).text) for turns, replies in asked for reply in replies]
+        return [Record(turns, (_node_turn(reader, reply).text,)) for turns, replies in asked for reply in replies]
     sides = [side for side in SIDES if row.get(side) is not None]
     if sides:
         return [_response(reader.conversation(side), _reward(reader, (f"score_{side}",))) for side in sides]
@@ -229,12 +213,12 @@ def _responses(reader: Reader) -> list[Record]:
         prompt, answers, by = reader.prompt(), reader.answers(field), reader.first(SCORES_FIELDS)
         reader.pass_over(RANKS_FIELDS)
         rewards = [None] * len(answers) if by is None else reader.numbers(by, len(answers))
-        return [Response(prompt, answer, reward) for answer, reward in zip(answers, rewards, strict=True)]
+        return [Record(prompt, (answer,), reward=reward) for answer, reward in zip(answers, rewards, strict=True)]
     return [_response(reader.answered(), _reward(reader, REWARD_FIELDS))]
 
 
-def _response(turns: Turns, reward: float | None) -> Response:
-    return Response(turns[:-1], turns[-1].text, reward)
+def _response(turns: Turns, reward: float | None) -> Record:
+    return Record(turns[:-1], (turns[-1].text,), reward=reward)
 
 
 def _reward(reader: Reader, names: tuple[str, ...]) -> float | None:
@@ -245,13 +229,13 @@ def _reward(reader: Reader, names: tuple[str, ...]) -> float | None:
 def _prompts(reader: Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
-        return [Prompt((_node_turn(reader, _root(reader)),))]
+        return [Record((_node_turn(reader, _root(reader)),))]
     if any(side in row for side in SIDES):
         prompt = _pair(reader)[0]
         reader.pass_over(MESSAGE_FIELDS)  # which the pair has been compared with
-        return [Prompt(prompt)]
+        return [Record(prompt)]
     turns = reader.prompt()
-    return [Prompt(up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
+    return [Record(up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
 
 
 _CONVERTERS: dict[Kind, Callable[[Reader], list[Record]]] = {
@@ -362,10 +346,10 @@ def _questions(reader: Reader, node: Fields, before: Turns) -> Iterator[tuple[Tu
             yield from _questions(reader, question, (*turns, _node_turn(reader, reply)))
 
 
-def _tree_rankings(reader: Reader) -> Iterator[Ranking]:
+def _tree_rankings(reader: Reader) -> Iterator[Record]:
     """A ranking for each message of the user that has two or more ranked replies."""
     for turns, replies in _questions(reader, _root(reader), ()):
         ranked = [reply for reply in replies if reply.get("rank") is not None]
         if len({reply["rank"] for reply in ranked}) > 1:
             answers = tuple(_node_turn(reader, reply).text for reply in ranked)
-            yield Ranking(turns, answers, _ranks([_rank(reply) for reply in ranked]))
+            yield Record(turns, answers, _ranks([_rank(reply) for reply in ranked]))

@@ -13,7 +13,7 @@ import numpy as np
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.conversation_cut import Counts, fit_answers, fit_prompt, fit_to, last_run, warn, without_equal
 from lmjax.data.conversation_files import SUFFIXES, Kind, read_records
-from lmjax.data.conversations import Demonstration, Encoded, Prompt, Ranking, Record, Response, Turn, Turns, encode
+from lmjax.data.conversations import Encoded, Record, Turn, Turns, encode
 from lmjax.data.first_fit import Plan
 from lmjax.data.open_files import find_files
 from lmjax.data.packing import FirstFitRows, Rows
@@ -40,13 +40,14 @@ def open_rows(
         counts.files_left_out = find_files(source.path, SUFFIXES).left_out
     make = {
         "demonstration": _demonstration_rows,
-        "answer": _answer_rows,
+        "answer": _single_rows,
         "ranking": _ranking_rows,
-        "response": _response_rows,
+        "response": _single_rows,
         "prompt": _prompt_rows,
     }
     rows, kept = make[kind](records, settings, tokenizer, counts, source.name)
-    warn(counts, records, source, settings)
+    answers = [answer for record in records for answer in record.answers or [record.turns[-1].text]]
+    warn(counts, () if kind == "prompt" else answers, settings)
     return rows, counts, kept
 
 
@@ -156,11 +157,10 @@ Made = tuple[Rows, list[Record]]
 def _demonstration_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    chosen = [record for record in records if isinstance(record, Demonstration)]
-    encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    encoded = encode([record.turns for record in records], settings.template, tokenizer)
     counts.conversations = len(encoded)
     examples, kept = [], []
-    for record, example in zip(chosen, encoded, strict=True):
+    for record, example in zip(records, encoded, strict=True):
         cut = fit_to(example, settings.sequence_length + 1, settings, counts, where)  # the last token is only a target
         if cut is not None and not cut.is_answer[1:].any():
             counts.left_out += 1
@@ -168,21 +168,19 @@ def _demonstration_rows(
             examples.append(cut)
             kept.append(record)
     _require_some(examples, counts, where, settings)
-    return DemonstrationRows(examples, settings), list(kept)
+    return DemonstrationRows(examples, settings), kept
 
 
 def _ranking_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
     most = settings.most_answers
-    chosen = [record for record in records if isinstance(record, Ranking)]
-    counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in chosen)
-    asked = [(record.prompt, record.answers[:most]) for record in chosen]
-    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
+    counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in records)
+    asked = [(record.turns, record.answers[:most]) for record in records]
     groups: list[list[Encoded]] = []
     ranked: list[list[int]] = []
     kept: list[Record] = []
-    for record, group in zip(chosen, encoded, strict=True):
+    for record, group in zip(records, _answer_groups(asked, settings, tokenizer, counts, where), strict=True):
         if group is None:
             continue
         places = without_equal(group, record.ranks[:most])
@@ -192,7 +190,7 @@ def _ranking_rows(
             groups.append([group[place] for place in places])
             ranked.append(ranks)
             kept.append(record)
-    counts.left_out = len(chosen) - len(kept)
+    counts.left_out = len(records) - len(kept)
     _require_some(groups, counts, where, settings)
     ranks_RK = np.full((len(groups), max(map(len, groups))), -1, np.int32)
     for row, ranks in enumerate(ranked):
@@ -200,33 +198,12 @@ def _ranking_rows(
     return AnswerRows(groups, ranks_RK, settings.sequence_length), kept
 
 
-def _answer_rows(
-    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
-) -> Made:
-    """The last answers of demonstrations."""
-    chosen = [record for record in records if isinstance(record, Demonstration)]
-    asked = [(record.turns[:-1], record.turns[-1].text) for record in chosen]
-    return _single_rows(chosen, asked, settings, tokenizer, counts, where)
-
-
-def _response_rows(
-    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
-) -> Made:
-    chosen = [record for record in records if isinstance(record, Response)]
-    asked = [(record.prompt, record.answer) for record in chosen]
-    return _single_rows(chosen, asked, settings, tokenizer, counts, where)
-
-
 def _single_rows(
-    records: Sequence[Record],
-    asked: Sequence[tuple[Turns, str]],
-    settings: DialogueSettings,
-    tokenizer: Tokenizer,
-    counts: Counts,
-    where: str,
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    """Records with one answer each, in the shape of rankings: it is the only one, of rank 0, to its prompt."""
-    encoded = _answer_groups([(prompt, (answer,)) for prompt, answer in asked], settings, tokenizer, counts, where)
+    """One answer of each record, a demonstration's last: the only one, of rank 0, to its prompt."""
+    asked = [(r.turns, r.answers) if r.answers else (r.turns[:-1], (r.turns[-1].text,)) for r in records]
+    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
     groups = [group for group in encoded if group is not None]
     kept = [record for record, group in zip(records, encoded, strict=True) if group is not None]
     counts.left_out = len(records) - len(kept)
@@ -252,12 +229,11 @@ def _answer_groups(
 def _prompt_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    chosen = [record for record in records if isinstance(record, Prompt)]
-    encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    encoded = encode([record.turns for record in records], settings.template, tokenizer)
     counts.conversations = len(encoded)
     prompts: list[Encoded] = []
     kept: list[Record] = []
-    for record, example in zip(chosen, encoded, strict=True):
+    for record, example in zip(records, encoded, strict=True):
         fitted = fit_prompt(record, example, settings, tokenizer, counts, where)
         if fitted is not None:
             kept.append(fitted[0])

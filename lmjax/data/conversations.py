@@ -1,6 +1,6 @@
 """Conversations: what they are, how a template writes them, and which of their tokens are the assistant's.
 
-In: turns, rankings and responses, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
+In: the turns of records, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
 end-of-text included. One function, `render`, writes prompts, demonstrations and answers alike, so that a model samples
 from exactly what it was trained on.
 """
@@ -31,45 +31,23 @@ Turns = tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A conversation in which at least one answer is to be imitated."""
+class Record:
+    """A conversation of a file, and what its kind of rows reads beside the turns.
+
+    A demonstration is its turns, of which at least one answer is to be imitated. A prompt's next answer is sampled.
+    A ranking has several answers to its turns, with ranks; a response has one, with a reward where the file gives it.
+    """
 
     turns: Turns
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """K answers to one prompt. The lowest rank is the best; equal ranks are ties."""
-
-    prompt: Turns
-    answers: tuple[str, ...]
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Response:
-    """An answer that is to be scored, good or bad, and the reward that its record gives it, if any."""
-
-    prompt: Turns
-    answer: str
+    answers: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()  # of the answers: the lowest is the best; equal ranks are ties
     reward: float | None = None
+    where: str = field(default="", compare=False, repr=False)  # of a prompt: file and line,
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # the fields of the file,
+    seen: str = field(default="", compare=False, repr=False)  # and the text that is left where it was cut to its row
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation whose next answer is to be sampled, and the record that it comes from."""
-
-    turns: Turns
-    where: str = field(default="", compare=False, repr=False)  # file and line
-    fields: Mapping[str, Any] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # of the record, as they are in the file
-    seen: str = field(
-        default="", compare=False, repr=False
-    )  # what is left of its text where it was too long for its row
-
-
-Record = Demonstration | Ranking | Response | Prompt
+Prompt = Record  # of which the next answer is sampled
 
 
 class Piece(NamedTuple):

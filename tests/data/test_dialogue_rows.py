@@ -293,7 +293,7 @@ def test_answers_beyond_the_most_are_left_out_and_counted(tmp_path):
     made, counts, kept = opened(tmp_path, rows, "ranking", most_answers=2)
     assert made.answers == 2
     assert (counts.answers_left_out, counts.left_out) == (3, 1)  # of the first, only a tie would be left
-    assert [record.prompt[0].text for record in kept] == ["one", "two"]
+    assert [record.turns[0].text for record in kept] == ["one", "two"]
 
 
 def test_prompts_are_padded_on_the_left_and_know_their_record(tmp_path):
@@ -379,7 +379,7 @@ def test_the_rankings_of_the_trees_have_two_to_nine_answers(shared_data):
     source = DialogueSourceSettings(path=str(shared_data("oasst_en") / "oasst_en_dev.jsonl"))
     records = read_records(source, "ranking").records
     assert Counter(len(record.answers) for record in records) == {3: 79, 2: 35, 4: 14, 6: 3, 5: 1, 8: 1, 9: 1}
-    assert any(len(record.prompt) > 2 for record in records)
+    assert any(len(record.turns) > 2 for record in records)
 
 
 @pytest.mark.data
