@@ -17,14 +17,11 @@ from lmjax.data.batch import Batch
 from lmjax.data.mixture import Mixture
 from lmjax.data.packing import Rows, pack
 from lmjax.data.permutation import Shuffle
-from lmjax.data.prefetch import prefetch
-from lmjax.data.ramp import BatchRamp, RampTable
+from lmjax.data.ramp import BatchRamp
 from lmjax.data.source_shares import mixture_weights
 from lmjax.data.token_shards import TokenShards
 from lmjax.errors import UserError
 from lmjax.settings import DataSettings
-
-__all__ = ["Loader", "RowLoader", "ValidationBatches", "dealt", "prefetch", "validation_batches"]
 
 
 class RowLoader:
@@ -72,10 +69,6 @@ class RowLoader:
     def tokens_at(self, step: int) -> int:
         """Tokens (rows x sequence_length) of all steps before this one."""
         return self._ramp.tokens_at(step)
-
-    def ramp_table(self) -> RampTable:
-        """(first_steps, batch_sizes, tokens_before) of the batch-size ramp's pieces; the last piece never ends."""
-        return self._ramp.table
 
     def epochs_at(self, step: int) -> list[float]:
         """How many epochs of each source the steps before this one have read."""

@@ -138,11 +138,6 @@ class FirstFitRows:
     def __len__(self) -> int:
         return len(self.plan.first_piece) - 1
 
-    @property
-    def padding(self) -> float:
-        """The fraction of all places that hold padding."""
-        return 1.0 - int(self.plan.lengths.sum(dtype=np.int64)) / (len(self) * self.length)
-
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows with these indices, int64 [R]."""
         plan, rows = self.plan, len(indices)
