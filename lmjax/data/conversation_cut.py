@@ -77,8 +77,8 @@ def shared_end(answers: Iterable[str]) -> str:
         return ""
     first, last = min(different), max(different)  # which share what all of them do
     length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    found = _MARKER.search(first[:length][::-1])
-    return found[0] if found else ""
+    marker = _MARKER.search(first[:length][::-1])
+    return marker[0] if marker else ""
 
 
 def fit_to(encoded: Encoded, most: int, settings: DialogueSettings, counts: Counts, where: str) -> Encoded | None:
@@ -87,8 +87,8 @@ def fit_to(encoded: Encoded, most: int, settings: DialogueSettings, counts: Coun
     if not _may_cut(len(encoded.ids), most, settings, counts, where):
         return None if excess > 0 else encoded
     counts.cut += 1
-    kept = slice(excess, None) if settings.too_long == "left" else slice(None, most)
-    return Encoded(encoded.ids[kept], encoded.is_answer[kept])
+    span = slice(excess, None) if settings.too_long == "left" else slice(None, most)
+    return Encoded(encoded.ids[span], encoded.is_answer[span])
 
 
 def fit_answers(
@@ -104,8 +104,8 @@ def fit_answers(
     cut = min(longest - most, int(np.argmax(last_run(group[0].is_answer)))) if settings.too_long == "left" else 0
     fitted = []
     for ids, is_answer in group:
-        kept = slice(max(cut, len(ids) - most), None) if settings.too_long == "left" else slice(None, most)
-        fitted.append(Encoded(ids[kept], is_answer[kept]))
+        span = slice(max(cut, len(ids) - most), None) if settings.too_long == "left" else slice(None, most)
+        fitted.append(Encoded(ids[span], is_answer[span]))
     if not all(answer.is_answer[-1] for answer in fitted):
         return None
     counts.cut += sum(len(after.ids) < len(before.ids) for before, after in zip(group, fitted, strict=True))
@@ -171,5 +171,5 @@ def _opening(prompt: Record, encoded: Encoded, settings: DialogueSettings, token
     shape = template.system if prompt.turns[-1].role == "system" else template.user
     opening = shape.partition(TEXT)[2] + template.assistant
     last = render(prompt.turns, template)[-1].text
-    whole, before = tokenizer.encode_batch([last, last.removesuffix(opening)])
-    return encoded.ids[len(encoded.ids) - (len(whole) - len(before)) :]
+    with_opening, without = tokenizer.encode_batch([last, last.removesuffix(opening)])
+    return encoded.ids[len(encoded.ids) - (len(with_opening) - len(without)) :]

@@ -86,15 +86,15 @@ class Reader:
         """Counts these fields as read."""
         self._read.update(names)
 
-    def check_all_read(self, said: Iterable[str], known: Sequence[str]) -> None:
+    def check_all_read(self, read_texts: Iterable[str], known: Sequence[str]) -> None:
         """Raises BadRecordError where a field of `known` is neither read nor empty, nor says what was read."""
-        said = set(said)
+        read_texts = set(read_texts)
         for name in known:
             value = self.row.get(name)
             if name in self._read or is_empty(value, in_json=name in (*HISTORY_FIELDS, *UNREAD_FIELDS)):
                 continue
             texts = self._texts(value)
-            if texts is None or not said.issuperset(texts):
+            if texts is None or not read_texts.issuperset(texts):
                 raise BadRecordError(
                     f"field {name!r} = {shortened(value, 80)} has no place beside "
                     f"{', '.join(map(repr, sorted(self._read)))} and would be lost; "
@@ -139,8 +139,8 @@ class Reader:
 
     def is_imitated(self) -> bool:
         """Whether the record's answer is a good example, which its label or weight may deny."""
-        given = [_is_yes(self.take(name), name) for name in IMITATED_FIELDS if not is_empty(self.row.get(name))]
-        return all(given)
+        flags = [_is_yes(self.take(name), name) for name in IMITATED_FIELDS if not is_empty(self.row.get(name))]
+        return all(flags)
 
     def messages(self, value: list[Any], field: str) -> Turns:
         """Turns from ShareGPT's {from, value} or a chat's {role, content}."""
@@ -161,12 +161,12 @@ class Reader:
                     f"field {field + '.' + unread!r} = {shortened(message[unread], 80)} is not read and would be lost; "
                     f"ignore it by ignore = ({unread!r},) of the source"
                 )
-        given = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
-        if given is None:
+        raw = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
+        if raw is None:
             raise BadRecordError(
                 f"field {field!r}: a turn of the {role} is without text (null); calls of tools are not read"
             )
-        content = _joined(given, field)
+        content = _joined(raw, field)
         flags = [_is_yes(message[key], f"{field}.{key}") for key in _LEARNED_FIELDS if message.get(key) is not None]
         if role == "assistant":
             return Turn(role, self.answer(content, field), all(flags))
@@ -221,8 +221,8 @@ class Reader:
         system, rest = turns[:first], turns[first:]
         field = self.first(SYSTEM_FIELDS)
         if field is not None and not is_empty(self.row[field]):
-            own = Turn("system", checked_text(self.take(field), field).strip())
-            system = system if own in system else (own, *system)
+            message = Turn("system", checked_text(self.take(field), field).strip())
+            system = system if message in system else (message, *system)
         field = self.first(HISTORY_FIELDS)
         if field is not None and not is_empty(self.row[field], in_json=True):
             history = self._history(self.take(field), field)
@@ -238,8 +238,11 @@ class Reader:
         for exchange in exchanges:
             if not isinstance(exchange, list) or len(exchange) != 2:
                 raise BadRecordError(f"field {field!r}: {shortened(exchange, 80)}: expected [question, answer]")
-            asked, said = exchange
-            turns += [Turn("user", checked_text(asked, field).strip()), Turn("assistant", self.answer(said, field))]
+            question, answer = exchange
+            turns += [
+                Turn("user", checked_text(question, field).strip()),
+                Turn("assistant", self.answer(answer, field)),
+            ]
         return tuple(turns)
 
     def answers(self, field: str) -> list[str]:
@@ -297,8 +300,8 @@ class Reader:
                 return [words.strip() for words in _HH_TURN.split(value)[2::2] if words.strip()]
             return [value.strip().removesuffix(self.answer_end).strip()]
         if isinstance(value, dict):
-            given = next((value[key] for key in ("content", "value", "text") if value.get(key) is not None), None)
-            return None if given is None else self._texts(given)
+            content = next((value[key] for key in ("content", "value", "text") if value.get(key) is not None), None)
+            return None if content is None else self._texts(content)
         if isinstance(value, list):
             inner = [self._texts(item) for item in value]
             return None if any(texts is None for texts in inner) else [text for texts in inner for text in texts or ()]

@@ -60,8 +60,8 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
     source has no record of this kind. A known field that means something and is not read makes a record bad.
     """
     out = Records([], [], Counter())
-    found = _openings(source) if source.kind == "embedded" else _rows(source)
-    for where, row in found[round(len(found) * source.begin) : round(len(found) * source.end)]:
+    entries = _openings(source) if source.kind == "embedded" else _rows(source)
+    for where, row in entries[round(len(entries) * source.begin) : round(len(entries) * source.end)]:
         try:
             if isinstance(row, BadRecordError):
                 raise row
@@ -78,7 +78,7 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
         left_out = "".join(f", {count} {reason}" for reason, count in out.left_out.items())
         first = f" (the first: {out.skipped[0]})" if out.skipped else ""
         raise UserError(
-            f"source.path = {source.name!r}: expected at least one {kind}, found none in {len(found)} records, "
+            f"source.path = {source.name!r}: expected at least one {kind}, found none in {len(entries)} records, "
             f"{len(out.skipped)} of them bad{left_out}{first}; check the file, begin and end"
         )
     return out
@@ -93,26 +93,26 @@ def _openings(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
 def _rows(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
     """Each record of a source's files with its place; a file that cannot be read is one bad record where those are
     skipped."""
-    found: list[tuple[str, Row]] = []
+    entries: list[tuple[str, Row]] = []
     for path in list_files(source.path, SUFFIXES):
         try:
-            found.extend(rows(path))
+            entries.extend(rows(path))
         except BadRecordError as error:
             if source.on_bad_record == "error":
                 raise
-            found.append((str(path), error))
-    _check_field_map(source, found)
-    return found
+            entries.append((str(path), error))
+    _check_field_map(source, entries)
+    return entries
 
 
-def _check_field_map(source: DialogueSourceSettings, found: list[tuple[str, Row]]) -> None:
+def _check_field_map(source: DialogueSourceSettings, entries: list[tuple[str, Row]]) -> None:
     named = [name for _, name in source.fields] + list(source.ignore)
-    present = {name for _, row in found if isinstance(row, dict) for name in row}
+    present = {name for _, row in entries if isinstance(row, dict) for name in row}
     for name in named:
         inside = name in source.ignore  # it may be a field of a message, too
         if name not in present and not inside:
             raise UserError(
-                f"dialogue source.fields of {source.name!r} names a field {name!r}, which none of its {len(found)} "
+                f"dialogue source.fields of {source.name!r} names a field {name!r}, which none of its {len(entries)} "
                 f"records has; their fields: {shortened(sorted(present))}"
             )
 
@@ -125,8 +125,8 @@ def _converted(row: Fields, source: DialogueSourceSettings, kind: Kind, where: s
         reader = Reader(part, source.answer_end, source.ignore)
         records = _CONVERTERS[kind](reader)
         free = () if is_empty(part.get("chosen")) else _FREE.get(kind, ())
-        said = [text for record in records for text in (*(turn.text for turn in record.turns), *record.answers)]
-        reader.check_all_read(said, [name for name in known if name not in free])
+        texts = [text for record in records for text in (*(turn.text for turn in record.turns), *record.answers)]
+        reader.check_all_read(texts, [name for name in known if name not in free])
         out += [replace(record, where=where, fields=row) for record in records] if kind == "prompt" else records
     return out
 
@@ -303,9 +303,9 @@ def _node_turn(reader: Reader, node: Fields) -> Turn:
 
 def _replies(node: Fields) -> list[Fields]:
     """The replies that were not removed, the best-ranked first; those without a rank last, in the file's order."""
-    given = as_list(node.get("replies") or [], "replies")
-    kept = [reply for reply in given if not _is_removed(_object(reply))]
-    return sorted(kept, key=lambda reply: math.inf if reply.get("rank") is None else _rank(reply))
+    replies = as_list(node.get("replies") or [], "replies")
+    present = [reply for reply in replies if not _is_removed(_object(reply))]
+    return sorted(present, key=lambda reply: math.inf if reply.get("rank") is None else _rank(reply))
 
 
 def _object(value: Any) -> Fields:

@@ -45,10 +45,10 @@ def open_rows(
         "response": _single_rows,
         "prompt": _prompt_rows,
     }
-    rows, kept = make[kind](records, settings, tokenizer, counts, source.name)
+    rows, used = make[kind](records, settings, tokenizer, counts, source.name)
     answers = [answer for record in records for answer in record.answers or [record.turns[-1].text]]
     warn(counts, () if kind == "prompt" else answers, settings)
-    return rows, counts, kept
+    return rows, counts, used
 
 
 def open_sources(
@@ -57,8 +57,8 @@ def open_sources(
     """`open_rows` of each source, with as many answers per prompt in all of them, so that they can be mixed."""
     opened = [open_rows(source, settings, tokenizer, kind) for source in sources]
     rows = [rows for rows, _, _ in opened]
-    most = max((each.answers for each in rows if isinstance(each, AnswerRows)), default=0)
-    widened = [each.widened(most) if isinstance(each, AnswerRows) else each for each in rows]
+    most = max((one.answers for one in rows if isinstance(one, AnswerRows)), default=0)
+    widened = [one.widened(most) if isinstance(one, AnswerRows) else one for one in rows]
     return widened, [counts for _, counts, _ in opened], [records for _, _, records in opened]
 
 
@@ -159,16 +159,16 @@ def _demonstration_rows(
 ) -> Made:
     encoded = encode([record.turns for record in records], settings.template, tokenizer)
     counts.conversations = len(encoded)
-    examples, kept = [], []
+    examples, used = [], []
     for record, example in zip(records, encoded, strict=True):
         cut = fit_to(example, settings.sequence_length + 1, settings, counts, where)  # the last token is only a target
         if cut is not None and not cut.is_answer[1:].any():
             counts.left_out += 1
         elif cut is not None:
             examples.append(cut)
-            kept.append(record)
+            used.append(record)
     _require_some(examples, counts, where, settings)
-    return DemonstrationRows(examples, settings), kept
+    return DemonstrationRows(examples, settings), used
 
 
 def _ranking_rows(
@@ -179,7 +179,7 @@ def _ranking_rows(
     asked = [(record.turns, record.answers[:most]) for record in records]
     groups: list[list[Encoded]] = []
     ranked: list[list[int]] = []
-    kept: list[Record] = []
+    used: list[Record] = []
     for record, group in zip(records, _answer_groups(asked, settings, tokenizer, counts, where), strict=True):
         if group is None:
             continue
@@ -189,13 +189,13 @@ def _ranking_rows(
         if len(set(ranks)) > 1:
             groups.append([group[place] for place in places])
             ranked.append(ranks)
-            kept.append(record)
-    counts.left_out = len(records) - len(kept)
+            used.append(record)
+    counts.left_out = len(records) - len(used)
     _require_some(groups, counts, where, settings)
     ranks_RK = np.full((len(groups), max(map(len, groups))), -1, np.int32)
     for row, ranks in enumerate(ranked):
         ranks_RK[row, : len(ranks)] = ranks
-    return AnswerRows(groups, ranks_RK, settings.sequence_length), kept
+    return AnswerRows(groups, ranks_RK, settings.sequence_length), used
 
 
 def _single_rows(
@@ -205,10 +205,10 @@ def _single_rows(
     asked = [(r.turns, r.answers) if r.answers else (r.turns[:-1], (r.turns[-1].text,)) for r in records]
     encoded = _answer_groups(asked, settings, tokenizer, counts, where)
     groups = [group for group in encoded if group is not None]
-    kept = [record for record, group in zip(records, encoded, strict=True) if group is not None]
-    counts.left_out = len(records) - len(kept)
+    used = [record for record, group in zip(records, encoded, strict=True) if group is not None]
+    counts.left_out = len(records) - len(used)
     _require_some(groups, counts, where, settings)
-    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), settings.sequence_length), kept
+    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), settings.sequence_length), used
 
 
 def _answer_groups(
@@ -232,18 +232,18 @@ def _prompt_rows(
     encoded = encode([record.turns for record in records], settings.template, tokenizer)
     counts.conversations = len(encoded)
     prompts: list[Encoded] = []
-    kept: list[Record] = []
+    used: list[Record] = []
     for record, example in zip(records, encoded, strict=True):
         fitted = fit_prompt(record, example, settings, tokenizer, counts, where)
         if fitted is not None:
-            kept.append(fitted[0])
+            used.append(fitted[0])
             prompts.append(fitted[1])
     _require_some(prompts, counts, where, settings)
-    return PromptRows(prompts, settings.sequence_length), kept
+    return PromptRows(prompts, settings.sequence_length), used
 
 
-def _require_some(kept: Sequence[object], counts: Counts, where: str, settings: DialogueSettings) -> None:
-    if not kept:
+def _require_some(examples: Sequence[object], counts: Counts, where: str, settings: DialogueSettings) -> None:
+    if not examples:
         raise UserError(
             f"{where}: none of its {counts.records} records fits into dialogue.sequence_length = "
             f"{settings.sequence_length} tokens ({counts}); raise it, or cut the other side (dialogue.too_long)"

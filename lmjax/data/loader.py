@@ -130,10 +130,10 @@ def dealt(batches: Sequence[int], most: int | None) -> list[int]:
         return list(batches)
     most = max(most, sum(count > 0 for count in batches))
     level = max((n for n in range(most + 1) if sum(min(count, n) for count in batches) <= most), default=0)
-    given = [min(count, level) for count in batches]
+    counts = [min(count, level) for count in batches]
     for source, count in enumerate(batches):
-        given[source] += count > level and sum(given) < most
-    return given
+        counts[source] += count > level and sum(counts) < most
+    return counts
 
 
 def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, batch_size: int) -> ValidationBatches:

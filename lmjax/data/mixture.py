@@ -46,7 +46,7 @@ class Mixture:
         """How many of the first `rows` rows come from each source."""
         periods, places = divmod(rows, self.period)
         partial = np.bincount(self._source[:places], minlength=len(self.rows_per_period))
-        return [periods * whole + int(part) for whole, part in zip(self.rows_per_period, partial, strict=True)]
+        return [periods * share + int(part) for share, part in zip(self.rows_per_period, partial, strict=True)]
 
 
 def _whole_shares(weights: Sequence[float]) -> list[int]:

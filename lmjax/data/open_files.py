@@ -69,29 +69,29 @@ def find_files(path: str, suffixes: Sequence[str], otherwise: Sequence[str] = ()
     Raises:
       UserError: nothing is found, a folder cannot be read, or a link leads nowhere.
     """
-    given = user_path(path, "source.path")
+    root = user_path(path, "source.path")
     try:
-        kind = "folder" if given.is_dir() else "file" if given.is_file() else "other" if given.exists() else ""
-        if not kind and given.is_symlink():
-            raise _broken(given)
+        kind = "folder" if root.is_dir() else "file" if root.is_file() else "other" if root.exists() else ""
+        if not kind and root.is_symlink():
+            raise _broken(root)
     except (OSError, ValueError) as error:
         raise UserError(f"source.path = {shortened(path)}: cannot be read ({error}); check the path") from error
     left_out: Counter[str] = Counter()
     if kind == "file":
-        return Files([given], [])
+        return Files([root], [])
     if kind == "folder":
-        everything = list(_walk(given, (), left_out, lambda link: _ends(link, (*suffixes, *otherwise, ""))))
-        found = [file for file in everything if _ends(file, suffixes)]
-        found = found or [file for file in everything if _ends(file, otherwise)]
-        left_out["of another ending"] += len(everything) - len(found)
+        everything = list(_walk(root, (), left_out, lambda link: _ends(link, (*suffixes, *otherwise, ""))))
+        matching = [file for file in everything if _ends(file, suffixes)]
+        matching = matching or [file for file in everything if _ends(file, otherwise)]
+        left_out["of another ending"] += len(everything) - len(matching)
         endings = ", ".join((*suffixes, *otherwise))
         expected = f"files that end in {endings} in this folder; or name others by a glob such as '*.md'"
     elif kind:
-        found, expected = [], "a regular file, a folder or a glob, found something else; copy the data to a file"
+        matching, expected = [], "a regular file, a folder or a glob, found something else; copy the data to a file"
     else:
-        found = list(_glob(given, left_out))
+        matching = list(_glob(root, left_out))
         expected = "a file, a folder or a glob that matches files; check the path, which is relative to where you are"
-    files = _once(sorted(found), left_out)
+    files = _once(sorted(matching), left_out)
     words = [f"{count:,} {what}" for what, count in left_out.items() if count]
     if not files:
         raise UserError(
@@ -150,7 +150,7 @@ def _glob(pattern: Path, left_out: Counter[str]) -> Iterator[Path]:
     level = [base]
     while parts and parts[0] != "**":
         part = parts.pop(0)
-        level = [found for folder in level for found in _children(folder, part, left_out)]
+        level = [child for folder in level for child in _children(folder, part, left_out)]
         if parts:
             level = [path for path in level if path.is_dir()]
     for path in level:

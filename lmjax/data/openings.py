@@ -23,11 +23,11 @@ def openings(split: str) -> tuple[tuple[str, str], ...]:
 
     Raises UserError for another split.
     """
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for document in embedded_corpus(split):
         for paragraph in document.split("\n\n"):
             for sentence in _SENTENCE.split(" ".join(paragraph.split())):
                 words = sentence.split(" ")
                 if _SHORTEST <= len(words) <= _LONGEST and _PLAIN.fullmatch(sentence):
-                    found.setdefault(" ".join(words[:WORDS]), " ".join(words[WORDS:]))
-    return tuple(found.items())
+                    pairs.setdefault(" ".join(words[:WORDS]), " ".join(words[WORDS:]))
+    return tuple(pairs.items())

@@ -39,14 +39,14 @@ class BatchRamp:
         pieces: list[_Piece] = []
         step, tokens = 0, 0
         for until, batch_size, length, ramp_from, ramp_tokens, ramp_sizes in settings.earlier_batches:
-            own = DataSettings(
+            earlier = DataSettings(
                 batch_size=batch_size,
                 sequence_length=length,
                 ramp_from=ramp_from or None,
                 ramp_tokens=ramp_tokens,
                 ramp_sizes=ramp_sizes,
             )
-            pieces += [piece for piece in _pieces(own, step, tokens) if piece.first_step < until]
+            pieces += [piece for piece in _pieces(earlier, step, tokens) if piece.first_step < until]
             step, tokens = until, pieces[-1].tokens_before + (until - pieces[-1].first_step) * pieces[-1].step_tokens
         pieces += _pieces(settings, step, tokens)
         first_steps, batch_sizes, tokens_before, self.step_tokens = zip(*pieces, strict=True)  # one entry per piece

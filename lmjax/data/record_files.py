@@ -133,10 +133,10 @@ def _row(header: list[str], cells: list[str]) -> Row:
 
 def _escaped(cells: list[str]) -> int | None:
     """The first byte that was not UTF-8."""
-    found = (
+    escaped = (
         ord(char) - 0xDC00 for cell in cells if not cell.isascii() for char in cell if "\udc80" <= char <= "\udcff"
     )
-    return next(found, None)
+    return next(escaped, None)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:

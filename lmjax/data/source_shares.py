@@ -27,20 +27,20 @@ class Source(Protocol):
 def source_names(sources: Sequence[Source]) -> list[str]:
     """A name for each source: the last part of its path, or the whole path, or that with the source's number, whatever
     is the first to tell all of them apart."""
-    whole = [source.path or f"{source.kind} {source.split}" for source in sources]
-    last = [name.rstrip("/").rsplit("/", 1)[-1] or name for name in whole]
-    numbered = [f"{name} #{number}" for number, name in enumerate(whole)]
-    return next(names for names in (last, whole, numbered) if len(set(names)) == len(names))
+    full = [source.path or f"{source.kind} {source.split}" for source in sources]
+    last = [name.rstrip("/").rsplit("/", 1)[-1] or name for name in full]
+    numbered = [f"{name} #{number}" for number, name in enumerate(full)]
+    return next(names for names in (last, full, numbered) if len(set(names)) == len(names))
 
 
-def mixture_weights(given: Sequence[float | None], rows: Sequence[int]) -> list[float]:
+def mixture_weights(weights: Sequence[float | None], rows: Sequence[int]) -> list[float]:
     """The weights of a mixture: those that are given, or where none is, the rows of each source in one epoch.
 
     Rows hold equally many tokens: sources without weights count by their tokens, and end an epoch together.
     """
-    known = [weight for weight in given if weight is not None]
-    if known and len(known) < len(given):
-        raise ValueError(f"weights {list(given)}: expected all or none")
+    known = [weight for weight in weights if weight is not None]
+    if known and len(known) < len(weights):
+        raise ValueError(f"weights {list(weights)}: expected all or none")
     return known or [float(count) for count in rows]
 
 

@@ -70,8 +70,8 @@ class ParquetDocuments(Documents):
             raise UserError(str(damaged_parquet(path, error))) from None
         field = self.settings.field
         if schema.names.count(field) != 1:
-            found = "two columns" if field in schema.names else "no column"
-            raise UserError(f"{path}: {found} source.field = {field!r}; {nearest(field, schema.names)}")
+            problem = "two columns" if field in schema.names else "no column"
+            raise UserError(f"{path}: {problem} source.field = {field!r}; {nearest(field, schema.names)}")
         kind = schema.field(field).type
         value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if str(value) not in _TEXT_TYPES:

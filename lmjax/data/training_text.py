@@ -38,23 +38,23 @@ def training_text(sources: Sequence[SourceSettings], limit: int) -> TrainingText
     """At most about `limit` bytes of the sources. Raises UserError for what they cannot read."""
     opened = [open_source(settings) for settings in sources]
     names = [_told(source) for source in opened]
-    whole = _all(opened, limit)
-    if whole is not None:
-        sizes = [sum(map(_size, texts)) for texts in whole]
+    complete_texts = _all(opened, limit)
+    if complete_texts is not None:
+        sizes = [sum(map(_size, texts)) for texts in complete_texts]
         read = [(name, size, True) for name, size in zip(names, sizes, strict=True)]
-        return TrainingText([text for texts in whole for text in texts], read)
+        return TrainingText([text for texts in complete_texts for text in texts], read)
     weights = [_size_of(source) if source.settings.weight is None else source.settings.weight for source in opened]
     samples: dict[int, tuple[list[str], int, bool]] = {}
     left = float(limit)
     for number in sorted(range(len(opened)), key=lambda n: _size_of(opened[n]) / weights[n]):
         share = left * weights[number] / sum(weights[n] for n in range(len(opened)) if n not in samples)
         everything = _all([opened[number]], int(share))
-        found = _sample(opened[number], int(share)) if everything is None else everything[0]
-        samples[number] = (found, sum(map(_size, found)), everything is not None)
+        sample = _sample(opened[number], int(share)) if everything is None else everything[0]
+        samples[number] = (sample, sum(map(_size, sample)), everything is not None)
         left -= samples[number][1]
     ordered = [samples[number] for number in range(len(opened))]
     read = [(name, size, complete) for name, (_, size, complete) in zip(names, ordered, strict=True)]
-    return TrainingText([text for found, _, _ in ordered for text in found], read)
+    return TrainingText([text for sample, _, _ in ordered for text in sample], read)
 
 
 def with_few_long_words(texts: Iterable[str]) -> tuple[list[str], int]:
@@ -66,8 +66,8 @@ def with_few_long_words(texts: Iterable[str]) -> tuple[list[str], int]:
     long = [number for number, piece in enumerate(pieces) if ends_with_long_word(piece)]
     if len(long) <= MOST_LONG_WORDS:
         return pieces, len(long)
-    kept = {long[len(long) * place // MOST_LONG_WORDS] for place in range(MOST_LONG_WORDS)}
-    dropped = set(long) - kept
+    chosen = {long[len(long) * place // MOST_LONG_WORDS] for place in range(MOST_LONG_WORDS)}
+    dropped = set(long) - chosen
     return [piece for number, piece in enumerate(pieces) if number not in dropped], len(long)
 
 
@@ -92,7 +92,7 @@ def _sample(source: Documents, limit: int) -> list[str]:
     shares = [1.0] * places
     if places == len(source):
         shares = [float(sum(map(_size, source.read(index, index + 1)[0]))) for index in range(places)]
-    found: list[str] = []
+    texts: list[str] = []
     size, due = 0, 0.0
     for place, share in enumerate(shares):
         due += limit * share / (sum(shares) or 1.0)
@@ -102,8 +102,8 @@ def _sample(source: Documents, limit: int) -> list[str]:
             for text in source.read(index, index + 1)[0]:
                 pieces = _spread(text, int(due) - size)
                 size += sum(map(_size, pieces))
-                found += pieces
-    return found
+                texts += pieces
+    return texts
 
 
 def _spread(text: str, limit: int) -> list[str]:

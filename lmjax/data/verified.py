@@ -28,10 +28,10 @@ def verify_once(shards: TokenShards, entries: int, say: Callable[[str], None]) -
     entries: of the tokenizer. Raises UserError naming the first file that is not what its manifest says, or that holds
     a token's id which the tokenizer does not have.
     """
-    kept = (
+    record = (
         cache_folder() / "verified" / f"{hashlib.sha256(str(shards.folder.resolve()).encode()).hexdigest()[:32]}.json"
     )
-    known = _read(kept)
+    known = _read(record)
     now = {file.name: _identity(shards.folder / file.name, file, entries) for file in shards.manifest.files}
     unknown = [file for file in shards.manifest.files if known.get(file.name) != now[file.name]]
     if not unknown:
@@ -49,7 +49,7 @@ def verify_once(shards: TokenShards, entries: int, say: Callable[[str], None]) -
             check.result()
     seconds = time.monotonic() - started
     say(f"{shards.folder}: {len(unknown)} files of {size / 1e6:,.1f} MB verified in {seconds:.1f} s")
-    _write(kept, now, say)
+    _write(record, now, say)
 
 
 def _identity(path: Path, file: ShardFile, entries: int) -> str:

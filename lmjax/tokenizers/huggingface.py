@@ -18,7 +18,7 @@ from tokenizers import models
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form
 from lmjax.tokenizers.base import Contents, StoredTokenizer
-from lmjax.tokenizers.huggingface_config import PIPELINE, clean_up, lay_over, makes_its_own_steps, read_config
+from lmjax.tokenizers.huggingface_config import PIPELINE, apply_config, clean_up, makes_its_own_steps, read_config
 from lmjax.tokenizers.pipeline import (
     UnknownPieces,
     bytes_by_id,
@@ -75,7 +75,7 @@ class HuggingFaceTokenizer(StoredTokenizer):
         checked = check_form({"user_symbols": [], **parameters, **named}, _Parameters, where, "parameters")
         stored = ("user_symbols",) if named else ("tokenizer_class", "rows", *_IDS)
         self._parameters = {name: checked.get(name) for name in stored}
-        lay_over(self._tokenizer, config, self._parameters.get("tokenizer_class"), where)
+        apply_config(self._tokenizer, config, self._parameters.get("tokenizer_class"), where)
         entries = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         _check_kind(self._tokenizer, kind, entries, where)
         self._cleans_up = config.cleans_up and not isinstance(self._tokenizer.model, models.BPE)
@@ -107,20 +107,20 @@ class HuggingFaceTokenizer(StoredTokenizer):
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the folder has to know: tokens without a row, and a class that says other than the file."""
+        """Warnings for the reader of the folder: tokens without a row, and a class that contradicts the file."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         beyond = sorted(token for token, index in vocabulary.items() if index >= self.vocab_size)
-        said = [f"the model has no rows for {shortened(beyond)}; a text that holds one is refused"] if beyond else []
+        lines = [f"the model has no rows for {shortened(beyond)}; a text that holds one is refused"] if beyond else []
         named = self._parameters.get("tokenizer_class")
         if makes_its_own_steps(self._tokenizer, named):
-            said.append(
+            lines.append(
                 f"tokenizer_class = {shortened(named)}, for which transformers 5 sets the steps of {PIPELINE} aside; "
                 "lmjax follows the file"
             )
-        return said
+        return lines
 
     def token(self, index: int) -> str:
-        """The token of an id, as it is written in the vocabulary."""
+        """The token of an id, as the vocabulary spells it."""
         return self._tokenizer.id_to_token(index) or ""
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -130,12 +130,12 @@ class HuggingFaceTokenizer(StoredTokenizer):
         return [self._ids(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of `encode`, and the characters [begin, end) of the text that each of them stands for."""
+        """The ids of `encode`, and the span of characters [begin, end) of the text that each id encodes."""
         encoding = self._encodings(self._tokenizer.encode_batch, [text], specials=False)[0]
         return self._ids(text, encoding.ids).tolist(), encoding.offsets
 
     def encode_with_specials(self, text: str) -> list[int]:
-        """The ids between the special tokens that the post-processor puts around a text, such as [CLS] and [SEP]."""
+        """The ids with the special tokens that the post-processor adds, such as [CLS] and [SEP]."""
         encoding = self._encodings(self._tokenizer.encode_batch_fast, [text], specials=True)[0]
         return self._ids(text, encoding.ids).tolist()
 
@@ -172,7 +172,7 @@ class HuggingFaceTokenizer(StoredTokenizer):
         except BaseException as error:
             if not is_library_error(error):
                 raise
-            if len(texts) > 1:  # the library does not say which
+            if len(texts) > 1:  # the library does not name the text
                 for text in texts:
                     self._encodings(encode, [text], specials=specials)
             raise UserError(
@@ -185,8 +185,8 @@ class HuggingFaceTokenizer(StoredTokenizer):
         if self._has_rowless and len(ids_T) and ids_T.max() >= self.vocab_size:
             token = self._tokenizer.id_to_token(int(ids_T.max()))
             raise UserError(
-                f"the text {shortened(text)} holds {token!r}, token {ids_T.max()}, for which the model's table of "
-                f"{self.vocab_size} rows has none; take it out of the text"
+                f"the text {shortened(text)} holds {token!r}, token {ids_T.max()}: expected ids below "
+                f"{self.vocab_size}, the rows of the model's table; remove the token from the text"
             )
         return ids_T
 
@@ -210,5 +210,5 @@ def _check_kind(tokenizer: tokenizers.Tokenizer, kind: str, entries: int, where:
 
 
 def as_json(value: Any) -> bytes:
-    """The bytes of a small JSON file, as all that lmjax writes for transformers."""
+    """The bytes of a JSON file in the form that lmjax writes for transformers."""
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8")

@@ -1,7 +1,7 @@
-"""Tokenizers of the files from before tokenizer.json, made into the pipelines that transformers makes of them.
+"""Converts tokenizer files that are older than tokenizer.json to the pipelines that transformers makes of them.
 
-In: vocab.txt, vocab.json with merges.txt, or a SentencePiece .model, with tokenizer_config.json's flags. Out: a
-`tokenizers.Tokenizer`. A tokenizer class whose pipeline is another one is refused by its name.
+In: vocab.txt, vocab.json with merges.txt, or a SentencePiece .model, and the flags of tokenizer_config.json. Out: a
+`tokenizers.Tokenizer`. A tokenizer class that has another pipeline is an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BPE_MODEL = 2
 
 
 def wordpiece(path: Path, config: FolderConfig, named_class: str | None) -> tokenizers.Tokenizer:
-    """BERT's vocab.txt; its flags are laid over the pipeline afterwards."""
+    """BERT's vocab.txt. `apply_config` sets the flags of its class afterwards."""
     _expect(path, named_class, "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", None)
     pipeline = wordpiece_pipeline(
         parse_vocabulary(read_text(path), path),
@@ -80,7 +80,7 @@ def sentencepiece(
         if piece.type in ((_CONTROL, _USER) if llama else (_CONTROL,))
     ]
     made.add_tokens(specials)
-    if not llama and proto.normalizer_spec.add_dummy_prefix:  # what is between two added tokens is a text of its own
+    if not llama and proto.normalizer_spec.add_dummy_prefix:  # the text between two added tokens is normalised alone
         for _, token in sorted(config.added.items()):
             flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "single_word", "special")}
             made.add_tokens([tokenizers.AddedToken(token.content, normalized=False, **flags)])
@@ -92,7 +92,7 @@ def sentencepiece(
 
 
 def _llama(pieces: list[str], config: FolderConfig, legacy: bool) -> tokenizers.Tokenizer:
-    """What transformers makes of a .model under the name LlamaTokenizer, whatever the model's own normalisation is."""
+    """What transformers makes of a .model of class LlamaTokenizer; the normalisation of the model is ignored."""
     ids = {piece: index for index, piece in enumerate(pieces)}
     prefix = config.flag("add_prefix_space") is not False
     made = tokenizers.Tokenizer(models.BPE(ids, _merges(ids, ids), fuse_unk=True, byte_fallback=True))
@@ -103,7 +103,7 @@ def _llama(pieces: list[str], config: FolderConfig, legacy: bool) -> tokenizers.
 
 
 def _as_spelled(proto: Any, pieces: list[str], legacy: bool) -> tokenizers.Tokenizer:
-    """The steps that the model itself spells out."""
+    """The steps that the model file specifies."""
     rules, spec = proto.normalizer_spec, proto.trainer_spec
     user = [piece.piece for piece in proto.pieces if piece.type == _USER]
     if spec.model_type == _BPE_MODEL:
@@ -138,45 +138,45 @@ def _as_spelled(proto: Any, pieces: list[str], legacy: bool) -> tokenizers.Token
 
 
 def _normalizers(rules: Any, legacy: bool) -> list[Any]:
-    found: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    steps: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
-        found.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
-        found.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
+        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if rules.escape_whitespaces:
-        found.append(normalizers.Replace(" ", _MARK))
+        steps.append(normalizers.Replace(" ", _MARK))
     if rules.add_dummy_prefix and legacy:  # Metaspace puts no second mark before one that is there
-        found.append(normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}"), 2 * _MARK))
-    return found
+        steps.append(normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}"), 2 * _MARK))
+    return steps
 
 
 def _decoder(byte_fallback: bool, prefix: bool) -> Any:
-    found: list[Any] = [decoders.Replace(_MARK, " ")]
+    steps: list[Any] = [decoders.Replace(_MARK, " ")]
     if byte_fallback:
-        found.append(decoders.ByteFallback())
+        steps.append(decoders.ByteFallback())
     if byte_fallback or prefix:
-        found.append(decoders.Fuse())
+        steps.append(decoders.Fuse())
     if prefix:
-        found.append(decoders.Strip(content=" ", left=1))
-    return decoders.Sequence(found)
+        steps.append(decoders.Strip(content=" ", left=1))
+    return decoders.Sequence(steps)
 
 
 def _merges(ranks: dict[str, Any], ids: dict[str, int], *, by_length: bool = True) -> list[tuple[str, str]]:
-    """All ways to put a piece together from two, the piece of the lowest rank first."""
-    found = [
+    """All pairs of pieces that join to a piece, the piece of the lowest rank first."""
+    merges = [
         (rank, piece[:cut], piece[cut:])
         for piece, rank in ranks.items()
         for cut in range(1, len(piece))
         if piece[:cut] in ranks and piece[cut:] in ranks
     ]
     if by_length:
-        found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2]), ids[merge[1]], ids[merge[2]]))
+        merges.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2]), ids[merge[1]], ids[merge[2]]))
     else:
-        found.sort()
-    return [(left, right) for _, left, right in found]
+        merges.sort()
+    return [(left, right) for _, left, right in merges]
 
 
 def _frame(tokenizer: tokenizers.Tokenizer, config: FolderConfig, named_class: str | None) -> None:
-    """The special tokens around a text that add_bos_token and add_eos_token ask for."""
+    """Adds the special tokens that add_bos_token and add_eos_token request."""
     named = config.named(named_class)
     around = {}
     for short in ("bos", "eos"):

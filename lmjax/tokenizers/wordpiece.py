@@ -26,7 +26,7 @@ _UNKNOWN, _SEPARATOR = "[UNK]", "[SEP]"
 _SPECIAL = ("[PAD]", _UNKNOWN, "[CLS]", _SEPARATOR, "[MASK]")
 _CONTINUED = "##"
 _LONGEST_WORD = 100  # characters; a longer word is [UNK], as in the published tokenizer
-_ALPHABET = 8000  # characters that training keeps, the most frequent ones; rarer ones become [UNK]
+_ALPHABET = 8000  # the most frequent characters are in the vocabulary; rarer ones become [UNK]
 
 
 def wordpiece_pipeline(
@@ -44,7 +44,7 @@ def wordpiece_pipeline(
 
 
 def between_specials(pipeline: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The pipeline, which puts [CLS] and [SEP] around a text where it is asked for special tokens and has both."""
+    """The pipeline with a post-processor that adds [CLS] and [SEP] to a text, if the vocabulary has both."""
     ids = [(name, pipeline.token_to_id(name)) for name in ("[CLS]", _SEPARATOR)]
     if all(index is not None for _, index in ids):
         pipeline.post_processor = processors.TemplateProcessing(
@@ -100,7 +100,7 @@ def as_vocabulary(tokenizer: HuggingFaceTokenizer) -> Contents:
 
 
 def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> HuggingFaceTokenizer:
-    """Learns `settings.vocab_size` tokens, BERT's five special ones first. The same texts give the same ids.
+    """Trains `settings.vocab_size` tokens, BERT's five special ones first. The same texts give the same ids.
 
     Raises UserError when the text does not support that many, with the nearest number that it does.
     """
@@ -108,8 +108,8 @@ def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> Huggin
     symbols = len(set(settings.user_symbols))
     texts = list(texts)
     tokenizer = wordpiece_pipeline([], lowercase=settings.lowercase, strip_accents=settings.lowercase)
-    # The trainer numbers characters in the order of a randomly seeded hash map and breaks ties by number. Handing it
-    # the characters as special tokens numbers them in a fixed order; nothing stays special about them.
+    # The trainer numbers characters in the order of a randomly seeded hash map and breaks ties by number. Passing the
+    # characters as special tokens numbers them in a fixed order; in the result they are ordinary tokens.
     alphabet, pieces = _alphabet(tokenizer, texts)
     trainer = trainers.WordPieceTrainer(
         vocab_size=settings.vocab_size - symbols,
@@ -134,7 +134,7 @@ def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> Huggin
 
 
 def _alphabet(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The most frequent characters, and the one-character pieces that they occur as, both in a fixed order."""
+    """The most frequent characters, and the one-character pieces in which they occur, both in a fixed order."""
     pieces: Counter[str] = Counter()
     characters: Counter[str] = Counter()
     words: Counter[str] = Counter()
@@ -145,9 +145,9 @@ def _alphabet(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> tuple[li
         for index, character in enumerate(word):
             characters[character] += count
             pieces[_CONTINUED + character if index else character] += count
-    kept = sorted(characters, key=lambda character: (-characters[character], character))[:_ALPHABET]
-    known = set(kept)
-    return kept, sorted(piece for piece in pieces if piece.removeprefix(_CONTINUED) in known)
+    alphabet = sorted(characters, key=lambda character: (-characters[character], character))[:_ALPHABET]
+    known = set(alphabet)
+    return alphabet, sorted(piece for piece in pieces if piece.removeprefix(_CONTINUED) in known)
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:
