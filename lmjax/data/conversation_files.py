@@ -1,6 +1,6 @@
-"""Reads instructions, chats, rankings, pairs and rewarded answers from files in the common public shapes.
+"""Reads instructions, chats, rankings, pairs and rewarded answers from files in the common public formats.
 
-In: JSONL, JSON lists, CSV or Parquet, compressed or not. The shape of a record is found by its fields: Alpaca, Dolly,
+In: JSONL, JSON lists, CSV or Parquet, compressed or not. The fields of a record determine its format: Alpaca, Dolly,
 self-instruct, OpenAssistant trees, `chosen` and `rejected` (HH-RLHF's text, or messages), ShareGPT and chat messages,
 lists of answers with ranks or scores, answers with a reward. Out: the records of `lmjax.data.conversations`.
 """
@@ -39,14 +39,14 @@ from lmjax.data.record_files import Row, rows
 from lmjax.errors import UserError, shortened
 from lmjax.settings.conversations import DialogueSourceSettings
 
-# an answer is a demonstration's last one; responses are all that a record has, ranked or not
+# "answer": the last answer of a demonstration; "response": every answer of a record, ranked or not
 Kind = Literal["demonstration", "answer", "ranking", "response", "prompt"]
 
 __all__ = ["SUFFIXES", "Kind", "Records", "read_records"]
 
 
 class Records(NamedTuple):
-    """What was read, the messages of the records that were skipped, and how many others have no use, by the reason."""
+    """The records, the messages of skipped ones, and counts of valid records that are not used, by the reason."""
 
     records: list[Record]
     skipped: list[str]
@@ -54,10 +54,10 @@ class Records(NamedTuple):
 
 
 def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
-    """The records of one kind in a source; a tree or a task with several instances gives several.
+    """The records of one kind in a source; a tree or a task with several instances has several.
 
     Raises UserError for a file that cannot be read, for a bad record unless `on_bad_record` is "skip", and where the
-    source has no record of this kind. A known field that means something and is not read makes a record bad.
+    source has no record of this kind. A record with a known field that is neither empty nor read is bad.
     """
     out = Records([], [], Counter())
     entries = _openings(source) if source.kind == "embedded" else _rows(source)
@@ -85,14 +85,13 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
 
 
 def _openings(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
-    """The embedded corpus's openings of sentences as records."""
+    """The sentences of the embedded corpus as records: opening and rest."""
     pairs = enumerate(openings(source.split), start=1)
     return [(f"{source.name}: record {number}", {"prompt": a, "answer": b}) for number, (a, b) in pairs]
 
 
 def _rows(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
-    """Each record of a source's files with its place; a file that cannot be read is one bad record where those are
-    skipped."""
+    """Each record of the files of a source with its place. An unreadable file is one bad record under "skip"."""
     entries: list[tuple[str, Row]] = []
     for path in list_files(source.path, SUFFIXES):
         try:
@@ -109,7 +108,7 @@ def _check_field_map(source: DialogueSourceSettings, entries: list[tuple[str, Ro
     named = [name for _, name in source.fields] + list(source.ignore)
     present = {name for _, row in entries if isinstance(row, dict) for name in row}
     for name in named:
-        inside = name in source.ignore  # it may be a field of a message, too
+        inside = name in source.ignore  # an ignored field may also be one of a message
         if name not in present and not inside:
             raise UserError(
                 f"dialogue source.fields of {source.name!r} names a field {name!r}, which none of its {len(entries)} "
@@ -118,7 +117,7 @@ def _check_field_map(source: DialogueSourceSettings, entries: list[tuple[str, Ro
 
 
 def _converted(row: Fields, source: DialogueSourceSettings, kind: Kind, where: str) -> list[Record]:
-    """The records of one kind that a row gives, all of whose fields that mean something are read."""
+    """The records of one kind in a row. Raises BadRecordError where a known field would be ignored."""
     known = CONTEXT_FIELDS if kind == "prompt" else CONTEXT_FIELDS + ANSWER_SIDE_FIELDS
     out: list[Record] = []
     for part in _instances(_mapped(row, source)):
@@ -131,7 +130,7 @@ def _converted(row: Fields, source: DialogueSourceSettings, kind: Kind, where: s
     return out
 
 
-# what a comparison's fields beyond the chosen answer are not needed for
+# fields of a comparison that a kind does not need
 _FREE: dict[Kind, tuple[str, ...]] = {
     "demonstration": ("rejected", *SIDE_SCORES),
     "answer": ("rejected", *SIDE_SCORES),
@@ -139,7 +138,7 @@ _FREE: dict[Kind, tuple[str, ...]] = {
 
 
 def _mapped(row: Fields, source: DialogueSourceSettings) -> Fields:
-    """The row under the names that this module knows, by the source's field map; what is ignored is left out."""
+    """The row with the field names of this module, by the field map of the source, without ignored fields."""
     places = {name: place for place, name in source.fields}
     out = {name: value for name, value in row.items() if name not in places and name not in source.ignore}
     for name, place in places.items():
@@ -190,7 +189,7 @@ def _rankings(reader: Reader) -> list[Record]:
 
 
 def _check_scores(reader: Reader) -> None:
-    """Raises LeftOutError where both sides have the same score, BadRecordError where the rejected one's is higher."""
+    """Raises LeftOutError for equal scores of both sides, BadRecordError where the rejected score is higher."""
     if any(is_empty(reader.row.get(name)) for name in SIDE_SCORES):
         return
     chosen, rejected = (reader.number(reader.take(name), name) for name in SIDE_SCORES)
@@ -232,7 +231,7 @@ def _prompts(reader: Reader) -> list[Record]:
         return [Record((_node_turn(reader, _root(reader)),))]
     if any(side in row for side in SIDES):
         prompt = _pair(reader)[0]
-        reader.pass_over(MESSAGE_FIELDS)  # which the pair has been compared with
+        reader.pass_over(MESSAGE_FIELDS)  # `_pair` has compared them
         return [Record(prompt)]
     turns = reader.prompt()
     return [Record(up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
@@ -248,7 +247,7 @@ _CONVERTERS: dict[Kind, Callable[[Reader], list[Record]]] = {
 
 
 def _pair(reader: Reader) -> tuple[Turns, str, str]:
-    """The prompt and the two different answers of `chosen` and `rejected`."""
+    """The prompt of a comparison, its chosen and its rejected answer."""
     for field in SIDES:
         if reader.row.get(field) is None:
             raise BadRecordError(f"no field {field!r}: a comparison needs both sides")
@@ -261,7 +260,7 @@ def _pair(reader: Reader) -> tuple[Turns, str, str]:
 
 
 def _ranks(values: list[float]) -> tuple[int, ...]:
-    """The place of each value among the distinct ones, the lowest first."""
+    """The rank of each value among the distinct values, the lowest first."""
     places = {value: place for place, value in enumerate(sorted(set(values)))}
     if len(places) == 1:
         raise BadRecordError(f"all {len(values)} answers are ranked equal")
@@ -269,7 +268,7 @@ def _ranks(values: list[float]) -> tuple[int, ...]:
 
 
 def _instances(row: Fields) -> Iterator[Fields]:
-    """The row, or the instances of a self-instruct task, each as an instruction with its input and output."""
+    """The row, or one row per instance of a self-instruct task, with the instruction of the task."""
     if "instances" not in row:
         yield row
         return
@@ -285,7 +284,7 @@ def _is_tree(row: Fields) -> bool:
 
 
 def _root(reader: Reader) -> Fields:
-    """The first message of a tree. Raises LeftOutError where it was removed."""
+    """The first message of a tree. Raises LeftOutError where the tree marks it as removed."""
     root: Fields = reader.take("prompt")
     if _is_removed(root):
         raise LeftOutError("removed")
@@ -293,7 +292,7 @@ def _root(reader: Reader) -> Fields:
 
 
 def _is_removed(node: Fields) -> bool:
-    """Whether a message was deleted, or failed its review."""
+    """Whether a message is marked as deleted, or failed its review."""
     return bool(node.get("deleted")) or node.get("review_result") is False
 
 
@@ -302,7 +301,7 @@ def _node_turn(reader: Reader, node: Fields) -> Turn:
 
 
 def _replies(node: Fields) -> list[Fields]:
-    """The replies that were not removed, the best-ranked first; those without a rank last, in the file's order."""
+    """The replies that are not removed, by rank; those without a rank last, in the order of the file."""
     replies = as_list(node.get("replies") or [], "replies")
     present = [reply for reply in replies if not _is_removed(_object(reply))]
     return sorted(present, key=lambda reply: math.inf if reply.get("rank") is None else _rank(reply))
@@ -322,7 +321,7 @@ def _rank(reply: Fields) -> float:
 
 
 def _threads(reader: Reader, node: Fields, before: Turns) -> Iterator[Turns]:
-    """The conversations of a tree in which every answer is the best-ranked one; each question of a user goes on."""
+    """The conversations of a tree with the best-ranked answer to each question, one per chain of questions."""
     turns = (*before, _node_turn(reader, node))
     best = _replies(node)[:1]
     if not best:
@@ -338,7 +337,7 @@ def _threads(reader: Reader, node: Fields, before: Turns) -> Iterator[Turns]:
 
 
 def _questions(reader: Reader, node: Fields, before: Turns) -> Iterator[tuple[Turns, list[Fields]]]:
-    """Each message of the user in a tree, with what came before it, and its replies."""
+    """The conversation up to each message of the user in a tree, and the replies to it."""
     turns, replies = (*before, _node_turn(reader, node)), _replies(node)
     yield turns, replies
     for reply in replies:

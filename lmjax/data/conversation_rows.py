@@ -1,7 +1,7 @@
 """Rows of conversations for the loader: demonstrations with targets, rankings of K answers, and prompts to sample from.
 
-In: encoded conversations and a recipe's dialogue settings. Out: `Rows` (see `lmjax.data.packing`), with a count of
-what was cut or left out. Nothing here knows about steps or devices.
+In: encoded conversations and a recipe's dialogue settings. Out: `Rows` (see `lmjax.data.packing`), with counts of
+truncated and left-out records. Steps and devices play no part here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ RECORD = "record"  # [B, 1] int32: the number of the prompt among those of its s
 def open_rows(
     source: DialogueSourceSettings, settings: DialogueSettings, tokenizer: Tokenizer, kind: Kind
 ) -> tuple[Rows, Counts, list[Record]]:
-    """The rows of a source, what was counted, and the record that each example of the rows was made of.
+    """The rows of a source, counts, and the record of each example of the rows.
 
     Demonstrations become rows of tokens, targets and weights; rankings rows of K answers, responses of one; prompts
-    rows padded on the left. Raises UserError for bad records, for an example that is too long where the settings say
-    so, and where none is left.
+    rows padded on the left. Raises UserError for bad records, for an example that is too long under "error", and
+    where no example is left.
     """
     records, skipped, left_out = read_records(source, kind)
     counts = Counts(len(records), len(skipped), messages=skipped, unused=left_out)
@@ -54,7 +54,7 @@ def open_rows(
 def open_sources(
     sources: Sequence[DialogueSourceSettings], settings: DialogueSettings, tokenizer: Tokenizer, kind: Kind
 ) -> tuple[list[Rows], list[Counts], list[list[Record]]]:
-    """`open_rows` of each source, with as many answers per prompt in all of them, so that they can be mixed."""
+    """`open_rows` of each source, with one K (answers per prompt) for all of them, so that they can be mixed."""
     opened = [open_rows(source, settings, tokenizer, kind) for source in sources]
     rows = [rows for rows, _, _ in opened]
     most = max((one.answers for one in rows if isinstance(one, AnswerRows)), default=0)
@@ -79,7 +79,7 @@ class MemoryTokens:
 
 
 class DemonstrationRows(FirstFitRows):
-    """Conversations side by side, each a segment of its own, or one to a row; the targets' weights are theirs."""
+    """Rows of conversations, each a segment: several per row under packing, else one."""
 
     def __init__(self, examples: Sequence[Encoded], settings: DialogueSettings) -> None:
         self._stream = MemoryTokens(examples, settings.prompt_weight)
@@ -92,9 +92,9 @@ class DemonstrationRows(FirstFitRows):
 
 
 class AnswerRows:
-    """K answers to each prompt, each with its prompt in a row of its own, padded on the right: [R, K, T] arrays.
+    """K answers per prompt, each a row of prompt and answer, padded on the right: [R, K, T] arrays.
 
-    Tokens hold all of a conversation, its last end-of-text included; targets and weights are those of its answer.
+    Tokens include the last end-of-text; the weights are 1 for the targets of the answer.
     """
 
     dropped_tokens = 0
@@ -112,7 +112,7 @@ class AnswerRows:
         return self._ranks_RK.shape[1]
 
     def widened(self, answers: int) -> AnswerRows:
-        """The same rows with room for so many answers."""
+        """The same rows with K = `answers`."""
         absent = ((0, 0), (0, answers - self.answers))
         return AnswerRows(self._groups, np.pad(self._ranks_RK, absent, constant_values=-1), self._length)
 
@@ -201,7 +201,7 @@ def _ranking_rows(
 def _single_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    """One answer of each record, a demonstration's last: the only one, of rank 0, to its prompt."""
+    """The answer of each record, of a demonstration the last one, as a ranking of K = 1 with rank 0."""
     asked = [(r.turns, r.answers) if r.answers else (r.turns[:-1], (r.turns[-1].text,)) for r in records]
     encoded = _answer_groups(asked, settings, tokenizer, counts, where)
     groups = [group for group in encoded if group is not None]
@@ -218,7 +218,7 @@ def _answer_groups(
     counts: Counts,
     where: str,
 ) -> list[list[Encoded] | None]:
-    """The encoded answers to each prompt, or None where one of them is too long or loses all of its answer."""
+    """The encoded answers to each prompt, or None where `fit_answers` leaves them out."""
     conversations = [(*prompt, Turn("assistant", answer)) for prompt, answers in asked for answer in answers]
     counts.conversations = len(conversations)
     encoded = iter(encode(conversations, settings.template, tokenizer))

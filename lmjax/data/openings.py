@@ -1,7 +1,7 @@
-"""Openings of sentences and how they go on, from the embedded corpus: dialogue that needs no download.
+"""Openings and continuations of sentences of the embedded corpus: dialogue that needs no download.
 
 In: the split of the corpus. Out: pairs of an opening, which is a prompt, and the rest of its sentence, which is the
-demonstration's answer. For a set of package versions they are always the same, and no opening comes twice.
+answer of a demonstration. They depend only on the versions of the packages, and each opening occurs once.
 """
 
 from __future__ import annotations

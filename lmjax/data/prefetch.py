@@ -1,4 +1,4 @@
-"""Prepares what the coming steps need in the background, in order."""
+"""Prepares the values of coming steps in the background, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prefetch(
     """Yields (step, produce(step), seconds waited for it) for first <= step < last.
 
     Up to `depth` values are prepared ahead by a background thread, whose exceptions are raised here, at their step.
-    Closing the iterator (a `break` out of a for loop does) waits for the running call and drops what was prepared.
+    Closing the iterator, as a `break` in a for loop does, waits for the running call and drops prepared values.
     """
     if depth < 1:
         raise ValueError(f"prefetch: depth = {depth}: expected 1 or more")

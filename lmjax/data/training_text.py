@@ -1,8 +1,8 @@
-"""The text that a tokenizer is trained on: a sample of every source, all over its length.
+"""The text that a tokenizer is trained on: a sample from all parts of every source.
 
-In: the sources of a recipe and how many bytes of UTF-8 may be read. Out: texts in the order of the sources, and how
-much was read of each. Sources that fit together are read whole; else each has a share by its weight, or by its size
-where it has no weight, and of what a small source leaves over the others have more.
+In: the sources of a recipe and a limit in bytes of UTF-8. Out: texts in the order of the sources, and the bytes read of
+each. Sources within the limit are read completely; else each has a share by its weight, or by its size where it has no
+weight, and the unused share of a small source goes to the others.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from lmjax.data.sources import open_source
 from lmjax.settings import SourceSettings
 from lmjax.tokenizers.long_words import ends_with_long_word, without_long_words
 
-_PLACES = 64  # of a source, and of a long document, that are read from, spread evenly over it
-_LEAST = 1024  # bytes that are worth a place of their own
-MOST_LONG_WORDS = 128  # pieces of them, for a trainer that looks at every repeated part of each
+_PLACES = 64  # sampled places of a source, and of a long document, at even distances
+_LEAST = 1024  # bytes of a sample at one place
+MOST_LONG_WORDS = 128  # pieces, for a trainer that examines every repeated substring
 
 
 class TrainingText(NamedTuple):
-    """Texts, and of each source its name, how many bytes of it were read, and whether that is all of it."""
+    """Texts, and the name of each source, the bytes read of it, and whether that is all of it."""
 
     texts: list[str]
     read: list[tuple[str, int, bool]]
 
     @property
     def told(self) -> str:
-        """What was read, in words."""
+        """What was read, as text for a message."""
         parts = [f"{'all ' if whole else ''}{size:,} of {name}" for name, size, whole in self.read]
         return f"{sum(size for _, size, _ in self.read):,} bytes: {', '.join(parts)}"
 
 
 def training_text(sources: Sequence[SourceSettings], limit: int) -> TrainingText:
-    """At most about `limit` bytes of the sources. Raises UserError for what they cannot read."""
+    """At most about `limit` bytes of the sources. Raises UserError for a source that cannot be read."""
     opened = [open_source(settings) for settings in sources]
     names = [_told(source) for source in opened]
     complete_texts = _all(opened, limit)
@@ -58,9 +58,9 @@ def training_text(sources: Sequence[SourceSettings], limit: int) -> TrainingText
 
 
 def with_few_long_words(texts: Iterable[str]) -> tuple[list[str], int]:
-    """The texts with at most 128 pieces of words as long as `without_long_words` cuts them, and how many there were.
+    """The texts with at most 128 of the longest pieces that `without_long_words` cuts, and how many there were.
 
-    For SentencePiece's unigram, whose time grows with the square of such text: 300 kB of DNA take a minute.
+    For SentencePiece's unigram, whose time is quadratic in such text: 300 kB of DNA take a minute.
     """
     pieces = list(without_long_words(texts))
     long = [number for number, piece in enumerate(pieces) if ends_with_long_word(piece)]
@@ -85,10 +85,10 @@ def _all(sources: Sequence[Documents], limit: int) -> list[list[str]] | None:
 
 
 def _sample(source: Documents, limit: int) -> list[str]:
-    """About `limit` bytes of documents that follow each other at places all over the source."""
+    """About `limit` bytes of consecutive documents from places at even distances over the source."""
     places = min(len(source), _PLACES, max(1, limit // _LEAST))
     firsts = [len(source) * place // places for place in range(places + 1)]
-    # up to which part of the limit has been read behind each place: by length where every document is a place
+    # the share of the limit that each place has: by length where every document is a place
     shares = [1.0] * places
     if places == len(source):
         shares = [float(sum(map(_size, source.read(index, index + 1)[0]))) for index in range(places)]
@@ -107,7 +107,7 @@ def _sample(source: Documents, limit: int) -> list[str]:
 
 
 def _spread(text: str, limit: int) -> list[str]:
-    """The text, or at most `limit` bytes of it in pieces all over its length that begin behind a blank."""
+    """The text, or at most `limit` bytes of it, in pieces at even distances that begin after a blank."""
     if _size(text) <= limit:
         return [text]
     places = max(1, min(_PLACES, limit // _LEAST))
@@ -132,5 +132,5 @@ def _size(text: str) -> int:
 
 
 def _size_of(source: Documents) -> float:
-    """About how much text the part of the source holds that is read."""
+    """An estimate of the bytes of the selected part of the source."""
     return max(1.0, source.size_bytes * (source.settings.end - source.settings.begin))

@@ -247,9 +247,7 @@ def test_an_end_marker_that_all_answers_share_is_a_warning(tmp_path, answers, ma
     rows = [{"prompt": "q", "answer": answer} for answer in answers]
     pairs = [{"prompt": "q", "answers": [*answers[:2], "x" + answers[2]], "ranks": [0, 1, 2]}]
     for told in (warnings_of(tmp_path, rows), warnings_of(tmp_path, pairs, "ranking")):
-        expected = (
-            [f"every answer ends with {marker!r}, which is trained on and read by rewards as text; "] if marker else []
-        )
+        expected = [f"every answer ends with {marker!r}, which training and rewards read as text; "] if marker else []
         assert [warning.split("set ")[0] for warning in told] == expected
 
 
