@@ -76,11 +76,12 @@ class HuggingFaceTokenizer(StoredTokenizer):
         stored = ("user_symbols",) if named else ("tokenizer_class", "rows", *_IDS)
         self._parameters = {name: checked.get(name) for name in stored}
         apply_config(self._tokenizer, config, self._parameters.get("tokenizer_class"), where)
-        entries = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        _check_kind(self._tokenizer, kind, entries, where)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        entries = 1 + max(vocabulary.values())
+        _check_kind(self._tokenizer, kind, len(vocabulary), entries, where)
         self._cleans_up = config.cleans_up and not isinstance(self._tokenizer.model, models.BPE)
         self._unknown = UnknownPieces(self._tokenizer)
-        self._bytes = bytes_by_id(self._tokenizer) if kind == BPE else None
+        self._bytes = bytes_by_id(self._tokenizer, vocabulary) if kind == BPE else None
         rows = self._parameters.get("rows")
         self.vocab_size = entries if rows is None else min(entries, rows)
         self._has_rowless = self.vocab_size < entries
@@ -191,7 +192,7 @@ class HuggingFaceTokenizer(StoredTokenizer):
         return ids_T
 
 
-def _check_kind(tokenizer: tokenizers.Tokenizer, kind: str, entries: int, where: object) -> None:
+def _check_kind(tokenizer: tokenizers.Tokenizer, kind: str, size: int, entries: int, where: object) -> None:
     """Raises UserError for a file of kind "bpe" or "wordpiece" that lmjax cannot have written."""
     if kind not in _STEPS:
         return
@@ -202,7 +203,6 @@ def _check_kind(tokenizer: tokenizers.Tokenizer, kind: str, entries: int, where:
             f"{where}: {PIPELINE} has the steps {shortened(types)} and a {type(tokenizer.model).__name__}: expected "
             f"{expected} and a {model.__name__}, as of a {kind!r} tokenizer; restore the file"
         )
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
     if entries != size:
         raise UserError(
             f"{where}: {PIPELINE} has {size} tokens and the id {entries - 1}: expected 0 to n-1; restore it"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import tokenizers
@@ -31,9 +31,10 @@ BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + index): byte for
 
 def token_bytes(token: str) -> bytes:
     """The bytes of a token of a byte-level vocabulary."""
-    if not all(character in BYTES for character in token):
+    try:
+        return bytes([BYTES[character] for character in token])
+    except KeyError:  # a token of other characters, which no merge makes
         return token.encode()
-    return bytes([BYTES[character] for character in token])
 
 
 class _AddedToken(TypedDict):
@@ -110,15 +111,15 @@ class UnknownPieces:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        model = tokenizer.model
         byte_level = any(step.get("type") == "ByteLevel" for step in steps(tokenizer.pre_tokenizer))
-        falls_back = getattr(tokenizer.model, "byte_fallback", False)
-        missing = {byte for character, byte in BYTES.items() if character not in vocabulary}
+        falls_back = getattr(model, "byte_fallback", False)
+        missing = {byte for character, byte in BYTES.items() if model.token_to_id(character) is None}
         if not byte_level:
-            missing = {byte for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary or not falls_back}
-        self.none_possible = not missing and isinstance(tokenizer.model, models.BPE | models.Unigram)
+            missing = {byte for byte in range(256) if model.token_to_id(f"<0x{byte:02X}>") is None or not falls_back}
+        self.none_possible = not missing and isinstance(model, models.BPE | models.Unigram)
         self._missing = missing if byte_level and tokenizer.normalizer is None else set(range(256))
-        drops = isinstance(tokenizer.model, models.BPE) and tokenizer.model.unk_token is None
+        drops = isinstance(model, models.BPE) and model.unk_token is None
         self._probe = _probe(tokenizer) if drops and missing else None
 
     def refuse(self, texts: Sequence[str]) -> None:
@@ -147,13 +148,12 @@ def _probe(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(value))
 
 
-def bytes_by_id(tokenizer: tokenizers.Tokenizer) -> list[bytes]:
+def bytes_by_id(tokenizer: tokenizers.Tokenizer, vocabulary: Mapping[str, int]) -> list[bytes]:
     """The bytes of each id, 0 to n-1, of a byte-level tokenizer.
 
     Added tokens are text: the library's own decoder reads their characters as bytes where it can.
     """
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return [
         token.encode() if token in added else token_bytes(token)
         for token in sorted(vocabulary, key=vocabulary.__getitem__)
