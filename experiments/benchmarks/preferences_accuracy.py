@@ -19,7 +19,6 @@ import numpy as np
 from measuring import print_table
 
 from lmjax.data.conversation_rows import open_rows
-from lmjax.data.conversations import Ranking
 from lmjax.files import read_json_if_there
 from lmjax.runs.score import open_scorer, scores_of
 
@@ -40,7 +39,6 @@ def held_out(stage: Path) -> Iterator[tuple[float, float, int]]:
     for source in recipe.dialogue.validation:
         rows, _, records = open_rows(source, recipe.dialogue, start.tokenizer, "ranking")
         for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
-            assert isinstance(record, Ranking)
             ranks = record.ranks[: len(scores_K)]
             right, pairs = pairs_in_order(scores_K.tolist(), ranks)
             longer, _ = pairs_in_order([len(answer) for answer in record.answers[: len(scores_K)]], ranks)

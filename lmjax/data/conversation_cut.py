@@ -1,6 +1,7 @@
-"""What is done with conversations that are longer than a row, what is counted, and what a user is warned of.
+"""Truncates conversations that are longer than a row, counts them, and warns.
 
-In: encoded conversations and a recipe's dialogue settings. Out: the same, cut, or None where one is left out; counts.
+In: encoded conversations and a recipe's dialogue settings. Out: truncated conversations, None for those left out, and
+counts.
 """
 
 from __future__ import annotations
@@ -8,34 +9,36 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lmjax.data.conversations import Demonstration, Encoded, Prompt, Ranking, Record, Response, render
+from lmjax.data.conversations import Encoded, Record, render
 from lmjax.errors import UserError
-from lmjax.settings import DialogueSettings, DialogueSourceSettings
+from lmjax.settings import DialogueSettings
 from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
-CUT_SHARE = 0.2  # of conversations that are truncated: above it, a user is warned
-_FEWEST_ANSWERS = 3  # different ones, that share an end
+CUT_SHARE = 0.2  # of conversations; a larger truncated share is a warning
+_FEWEST_ANSWERS = 3  # different answers, for a shared end to be a marker
 _MARKER = re.compile(r"[<#\[{|@~]\S{2,}$")
 
 
 @dataclass
 class Counts:
-    """How many records a source gave, and what became of those that did not fit."""
+    """How many records of a source were read, skipped, truncated or left out."""
 
     records: int = 0
-    bad: int = 0  # skipped when read
-    cut: int = 0  # conversations that are truncated
-    left_out: int = 0  # too long, or nothing of the answer left after truncation, or nothing to compare
+    bad: int = 0  # skipped by the reader
+    cut: int = 0  # truncated conversations
+    left_out: int = 0  # too long, or without an answer or a comparison after truncation
     answers_left_out: int = 0  # of rankings, beyond most_answers
-    equal: int = 0  # answers of rankings that are equal, as they are or truncated, at different ranks
-    conversations: int = 0  # that could be truncated: of a ranking, each answer with its prompt
+    equal: int = 0  # answers of rankings with equal tokens, before or after truncation, at different ranks
+    conversations: int = 0  # of a ranking, each answer with its prompt
     messages: list[str] = field(default_factory=list)
-    unused: Counter[str] = field(default_factory=Counter)  # sound records without use, by the reason
+    unused: Counter[str] = field(
+        default_factory=Counter
+    )  # valid records that this kind of rows does not use, by the reason
     files_left_out: list[str] = field(default_factory=list)  # of a folder or glob, in words
     warnings: list[str] = field(default_factory=list)
 
@@ -54,8 +57,8 @@ class Counts:
         return ", ".join(parts)
 
 
-def warn(counts: Counts, records: Iterable[Record], source: DialogueSourceSettings, settings: DialogueSettings) -> None:
-    """Adds what a user should look at: many truncated conversations, and an end that all answers share."""
+def warn(counts: Counts, answers: Iterable[str], settings: DialogueSettings) -> None:
+    """Adds warnings: many truncated conversations, and a marker at the end of all answers."""
     if counts.cut > CUT_SHARE * counts.conversations:
         counts.warnings.append(
             f"{counts.cut:,} of {counts.conversations:,} conversations ({counts.cut / counts.conversations:.0%}) are "
@@ -63,52 +66,41 @@ def warn(counts: Counts, records: Iterable[Record], source: DialogueSourceSettin
             f"{'beginning' if settings.too_long == 'left' else 'end'} (dialogue.too_long = {settings.too_long!r}); "
             "raise dialogue.sequence_length"
         )
-    marker = shared_end(answer for record in records for answer in _answers(record))
+    marker = shared_end(answers)
     if marker:
         counts.warnings.append(
-            f"every answer ends with {marker!r}, which is trained on and read by rewards as text; "
-            f"set answer_end = {marker!r} of its source to leave it out"
+            f"every answer ends with {marker!r}, which training and rewards read as text; "
+            f"set answer_end = {marker!r} of its source to remove it"
         )
 
 
-def _answers(record: Record) -> Sequence[str]:
-    match record:
-        case Demonstration(turns):
-            return [turns[-1].text]
-        case Ranking(_, answers):
-            return answers
-        case Response(_, answer):
-            return [answer]
-    return []
-
-
 def shared_end(answers: Iterable[str]) -> str:
-    """What looks like a marker, "###end###", at the end of all answers; "" where there is none."""
+    """The marker, such as "###end###", at the end of all answers; "" where there is none."""
     different = {answer[::-1] for answer in answers}
     if len(different) < _FEWEST_ANSWERS:
         return ""
-    first, last = min(different), max(different)  # which share what all of them do
+    first, last = min(different), max(different)  # the common prefix of these two is that of all
     length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    found = _MARKER.search(first[:length][::-1])
-    return found[0] if found else ""
+    marker = _MARKER.search(first[:length][::-1])
+    return marker[0] if marker else ""
 
 
 def fit_to(encoded: Encoded, most: int, settings: DialogueSettings, counts: Counts, where: str) -> Encoded | None:
-    """The conversation, cut to `most` tokens if it is longer, or None where it is to be left out."""
+    """The conversation, truncated to `most` tokens if it is longer, or None where the settings leave it out."""
     excess = len(encoded.ids) - most
     if not _may_cut(len(encoded.ids), most, settings, counts, where):
         return None if excess > 0 else encoded
     counts.cut += 1
-    kept = slice(excess, None) if settings.too_long == "left" else slice(None, most)
-    return Encoded(encoded.ids[kept], encoded.is_answer[kept])
+    span = slice(excess, None) if settings.too_long == "left" else slice(None, most)
+    return Encoded(encoded.ids[span], encoded.is_answer[span])
 
 
 def fit_answers(
     group: Sequence[Encoded], most: int, settings: DialogueSettings, counts: Counts, where: str
 ) -> list[Encoded] | None:
-    """The answers to one prompt, each with it, cut to `most` tokens, or None where one of them is to be left out.
+    """The answers to one prompt, each with the prompt, truncated to `most` tokens, or None to leave them out.
 
-    At the left all of them lose as much of the prompt, so that they are answers to the same.
+    Truncation at the left removes the same tokens of the prompt from all answers, so that they stay comparable.
     """
     longest = max(len(answer.ids) for answer in group)
     if not _may_cut(longest, most, settings, counts, where):
@@ -116,8 +108,8 @@ def fit_answers(
     cut = min(longest - most, int(np.argmax(last_run(group[0].is_answer)))) if settings.too_long == "left" else 0
     fitted = []
     for ids, is_answer in group:
-        kept = slice(max(cut, len(ids) - most), None) if settings.too_long == "left" else slice(None, most)
-        fitted.append(Encoded(ids[kept], is_answer[kept]))
+        span = slice(max(cut, len(ids) - most), None) if settings.too_long == "left" else slice(None, most)
+        fitted.append(Encoded(ids[span], is_answer[span]))
     if not all(answer.is_answer[-1] for answer in fitted):
         return None
     counts.cut += sum(len(after.ids) < len(before.ids) for before, after in zip(group, fitted, strict=True))
@@ -125,11 +117,11 @@ def fit_answers(
 
 
 def fit_prompt(
-    prompt: Prompt, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
-) -> tuple[Prompt, Encoded] | None:
-    """The prompt, cut if it is too long, which never loses the opening of the answer; or None where it is left out.
+    prompt: Record, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
+) -> tuple[Record, Encoded] | None:
+    """The prompt, truncated if it is too long, or None where it is left out.
 
-    What is cut knows the text that is left of it.
+    Truncation keeps the opening of the answer. A truncated record has its remaining text in `seen`.
     """
     most = settings.sequence_length
     fitted = fit_to(encoded, most, settings, counts, where)
@@ -144,11 +136,11 @@ def fit_prompt(
             return None
         ids = np.concatenate([encoded.ids[: most - len(opening)], opening])
     fitted = Encoded(ids, np.zeros(len(ids), bool))
-    return Prompt(prompt.turns, prompt.where, prompt.fields, tokenizer.decode(ids.tolist())), fitted
+    return replace(prompt, seen=tokenizer.decode(ids.tolist())), fitted
 
 
 def without_equal(group: Sequence[Encoded], ranks: Sequence[int]) -> list[int]:
-    """The places of the answers that can be compared: not those that are equal at different ranks."""
+    """The places of the answers that can be compared: those without an equal answer at another rank."""
     seen: dict[bytes, set[int]] = {}
     for answer, rank in zip(group, ranks, strict=True):
         seen.setdefault(answer.ids.tobytes(), set()).add(rank)
@@ -156,7 +148,7 @@ def without_equal(group: Sequence[Encoded], ranks: Sequence[int]) -> list[int]:
 
 
 def last_run(is_answer: np.ndarray) -> np.ndarray:
-    """True for the last answer alone, of those in a conversation that ends with one."""
+    """The mask of the last answer of a conversation that ends with an answer."""
     others = np.flatnonzero(~is_answer)
     last = np.zeros_like(is_answer)
     last[(others[-1] + 1 if len(others) else 0) :] = True
@@ -164,7 +156,7 @@ def last_run(is_answer: np.ndarray) -> np.ndarray:
 
 
 def _may_cut(length: int, most: int, settings: DialogueSettings, counts: Counts, where: str) -> bool:
-    """Whether something of this length is to be cut; counts it where it is to be left out instead."""
+    """Whether to truncate a conversation of this length; counts it as left out under "skip"."""
     if length <= most:
         return False
     if settings.too_long == "error":
@@ -177,11 +169,11 @@ def _may_cut(length: int, most: int, settings: DialogueSettings, counts: Counts,
     return settings.too_long != "skip"
 
 
-def _opening(prompt: Prompt, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens behind a prompt's last text: the end of its turn, and where the answer begins."""
+def _opening(prompt: Record, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens after the last text of a prompt: the end of its turn and the opening of the answer."""
     template = settings.template
     shape = template.system if prompt.turns[-1].role == "system" else template.user
     opening = shape.partition(TEXT)[2] + template.assistant
     last = render(prompt.turns, template)[-1].text
-    whole, before = tokenizer.encode_batch([last, last.removesuffix(opening)])
-    return encoded.ids[len(encoded.ids) - (len(whole) - len(before)) :]
+    with_opening, without = tokenizer.encode_batch([last, last.removesuffix(opening)])
+    return encoded.ids[len(encoded.ids) - (len(with_opening) - len(without)) :]

@@ -1,7 +1,7 @@
-"""One record of a file of conversations: which of its fields say what, and that none of them is lost.
+"""Reads the fields of one conversation record, and checks that no field with a meaning is ignored.
 
-In: a record's fields, by name. Out: turns, answers and numbers. A field that is known to carry meaning is read, says
-what another field says, or is an error that names it: `Reader.check_all_read`.
+In: the fields of a record, by name. Out: turns, answers and numbers. A known field is read, repeats what another field
+holds, or is an error that names it: `Reader.check_all_read`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from lmjax.errors import shortened
 Fields = dict[str, Any]
 
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
-HISTORY_FIELDS = ("history",)  # exchanges before the prompt
+HISTORY_FIELDS = ("history",)  # turns before the prompt
 MESSAGE_FIELDS = ("messages", "conversations", "conversation")
 PROMPT_FIELDS = ("instruction", "prompt", "question", "input", "context")  # the first that is not empty is the prompt
-INPUT_FIELDS = ("input", "context")  # of which others are written below it
+INPUT_FIELDS = ("input", "context")  # appended to a prompt of another field
 ANSWER_FIELDS = ("output", "response", "answer", "completion", "ref_text")
 ANSWERS_FIELDS = ("answers", "responses", "completions")
 RANKS_FIELDS, SCORES_FIELDS = ("ranks", "rankings"), ("scores", "rewards")
 REWARD_FIELDS = ("reward", "score", "label")
-IMITATED_FIELDS = ("label", "weight", "train")  # false or 0: the answer is not to be imitated
+IMITATED_FIELDS = ("label", "weight", "train")  # false or 0: the answer is not learned
 SIDES = ("chosen", "rejected")
 SIDE_SCORES = ("score_chosen", "score_rejected")
-UNREAD_FIELDS = (  # that change what an answer is an answer to, and that no shape reads
+UNREAD_FIELDS = (  # fields that change the prompt, and that lmjax does not read
     *("tools", "functions", "image", "images", "audio", "audios", "video", "videos"),
     *("thinking", "reasoning", "reasoning_content"),
 )
@@ -52,33 +52,33 @@ _YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
 class LeftOutError(Exception):
-    """A record that is sound and that this kind of rows has no use for; the message says why, for a count."""
+    """A valid record that this kind of rows does not use; the message is the reason, by which it is counted."""
 
 
 def is_empty(value: object, *, in_json: bool = False) -> bool:
-    """Whether a field holds nothing: null, blank text, an empty list or object, also one `in_json`, in a string."""
+    """Whether a field is empty: null, blank text, an empty list or object, with `in_json` also as JSON text."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}") if in_json else not value.strip()
     return value is None or (isinstance(value, list | dict) and not value)
 
 
 class Reader:
-    """One record's fields. Every method raises BadRecordError for what does not fit."""
+    """The fields of one record. Every method raises BadRecordError for a field of another form."""
 
     def __init__(self, row: Fields, answer_end: str, ignore: Sequence[str] = ()) -> None:
-        """`ignore`: fields of messages that are not read and need not be."""
+        """`ignore`: fields of messages that are ignored."""
         self.row = row
         self.answer_end = answer_end
         self._ignore = ignore
         self._read: set[str] = set()
 
     def first(self, names: tuple[str, ...]) -> str | None:
-        """The first of these fields that is not empty, or else the first that is not null."""
+        """The first of these fields that is not empty, else the first that is not null."""
         present = [name for name in names if self.row.get(name) is not None]
         return next((name for name in present if not is_empty(self.row[name])), present[0] if present else None)
 
     def take(self, name: str) -> Any:
-        """The value of a field, which is read with this."""
+        """The value of a field, which counts as read."""
         self._read.add(name)
         return self.row[name]
 
@@ -86,15 +86,15 @@ class Reader:
         """Counts these fields as read."""
         self._read.update(names)
 
-    def check_all_read(self, said: Iterable[str], known: Sequence[str]) -> None:
-        """Raises BadRecordError where a field of `known` is neither read nor empty, nor says what was read."""
-        said = set(said)
+    def check_all_read(self, read_texts: Iterable[str], known: Sequence[str]) -> None:
+        """Raises BadRecordError where a field of `known` is not read, not empty and does not repeat `read_texts`."""
+        read_texts = set(read_texts)
         for name in known:
             value = self.row.get(name)
             if name in self._read or is_empty(value, in_json=name in (*HISTORY_FIELDS, *UNREAD_FIELDS)):
                 continue
             texts = self._texts(value)
-            if texts is None or not said.issuperset(texts):
+            if texts is None or not read_texts.issuperset(texts):
                 raise BadRecordError(
                     f"field {name!r} = {shortened(value, 80)} has no place beside "
                     f"{', '.join(map(repr, sorted(self._read)))} and would be lost; "
@@ -102,7 +102,7 @@ class Reader:
                 )
 
     def missing(self, wanted: str) -> BadRecordError:
-        """The error for a record without a field that holds what is wanted."""
+        """The error for a record without a field for `wanted`."""
         lists = [name for name, value in self.row.items() if isinstance(value, list) and value]
         nested = [name for name in lists if all(isinstance(item, dict) for item in self.row[name])]
         hint = ""
@@ -131,16 +131,16 @@ class Reader:
         return float(value)
 
     def reward(self, field: str) -> float:
-        """A reward; of a label, true is 1 and false is 0."""
+        """A reward; a label of true is 1 and of false is 0."""
         value = self.take(field)
         if isinstance(value, str) and value.strip().casefold() in _YES + _NO:
             return float(_is_yes(value, field))
         return self.number(value, field)
 
     def is_imitated(self) -> bool:
-        """Whether the record's answer is a good example, which its label or weight may deny."""
-        given = [_is_yes(self.take(name), name) for name in IMITATED_FIELDS if not is_empty(self.row.get(name))]
-        return all(given)
+        """Whether the answer of the record is to be learned: not where its label or weight is false or 0."""
+        flags = [_is_yes(self.take(name), name) for name in IMITATED_FIELDS if not is_empty(self.row.get(name))]
+        return all(flags)
 
     def messages(self, value: list[Any], field: str) -> Turns:
         """Turns from ShareGPT's {from, value} or a chat's {role, content}."""
@@ -161,12 +161,12 @@ class Reader:
                     f"field {field + '.' + unread!r} = {shortened(message[unread], 80)} is not read and would be lost; "
                     f"ignore it by ignore = ({unread!r},) of the source"
                 )
-        given = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
-        if given is None:
+        raw = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
+        if raw is None:
             raise BadRecordError(
                 f"field {field!r}: a turn of the {role} is without text (null); calls of tools are not read"
             )
-        content = _joined(given, field)
+        content = _joined(raw, field)
         flags = [_is_yes(message[key], f"{field}.{key}") for key in _LEARNED_FIELDS if message.get(key) is not None]
         if role == "assistant":
             return Turn(role, self.answer(content, field), all(flags))
@@ -175,9 +175,9 @@ class Reader:
         return Turn(role, checked_text(content, field).strip())
 
     def turns(self, value: object, field: str, *, opens: bool = False) -> Turns:
-        """A conversation from messages, one message, HH-RLHF's text, or a user's plain text.
+        """A conversation from messages, one message, HH-RLHF's text, or the plain text of a user.
 
-        Where it `opens` an answer, an empty last turn of HH-RLHF's assistant is where that begins.
+        opens: the conversation is a prompt, in which HH-RLHF's text may end with an empty turn of the assistant.
         """
         if isinstance(value, list):
             return self.messages(value, field)
@@ -193,7 +193,7 @@ class Reader:
         return self.messages([{"role": name, "content": words} for name, words in pairs], field)
 
     def prompt(self) -> Turns:
-        """The conversation before the answer that the record's other fields hold."""
+        """The conversation before the answer, which other fields hold."""
         field = self.first((*MESSAGE_FIELDS, *PROMPT_FIELDS))
         if field is None:
             raise self.missing("prompt")
@@ -203,7 +203,7 @@ class Reader:
         return turns
 
     def _asked(self, field: str) -> Turns:
-        """The prompt that a field holds, with what stands in others as its input."""
+        """The prompt of a field, with its input from other fields."""
         turns = self.turns(self.take(field), field, opens=True)
         if not turns:
             raise BadRecordError(f"field {field!r}: the prompt is empty")
@@ -216,13 +216,13 @@ class Reader:
         return (Turn(turns[0].role, "\n\n".join(filter(None, texts))),)
 
     def in_context(self, turns: Turns) -> Turns:
-        """The turns behind the system's message and the history of other fields, where they do not begin with them."""
+        """The turns after the system message and the history of other fields, each added only once."""
         first = next((place for place, turn in enumerate(turns) if turn.role != "system"), len(turns))
         system, rest = turns[:first], turns[first:]
         field = self.first(SYSTEM_FIELDS)
         if field is not None and not is_empty(self.row[field]):
-            own = Turn("system", checked_text(self.take(field), field).strip())
-            system = system if own in system else (own, *system)
+            message = Turn("system", checked_text(self.take(field), field).strip())
+            system = system if message in system else (message, *system)
         field = self.first(HISTORY_FIELDS)
         if field is not None and not is_empty(self.row[field], in_json=True):
             history = self._history(self.take(field), field)
@@ -230,7 +230,7 @@ class Reader:
         return (*system, *rest)
 
     def _history(self, value: object, field: str) -> Turns:
-        """Earlier exchanges, as [question, answer] pairs or as messages."""
+        """Earlier turns, from [question, answer] pairs or from messages."""
         exchanges = as_list(value, field)
         if all(isinstance(exchange, dict) for exchange in exchanges):
             return self.messages(exchanges, field)
@@ -238,8 +238,11 @@ class Reader:
         for exchange in exchanges:
             if not isinstance(exchange, list) or len(exchange) != 2:
                 raise BadRecordError(f"field {field!r}: {shortened(exchange, 80)}: expected [question, answer]")
-            asked, said = exchange
-            turns += [Turn("user", checked_text(asked, field).strip()), Turn("assistant", self.answer(said, field))]
+            question, answer = exchange
+            turns += [
+                Turn("user", checked_text(question, field).strip()),
+                Turn("assistant", self.answer(answer, field)),
+            ]
         return tuple(turns)
 
     def answers(self, field: str) -> list[str]:
@@ -249,14 +252,14 @@ class Reader:
         return [self.answer(value, field) for value in values]
 
     def numbers(self, field: str, answers: int) -> list[float]:
-        """A number for each of so many answers."""
+        """One number per answer."""
         values = as_list(self.take(field), field)
         if len(values) != answers:
             raise BadRecordError(f"{answers} answers and {len(values)} {field}: expected as many")
         return [self.number(value, field) for value in values]
 
     def conversation(self, field: str) -> Turns:
-        """The conversation that ends with the answer in `field`, which may or may not repeat the prompt."""
+        """The conversation that ends with the answer in `field`, whether or not the field repeats the prompt."""
         value = self.take(field)
         asked = self.first(PROMPT_FIELDS)
         if isinstance(value, str) and not is_transcript(value):
@@ -273,7 +276,7 @@ class Reader:
         return turns
 
     def _answered(self, answer: Turn, field: str) -> Turns:
-        """The prompt with its answer; a prompt may end with the answer already, but not with another one."""
+        """The prompt with its answer. A prompt may end with that answer; another answer is an error."""
         prompt = self.prompt()
         if prompt[-1].role != "assistant":
             return (*prompt, answer)
@@ -282,7 +285,7 @@ class Reader:
         return prompt
 
     def answered(self) -> Turns:
-        """A prompt and its answer; of a chat, its last one."""
+        """A prompt and its answer; of a chat, up to the last answer."""
         field = self.first(ANSWER_FIELDS)
         if field is not None:
             return self.conversation(field)
@@ -291,14 +294,14 @@ class Reader:
         return up_to_answer(self.prompt())
 
     def _texts(self, value: object) -> list[str] | None:
-        """The texts of a conversation, an answer or several; None where it is something else."""
+        """The texts of a conversation or of answers; None for any other value."""
         if isinstance(value, str):
             if is_transcript(value):
                 return [words.strip() for words in _HH_TURN.split(value)[2::2] if words.strip()]
             return [value.strip().removesuffix(self.answer_end).strip()]
         if isinstance(value, dict):
-            given = next((value[key] for key in ("content", "value", "text") if value.get(key) is not None), None)
-            return None if given is None else self._texts(given)
+            content = next((value[key] for key in ("content", "value", "text") if value.get(key) is not None), None)
+            return None if content is None else self._texts(content)
         if isinstance(value, list):
             inner = [self._texts(item) for item in value]
             return None if any(texts is None for texts in inner) else [text for texts in inner for text in texts or ()]
@@ -306,14 +309,14 @@ class Reader:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether this is a whole conversation in HH-RLHF's form; its first blank lines may have been stripped."""
+    """Whether the text is a conversation in HH-RLHF's form, with or without its leading blank lines."""
     if text.startswith(("\n\nHuman:", "\n\nAssistant:")):
         return True
     return text.startswith(("Human:", "Assistant:")) and ("\n\nAssistant:" in text or "\n\nHuman:" in text)
 
 
 def up_to_answer(turns: Turns) -> Turns:
-    """The conversation without what follows the last answer."""
+    """The conversation up to the last answer."""
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
         raise BadRecordError("no turn of the assistant")
@@ -327,9 +330,9 @@ def as_list(value: Any, field: str) -> list[Any]:
 
 
 def _agreed(asked: Turns, turns: Turns, prompt_field: str, field: str) -> Turns:
-    """The conversation in `field` behind the prompt that another field holds, whichever of both says more.
+    """The conversation in `field`, preceded by turns that only the prompt in another field has.
 
-    Raises BadRecordError where they are two different conversations.
+    Raises BadRecordError where the two conversations differ.
     """
     before = turns[:-1]
     if {turn.text for turn in asked} <= {turn.text for turn in before}:
@@ -340,7 +343,7 @@ def _agreed(asked: Turns, turns: Turns, prompt_field: str, field: str) -> Turns:
 
 
 def _joined(content: object, field: str) -> object:
-    """Content as one text: it may be a list of parts, of which text is read and everything else refused."""
+    """Content as one text. Parts of a list are joined; a part that is not text is an error."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -365,5 +368,5 @@ def _is_yes(value: object, field: str) -> bool:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer beyond the range of float
         return False

@@ -1,6 +1,6 @@
-"""Reads instructions, chats, rankings, pairs and rewarded answers from files in the common public shapes.
+"""Reads instructions, chats, rankings, pairs and rewarded answers from files in the common public formats.
 
-In: JSONL, JSON lists, CSV or Parquet, compressed or not. The shape of a record is found by its fields: Alpaca, Dolly,
+In: JSONL, JSON lists, CSV or Parquet, compressed or not. The fields of a record determine its format: Alpaca, Dolly,
 self-instruct, OpenAssistant trees, `chosen` and `rejected` (HH-RLHF's text, or messages), ShareGPT and chat messages,
 lists of answers with ranks or scores, answers with a reward. Out: the records of `lmjax.data.conversations`.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from lmjax.data.conversation_fields import (
@@ -29,7 +30,7 @@ from lmjax.data.conversation_fields import (
     is_empty,
     up_to_answer,
 )
-from lmjax.data.conversations import Demonstration, Prompt, Ranking, Record, Response, Turn, Turns
+from lmjax.data.conversations import Record, Turn, Turns
 from lmjax.data.documents import BadRecordError
 from lmjax.data.open_files import list_files
 from lmjax.data.openings import openings
@@ -38,14 +39,14 @@ from lmjax.data.record_files import Row, rows
 from lmjax.errors import UserError, shortened
 from lmjax.settings import DialogueSourceSettings
 
-# an answer is a demonstration's last one; responses are all that a record has, ranked or not
+# "answer": the last answer of a demonstration; "response": every answer of a record, ranked or not
 Kind = Literal["demonstration", "answer", "ranking", "response", "prompt"]
 
 __all__ = ["SUFFIXES", "Kind", "Records", "read_records"]
 
 
 class Records(NamedTuple):
-    """What was read, the messages of the records that were skipped, and how many others have no use, by the reason."""
+    """The records, the messages of skipped ones, and counts of valid records that are not used, by the reason."""
 
     records: list[Record]
     skipped: list[str]
@@ -53,14 +54,14 @@ class Records(NamedTuple):
 
 
 def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
-    """The records of one kind in a source; a tree or a task with several instances gives several.
+    """The records of one kind in a source; a tree or a task with several instances has several.
 
     Raises UserError for a file that cannot be read, for a bad record unless `on_bad_record` is "skip", and where the
-    source has no record of this kind. A known field that means something and is not read makes a record bad.
+    source has no record of this kind. A record with a known field that is neither empty nor read is bad.
     """
     out = Records([], [], Counter())
-    found = _openings(source) if source.kind == "embedded" else _rows(source)
-    for where, row in found[round(len(found) * source.begin) : round(len(found) * source.end)]:
+    entries = _openings(source) if source.kind == "embedded" else _rows(source)
+    for where, row in entries[round(len(entries) * source.begin) : round(len(entries) * source.end)]:
         try:
             if isinstance(row, BadRecordError):
                 raise row
@@ -77,59 +78,59 @@ def read_records(source: DialogueSourceSettings, kind: Kind) -> Records:
         left_out = "".join(f", {count} {reason}" for reason, count in out.left_out.items())
         first = f" (the first: {out.skipped[0]})" if out.skipped else ""
         raise UserError(
-            f"source.path = {source.name!r}: expected at least one {kind}, found none in {len(found)} records, "
+            f"source.path = {source.name!r}: expected at least one {kind}, found none in {len(entries)} records, "
             f"{len(out.skipped)} of them bad{left_out}{first}; check the file, begin and end"
         )
     return out
 
 
 def _openings(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
-    """The embedded corpus's openings of sentences as records."""
+    """The sentences of the embedded corpus as records: opening and rest."""
     pairs = enumerate(openings(source.split), start=1)
     return [(f"{source.name}: record {number}", {"prompt": a, "answer": b}) for number, (a, b) in pairs]
 
 
 def _rows(source: DialogueSourceSettings) -> list[tuple[str, Row]]:
-    """Each record of a source's files with its place; a file that cannot be read is one bad record where those are
-    skipped."""
-    found: list[tuple[str, Row]] = []
+    """Each record of the files of a source with its place. An unreadable file is one bad record under "skip"."""
+    entries: list[tuple[str, Row]] = []
     for path in list_files(source.path, SUFFIXES):
         try:
-            found.extend(rows(path))
+            entries.extend(rows(path))
         except BadRecordError as error:
             if source.on_bad_record == "error":
                 raise
-            found.append((str(path), error))
-    _check_field_map(source, found)
-    return found
+            entries.append((str(path), error))
+    _check_field_map(source, entries)
+    return entries
 
 
-def _check_field_map(source: DialogueSourceSettings, found: list[tuple[str, Row]]) -> None:
+def _check_field_map(source: DialogueSourceSettings, entries: list[tuple[str, Row]]) -> None:
     named = [name for _, name in source.fields] + list(source.ignore)
-    present = {name for _, row in found if isinstance(row, dict) for name in row}
+    present = {name for _, row in entries if isinstance(row, dict) for name in row}
     for name in named:
-        inside = name in source.ignore  # it may be a field of a message, too
+        inside = name in source.ignore  # an ignored field may also be one of a message
         if name not in present and not inside:
             raise UserError(
-                f"dialogue source.fields of {source.name!r} names a field {name!r}, which none of its {len(found)} "
+                f"dialogue source.fields of {source.name!r} names a field {name!r}, which none of its {len(entries)} "
                 f"records has; their fields: {shortened(sorted(present))}"
             )
 
 
 def _converted(row: Fields, source: DialogueSourceSettings, kind: Kind, where: str) -> list[Record]:
-    """The records of one kind that a row gives, all of whose fields that mean something are read."""
+    """The records of one kind in a row. Raises BadRecordError where a known field would be ignored."""
     known = CONTEXT_FIELDS if kind == "prompt" else CONTEXT_FIELDS + ANSWER_SIDE_FIELDS
     out: list[Record] = []
     for part in _instances(_mapped(row, source)):
         reader = Reader(part, source.answer_end, source.ignore)
         records = _CONVERTERS[kind](reader)
         free = () if is_empty(part.get("chosen")) else _FREE.get(kind, ())
-        reader.check_all_read(_said(records), [name for name in known if name not in free])
-        out += [_with_row(record, row, where) if isinstance(record, Prompt) else record for record in records]
+        texts = [text for record in records for text in (*(turn.text for turn in record.turns), *record.answers)]
+        reader.check_all_read(texts, [name for name in known if name not in free])
+        out += [replace(record, where=where, fields=row) for record in records] if kind == "prompt" else records
     return out
 
 
-# what a comparison's fields beyond the chosen answer are not needed for
+# fields of a comparison that a kind does not need
 _FREE: dict[Kind, tuple[str, ...]] = {
     "demonstration": ("rejected", *SIDE_SCORES),
     "answer": ("rejected", *SIDE_SCORES),
@@ -137,7 +138,7 @@ _FREE: dict[Kind, tuple[str, ...]] = {
 
 
 def _mapped(row: Fields, source: DialogueSourceSettings) -> Fields:
-    """The row under the names that this module knows, by the source's field map; what is ignored is left out."""
+    """The row with the field names of this module, by the field map of the source, without ignored fields."""
     places = {name: place for place, name in source.fields}
     out = {name: value for name, value in row.items() if name not in places and name not in source.ignore}
     for name, place in places.items():
@@ -150,28 +151,10 @@ def _mapped(row: Fields, source: DialogueSourceSettings) -> Fields:
     return out
 
 
-def _said(records: Sequence[Record]) -> Iterator[str]:
-    """Every text of the records."""
-    for record in records:
-        match record:
-            case Demonstration(turns) | Prompt(turns):
-                yield from (turn.text for turn in turns)
-            case Ranking(prompt, answers):
-                yield from (turn.text for turn in prompt)
-                yield from answers
-            case Response(prompt, answer):
-                yield from (turn.text for turn in prompt)
-                yield answer
-
-
-def _with_row(record: Prompt, row: Mapping[str, Any], where: str) -> Prompt:
-    return Prompt(record.turns, where=where, fields=row)
-
-
 def _demonstrations(reader: Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
-        return [Demonstration(turns) for turns in _threads(reader, _root(reader), ())]
+        return [Record(turns) for turns in _threads(reader, _root(reader), ())]
     imitated = reader.is_imitated()
     if "chosen" in row:
         prompt, chosen, _ = _pair(reader)
@@ -181,7 +164,7 @@ def _demonstrations(reader: Reader) -> list[Record]:
     learned = [place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learned]
     if not learned or not imitated:
         raise LeftOutError("not to be imitated")
-    return [Demonstration(turns[: learned[-1] + 1])]
+    return [Record(turns[: learned[-1] + 1])]
 
 
 def _rankings(reader: Reader) -> list[Record]:
@@ -191,7 +174,7 @@ def _rankings(reader: Reader) -> list[Record]:
     if any(side in row for side in SIDES):
         prompt, chosen, rejected = _pair(reader)
         _check_scores(reader)
-        return [Ranking(prompt, (chosen, rejected), (0, 1))]
+        return [Record(prompt, (chosen, rejected), (0, 1))]
     field = reader.first(ANSWERS_FIELDS)
     if field is None:
         raise reader.missing("answers")
@@ -202,11 +185,11 @@ def _rankings(reader: Reader) -> list[Record]:
     numbers = reader.numbers(by, len(answers))
     if len(answers) < 2:
         raise BadRecordError(f"field {field!r}: {len(answers)} answers, expected 2 or more")
-    return [Ranking(reader.prompt(), answers, _ranks([-x for x in numbers] if by in SCORES_FIELDS else numbers))]
+    return [Record(reader.prompt(), answers, _ranks([-x for x in numbers] if by in SCORES_FIELDS else numbers))]
 
 
 def _check_scores(reader: Reader) -> None:
-    """Raises LeftOutError where both sides have the same score, BadRecordError where the rejected one's is higher."""
+    """Raises LeftOutError for equal scores of both sides, BadRecordError where the rejected score is higher."""
     if any(is_empty(reader.row.get(name)) for name in SIDE_SCORES):
         return
     chosen, rejected = (reader.number(reader.take(name), name) for name in SIDE_SCORES)
@@ -220,7 +203,7 @@ def _responses(reader: Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
         asked = _questions(reader, _root(reader), ())
-        return [Response(turns, _node_turn(reader, reply).text) for turns, replies in asked for reply in replies]
+        return [Record(turns, (_node_turn(reader, reply).text,)) for turns, replies in asked for reply in replies]
     sides = [side for side in SIDES if row.get(side) is not None]
     if sides:
         return [_response(reader.conversation(side), _reward(reader, (f"score_{side}",))) for side in sides]
@@ -229,12 +212,12 @@ def _responses(reader: Reader) -> list[Record]:
         prompt, answers, by = reader.prompt(), reader.answers(field), reader.first(SCORES_FIELDS)
         reader.pass_over(RANKS_FIELDS)
         rewards = [None] * len(answers) if by is None else reader.numbers(by, len(answers))
-        return [Response(prompt, answer, reward) for answer, reward in zip(answers, rewards, strict=True)]
+        return [Record(prompt, (answer,), reward=reward) for answer, reward in zip(answers, rewards, strict=True)]
     return [_response(reader.answered(), _reward(reader, REWARD_FIELDS))]
 
 
-def _response(turns: Turns, reward: float | None) -> Response:
-    return Response(turns[:-1], turns[-1].text, reward)
+def _response(turns: Turns, reward: float | None) -> Record:
+    return Record(turns[:-1], (turns[-1].text,), reward=reward)
 
 
 def _reward(reader: Reader, names: tuple[str, ...]) -> float | None:
@@ -245,13 +228,13 @@ def _reward(reader: Reader, names: tuple[str, ...]) -> float | None:
 def _prompts(reader: Reader) -> list[Record]:
     row = reader.row
     if _is_tree(row):
-        return [Prompt((_node_turn(reader, _root(reader)),))]
+        return [Record((_node_turn(reader, _root(reader)),))]
     if any(side in row for side in SIDES):
         prompt = _pair(reader)[0]
-        reader.pass_over(MESSAGE_FIELDS)  # which the pair has been compared with
-        return [Prompt(prompt)]
+        reader.pass_over(MESSAGE_FIELDS)  # `_pair` has compared them
+        return [Record(prompt)]
     turns = reader.prompt()
-    return [Prompt(up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
+    return [Record(up_to_answer(turns)[:-1] if turns[-1].role == "assistant" else turns)]
 
 
 _CONVERTERS: dict[Kind, Callable[[Reader], list[Record]]] = {
@@ -264,7 +247,7 @@ _CONVERTERS: dict[Kind, Callable[[Reader], list[Record]]] = {
 
 
 def _pair(reader: Reader) -> tuple[Turns, str, str]:
-    """The prompt and the two different answers of `chosen` and `rejected`."""
+    """The prompt of a comparison, its chosen and its rejected answer."""
     for field in SIDES:
         if reader.row.get(field) is None:
             raise BadRecordError(f"no field {field!r}: a comparison needs both sides")
@@ -277,7 +260,7 @@ def _pair(reader: Reader) -> tuple[Turns, str, str]:
 
 
 def _ranks(values: list[float]) -> tuple[int, ...]:
-    """The place of each value among the distinct ones, the lowest first."""
+    """The rank of each value among the distinct values, the lowest first."""
     places = {value: place for place, value in enumerate(sorted(set(values)))}
     if len(places) == 1:
         raise BadRecordError(f"all {len(values)} answers are ranked equal")
@@ -285,7 +268,7 @@ def _ranks(values: list[float]) -> tuple[int, ...]:
 
 
 def _instances(row: Fields) -> Iterator[Fields]:
-    """The row, or the instances of a self-instruct task, each as an instruction with its input and output."""
+    """The row, or one row per instance of a self-instruct task, with the instruction of the task."""
     if "instances" not in row:
         yield row
         return
@@ -301,7 +284,7 @@ def _is_tree(row: Fields) -> bool:
 
 
 def _root(reader: Reader) -> Fields:
-    """The first message of a tree. Raises LeftOutError where it was removed."""
+    """The first message of a tree. Raises LeftOutError where the tree marks it as removed."""
     root: Fields = reader.take("prompt")
     if _is_removed(root):
         raise LeftOutError("removed")
@@ -309,7 +292,7 @@ def _root(reader: Reader) -> Fields:
 
 
 def _is_removed(node: Fields) -> bool:
-    """Whether a message was deleted, or failed its review."""
+    """Whether a message is marked as deleted, or failed its review."""
     return bool(node.get("deleted")) or node.get("review_result") is False
 
 
@@ -318,10 +301,10 @@ def _node_turn(reader: Reader, node: Fields) -> Turn:
 
 
 def _replies(node: Fields) -> list[Fields]:
-    """The replies that were not removed, the best-ranked first; those without a rank last, in the file's order."""
-    given = as_list(node.get("replies") or [], "replies")
-    kept = [reply for reply in given if not _is_removed(_object(reply))]
-    return sorted(kept, key=lambda reply: math.inf if reply.get("rank") is None else _rank(reply))
+    """The replies that are not removed, by rank; those without a rank last, in the order of the file."""
+    replies = as_list(node.get("replies") or [], "replies")
+    present = [reply for reply in replies if not _is_removed(_object(reply))]
+    return sorted(present, key=lambda reply: math.inf if reply.get("rank") is None else _rank(reply))
 
 
 def _object(value: Any) -> Fields:
@@ -338,7 +321,7 @@ def _rank(reply: Fields) -> float:
 
 
 def _threads(reader: Reader, node: Fields, before: Turns) -> Iterator[Turns]:
-    """The conversations of a tree in which every answer is the best-ranked one; each question of a user goes on."""
+    """The conversations of a tree with the best-ranked answer to each question, one per chain of questions."""
     turns = (*before, _node_turn(reader, node))
     best = _replies(node)[:1]
     if not best:
@@ -354,7 +337,7 @@ def _threads(reader: Reader, node: Fields, before: Turns) -> Iterator[Turns]:
 
 
 def _questions(reader: Reader, node: Fields, before: Turns) -> Iterator[tuple[Turns, list[Fields]]]:
-    """Each message of the user in a tree, with what came before it, and its replies."""
+    """The conversation up to each message of the user in a tree, and the replies to it."""
     turns, replies = (*before, _node_turn(reader, node)), _replies(node)
     yield turns, replies
     for reply in replies:
@@ -362,10 +345,10 @@ def _questions(reader: Reader, node: Fields, before: Turns) -> Iterator[tuple[Tu
             yield from _questions(reader, question, (*turns, _node_turn(reader, reply)))
 
 
-def _tree_rankings(reader: Reader) -> Iterator[Ranking]:
+def _tree_rankings(reader: Reader) -> Iterator[Record]:
     """A ranking for each message of the user that has two or more ranked replies."""
     for turns, replies in _questions(reader, _root(reader), ()):
         ranked = [reply for reply in replies if reply.get("rank") is not None]
         if len({reply["rank"] for reply in ranked}) > 1:
             answers = tuple(_node_turn(reader, reply).text for reply in ranked)
-            yield Ranking(turns, answers, _ranks([_rank(reply) for reply in ranked]))
+            yield Record(turns, answers, _ranks([_rank(reply) for reply in ranked]))

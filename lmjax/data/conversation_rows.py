@@ -1,7 +1,7 @@
 """Rows of conversations for the loader: demonstrations with targets, rankings of K answers, and prompts to sample from.
 
-In: encoded conversations and a recipe's dialogue settings. Out: `Rows` (see `lmjax.data.packing`), with a count of
-what was cut or left out. Nothing here knows about steps or devices.
+In: encoded conversations and a recipe's dialogue settings. Out: `Rows` (see `lmjax.data.packing`), with counts of
+truncated and left-out records. Steps and devices play no part here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.conversation_cut import Counts, fit_answers, fit_prompt, fit_to, last_run, warn, without_equal
 from lmjax.data.conversation_files import SUFFIXES, Kind, read_records
-from lmjax.data.conversations import Demonstration, Encoded, Prompt, Ranking, Record, Response, Turn, Turns, encode
+from lmjax.data.conversations import Encoded, Record, Turn, Turns, encode
 from lmjax.data.first_fit import Plan
 from lmjax.data.open_files import find_files
 from lmjax.data.packing import FirstFitRows, Rows
@@ -28,11 +28,11 @@ RECORD = "record"  # [B, 1] int32: the number of the prompt among those of its s
 def open_rows(
     source: DialogueSourceSettings, settings: DialogueSettings, tokenizer: Tokenizer, kind: Kind
 ) -> tuple[Rows, Counts, list[Record]]:
-    """The rows of a source, what was counted, and the record that each example of the rows was made of.
+    """The rows of a source, counts, and the record of each example of the rows.
 
     Demonstrations become rows of tokens, targets and weights; rankings rows of K answers, responses of one; prompts
-    rows padded on the left. Raises UserError for bad records, for an example that is too long where the settings say
-    so, and where none is left.
+    rows padded on the left. Raises UserError for bad records, for an example that is too long under "error", and
+    where no example is left.
     """
     records, skipped, left_out = read_records(source, kind)
     counts = Counts(len(records), len(skipped), messages=skipped, unused=left_out)
@@ -40,24 +40,25 @@ def open_rows(
         counts.files_left_out = find_files(source.path, SUFFIXES).left_out
     make = {
         "demonstration": _demonstration_rows,
-        "answer": _answer_rows,
+        "answer": _single_rows,
         "ranking": _ranking_rows,
-        "response": _response_rows,
+        "response": _single_rows,
         "prompt": _prompt_rows,
     }
-    rows, kept = make[kind](records, settings, tokenizer, counts, source.name)
-    warn(counts, records, source, settings)
-    return rows, counts, kept
+    rows, used = make[kind](records, settings, tokenizer, counts, source.name)
+    answers = [answer for record in records for answer in record.answers or [record.turns[-1].text]]
+    warn(counts, () if kind == "prompt" else answers, settings)
+    return rows, counts, used
 
 
 def open_sources(
     sources: Sequence[DialogueSourceSettings], settings: DialogueSettings, tokenizer: Tokenizer, kind: Kind
 ) -> tuple[list[Rows], list[Counts], list[list[Record]]]:
-    """`open_rows` of each source, with as many answers per prompt in all of them, so that they can be mixed."""
+    """`open_rows` of each source, with one K (answers per prompt) for all of them, so that they can be mixed."""
     opened = [open_rows(source, settings, tokenizer, kind) for source in sources]
     rows = [rows for rows, _, _ in opened]
-    most = max((each.answers for each in rows if isinstance(each, AnswerRows)), default=0)
-    widened = [each.widened(most) if isinstance(each, AnswerRows) else each for each in rows]
+    most = max((one.answers for one in rows if isinstance(one, AnswerRows)), default=0)
+    widened = [one.widened(most) if isinstance(one, AnswerRows) else one for one in rows]
     return widened, [counts for _, counts, _ in opened], [records for _, _, records in opened]
 
 
@@ -78,7 +79,7 @@ class MemoryTokens:
 
 
 class DemonstrationRows(FirstFitRows):
-    """Conversations side by side, each a segment of its own, or one to a row; the targets' weights are theirs."""
+    """Rows of conversations, each a segment: several per row under packing, else one."""
 
     def __init__(self, examples: Sequence[Encoded], settings: DialogueSettings) -> None:
         self._stream = MemoryTokens(examples, settings.prompt_weight)
@@ -91,9 +92,9 @@ class DemonstrationRows(FirstFitRows):
 
 
 class AnswerRows:
-    """K answers to each prompt, each with its prompt in a row of its own, padded on the right: [R, K, T] arrays.
+    """K answers per prompt, each a row of prompt and answer, padded on the right: [R, K, T] arrays.
 
-    Tokens hold all of a conversation, its last end-of-text included; targets and weights are those of its answer.
+    Tokens include the last end-of-text; the weights are 1 for the targets of the answer.
     """
 
     dropped_tokens = 0
@@ -111,7 +112,7 @@ class AnswerRows:
         return self._ranks_RK.shape[1]
 
     def widened(self, answers: int) -> AnswerRows:
-        """The same rows with room for so many answers."""
+        """The same rows with K = `answers`."""
         absent = ((0, 0), (0, answers - self.answers))
         return AnswerRows(self._groups, np.pad(self._ranks_RK, absent, constant_values=-1), self._length)
 
@@ -156,33 +157,30 @@ Made = tuple[Rows, list[Record]]
 def _demonstration_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    chosen = [record for record in records if isinstance(record, Demonstration)]
-    encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    encoded = encode([record.turns for record in records], settings.template, tokenizer)
     counts.conversations = len(encoded)
-    examples, kept = [], []
-    for record, example in zip(chosen, encoded, strict=True):
+    examples, used = [], []
+    for record, example in zip(records, encoded, strict=True):
         cut = fit_to(example, settings.sequence_length + 1, settings, counts, where)  # the last token is only a target
         if cut is not None and not cut.is_answer[1:].any():
             counts.left_out += 1
         elif cut is not None:
             examples.append(cut)
-            kept.append(record)
+            used.append(record)
     _require_some(examples, counts, where, settings)
-    return DemonstrationRows(examples, settings), list(kept)
+    return DemonstrationRows(examples, settings), used
 
 
 def _ranking_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
     most = settings.most_answers
-    chosen = [record for record in records if isinstance(record, Ranking)]
-    counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in chosen)
-    asked = [(record.prompt, record.answers[:most]) for record in chosen]
-    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
+    counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in records)
+    asked = [(record.turns, record.answers[:most]) for record in records]
     groups: list[list[Encoded]] = []
     ranked: list[list[int]] = []
-    kept: list[Record] = []
-    for record, group in zip(chosen, encoded, strict=True):
+    used: list[Record] = []
+    for record, group in zip(records, _answer_groups(asked, settings, tokenizer, counts, where), strict=True):
         if group is None:
             continue
         places = without_equal(group, record.ranks[:most])
@@ -191,47 +189,26 @@ def _ranking_rows(
         if len(set(ranks)) > 1:
             groups.append([group[place] for place in places])
             ranked.append(ranks)
-            kept.append(record)
-    counts.left_out = len(chosen) - len(kept)
+            used.append(record)
+    counts.left_out = len(records) - len(used)
     _require_some(groups, counts, where, settings)
     ranks_RK = np.full((len(groups), max(map(len, groups))), -1, np.int32)
     for row, ranks in enumerate(ranked):
         ranks_RK[row, : len(ranks)] = ranks
-    return AnswerRows(groups, ranks_RK, settings.sequence_length), kept
-
-
-def _answer_rows(
-    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
-) -> Made:
-    """The last answers of demonstrations."""
-    chosen = [record for record in records if isinstance(record, Demonstration)]
-    asked = [(record.turns[:-1], record.turns[-1].text) for record in chosen]
-    return _single_rows(chosen, asked, settings, tokenizer, counts, where)
-
-
-def _response_rows(
-    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
-) -> Made:
-    chosen = [record for record in records if isinstance(record, Response)]
-    asked = [(record.prompt, record.answer) for record in chosen]
-    return _single_rows(chosen, asked, settings, tokenizer, counts, where)
+    return AnswerRows(groups, ranks_RK, settings.sequence_length), used
 
 
 def _single_rows(
-    records: Sequence[Record],
-    asked: Sequence[tuple[Turns, str]],
-    settings: DialogueSettings,
-    tokenizer: Tokenizer,
-    counts: Counts,
-    where: str,
+    records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    """Records with one answer each, in the shape of rankings: it is the only one, of rank 0, to its prompt."""
-    encoded = _answer_groups([(prompt, (answer,)) for prompt, answer in asked], settings, tokenizer, counts, where)
+    """The answer of each record, of a demonstration the last one, as a ranking of K = 1 with rank 0."""
+    asked = [(r.turns, r.answers) if r.answers else (r.turns[:-1], (r.turns[-1].text,)) for r in records]
+    encoded = _answer_groups(asked, settings, tokenizer, counts, where)
     groups = [group for group in encoded if group is not None]
-    kept = [record for record, group in zip(records, encoded, strict=True) if group is not None]
-    counts.left_out = len(records) - len(kept)
+    used = [record for record, group in zip(records, encoded, strict=True) if group is not None]
+    counts.left_out = len(records) - len(used)
     _require_some(groups, counts, where, settings)
-    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), settings.sequence_length), kept
+    return AnswerRows(groups, np.zeros((len(groups), 1), np.int32), settings.sequence_length), used
 
 
 def _answer_groups(
@@ -241,7 +218,7 @@ def _answer_groups(
     counts: Counts,
     where: str,
 ) -> list[list[Encoded] | None]:
-    """The encoded answers to each prompt, or None where one of them is too long or loses all of its answer."""
+    """The encoded answers to each prompt, or None where `fit_answers` leaves them out."""
     conversations = [(*prompt, Turn("assistant", answer)) for prompt, answers in asked for answer in answers]
     counts.conversations = len(conversations)
     encoded = iter(encode(conversations, settings.template, tokenizer))
@@ -252,22 +229,21 @@ def _answer_groups(
 def _prompt_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
-    chosen = [record for record in records if isinstance(record, Prompt)]
-    encoded = encode([record.turns for record in chosen], settings.template, tokenizer)
+    encoded = encode([record.turns for record in records], settings.template, tokenizer)
     counts.conversations = len(encoded)
     prompts: list[Encoded] = []
-    kept: list[Record] = []
-    for record, example in zip(chosen, encoded, strict=True):
+    used: list[Record] = []
+    for record, example in zip(records, encoded, strict=True):
         fitted = fit_prompt(record, example, settings, tokenizer, counts, where)
         if fitted is not None:
-            kept.append(fitted[0])
+            used.append(fitted[0])
             prompts.append(fitted[1])
     _require_some(prompts, counts, where, settings)
-    return PromptRows(prompts, settings.sequence_length), kept
+    return PromptRows(prompts, settings.sequence_length), used
 
 
-def _require_some(kept: Sequence[object], counts: Counts, where: str, settings: DialogueSettings) -> None:
-    if not kept:
+def _require_some(examples: Sequence[object], counts: Counts, where: str, settings: DialogueSettings) -> None:
+    if not examples:
         raise UserError(
             f"{where}: none of its {counts.records} records fits into dialogue.sequence_length = "
             f"{settings.sequence_length} tokens ({counts}); raise it, or cut the other side (dialogue.too_long)"

@@ -1,8 +1,8 @@
-"""Conversations: what they are, how a template writes them, and which of their tokens are the assistant's.
+"""Conversations: records of turns and answers, their text by a template, and a mask of the answers' tokens.
 
-In: turns, rankings and responses, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
-end-of-text included. One function, `render`, writes prompts, demonstrations and answers alike, so that a model samples
-from exactly what it was trained on.
+In: the turns of records, and a recipe's template. Out: token ids with a mask of the assistant's tokens,
+end-of-text included. One function, `render`, writes prompts, demonstrations and answers, so that a model samples
+from the text form that it was trained on.
 """
 
 from __future__ import annotations
@@ -21,60 +21,39 @@ Role = Literal["system", "user", "assistant"]
 
 
 class Turn(NamedTuple):
-    """What one side says."""
+    """One message."""
 
     role: Role
     text: str
-    learned: bool = True  # of an answer: whether it is to be imitated, or is only read
+    learned: bool = True  # of an answer: whether its tokens have weight in the loss
 
 
 Turns = tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A conversation in which at least one answer is to be imitated."""
+class Record:
+    """One conversation of a file.
+
+    A demonstration is its turns, at least one of them an answer to learn. A prompt is the turns before an answer that
+    a policy samples. A ranking has several answers to its turns, with ranks; a response has one answer, and a reward
+    where the file has one.
+    """
 
     turns: Turns
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """K answers to one prompt. The lowest rank is the best; equal ranks are ties."""
-
-    prompt: Turns
-    answers: tuple[str, ...]
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Response:
-    """An answer that is to be scored, good or bad, and the reward that its record gives it, if any."""
-
-    prompt: Turns
-    answer: str
+    answers: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()  # of the answers: the lowest is the best; equal ranks are ties
     reward: float | None = None
+    where: str = field(default="", compare=False, repr=False)  # prompts: file and line
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # prompts: all fields
+    seen: str = field(default="", compare=False, repr=False)  # prompts: the remaining text of a truncated one
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation whose next answer is to be sampled, and the record that it comes from."""
-
-    turns: Turns
-    where: str = field(default="", compare=False, repr=False)  # file and line
-    fields: Mapping[str, Any] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # of the record, as they are in the file
-    seen: str = field(
-        default="", compare=False, repr=False
-    )  # what is left of its text where it was too long for its row
-
-
-Record = Demonstration | Ranking | Response | Prompt
+Prompt = Record  # the name in the code that samples
 
 
 class Piece(NamedTuple):
-    """Text of a conversation that is, or is not, an answer; an answer is followed by end-of-text."""
+    """Text of a conversation: an answer, which end-of-text follows, or the text between answers."""
 
     text: str
     is_answer: bool
@@ -85,13 +64,13 @@ class Encoded(NamedTuple):
     """A conversation in tokens."""
 
     ids: np.ndarray  # int32 [n]
-    is_answer: np.ndarray  # bool [n]: the tokens of answers that are to be learned, end-of-text included
+    is_answer: np.ndarray  # bool [n]: tokens of learned answers, end-of-text included
 
 
 def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
-    """A conversation as text. One that does not end with an answer is opened for the next: it is a prompt.
+    """A conversation as text. One that does not end with an answer is a prompt: its text ends where an answer begins.
 
-    Pieces that are no answers are written together, so that the tokens of a prompt do not depend on what follows.
+    The text between two answers is one piece, so that the tokens of a prompt do not depend on the answer.
     """
     pieces: list[Piece] = []
     context = ""
@@ -110,7 +89,7 @@ def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
 
 
 def encode(conversations: Sequence[Sequence[Turn]], template: TemplateSettings, tokenizer: Tokenizer) -> list[Encoded]:
-    """The tokens of each conversation. Each answer ends with end-of-text; nothing else is added."""
+    """The tokens of each conversation. End-of-text follows each answer; no other special token is added."""
     rendered = [render(turns, template) for turns in conversations]
     ids = iter(tokenizer.encode_batch([piece.text for pieces in rendered for piece in pieces]))
     end = np.array([tokenizer.eos_id], np.int32)

@@ -1,7 +1,7 @@
-"""What every source of documents has in common: random access, a part of the whole, and bad records that are counted.
+"""The base class of sources of documents: random access, a selected part, and a count of bad records.
 
-In comes a SourceSettings; out come documents as str, by index. A record that cannot be read raises BadRecordError,
-which names file and line. Who reads many documents uses `read` or iteration, which obey `on_bad_record`.
+In: a SourceSettings. Out: documents as str, by index. A record that cannot be read raises BadRecordError, which names
+file and line; `read` and iteration follow `on_bad_record`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Source(Protocol):
 
 
 class BadRecordError(UserError):
-    """One record that cannot be read; the message names its file and line."""
+    """A record cannot be read; the message names its file and line."""
 
 
 class Documents(abc.ABC):
     """A source of documents restricted to `settings.begin .. settings.end`.
 
     `len` counts the records, bad ones included. `source[i]` raises BadRecordError for a bad one; `read` and iteration
-    skip it where `on_bad_record="skip"`. `skipped` is the count of the last iteration, `left_out` says what files of
-    the path are not read, with their counts.
+    skip it where `on_bad_record="skip"`. `skipped` is the count of the last iteration; `left_out` lists the
+    kinds of files of the path that are not read, with their counts.
     """
 
     left_out: Sequence[str] = ()
 
     def __init__(self, settings: SourceSettings, total: int) -> None:
-        """`total`: the records of the whole source. Raises UserError where the selected part is empty."""
+        """`total`: the records of the source before selection. Raises UserError where the selected part is empty."""
         self.settings = settings
         self.skipped = 0
         if total == 0:
@@ -55,22 +55,22 @@ class Documents(abc.ABC):
 
     @property
     def name(self) -> str:
-        """How messages call this source."""
+        """The name of this source in messages."""
         return f"source {self.settings.kind} {self.settings.path or self.settings.split}"
 
     @property
     @abc.abstractmethod
     def size_bytes(self) -> int:
-        """About how much text the whole source holds, in bytes: for deciding how to read it, not for counting."""
+        """An estimate of the text of the source in bytes, from which its reader chooses a method."""
 
     @property
     @abc.abstractmethod
     def contents(self) -> list[list[object]]:
-        """What tells this source's contents from another's: a list per file, with its name and a checksum."""
+        """The identity of the contents: a list per file, with its name and a checksum."""
 
     @abc.abstractmethod
     def _record(self, index: int) -> str:
-        """The text of record `index` of the whole source; raises BadRecordError."""
+        """The text of record `index` of the source before selection; raises BadRecordError."""
 
     def __len__(self) -> int:
         return self._last - self._first
@@ -82,7 +82,7 @@ class Documents(abc.ABC):
         return self._cut(text) if self._single else text
 
     def _cut(self, text: str) -> str:
-        """The part of a source's only document, cut where lines end so that neighbouring parts make up the whole."""
+        """The selected part of the only document, cut at line ends; adjacent parts neither overlap nor leave a gap."""
         first, last = (_line_end(text, part) for part in (self.settings.begin, self.settings.end))
         if first == last:
             raise UserError(
@@ -92,7 +92,7 @@ class Documents(abc.ABC):
         return text[first:last]
 
     def read(self, first: int, last: int) -> tuple[list[str], list[str]]:
-        """Documents first to last - 1, and the messages of those that `on_bad_record="skip"` left out."""
+        """Documents first to last - 1, and the messages of those skipped under `on_bad_record="skip"`."""
         texts, skipped = [], []
         for index in range(first, last):
             try:
@@ -120,7 +120,7 @@ class Documents(abc.ABC):
 
 
 class MemoryDocuments(Documents):
-    """Documents that are already in memory."""
+    """Documents in memory."""
 
     def __init__(self, texts: Sequence[str], settings: SourceSettings | None = None) -> None:
         self._texts = list(texts)
@@ -143,7 +143,7 @@ class MemoryDocuments(Documents):
 
 
 def checked_text(value: object, field: str) -> str:
-    """The value of a record's field as text; raises BadRecordError where it is none, or cannot be written as UTF-8."""
+    """The value of a field as text. Raises BadRecordError where it is no text, or no valid Unicode."""
     try:
         if isinstance(value, bytes):
             return value.decode("utf-8")

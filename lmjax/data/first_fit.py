@@ -1,8 +1,8 @@
 """The plan of first-fit packing: which documents, or pieces of long ones, share a row.
 
-First-fit decreasing lays the pieces, longest first, each into the first row that has room (Johnson et al. 1974).
-Pieces of one length are interchangeable, so rows with the same room are handled together: the work grows with the
-number of distinct lengths, and a million documents take a fraction of a second. The plan depends on the lengths alone.
+First-fit decreasing puts the pieces, longest first, each into the first row that has room (Johnson et al. 1974).
+Pieces of one length are interchangeable, so that rows with the same room are processed together: time grows with the
+number of distinct lengths, and a million documents take a fraction of a second. The plan depends only on the lengths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Plan(NamedTuple):
 
     first_piece: np.ndarray  # int64 [rows + 1]
     starts: np.ndarray  # int64 [pieces]: the position of a piece's first token
-    lengths: np.ndarray  # int32 [pieces]: how many inputs it has; its last target is the token after them
+    lengths: np.ndarray  # int32 [pieces]: the inputs of a piece; its last target is the next token
 
 
 def plan_rows(bounds: np.ndarray, row_length: int) -> Plan:
@@ -40,7 +40,7 @@ def plan_rows(bounds: np.ndarray, row_length: int) -> Plan:
 
 
 def _pieces(bounds: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """First token and number of inputs of each document, those longer than a row cut into rows and a rest."""
+    """First token and number of inputs of each piece; a document longer than a row has several pieces."""
     inputs = np.maximum(np.diff(bounds) - 1, 0)
     pieces = -(-inputs // row_length)
     document = np.repeat(np.arange(len(inputs)), pieces)
@@ -50,7 +50,7 @@ def _pieces(bounds: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray
 
 
 class _Rows:
-    """Rows in order, as runs of neighbours with the same room. Rows without room are forgotten."""
+    """Rows in order, as runs of adjacent rows with the same room. Full rows are dropped."""
 
     def __init__(self, row_length: int) -> None:
         self.row_length = row_length
@@ -58,11 +58,11 @@ class _Rows:
         self._runs = np.zeros((3, 0), np.int64)  # first row, number of rows, room
 
     def place(self, length: int, count: int) -> np.ndarray:
-        """Lays `count` pieces into the first rows with room; their rows, in order, int64 [count]."""
+        """Puts `count` pieces into the first rows with room; returns their rows, in order, int64 [count]."""
         first, rows, room = self._runs
         fits = room // length
         upto = np.cumsum(fits * rows)
-        full = int(np.searchsorted(upto, count, side="right"))  # runs before this one take all they can
+        full = int(np.searchsorted(upto, count, side="right"))  # all runs before this one become full
         placed = int(upto[full - 1]) if full else 0
         out = [_rows_of(first[:full], rows[:full], fits[:full])]
         room[:full] -= fits[:full] * length
@@ -84,7 +84,7 @@ class _Rows:
 
 
 def _fill(first: int, rows: int, room: int, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lays `count` pieces into one run that has room for them: the runs it falls into, and the rows of the pieces."""
+    """Puts `count` pieces into a run with room for them; returns the resulting runs, and the rows of the pieces."""
     fits = room // length
     full, some = divmod(count, fits)
     runs = [(first, full, room - fits * length), (first + full, 1, room - some * length)]
@@ -96,6 +96,6 @@ def _fill(first: int, rows: int, room: int, length: int, count: int) -> tuple[np
 
 
 def _rows_of(first: np.ndarray, rows: np.ndarray, fits: np.ndarray) -> np.ndarray:
-    """Each row of the runs, as often as pieces fit into it."""
+    """Each row of the runs, repeated by the number of pieces that fit into it."""
     ordinal = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
     return np.repeat(np.repeat(first, rows) + ordinal, np.repeat(fits, rows))

@@ -1,7 +1,7 @@
 """Batches as a pure function of the settings and the step.
 
-Token shards and mixture weights go in; `batch_at(step)` comes out, for the whole batch or for one process's rows. No
-state is kept: resuming, changing the number of processes and looking at a past batch are the same call.
+In: token shards and mixture weights. Out: `batch_at(step)`, the batch or the rows of one process. There is no iterator
+state: resuming, another number of processes and reading a past batch are the same call.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from lmjax.data.batch import Batch
 from lmjax.data.mixture import Mixture
 from lmjax.data.packing import Rows, pack
 from lmjax.data.permutation import Shuffle
-from lmjax.data.prefetch import prefetch
-from lmjax.data.ramp import BatchRamp, RampTable
+from lmjax.data.ramp import BatchRamp
 from lmjax.data.source_shares import mixture_weights
 from lmjax.data.token_shards import TokenShards
 from lmjax.errors import UserError
 from lmjax.settings import DataSettings
 
-__all__ = ["Loader", "RowLoader", "ValidationBatches", "dealt", "prefetch", "validation_batches"]
-
 
 class RowLoader:
-    """The training batches of a mixture of sources, each given as rows of whatever kind; None of weights: by its rows.
+    """The training batches of a mixture of sources of `Rows`. Without weights, sources count by their rows.
 
-    rows_per_epoch, dropped_tokens: per source, the rows of one epoch, and the tokens at its end that are in none.
+    rows_per_epoch, dropped_tokens: per source, the rows of one epoch, and the tokens at its end that are in no row.
     """
 
     def __init__(self, sources: Sequence[Rows], weights: Sequence[float | None], settings: DataSettings) -> None:
@@ -48,7 +45,7 @@ class RowLoader:
     def batch_at(self, step: int, rows: slice | None = None) -> Batch:
         """The batch of a step, [B, T] per field of data/batch.py, or those of its rows that `rows` selects.
 
-        O(1) in the step, and the same whatever was asked before. Arrays may be read-only and shared between calls.
+        O(1) in the step, and independent of earlier calls. Arrays may be read-only and shared between calls.
         """
         before, size = self._ramp.rows_at(step), self._ramp.batch_size_at(step)
         first, last, stride = (rows or slice(None)).indices(size)
@@ -73,12 +70,8 @@ class RowLoader:
         """Tokens (rows x sequence_length) of all steps before this one."""
         return self._ramp.tokens_at(step)
 
-    def ramp_table(self) -> RampTable:
-        """(first_steps, batch_sizes, tokens_before) of the batch-size ramp's pieces; the last piece never ends."""
-        return self._ramp.table
-
     def epochs_at(self, step: int) -> list[float]:
-        """How many epochs of each source the steps before this one have read."""
+        """The epochs of each source that all steps before this one read."""
         counts = self._mixture.counts(self._ramp.rows_at(step))
         return [count / rows for count, rows in zip(counts, self.rows_per_epoch, strict=True)]
 
@@ -93,8 +86,7 @@ class Loader(RowLoader):
 
 
 class ValidationBatches:
-    """A fixed validation set: every row once, source after source; the last batch of each is filled up with rows of
-    weight 0."""
+    """A fixed validation set: every row once, source after source. Rows of weight 0 fill the last batch of each."""
 
     def __init__(self, sources: Sequence[Rows], length: int, batch_size: int) -> None:
         self.batch_size, self.length = batch_size, length
@@ -129,24 +121,24 @@ class ValidationBatches:
 
 
 def dealt(batches: Sequence[int], most: int | None) -> list[int]:
-    """How many of its batches each source gives to an evaluation of `most`, dealt out in turn; None takes all.
+    """How many batches of each source an evaluation of `most` batches reads, in turn; None reads all.
 
-    Every source gives at least one, also where there are more sources than `most`.
+    It reads at least one of every source, also where there are more sources than `most`.
     """
     if most is None:
         return list(batches)
     most = max(most, sum(count > 0 for count in batches))
     level = max((n for n in range(most + 1) if sum(min(count, n) for count in batches) <= most), default=0)
-    given = [min(count, level) for count in batches]
+    counts = [min(count, level) for count in batches]
     for source, count in enumerate(batches):
-        given[source] += count > level and sum(given) < most
-    return given
+        counts[source] += count > level and sum(counts) < most
+    return counts
 
 
 def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, batch_size: int) -> ValidationBatches:
-    """The batches of the validation sources, packed as `settings` says for training but neither shuffled nor mixed.
+    """The batches of the validation sources, packed as in training but neither shuffled nor mixed.
 
-    Raises UserError, naming the source, where one is shorter than a row.
+    Raises UserError, which names the source, where one is shorter than a row.
     """
     check_one_tokenizer(shards)
     sources = [pack(source, settings, keep_rest=True) for source in shards]
@@ -154,7 +146,7 @@ def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, ba
 
 
 def _interleaved(parts: Sequence[tuple[np.ndarray, Batch]], rows: int) -> Batch:
-    """One batch of `rows` rows out of batches and the places of their rows; what is left is padding."""
+    """One batch of `rows` rows from batches and the places of their rows; other rows are padding."""
     first_where, first = parts[0]
     if len(parts) == 1 and len(first_where) == rows:
         return first
@@ -170,6 +162,6 @@ def check_one_tokenizer(shards: Sequence[TokenShards]) -> None:
     for source in shards[1:]:
         if source.manifest.tokenizer != shards[0].manifest.tokenizer:
             raise UserError(
-                f"{source.name}: made with tokenizer {source.manifest.tokenizer}, but {shards[0].name} with "
-                f"{shards[0].manifest.tokenizer}; prepare both with one tokenizer"
+                f"{source.name}: made with tokenizer {source.manifest.tokenizer}: expected "
+                f"{shards[0].manifest.tokenizer}, as of {shards[0].name}; prepare both with one tokenizer"
             )

@@ -21,21 +21,23 @@ LONGEST_PERIOD = 1 << 16
 class Mixture:
     """The pattern for `weights`, which need not sum to 1.
 
-    Weights whose decimal forms have a common period of at most 65,536 rows are kept exactly, others to 1/65,536.
+    Weights whose decimal forms have a common period of at most 65,536 rows are exact, others rounded to 1/65,536.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        """Raises UserError for a weight so small that its source would never be read."""
+        """Raises UserError for a weight too small for one row per period."""
         self.rows_per_period = _whole_shares(weights)
         self.period = sum(self.rows_per_period)
         self._source = _earliest_deadline_first(self.rows_per_period)
-        self._ordinal = np.zeros(self.period, np.int64)  # of a place among those of its source, in one period
+        self._ordinal = np.zeros(
+            self.period, np.int64
+        )  # the number of a place among those of its source, in one period
         for source, rows in enumerate(self.rows_per_period):
             self._ordinal[self._source == source] = np.arange(rows)
         self._rows_per_period = np.array(self.rows_per_period, np.int64)
 
     def assign(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each row of training, counted from 0: its source, and its number among the rows of that source."""
+        """The source of each row of training, counted from 0, and its number among the rows of that source."""
         if len(self.rows_per_period) == 1:
             return np.zeros_like(rows), rows
         periods, places = np.divmod(rows, self.period)
@@ -46,7 +48,7 @@ class Mixture:
         """How many of the first `rows` rows come from each source."""
         periods, places = divmod(rows, self.period)
         partial = np.bincount(self._source[:places], minlength=len(self.rows_per_period))
-        return [periods * whole + int(part) for whole, part in zip(self.rows_per_period, partial, strict=True)]
+        return [periods * share + int(part) for share, part in zip(self.rows_per_period, partial, strict=True)]
 
 
 def _whole_shares(weights: Sequence[float]) -> list[int]:
@@ -71,8 +73,10 @@ def _whole_shares(weights: Sequence[float]) -> list[int]:
 
 
 def _earliest_deadline_first(shares: Sequence[int]) -> np.ndarray:
-    """The source of each place of one period. Row n of a source with share s may take places from n * period / s on,
-    and must be placed before (n + 1) * period / s."""
+    """The source of each place of one period.
+
+    Row n of a source with share s is placed from n * period / s on and before (n + 1) * period / s.
+    """
     period = sum(shares)
     placed = [0] * len(shares)
     pattern = np.zeros(period, np.int64)

@@ -1,7 +1,7 @@
-"""Opens files of data: which files a path means, decompression by suffix, encodings by byte order mark.
+"""Finds and opens files of data: paths and globs, decompression by suffix, encodings by byte order mark.
 
-A path comes in; out come sorted files with a word on what is left out, and the bytes of a file as UTF-8. A file that
-cannot be read raises BadRecordError with its path, so that whoever reads decides whether to skip it.
+In: a path. Out: sorted files with a list of what is left out, and the bytes of a file as UTF-8. A file that cannot be
+read raises BadRecordError with its path; the caller decides whether to skip it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 Buffer = bytes | mmap.mmap
 
 UTF8_MARK = b"\xef\xbb\xbf"
-_BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins as that of UTF-16 does
+_BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (b"\xff\xfe\x00\x00", "utf-32-le"),
     (b"\x00\x00\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"),
@@ -48,53 +48,55 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins as that of 
 
 
 class Files(NamedTuple):
-    """The files that a path means, sorted, and what was left out, in words: one entry per kind, with its count."""
+    """The files of a path, sorted, and the kinds of files that are left out, as text with counts."""
 
     paths: list[Path]
     left_out: list[str]
 
 
-def list_files(path: str, suffixes: Sequence[str], field: str = "source.path") -> list[Path]:
-    """The paths of `find_files`, for those who have said what was left out, or need not."""
-    return find_files(path, suffixes, field).paths
+def list_files(path: str, suffixes: Sequence[str]) -> list[Path]:
+    """The paths of `find_files` alone."""
+    return find_files(path, suffixes).paths
 
 
-def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", otherwise: Sequence[str] = ()) -> Files:
+def find_files(path: str, suffixes: Sequence[str], otherwise: Sequence[str] = ()) -> Files:
     """The files of `path`: itself, those of a folder that have one of `suffixes`, or those that a glob matches.
 
-    Suffixes are in lower case, without a compression; `otherwise` counts in a folder without any of `suffixes`. A
-    folder is read with its subfolders, through links too, each file once. Hidden files and folders (".name") are left
-    out unless the path names them.
+    Suffixes are in lower case, without a compression; a folder without any of `suffixes` is searched for `otherwise`.
+    The search follows subfolders and links, and finds each file once. Hidden files and folders (".name") are left out
+    unless the path names them.
 
     Raises:
-      UserError: nothing is found, a folder cannot be read, or a link leads nowhere. `field` names the path.
+      UserError: there is no file, a folder cannot be read, or a link is broken.
     """
-    given = user_path(path, field)
+    root = user_path(path, "source.path")
     try:
-        kind = "folder" if given.is_dir() else "file" if given.is_file() else "other" if given.exists() else ""
-        if not kind and given.is_symlink():
-            raise _broken(given)
+        kind = "folder" if root.is_dir() else "file" if root.is_file() else "other" if root.exists() else ""
+        if not kind and root.is_symlink():
+            raise _broken(root)
     except (OSError, ValueError) as error:
-        raise UserError(f"{field} = {shortened(path)}: cannot be read ({error}); check the path") from error
+        raise UserError(f"source.path = {shortened(path)}: cannot be read ({error}); check the path") from error
     left_out: Counter[str] = Counter()
     if kind == "file":
-        return Files([given], [])
+        return Files([root], [])
     if kind == "folder":
-        everything = list(_walk(given, (), left_out, lambda link: _ends(link, (*suffixes, *otherwise, ""))))
-        found = [file for file in everything if _ends(file, suffixes)]
-        found = found or [file for file in everything if _ends(file, otherwise)]
-        left_out["of another ending"] += len(everything) - len(found)
+        everything = list(_walk(root, (), left_out, lambda link: _ends(link, (*suffixes, *otherwise, ""))))
+        matching = [file for file in everything if _ends(file, suffixes)]
+        matching = matching or [file for file in everything if _ends(file, otherwise)]
+        left_out["of another ending"] += len(everything) - len(matching)
         endings = ", ".join((*suffixes, *otherwise))
         expected = f"files that end in {endings} in this folder; or name others by a glob such as '*.md'"
     elif kind:
-        found, expected = [], "a regular file, a folder or a glob, found something else; copy the data to a file"
+        matching, expected = [], "a regular file, a folder or a glob, found something else; copy the data to a file"
     else:
-        found = list(_glob(given, left_out))
+        matching = list(_glob(root, left_out))
         expected = "a file, a folder or a glob that matches files; check the path, which is relative to where you are"
-    files = _once(sorted(found), left_out)
+    files = _once(sorted(matching), left_out)
     words = [f"{count:,} {what}" for what, count in left_out.items() if count]
     if not files:
-        raise UserError(f"{field} = {shortened(path)}: expected {expected}" + (f" ({'; '.join(words)})" * bool(words)))
+        raise UserError(
+            f"source.path = {shortened(path)}: expected {expected}" + (f" ({'; '.join(words)})" * bool(words))
+        )
     return Files(files, words)
 
 
@@ -103,9 +105,9 @@ def _ends(file: Path, suffixes: Sequence[str]) -> bool:
 
 
 def _walk(root: Path, named: Sequence[str], left_out: Counter[str], wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """The files below a folder, each folder once: real ones first, then those that links lead to.
+    """The files below a folder, each folder once: real ones first, then those behind links.
 
-    named: patterns of hidden names to read all the same. wanted: whether a link that leads nowhere is an error.
+    named: patterns of hidden names that are read. wanted: whether a broken link is an error.
     """
     folders: list[Path] = [root]
     linked: list[Path] = []
@@ -115,7 +117,7 @@ def _walk(root: Path, named: Sequence[str], left_out: Counter[str], wanted: Call
         try:
             identity = folder.stat()
             if (identity.st_dev, identity.st_ino) in seen:
-                continue  # read already, under another name
+                continue  # already read, under another name
             seen.add((identity.st_dev, identity.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -141,14 +143,14 @@ def _broken(link: Path) -> UserError:
 
 
 def _glob(pattern: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """The files that match; leading parts that exist are taken as they are, so that brackets in them are no pattern."""
+    """The files that match. Leading parts that exist are plain names, so that brackets in them are no pattern."""
     base, parts = Path(pattern.anchor), list(pattern.parts[1:] if pattern.anchor else pattern.parts)
     while parts and (base / parts[0]).exists():
         base /= parts.pop(0)
     level = [base]
     while parts and parts[0] != "**":
         part = parts.pop(0)
-        level = [found for folder in level for found in _children(folder, part, left_out)]
+        level = [child for folder in level for child in _children(folder, part, left_out)]
         if parts:
             level = [path for path in level if path.is_dir()]
     for path in level:
@@ -175,7 +177,7 @@ def _below(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Iterat
 
 
 def _children(folder: Path, pattern: str, left_out: Counter[str]) -> Iterator[Path]:
-    """What a folder holds that matches one part of a glob; hidden names only where the part begins with a dot."""
+    """The entries of a folder that match one part of a glob; hidden ones only where the part begins with a dot."""
     if not set(pattern) & set("*?["):
         if os.path.lexists(folder / pattern):
             yield folder / pattern
@@ -200,7 +202,7 @@ def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def _once(paths: Sequence[Path], left_out: Counter[str]) -> list[Path]:
-    """The paths without those that are another one's file by a link."""
+    """The paths without links to files that are also in the list."""
     files: dict[str, Path] = {}
     for path in sorted(paths, key=os.path.islink):  # of a file and a link to it, the file
         if files.setdefault(os.path.realpath(path), path) is not path:
@@ -209,11 +211,11 @@ def _once(paths: Sequence[Path], left_out: Counter[str]) -> list[Path]:
 
 
 class _DamagedError(Exception):
-    """Compressed data that cannot be read to their end."""
+    """Compressed data are damaged or incomplete."""
 
 
 def decompressed(path: Path) -> Buffer:
-    """The bytes of a file: a memory map, or all of them where its suffix is that of a compression.
+    """The bytes of a file: a memory map, or the decompressed bytes where its suffix names a compression.
 
     Raises BadRecordError where the file cannot be read or is damaged; an empty file is empty bytes.
     """
@@ -233,7 +235,7 @@ def decompressed(path: Path) -> Buffer:
 
 
 def _streams(data: bytes, suffix: str) -> bytes:
-    """All streams of a .bz2 or .xz file; unlike the library's own function, nothing behind them is passed over."""
+    """All streams of a .bz2 or .xz file. Unlike the library's function, data after them are an error."""
     parts = []
     while data:
         decompressor = bz2.BZ2Decompressor() if suffix == ".bz2" else lzma.LZMADecompressor(lzma.FORMAT_AUTO)
@@ -245,12 +247,12 @@ def _streams(data: bytes, suffix: str) -> bytes:
             raise _DamagedError("it ends too early")
         data = decompressor.unused_data
         if suffix == ".xz" and len(data) % 4 == 0 and not data.strip(b"\0"):
-            break  # the padding that the format allows
+            break  # padding, which the format allows
     return b"".join(parts)
 
 
 def _zstd(data: bytes) -> bytes:
-    import pyarrow  # half a second that others need not wait for
+    import pyarrow  # its import takes half a second
 
     try:
         with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
@@ -268,13 +270,13 @@ _DECOMPRESS = {
 
 
 def as_utf8(data: Buffer, where: object) -> Buffer:
-    """`data` in UTF-8: itself, or decoded as its byte order mark says. Invalid UTF-8 is not looked for.
+    """`data` in UTF-8: itself, or decoded by its byte order mark. UTF-8 is not validated.
 
-    Raises BadRecordError where UTF-16 or UTF-32 is damaged, or has no byte order mark to tell it by.
+    Raises BadRecordError where UTF-16 or UTF-32 is damaged, or has no byte order mark.
     """
     mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if data[:4].startswith(mark)), (b"", ""))
     if encoding == "utf-8":
-        return data  # whose mark its readers drop: the memory map stays one
+        return data  # its readers drop the mark, so that the memory map is not copied
     if encoding:
         try:
             return data[len(mark) :].decode(encoding).encode("utf-8")

@@ -1,7 +1,7 @@
-"""Openings of sentences and how they go on, from the embedded corpus: dialogue that needs no download.
+"""Openings and continuations of sentences of the embedded corpus: dialogue that needs no download.
 
 In: the split of the corpus. Out: pairs of an opening, which is a prompt, and the rest of its sentence, which is the
-demonstration's answer. For a set of package versions they are always the same, and no opening comes twice.
+answer of a demonstration. They depend only on the versions of the packages, and each opening occurs once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def openings(split: str) -> tuple[tuple[str, str], ...]:
 
     Raises UserError for another split.
     """
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for document in embedded_corpus(split):
         for paragraph in document.split("\n\n"):
             for sentence in _SENTENCE.split(" ".join(paragraph.split())):
                 words = sentence.split(" ")
                 if _SHORTEST <= len(words) <= _LONGEST and _PLAIN.fullmatch(sentence):
-                    found.setdefault(" ".join(words[:WORDS]), " ".join(words[WORDS:]))
-    return tuple(found.items())
+                    pairs.setdefault(" ".join(words[:WORDS]), " ".join(words[WORDS:]))
+    return tuple(pairs.items())

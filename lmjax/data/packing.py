@@ -1,13 +1,13 @@
-"""Rows of T tokens out of token shards, in one of two ways. Here, and nowhere else, targets are shifted.
+"""Rows of T tokens from token shards, in one of two ways. Only this module shifts targets.
 
 "split": the documents are concatenated and cut every T tokens. Row k predicts tokens kT + 1 .. kT + T from those before
-them, so every token but the very first is predicted once per epoch. What is left at the end is dropped in training
+them, so every token but the very first is predicted once per epoch. The rest at the end is dropped in training
 (`dropped_tokens` counts it) and padded in validation. With `isolate_documents`, segments are numbered from 1 in each
 row, positions restart at each document, and the first token of a document is no target.
 
-"first_fit": whole documents are laid into rows by first-fit decreasing (Johnson et al. 1974), each its own segment; a
-document longer than a row is cut into pieces that overlap by the one token which ends one piece as a target and begins
-the next as an input. A row's rest is padding: token 0, segment 0, weight 0.
+"first_fit": documents are packed into rows by first-fit decreasing (Johnson et al. 1974), each its own segment; a
+document longer than a row is cut into pieces that overlap by one token, the last target of a piece and the first input
+of the next. The rest of a row is padding: token 0, segment 0, weight 0.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lmjax.settings import DataSettings
 
 
 class Rows(Protocol):
-    """The rows of one source, each of which is there once per epoch."""
+    """The rows of one source, each once per epoch."""
 
-    dropped_tokens: int  # targets of no row
+    dropped_tokens: int  # targets in no row
 
     def __len__(self) -> int: ...
 
@@ -80,7 +80,7 @@ class SplitRows:
         return batch
 
     def _structure(self, starts_R: np.ndarray) -> Batch:
-        """Weights, positions and segments of full rows, which are the same for all."""
+        """Weights, positions and segments, which all full rows share."""
         shape = (len(starts_R), self.length)
         if shape[0] not in self._constants:
             constants = {
@@ -115,10 +115,10 @@ class IsolatedRows(SplitRows):
 
 
 class Tokens(Protocol):
-    """Documents one after the other, as token shards are."""
+    """A stream of documents, such as token shards."""
 
     def document_bounds(self) -> np.ndarray:
-        """Where each document begins, and where the last one ends, int64 [documents + 1]."""
+        """The first position of each document, and the end of the last one, int64 [documents + 1]."""
         ...
 
     def take(self, positions: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ class Tokens(Protocol):
 
 
 class FirstFitRows:
-    """Rows of whole documents, side by side; `plan` says which, and first-fit packing where it is left out."""
+    """Rows of whole documents by a plan, by default that of first-fit packing."""
 
     dropped_tokens = 0
 
@@ -137,11 +137,6 @@ class FirstFitRows:
 
     def __len__(self) -> int:
         return len(self.plan.first_piece) - 1
-
-    @property
-    def padding(self) -> float:
-        """The fraction of all places that hold padding."""
-        return 1.0 - int(self.plan.lengths.sum(dtype=np.int64)) / (len(self) * self.length)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows with these indices, int64 [R]."""
@@ -156,7 +151,7 @@ class FirstFitRows:
         row_begins = np.concatenate([[0], ends])[before_R]
         places = row * self.length + ends - lengths - row_begins[row]  # of the first token of each piece
 
-        order = np.argsort(plan.starts[pieces])  # shards are read from front to back
+        order = np.argsort(plan.starts[pieces])  # shards are read in order
         pieces, lengths, places, within = (array[order] for array in (pieces, lengths, places, within))
         shift = np.arange(ends[-1] if len(ends) else 0)
         before = np.cumsum(lengths) - lengths
@@ -166,7 +161,7 @@ class FirstFitRows:
 
         def laid_out(values: np.ndarray | float, dtype: type) -> np.ndarray:
             flat: np.ndarray = np.zeros(rows * self.length, dtype)
-            flat[places] = np.asarray(values, dtype)  # three times as fast as a conversion on the way
+            flat[places] = np.asarray(values, dtype)  # three times as fast as a conversion during the assignment
             return flat.reshape(rows, self.length)
 
         return {
@@ -178,5 +173,5 @@ class FirstFitRows:
         }
 
     def _weights(self, targets: np.ndarray) -> np.ndarray | float:
-        """The weight in the loss of the tokens at these positions."""
+        """The weights in the loss of the targets at these positions."""
         return 1.0

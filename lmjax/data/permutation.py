@@ -28,7 +28,7 @@ class Shuffle:
         self._keys = _mix(np.array(streams, np.uint64))
 
     def images(self, sources: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Where index `indices[i] < sizes[sources[i]]` goes in epoch `epochs[i]`; int64 [n] in and out.
+        """The images of `indices[i] < sizes[sources[i]]` in epoch `epochs[i]`; int64 [n] in and out.
 
         Time and memory depend on n alone.
         """

@@ -1,4 +1,4 @@
-"""Prepares what the coming steps need in the background, in order."""
+"""Prepares the values of coming steps in the background, in order."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 def prefetch(
-    produce: Callable[[int], T], first: int, last: int, depth: int, threads: int = 1
+    produce: Callable[[int], T], first: int, last: int, depth: int
 ) -> Generator[tuple[int, T, float], None, None]:
     """Yields (step, produce(step), seconds waited for it) for first <= step < last.
 
-    Up to `depth` values are prepared ahead by background threads, whose exceptions are raised here, at their step.
-    Closing the iterator (a `break` out of a for loop does) waits for the running call and drops what was prepared.
+    Up to `depth` values are prepared ahead by a background thread, whose exceptions are raised here, at their step.
+    Closing the iterator, as a `break` in a for loop does, waits for the running call and drops prepared values.
     """
-    if depth < 1 or threads < 1:
-        raise ValueError(f"prefetch needs depth >= 1 and threads >= 1, got {depth} and {threads}")
+    if depth < 1:
+        raise ValueError(f"prefetch: depth = {depth}: expected 1 or more")
     waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     submitted = first
     try:
         for step in range(first, last):

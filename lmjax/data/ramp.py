@@ -1,7 +1,7 @@
-"""How many rows a step has, and how many rows and tokens came before it, while the batch size ramps up.
+"""The rows of a step, and the rows and tokens before it, under a ramp of the batch size.
 
 GPT-3 raised its batch size linearly over the first 4 to 12 billion tokens (Brown et al. 2020, appendix B). Here the
-line is cut into `ramp_sizes` constant pieces, so that few shapes are compiled, and everything is O(1) in the step.
+line is cut into `ramp_sizes` constant pieces, so that few shapes are compiled; all queries are O(1) in the step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lmjax.settings import DataSettings
 
 
 class RampTable(NamedTuple):
-    """One entry per piece of the ramp; the last piece never ends."""
+    """One entry per piece of the ramp; the last piece has no end."""
 
     first_steps: tuple[int, ...]
     batch_sizes: tuple[int, ...]  # rows
@@ -30,23 +30,23 @@ class _Piece(NamedTuple):
 class BatchRamp:
     """The pieces of the ramp. Tokens are counted as rows x sequence_length, padding included.
 
-    With n sizes, the i-th (from 0) begins once i / (n - 1) of `ramp_tokens` have been seen, so the full batch size
-    begins where the ramp ends. Sizes are rounded to multiples of `ramp_from`, except the full one; equal ones merge.
-    `earlier_batches` come first, each with the ramp it had; what follows goes on from the tokens that they read.
+    With n sizes, the i-th (from 0) begins after i / (n - 1) of `ramp_tokens`, so that the full batch size begins where
+    the ramp ends. Sizes are rounded to multiples of `ramp_from`, except the full one; equal ones merge.
+    `earlier_batches` come first, each with its own ramp; the current settings continue from their tokens.
     """
 
     def __init__(self, settings: DataSettings) -> None:
         pieces: list[_Piece] = []
         step, tokens = 0, 0
         for until, batch_size, length, ramp_from, ramp_tokens, ramp_sizes in settings.earlier_batches:
-            own = DataSettings(
+            earlier = DataSettings(
                 batch_size=batch_size,
                 sequence_length=length,
                 ramp_from=ramp_from or None,
                 ramp_tokens=ramp_tokens,
                 ramp_sizes=ramp_sizes,
             )
-            pieces += [piece for piece in _pieces(own, step, tokens) if piece.first_step < until]
+            pieces += [piece for piece in _pieces(earlier, step, tokens) if piece.first_step < until]
             step, tokens = until, pieces[-1].tokens_before + (until - pieces[-1].first_step) * pieces[-1].step_tokens
         pieces += _pieces(settings, step, tokens)
         first_steps, batch_sizes, tokens_before, self.step_tokens = zip(*pieces, strict=True)  # one entry per piece
@@ -69,19 +69,19 @@ class BatchRamp:
 
     def _piece(self, step: int) -> int:
         if step < 0:
-            raise ValueError(f"step {step} is before the first one, 0")
+            raise ValueError(f"step {step}: expected 0 or more")
         return bisect_right(self.table.first_steps, step) - 1
 
 
 def _pieces(settings: DataSettings, step: int, tokens: int) -> list[_Piece]:
-    """The pieces of a ramp from this step on, before which so many tokens were read; the last one never ends."""
+    """The pieces of a ramp from `step` on, before which `tokens` were read; the last one has no end."""
     sizes, read = _sizes(settings), tokens
     pieces = []
     for number, size in enumerate(sizes, start=1):
         pieces.append(_Piece(step, size, tokens, size * settings.sequence_length))
         if number < len(sizes):
             ends_at = settings.ramp_tokens * number / (len(sizes) - 1)
-            if ends_at <= read:  # before these batches began
+            if ends_at <= read:  # before the first step of these settings
                 pieces.pop()
                 continue
             steps = max(1, -int(-(ends_at - tokens) // pieces[-1].step_tokens))

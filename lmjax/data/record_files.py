@@ -1,7 +1,7 @@
-"""The records of a file: JSON lines, JSON lists, CSV and Parquet, whatever they are compressed with.
+"""The records of JSON lines, JSON lists, CSV and Parquet files, compressed or not.
 
-A file comes in; out come its rows in order, each with its place in the file. A row that cannot be read comes as its
-BadRecordError, so that whoever reads decides whether to skip it; a file that cannot be read raises one with its path.
+In: a file. Out: its rows in order, each with its place in the file. A row that cannot be read is yielded as a
+BadRecordError, so that the caller decides whether to skip it; a file that cannot be read raises one with its path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131
 def rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Each record of a .jsonl, .json, .csv or .parquet file with its place, in order.
 
-    Raises BadRecordError where the file as a whole cannot be read.
+    Raises BadRecordError where the file cannot be read.
     """
     suffix = suffix_of(path)
     if suffix == ".parquet":
@@ -36,7 +36,7 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def line_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
-    """Each line that is not blank as a JSON object. A line ends at a line feed and nowhere else."""
+    """Each line that is not blank as a JSON object. Only a line feed ends a line."""
     start, number = 3 if data[:3] == UTF8_MARK else 0, 0
     while start < len(data):
         end = data.find(b"\n", start)
@@ -47,7 +47,7 @@ def line_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
 
 
 def json_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSON list, JSON lines under that name, or one object."""
+    """The objects of a .json file: a list, one object, or JSON lines."""
     items = listed(data, where)
     if items is None:
         return line_rows(data, where)
@@ -76,7 +76,7 @@ def listed(data: Buffer, where: object) -> list[Any] | None:
 
 
 def json_object(line: bytes) -> Row:
-    """The JSON object of a line, or why it is none."""
+    """The JSON object of a line, or the BadRecordError."""
     try:
         return _object(parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
@@ -94,8 +94,8 @@ def _object(value: object) -> Row:
 def csv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
     """The rows of CSV (RFC 4180) below its header, by column; the place is the line where a row begins.
 
-    A row with more or fewer cells than the header, a quote that does not close and bytes that are not UTF-8 make a
-    bad record. Raises BadRecordError for a header that names a column twice.
+    A row with more or fewer cells than the header, an open quote or bytes that are not UTF-8 is a bad record. Raises
+    BadRecordError for a header that names a column twice.
     """
     csv.field_size_limit(_LONGEST_CELL)
     text = data[:].removeprefix(UTF8_MARK).decode("utf-8", "surrogateescape")
@@ -132,15 +132,15 @@ def _row(header: list[str], cells: list[str]) -> Row:
 
 
 def _escaped(cells: list[str]) -> int | None:
-    """The first byte that was not UTF-8."""
-    found = (
+    """The first byte that is not UTF-8; None where there is none."""
+    escaped = (
         ord(char) - 0xDC00 for cell in cells if not cell.isascii() for char in cell if "\udc80" <= char <= "\udcff"
     )
-    return next(found, None)
+    return next(escaped, None)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a Parquet file. Raises BadRecordError where it, or a page of it, is damaged."""
+    """The rows of a Parquet file. Raises BadRecordError where the file or a page is damaged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -166,6 +166,6 @@ def _arrow_row(batch: Any, index: int) -> Row:
 
 
 def damaged_parquet(path: Path, error: BaseException) -> BadRecordError:
-    """The error for a file that is no Parquet, or whose pages cannot be read."""
+    """The error for a file that is not Parquet or has damaged pages."""
     reason = " ".join(str(error).split())[:200]
     return BadRecordError(f"{path}: cannot be read as Parquet ({reason}); a damaged file: fetch it again")

@@ -13,7 +13,7 @@ __all__ = ["BadRecordError", "Documents", "MemoryDocuments", "Source", "open_sou
 def open_source(settings: SourceSettings) -> Documents:
     """The documents of a source of text. Raises UserError where it is missing, empty or of token shards."""
     if settings.kind == "embedded":
-        from lmjax.data.embedded_corpus import embedded_corpus  # reads every docstring: only when it is wanted
+        from lmjax.data.embedded_corpus import embedded_corpus  # imported on use: it reads every docstring
 
         return MemoryDocuments(embedded_corpus(settings.split), settings)
     if settings.kind == "text":

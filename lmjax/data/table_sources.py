@@ -1,7 +1,7 @@
 """Documents in Parquet files and in TensorFlow Datasets, without TensorFlow.
 
-Parquet is read by row group: the last one used stays in memory. A TFDS builder must be prepared in the random-access
-format `array_record`, which its data source reads.
+Parquet is read by row group; the last row group stays in memory. A TFDS builder must be prepared in the random-access
+format `array_record`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ParquetDocuments(Documents):
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
         self.paths, self.left_out = find_files(settings.path, (".parquet",))
-        self._group: tuple[int, Any] | None = None  # the last row group that was used, or why it cannot be read
+        self._group: tuple[int, Any] | None = None  # the last row group, or its BadRecordError
         self._groups: list[tuple[int, int]] = []  # file and row group within it
         self._in_file: list[int] = []  # the row group's first row in its file
         first_rows = [0]
@@ -50,7 +50,7 @@ class ParquetDocuments(Documents):
 
     @property
     def size_bytes(self) -> int:
-        return 2 * sum(self._sizes)  # text in Parquet is about half as large as it is plain
+        return 2 * sum(self._sizes)  # text in Parquet has about half the size of plain text
 
     @property
     def contents(self) -> list[list[object]]:
@@ -70,8 +70,8 @@ class ParquetDocuments(Documents):
             raise UserError(str(damaged_parquet(path, error))) from None
         field = self.settings.field
         if schema.names.count(field) != 1:
-            found = "two columns" if field in schema.names else "no column"
-            raise UserError(f"{path}: {found} source.field = {field!r}; {nearest(field, schema.names)}")
+            problem = "two columns" if field in schema.names else "no column"
+            raise UserError(f"{path}: {problem} source.field = {field!r}; {nearest(field, schema.names)}")
         kind = schema.field(field).type
         value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if str(value) not in _TEXT_TYPES:
@@ -95,13 +95,13 @@ class ParquetDocuments(Documents):
             raise BadRecordError(f'{where}: {error}; fix it, or set source.on_bad_record = "skip"') from None
 
     def _column(self, path: Path, group: int, rows: int) -> Any:
-        """The column of a row group, or the BadRecordError of all its rows where a page of it is damaged."""
+        """The column of a row group, or a BadRecordError for all its rows where a page is damaged."""
         import pyarrow
 
         try:
             column = self._checked_file(path).read_row_group(group, [self.settings.field]).column(0)
             if len(column) != rows:
-                raise ValueError(f"{len(column):,} rows where {rows:,} are announced")
+                raise ValueError(f"{len(column):,} rows, expected the {rows:,} of its metadata")
             return column
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             return damaged_parquet(path, error)
@@ -114,11 +114,11 @@ def _value(cell: Any) -> object:
     try:
         return cell.as_py()
     except UnicodeDecodeError as error:
-        return error.object  # the bytes, whose check names what is wrong with them
+        return error.object  # the bytes, of which checked_text names the error
 
 
 class TfdsDocuments(Documents):
-    """The text feature `settings.field` of a split of a TFDS builder: its name, or the folder it was prepared in."""
+    """The text feature `settings.field` of a split of a TFDS builder, by name or by prepared folder."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings

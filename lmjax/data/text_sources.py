@@ -1,9 +1,9 @@
 """Documents in text files: whole files, lines, blank-line blocks, and the records of JSON lines, JSON lists and CSV.
 
 A file is scanned once for its line ends and then read through a memory map. A compressed file, one in UTF-16, a JSON
-list and CSV have no random access: they are read into memory, one file at a time, so many files of moderate size are
-better than one of many gigabytes. A byte order mark at the start of a file is left out. Lines of nothing but white
-space separate and are no documents.
+list and CSV have no random access: they are read into memory, one file at a time, so that many files of moderate size
+are better than one of many gigabytes. A byte order mark at the start of a file is dropped. Lines of white space are
+separators, not documents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Spans = tuple[np.ndarray, np.ndarray]  # first byte of each document and the byt
 
 _NEWLINE = 10
 _BLOCK = 1 << 26  # bytes scanned at a time, which bounds the memory of the scan
-_SAMPLES, _SAMPLE = 64, 1 << 18  # of a big file's checksum: how many parts are read, and their bytes
+_SAMPLES, _SAMPLE = 64, 1 << 18  # of the checksum of a big file: the number of parts, and their bytes
 _SPACES = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
@@ -60,7 +60,7 @@ class FileDocuments(Documents):
         self.paths, self.left_out = find_files(settings.path, self.suffixes, otherwise=self.otherwise)
         self._check_paths()
         self._open: tuple[int, Buffer] | None = None
-        self._newlines_before = (-1, 0, 0)  # file, byte offset, newlines before it: where counting lines goes on
+        self._newlines_before = (-1, 0, 0)  # file, byte offset, newlines before it, from which counting continues
         self._unreadable: dict[int, str] = {}
         self._sizes = [0] * len(self.paths)
         self._spans: list[Spans] = []
@@ -80,10 +80,10 @@ class FileDocuments(Documents):
         return [[path.name, checksum(path)] for path in self.paths]
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_open": None}  # a memory map cannot travel to a worker process
+        return self.__dict__ | {"_open": None}  # a memory map cannot be sent to a worker process
 
     def _check_paths(self) -> None:
-        """Raises UserError for a file that this kind would misread without a word."""
+        """Raises UserError for a file that this kind would silently misread."""
         for path in self.paths:
             kind = KINDS_BY_SUFFIX.get(suffix_of(path), "text")
             if kind != "text":
@@ -93,18 +93,18 @@ class FileDocuments(Documents):
                 )
 
     def _load(self, number: int) -> Buffer:
-        """The bytes of a file whose spans are its records. Raises BadRecordError where it cannot be read."""
+        """The bytes of a file, in which records are spans. Raises BadRecordError where it cannot be read."""
         return utf8_of(self.paths[number])
 
     def _spans_of(self, data: Buffer) -> Spans:
         return text_spans(data, self.settings.documents)
 
     def _text(self, raw: bytes) -> str:
-        """A record's text from its bytes; raises BadRecordError or UnicodeDecodeError, without the line."""
+        """The text of a record from its bytes. Raises BadRecordError or UnicodeDecodeError without the place."""
         return raw.decode("utf-8")
 
     def _scan(self, number: int) -> Spans:
-        """The documents of one file. A file that cannot be read is one bad record, where those are skipped."""
+        """The documents of one file. An unreadable file is one bad record under "skip"."""
         try:
             data = self._buffer(number)
         except BadRecordError as error:
@@ -116,9 +116,9 @@ class FileDocuments(Documents):
         return self._spans_of(data)
 
     def _buffer(self, number: int) -> Buffer:
-        """The bytes of a file; the last one is kept open."""
+        """The bytes of a file; the last file stays open."""
         if self._open is None or self._open[0] != number:
-            self._open = None  # frees a decompressed file before the next is read
+            self._open = None  # frees a decompressed file before reading the next
             self._open = (number, self._load(number))
         return self._open[1]
 
@@ -141,7 +141,7 @@ class FileDocuments(Documents):
         raise BadRecordError(f'{where}: {bad}; fix it, or set source.on_bad_record = "skip"')
 
     def _place(self, number: int, offset: int, record: int) -> str:
-        """Where in its file a byte of a record is; counting lines goes on from the last answer where it can."""
+        """The place of a byte of a record: the file and the line, counted from the last place where possible."""
         file, counted, newlines = self._newlines_before
         if file != number or counted > offset:
             counted, newlines = 0, 0
@@ -164,7 +164,7 @@ class JsonLines(FileDocuments):
         pass
 
     def _load(self, number: int) -> Buffer:
-        """A file of JSON lines as it is, a JSON list as lines."""
+        """A file of JSON lines unchanged, a JSON list as lines."""
         data = utf8_of(self.paths[number])
         items = listed(data, self.paths[number]) if suffix_of(self.paths[number]) == ".json" else None
         if items is None:
@@ -201,7 +201,7 @@ class CsvDocuments(JsonLines):
         super().__init__(settings)
 
     def _load(self, number: int) -> Buffer:
-        """The file's column as JSON lines: strings, or objects that say why a row cannot be read."""
+        """The column of the file as JSON lines: strings, or objects with the error of a bad row."""
         path, field = self.paths[number], self.settings.field
         places, lines = [], []
         for place, row in csv_rows(utf8_of(path), path):

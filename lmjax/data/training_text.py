@@ -1,88 +1,73 @@
-"""The text that a tokenizer is trained on: a sample of every source, all over its length.
+"""The text that a tokenizer is trained on: a sample from all parts of every source.
 
-In: the sources of a recipe and how many bytes of UTF-8 may be read. Out: texts in the order of the sources, and how
-much was read of each. Sources that fit together are read whole; else each has a share by its weight, or by its size
-where it has no weight, and of what a small source leaves over the others have more.
+In: the sources of a recipe and a limit in bytes of UTF-8. Out: texts in the order of the sources, and the bytes read of
+each. Sources within the limit are read completely; else each has a share by its weight, or by its size where it has no
+weight, and the unused share of a small source goes to the others.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lmjax.data.documents import Documents
 from lmjax.data.sources import open_source
 from lmjax.settings import SourceSettings
+from lmjax.tokenizers.long_words import ends_with_long_word, without_long_words
 
-_PLACES = 64  # of a source, and of a long document, that are read from, spread evenly over it
-_LEAST = 1024  # bytes that are worth a place of their own
-_LONGEST_WORD = 1024  # characters; trainers take time that grows with the square of a word's length
-# What a tokenizer never cuts before it is trained: letters, digits, or other signs in a row.
-MOST_LONG_WORDS = 128  # of these, for a trainer that looks at every repeated part of each
-_SIGNS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)")
-_LONG_WORD = re.compile("|".join(rf"(?<!{sign}){sign}{{{_LONGEST_WORD + 1},}}" for sign in _SIGNS))
-_ENDS_LONG = re.compile("|".join(rf"(?<!{sign}){sign}{{{_LONGEST_WORD}}}\Z" for sign in _SIGNS))
+_PLACES = 64  # sampled places of a source, and of a long document, at even distances
+_LEAST = 1024  # bytes of a sample at one place
+MOST_LONG_WORDS = 128  # pieces, for a trainer that examines every repeated substring
 
 
 class TrainingText(NamedTuple):
-    """Texts, and of each source its name, how many bytes of it were read, and whether that is all of it."""
+    """Texts, and the name of each source, the bytes read of it, and whether that is all of it."""
 
     texts: list[str]
     read: list[tuple[str, int, bool]]
 
     @property
     def told(self) -> str:
-        """What was read, in words."""
+        """What was read, as text for a message."""
         parts = [f"{'all ' if whole else ''}{size:,} of {name}" for name, size, whole in self.read]
         return f"{sum(size for _, size, _ in self.read):,} bytes: {', '.join(parts)}"
 
 
 def training_text(sources: Sequence[SourceSettings], limit: int) -> TrainingText:
-    """At most about `limit` bytes of the sources. Raises UserError for what they cannot read."""
+    """At most about `limit` bytes of the sources. Raises UserError for a source that cannot be read."""
     opened = [open_source(settings) for settings in sources]
     names = [_told(source) for source in opened]
-    whole = _all(opened, limit)
-    if whole is not None:
-        sizes = [sum(map(_size, texts)) for texts in whole]
+    complete_texts = _all(opened, limit)
+    if complete_texts is not None:
+        sizes = [sum(map(_size, texts)) for texts in complete_texts]
         read = [(name, size, True) for name, size in zip(names, sizes, strict=True)]
-        return TrainingText([text for texts in whole for text in texts], read)
+        return TrainingText([text for texts in complete_texts for text in texts], read)
     weights = [_size_of(source) if source.settings.weight is None else source.settings.weight for source in opened]
     samples: dict[int, tuple[list[str], int, bool]] = {}
     left = float(limit)
     for number in sorted(range(len(opened)), key=lambda n: _size_of(opened[n]) / weights[n]):
         share = left * weights[number] / sum(weights[n] for n in range(len(opened)) if n not in samples)
         everything = _all([opened[number]], int(share))
-        found = _sample(opened[number], int(share)) if everything is None else everything[0]
-        samples[number] = (found, sum(map(_size, found)), everything is not None)
+        sample = _sample(opened[number], int(share)) if everything is None else everything[0]
+        samples[number] = (sample, sum(map(_size, sample)), everything is not None)
         left -= samples[number][1]
     ordered = [samples[number] for number in range(len(opened))]
     read = [(name, size, complete) for name, (_, size, complete) in zip(names, ordered, strict=True)]
-    return TrainingText([text for found, _, _ in ordered for text in found], read)
-
-
-def without_long_words(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, cut within words of more than 1,024 letters, digits or other signs, such as DNA has."""
-    for text in texts:
-        first = 0
-        for word in _LONG_WORD.finditer(text):
-            for at in range(word.start() + _LONGEST_WORD, word.end(), _LONGEST_WORD):
-                yield text[first:at]
-                first = at
-        yield text[first:]
+    return TrainingText([text for sample, _, _ in ordered for text in sample], read)
 
 
 def with_few_long_words(texts: Iterable[str]) -> tuple[list[str], int]:
-    """The texts with at most 128 pieces of words as long as `without_long_words` cuts them, and how many there were.
+    """The texts with at most 128 of the longest pieces that `without_long_words` cuts, and how many there were.
 
-    For SentencePiece's unigram, whose time grows with the square of such text: 300 kB of DNA take a minute.
+    For SentencePiece's unigram, whose time is quadratic in such text: 300 kB of DNA take a minute.
     """
     pieces = list(without_long_words(texts))
-    long = [number for number, piece in enumerate(pieces) if _ENDS_LONG.search(piece)]
+    long = [number for number, piece in enumerate(pieces) if ends_with_long_word(piece)]
     if len(long) <= MOST_LONG_WORDS:
         return pieces, len(long)
-    kept = {long[len(long) * place // MOST_LONG_WORDS] for place in range(MOST_LONG_WORDS)}
-    dropped = set(long) - kept
+    chosen = {long[len(long) * place // MOST_LONG_WORDS] for place in range(MOST_LONG_WORDS)}
+    dropped = set(long) - chosen
     return [piece for number, piece in enumerate(pieces) if number not in dropped], len(long)
 
 
@@ -100,14 +85,14 @@ def _all(sources: Sequence[Documents], limit: int) -> list[list[str]] | None:
 
 
 def _sample(source: Documents, limit: int) -> list[str]:
-    """About `limit` bytes of documents that follow each other at places all over the source."""
+    """About `limit` bytes of consecutive documents from places at even distances over the source."""
     places = min(len(source), _PLACES, max(1, limit // _LEAST))
     firsts = [len(source) * place // places for place in range(places + 1)]
-    # up to which part of the limit has been read behind each place: by length where every document is a place
+    # the share of the limit that each place has: by length where every document is a place
     shares = [1.0] * places
     if places == len(source):
         shares = [float(sum(map(_size, source.read(index, index + 1)[0]))) for index in range(places)]
-    found: list[str] = []
+    texts: list[str] = []
     size, due = 0, 0.0
     for place, share in enumerate(shares):
         due += limit * share / (sum(shares) or 1.0)
@@ -117,12 +102,12 @@ def _sample(source: Documents, limit: int) -> list[str]:
             for text in source.read(index, index + 1)[0]:
                 pieces = _spread(text, int(due) - size)
                 size += sum(map(_size, pieces))
-                found += pieces
-    return found
+                texts += pieces
+    return texts
 
 
 def _spread(text: str, limit: int) -> list[str]:
-    """The text, or at most `limit` bytes of it in pieces all over its length that begin behind a blank."""
+    """The text, or at most `limit` bytes of it, in pieces at even distances that begin after a blank."""
     if _size(text) <= limit:
         return [text]
     places = max(1, min(_PLACES, limit // _LEAST))
@@ -147,5 +132,5 @@ def _size(text: str) -> int:
 
 
 def _size_of(source: Documents) -> float:
-    """About how much text the part of the source holds that is read."""
+    """An estimate of the bytes of the selected part of the source."""
     return max(1.0, source.size_bytes * (source.settings.end - source.settings.begin))

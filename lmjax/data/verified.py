@@ -1,8 +1,7 @@
-"""Token shards are verified once for each file and machine: read whole, and compared with their manifest.
+"""Verifies token shards against their manifest, once for each file and machine.
 
-Which files have been is kept in the user's cache folder with what tells a file from another one: device, inode, size,
-time of its last change, and the digest and the tokenizer's entries that it was compared with. What was copied, written
-or restored since is verified again.
+The user's cache folder holds the identities of verified files: device, inode, size, time of the last change, and the
+digest and vocabulary size of the comparison. A file that was copied, written or restored since is verified again.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from lmjax.data.token_shards import ShardFile, TokenShards, verify_file
 from lmjax.errors import UserError
 from lmjax.files import cache_folder, read_json, write_whole
 
-_LONG = 4e9  # bytes from which on it is said that they are about to be read
+_LONG = 4e9  # bytes; more are announced before they are read
 
 
 def verify_once(shards: TokenShards, entries: int, say: Callable[[str], None]) -> None:
-    """Verifies those files of the folder that have not been on this machine, and says so.
+    """Verifies the files of the folder that this machine has not verified yet, and reports it by `say`.
 
-    entries: of the tokenizer. Raises UserError naming the first file that is not what its manifest says, or that holds
-    a token's id which the tokenizer does not have.
+    entries: the vocabulary size of the tokenizer. Raises UserError, which names the first file that differs from its
+    manifest or holds an id outside the vocabulary.
     """
-    kept = (
+    record = (
         cache_folder() / "verified" / f"{hashlib.sha256(str(shards.folder.resolve()).encode()).hexdigest()[:32]}.json"
     )
-    known = _read(kept)
+    known = _read(record)
     now = {file.name: _identity(shards.folder / file.name, file, entries) for file in shards.manifest.files}
     unknown = [file for file in shards.manifest.files if known.get(file.name) != now[file.name]]
     if not unknown:
@@ -49,7 +48,7 @@ def verify_once(shards: TokenShards, entries: int, say: Callable[[str], None]) -
             check.result()
     seconds = time.monotonic() - started
     say(f"{shards.folder}: {len(unknown)} files of {size / 1e6:,.1f} MB verified in {seconds:.1f} s")
-    _write(kept, now, say)
+    _write(record, now, say)
 
 
 def _identity(path: Path, file: ShardFile, entries: int) -> str:
@@ -59,7 +58,7 @@ def _identity(path: Path, file: ShardFile, entries: int) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """What was verified; nothing where that cannot be read, and the files are verified again."""
+    """The identities of verified files; none where the record cannot be read, so that files are verified again."""
     try:
         return read_json(path, dict[str, str])
     except UserError:
@@ -71,4 +70,4 @@ def _write(path: Path, verified: dict[str, str], say: Callable[[str], None]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(verified))
     except OSError as error:
-        say(f"{path}: cannot be written ({error.strerror}), so that the shards are verified at every start")
+        say(f"{path}: cannot be written ({error.strerror}): the shards are verified at every start; set XDG_CACHE_HOME")

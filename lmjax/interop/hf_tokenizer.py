@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lmjax.files import read_json
 from lmjax.tokenizers import base
-from lmjax.tokenizers.byte_level_bpe import END_OF_TEXT, byte_characters
-from lmjax.tokenizers.huggingface import HuggingFaceTokenizer, as_json
+from lmjax.tokenizers.byte_level_bpe import END_OF_TEXT, byte_level_pipeline, parse_merges
+from lmjax.tokenizers.huggingface import HUGGINGFACE, HuggingFaceTokenizer, as_json
 from lmjax.tokenizers.huggingface_config import CONFIG, PIPELINE
-from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from lmjax.tokenizers.pipeline import BYTES
+from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer, published_contents
+from lmjax.tokenizers.wordpiece import between_specials, wordpiece_pipeline
 
 MODEL, GENERATION = "config.json", "generation_config.json"
 _VOCABULARY, _MERGES, _WORDPIECE = "vocab.json", "merges.txt", "vocab.txt"
@@ -51,15 +52,15 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_ids(folder, tokenizer)
-    if isinstance(tokenizer, HuggingFaceTokenizer):
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.kind == HUGGINGFACE:
         return _write_as_read(folder, tokenizer, context)
     if tokenizer.kind == "byte":
-        ids = dict(sorted(byte_characters().items(), key=lambda item: item[1]))
+        ids = dict(sorted(BYTES.items(), key=lambda item: item[1]))
         vocabulary = json.dumps(ids | {END_OF_TEXT: tokenizer.eos_id}, ensure_ascii=False).encode()
         contents = base.Contents("byte", {}, {_VOCABULARY: vocabulary, _MERGES: b"#version: 0.2\n"})
         _write_byte_level(folder, contents, (), context)
         return "bytes as a byte-level BPE without merges"
-    contents = _contents(tokenizer)
+    contents = published_contents(tokenizer)
     if tokenizer.kind == "bpe":
         _write_byte_level(folder, contents, contents.parameters["user_symbols"], context)
         return "a byte-level BPE"
@@ -85,9 +86,8 @@ def _write_byte_level(folder: Path, contents: base.Contents, symbols: Sequence[s
     """Writes GPT-2's own pair of files, and tokenizer.json, which alone holds the symbols."""
     for name, data in contents.files.items():
         (folder / name).write_bytes(data)
-    pipeline = tokenizers.Tokenizer(models.BPE.from_file(str(folder / _VOCABULARY), str(folder / _MERGES)))
-    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pipeline.decoder = decoders.ByteLevel()
+    vocabulary, merges = json.loads(contents.files[_VOCABULARY]), contents.files[_MERGES].decode()
+    pipeline = byte_level_pipeline(vocabulary, parse_merges(merges, folder), folder)
     pipeline.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, normalized=False, special=True)])
     _write_pipeline(folder, contents, pipeline, symbols)
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
@@ -97,19 +97,10 @@ def _write_byte_level(folder: Path, contents: base.Contents, symbols: Sequence[s
 def _write_wordpiece(folder: Path, contents: base.Contents, context: int) -> None:
     """Writes BERT's vocab.txt and flags, and tokenizer.json, which alone holds the symbols."""
     tokens = contents.files[_WORDPIECE].decode().removesuffix("\n").split("\n")
-    ids = {token: index for index, token in enumerate(tokens)}
     lowercase = contents.parameters["lowercase"]
-    pipeline = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=_BERT["unk_token"]))
-    pipeline.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)
-    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pipeline.decoder = decoders.WordPiece(prefix="##")
-    names = {name: token for name, token in _BERT.items() if token in ids}
+    pipeline = between_specials(wordpiece_pipeline(tokens, lowercase=lowercase, strip_accents=lowercase))
+    names = {name: token for name, token in _BERT.items() if token in tokens}
     pipeline.add_special_tokens(list(names.values()))
-    if "cls_token" in names:
-        ends = [(names[name], ids[names[name]]) for name in ("cls_token", "sep_token")]
-        pipeline.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
-        )
     _write_pipeline(folder, contents, pipeline, contents.parameters["user_symbols"])
     own_class = "BertTokenizer" if len(names) == len(_BERT) else "PreTrainedTokenizerFast"
     flags = {"do_lower_case": lowercase, "strip_accents": lowercase, "tokenize_chinese_chars": True}
@@ -143,11 +134,6 @@ def _write_ids(folder: Path, tokenizer: Tokenizer) -> None:
     if (folder / MODEL).is_file():
         text = json.dumps(read_json(folder / MODEL, dict[str, Any]) | ids, indent=2)
         (folder / MODEL).write_text(text + "\n", encoding="utf-8")
-
-
-def _contents(tokenizer: Tokenizer) -> base.Contents:
-    assert isinstance(tokenizer, base.StoredTokenizer)
-    return tokenizer.contents()
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from lmjax.checkpoints.initial import InitialCheckpoint, open_initial
 from lmjax.data.batch import SEGMENTS
 from lmjax.data.conversation_rows import Counts, open_rows
-from lmjax.data.conversations import Response, render
+from lmjax.data.conversations import render
 from lmjax.data.packing import Rows
 from lmjax.errors import require
 from lmjax.model.heads import ScalarModel
@@ -76,11 +76,10 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
 
     def scored() -> Iterator[Scored]:
         for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
-            assert isinstance(record, Response)
             score, fix = float(scores_K[0]), "the training that wrote the checkpoint diverged: take an older one"
             require(math.isfinite(score), f"{checkpoint}: a score", score, "a finite number", fix)
-            prompt = "".join(piece.text for piece in render(record.prompt, dialogue.template))
-            yield Scored(prompt, record.answer, score, record.reward)
+            prompt = "".join(piece.text for piece in render(record.turns, dialogue.template))
+            yield Scored(prompt, record.answers[0], score, record.reward)
 
     return scored(), counts
 

@@ -1,8 +1,8 @@
 """What every tokenizer shares: the folder it is saved in, and the ids it accepts.
 
-A tokenizer is its kind, a few JSON parameters and some named files. In come those; out goes a folder of the files
-beside `lmjax_tokenizer.json`, which names the kind and holds the SHA-256 of each file, so that a damaged folder is
-found when it is read and not when the samples look odd. Nothing is pickled.
+In: the kind of a tokenizer, a few JSON parameters and named files. Out: a folder of these files and
+`lmjax_tokenizer.json`, which names the kind and holds the SHA-256 of each file, so that reading a damaged folder is an
+error. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FORMAT = 1
 
 
 class NoTokenizerError(UserError):
-    """A folder without a tokenizer, or with one that lmjax cannot follow: its model can still be read."""
+    """A folder has no tokenizer, or one that lmjax does not support; its model can still be read."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a tokenizer consists of."""
+    """What a tokenizer is stored as."""
 
     kind: str
     parameters: Mapping[str, Any]
@@ -43,22 +43,22 @@ class StoredTokenizer(ABC):
     kind: str
     vocab_size: int
     eos_id: int
-    lossless: bool  # every text can be told from its ids: none is changed, shortened or encoded as unknown
+    lossless: bool  # different texts have different ids: no text is normalised, shortened or encoded as unknown
 
     @abstractmethod
     def contents(self) -> Contents:
-        """The parameters and files that bring this tokenizer back."""
+        """The parameters and files from which this tokenizer is loaded again."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that `ids` stand for. Raises UserError for an id that does not exist."""
+        """The text of `ids`. Raises UserError for an id outside the vocabulary."""
 
     @abstractmethod
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [tokens]; may raise TypeError or UnicodeEncodeError for what is not text."""
+        """The ids of each text, int32 [tokens]. Raises TypeError or UnicodeEncodeError for what is not Unicode text."""
 
     def byte_lengths(self) -> np.ndarray | None:
-        """Bytes of text that each id stands for, int64 [vocab_size]; None where they do not add up to a text's."""
+        """Bytes of text per id, int64 [vocab_size]; None where they do not add up to the bytes of a text."""
         return None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -76,7 +76,7 @@ class StoredTokenizer(ABC):
         write_folder(folder, self.contents())
 
     def text_ids(self, ids: Sequence[int]) -> list[int]:
-        """`ids` without end-of-text, which stands for no characters. Raises UserError for an id that does not exist."""
+        """`ids` without end-of-text, which has no characters. Raises UserError for an id outside the vocabulary."""
         ids_T = np.asarray(ids, dtype=np.int64).reshape(-1)
         outside = ids_T[(ids_T < 0) | (ids_T >= self.vocab_size)]
         if outside.size:
@@ -99,7 +99,7 @@ def _require_unicode(texts: Sequence[str]) -> None:
 
 
 def write_folder(folder: Path, contents: Contents) -> None:
-    """Writes the files first and the metadata last: a folder that has metadata is whole."""
+    """Writes the files first and the metadata last: a folder with metadata is complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.files.items():
@@ -121,9 +121,9 @@ class _Metadata(TypedDict):
 
 
 def read_folder(folder: Path) -> Contents:
-    """The contents that `write_folder` wrote. Raises UserError where they are missing, damaged or from the future.
+    """The contents that `write_folder` wrote. Raises UserError where they are missing, damaged or of a newer format.
 
-    Its files are plain ones in the folder itself: a name that leads out of it, a link or a device is refused.
+    Only plain files in the folder itself are read: a path, a link or a device is an error.
     """
     path = Path(folder) / METADATA
     metadata = read_json(path, _Metadata, "save the tokenizer again")
@@ -141,7 +141,7 @@ def read_folder(folder: Path) -> Contents:
 
 
 def read_own_file(folder: Path, name: str, where: object) -> bytes:
-    """The bytes of the plain file `name`, which `where` names, in the folder. Raises UserError for any other."""
+    """The bytes of the plain file `name` of the folder. Raises UserError, which names `where`, for anything else."""
     path = folder / safe_name(name, where)
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: expected a plain file, found a folder or a device; restore the file")

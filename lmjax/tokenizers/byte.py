@@ -1,4 +1,4 @@
-"""Text as its UTF-8 bytes: ids 0 to 255, and 256 for the end of a text. Nothing to train, nothing to lose."""
+"""Text as its UTF-8 bytes: ids 0 to 255, and 256 for the end of a text. It needs no training and is lossless."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lmjax.tokenizers.base import Contents, StoredTokenizer
 
 
 class ByteTokenizer(StoredTokenizer):
-    """Lossless for every text; ids that are not UTF-8, as a model may sample them, decode to U+FFFD."""
+    """One id per byte. Ids that are not valid UTF-8, which a model may sample, decode to U+FFFD."""
 
     kind = "byte"
     vocab_size = 257

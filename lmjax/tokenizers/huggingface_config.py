@@ -1,7 +1,8 @@
-"""What transformers lays over a tokenizer.json: special and added tokens, and the flags of some tokenizer classes.
+"""What transformers adds to a tokenizer.json: special and added tokens, and the flags of some tokenizer classes.
 
-In: tokenizer_config.json, special_tokens_map.json and added_tokens.json as bytes. Out: a `FolderConfig`, and a
-tokenizer changed in place. A flag that asks for something else than the file, and is not followed, is an error.
+In: tokenizer_config.json, special_tokens_map.json and added_tokens.json as bytes. Out: a `FolderConfig`, which
+`apply_config` applies to a tokenizer in place. A flag that contradicts the file, and that lmjax does not apply, is an
+error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_json, decode_text
@@ -23,7 +24,7 @@ PIPELINE, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_toke
 SPECIAL, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 FILES = (PIPELINE, CONFIG, SPECIAL, ADDED, TEMPLATE)  # kept as they are in checkpoints and exports
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-AS_IN_FILE = ("TokenizersBackend", "PreTrainedTokenizer")  # classes that lay no flags over the file
+AS_IN_FILE = ("TokenizersBackend", "PreTrainedTokenizer")  # classes that add no flags to the file
 
 _BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "ConvBertTokenizer", "MobileBertTokenizer")
 _BERT_FLAGS = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
@@ -71,44 +72,46 @@ class FolderConfig:
             name: self.values[name] for name in NAMED if name in self.values
         }
         known = {token.content: token for token in self.added.values()}
-        found = {}
+        tokens = {}
         for name, value in values.items():
             if value is not None:
                 token = _token(value, f"{self.where}: {name}")
-                found[name] = known.get(token.content, token)
-        return found
+                tokens[name] = known.get(token.content, token)
+        return tokens
 
     def extra(self) -> list[tokenizers.AddedToken]:
-        """Further special tokens, without a name of their own."""
+        """Special tokens beyond the named ones."""
         value = self.values.get("extra_special_tokens") or self.values.get("additional_special_tokens") or []
         several = list(value.values()) if isinstance(value, dict) else value
         check_form(several, list[Any], self.where, "extra_special_tokens", _FIX)
-        own = [
+        other_fields = [
             text
             for name, text in self.values.items()
             if name.endswith("_token") and name not in NAMED and isinstance(text, str)
         ]
-        return [_token(item, f"{self.where}: extra_special_tokens") for item in [*own, *several]]
+        return [_token(item, f"{self.where}: extra_special_tokens") for item in [*other_fields, *several]]
 
-    def clean_up(self, text: str, tokenizer: tokenizers.Tokenizer) -> str:
-        """Takes the blanks before punctuation away where the file asks for it and the model is not a BPE."""
-        if not self.flag("clean_up_tokenization_spaces") or isinstance(tokenizer.model, models.BPE):
-            return text
-        for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
-            before = " ' " if mark == "'" else f" {mark}"
-            text = text.replace(before, mark)
-        return text
+    @property
+    def cleans_up(self) -> bool:
+        return bool(self.flag("clean_up_tokenization_spaces"))
+
+
+def clean_up(text: str) -> str:
+    """The text without the blanks that decoding leaves before punctuation."""
+    for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(" ' " if mark == "'" else f" {mark}", mark)
+    return text
 
 
 def read_config(files: Mapping[str, bytes], where: object) -> FolderConfig:
     """The files beside tokenizer.json. Raises UserError naming file and field."""
     values = _object(files, CONFIG, where)
     place = f"{where}: {CONFIG}"
-    given = values.get("added_tokens_decoder")
+    by_id = values.get("added_tokens_decoder")
     added: dict[int, tokenizers.AddedToken] = {}
-    if given is not None:
-        check_form(given, dict[str, dict[str, Any]], place, "added_tokens_decoder", _FIX)
-        for index, token in given.items():
+    if by_id is not None:
+        check_form(by_id, dict[str, dict[str, Any]], place, "added_tokens_decoder", _FIX)
+        for index, token in by_id.items():
             added[_index(index, place)] = _token(token, f"{place}: added_tokens_decoder.{index}")
         return FolderConfig(values, added, place)
     values = values | _object(files, SPECIAL, where)
@@ -121,8 +124,10 @@ def read_config(files: Mapping[str, bytes], where: object) -> FolderConfig:
     return FolderConfig(values, added, place)
 
 
-def lay_over(tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_class: str | None, where: object) -> None:
-    """Adds the tokens and sets the flags that transformers would. Raises UserError for flags that are not followed."""
+def apply_config(
+    tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_class: str | None, where: object
+) -> None:
+    """Adds the tokens and sets the flags as transformers does. Raises UserError for flags that lmjax cannot follow."""
     _set_flags(tokenizer, config, tokenizer_class)
     present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokens = [config.added[index] for index in sorted(config.added)]
@@ -131,10 +136,10 @@ def lay_over(tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_cl
     specials = [*config.named(tokenizer_class).values(), *config.extra()]
     tokenizer.add_tokens([*tokens, *(token for token in specials if token.content not in present)])
     for index, token in config.added.items():
-        own = tokenizer.token_to_id(token.content)
-        if token.content and own != index:
+        actual = tokenizer.token_to_id(token.content)
+        if token.content and actual != index:
             raise UserError(
-                f"{where}: added token {shortened(token.content)} has the id {index}: expected {own}, as the next "
+                f"{where}: added token {shortened(token.content)} has the id {index}: expected {actual}, as the next "
                 "after the vocabulary's; use the tokenizer's own files"
             )
     if config.flag("split_special_tokens"):
@@ -142,7 +147,7 @@ def lay_over(tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_cl
 
 
 def makes_its_own_steps(tokenizer: tokenizers.Tokenizer, tokenizer_class: str | None) -> bool:
-    """Whether transformers 5 cuts otherwise than the file, as its class brings a normalizer and a pre-tokenizer."""
+    """Whether transformers 5 replaces the normalizer and pre-tokenizer of the file by those of the tokenizer class."""
     normal, cut = state(tokenizer.normalizer), state(tokenizer.pre_tokenizer).get("type")
     if tokenizer_class == "GPT2Tokenizer":
         return bool(normal) or cut != "ByteLevel"
@@ -153,20 +158,20 @@ def makes_its_own_steps(tokenizer: tokenizers.Tokenizer, tokenizer_class: str | 
 
 
 def class_of_model(model_type: object) -> str | None:
-    """The tokenizer class that transformers takes where tokenizer_config.json names none."""
+    """The tokenizer class that transformers uses where tokenizer_config.json names none."""
     return _MODEL_CLASSES.get(model_type) if isinstance(model_type, str) else None
 
 
 def _set_flags(tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_class: str | None) -> None:
     if tokenizer_class is not None and tokenizer_class.startswith(AS_IN_FILE):
         return
-    given = {name: config.flag(name) for name in _BERT_FLAGS if config.values.get(name) is not None}
+    flags = {name: config.flag(name) for name in _BERT_FLAGS if config.values.get(name) is not None}
     rules = state(tokenizer.normalizer)
     if tokenizer_class in _BERT and rules.get("type") == "BertNormalizer":
-        wanted: dict[str, Any] = {_BERT_FLAGS[name]: value for name, value in (_BERT_DEFAULTS | given).items()}
+        wanted: dict[str, Any] = {_BERT_FLAGS[name]: value for name, value in (_BERT_DEFAULTS | flags).items()}
         tokenizer.normalizer = normalizers.BertNormalizer(clean_text=rules["clean_text"], **wanted)
     elif tokenizer_class in (*_BERT, None):
-        for name, value in given.items():
+        for name, value in flags.items():
             if rules.get(_BERT_FLAGS[name], False if value is False else None) != value:
                 raise _unfollowed(config, name, f"the normalizer of {PIPELINE}, {shortened(rules)}")
     prefix, cut = config.flag("add_prefix_space"), state(tokenizer.pre_tokenizer)
@@ -179,7 +184,7 @@ def _set_flags(tokenizer: tokenizers.Tokenizer, config: FolderConfig, tokenizer_
 
 
 def _puts_blank(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether a blank is put before a text."""
+    """Whether the steps put a blank before a text."""
     before = any(step["type"] == "Prepend" for step in steps(tokenizer.normalizer))
     return before or any(
         step.get("add_prefix_space") or step.get("prepend_scheme", "never") != "never"

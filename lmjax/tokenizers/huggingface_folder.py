@@ -1,7 +1,7 @@
-"""A Hugging Face folder's tokenizer: tokenizer.json as it is, or one made of the older files as transformers makes it.
+"""The tokenizer of a Hugging Face folder: its tokenizer.json, or one converted from older files as transformers does.
 
-In: a folder and, for a model's own tokenizer, the rows of its table. Out: a `HuggingFaceTokenizer`. Which token ends a
-text follows from the folder's files; where they do not say, the folder is refused.
+In: a folder and, for the tokenizer of a model, the rows of its table. Out: a `HuggingFaceTokenizer`. The files of the
+folder name the token that ends a text; where they do not, the folder is refused.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from lmjax.tokenizers.huggingface_config import (
     PIPELINE,
     TEMPLATE,
     FolderConfig,
+    apply_config,
     class_of_model,
-    lay_over,
     read_config,
 )
 from lmjax.tokenizers.older_files import byte_level, sentencepiece, wordpiece
 from lmjax.tokenizers.pipeline import open_pipeline
 
 _MODEL, _GENERATION = "config.json", "generation_config.json"
-_MARKS = (*(name for name in FILES if name != TEMPLATE), _MODEL)  # files that make a folder one of Hugging Face
-_ENDS = ("<|endoftext|>", "[SEP]")  # GPT-2's and BERT's names, which nothing else has
+_MARKS = (
+    *(name for name in FILES if name != TEMPLATE),
+    _MODEL,
+)  # a folder with one of these files is a Hugging Face folder
+_ENDS = ("<|endoftext|>", "[SEP]")  # the names in GPT-2 and BERT
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Whether the folder has a file that transformers alone writes, so that its conventions hold."""
+    """Whether the folder has a file that only transformers writes."""
     return folder.is_dir() and any((folder / name).is_file() for name in _MARKS)
 
 
@@ -59,22 +62,22 @@ def read_huggingface(folder: Path, rows: int | None = None) -> HuggingFaceTokeni
         if names.keys() - config.values.keys():
             config = dataclasses.replace(config, values=names | dict(config.values))
             files[CONFIG] = as_json(config.values)
-    lay_over(pipeline, config, named_class, where)
+    apply_config(pipeline, config, named_class, where)
     rows = _rows(pipeline, rows)
     ids = _ids(folder, pipeline, config, named_class, model)
-    kept = {name: None if index is None or (rows and index >= rows) else index for name, index in ids.items()}
-    if kept["eos_id"] is None:
+    in_table = {name: None if index is None or (rows and index >= rows) else index for name, index in ids.items()}
+    if in_table["eos_id"] is None:
         raise NoTokenizerError(
             f"{folder / CONFIG}: eos_token has the id {ids['eos_id']}: expected one of the {rows} rows of the model's "
             "table; name another token"
         )
-    return HuggingFaceTokenizer(files, {**kept, "tokenizer_class": named_class, "rows": rows}, where)
+    return HuggingFaceTokenizer(files, {**in_table, "tokenizer_class": named_class, "rows": rows}, where)
 
 
 def _from_older_files(
     folder: Path, config: FolderConfig, named_class: str | None
 ) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The pipeline that transformers makes where there is no tokenizer.json, and special tokens that it names."""
+    """The pipeline that transformers makes without a tokenizer.json, and the special tokens that the files name."""
     model_files = sorted(folder.glob("*.model"))
     if len(model_files) > 1:
         raise UserError(
@@ -103,8 +106,8 @@ def _ids(
     for short in ("eos", "bos", "pad", "unk"):
         name = f"{short}_token"
         numbers = [_first_id(values.get(f"{name}_id"), pipeline) for values in (generation, model)]
-        found = [index for index in (named.get(name), *numbers) if index is not None]
-        ids[f"{short}_id"] = found[0] if found and config.values.get(name, "") is not None else None
+        candidates = [index for index in (named.get(name), *numbers) if index is not None]
+        ids[f"{short}_id"] = candidates[0] if candidates and config.values.get(name, "") is not None else None
     others = [named.get("sep_token"), *map(pipeline.token_to_id, _ENDS)]
     if ids["eos_id"] is None:
         ids["eos_id"] = next((index for index in others if index is not None), None)
@@ -122,9 +125,9 @@ def _first_id(value: Any, pipeline: tokenizers.Tokenizer) -> int | None:
 
 
 def _rows(pipeline: tokenizers.Tokenizer, rows: int | None) -> int | None:
-    """The rows of the table, where only added tokens are beyond them."""
-    own = pipeline.get_vocab(with_added_tokens=False).values()
-    return rows if rows is not None and max(own, default=-1) < rows else None
+    """`rows` where only added tokens have ids beyond them, else None."""
+    ids = pipeline.get_vocab(with_added_tokens=False).values()
+    return rows if rows is not None and max(ids, default=-1) < rows else None
 
 
 def _class_in(model: Mapping[str, Any], where: Path) -> str | None:

@@ -1,7 +1,7 @@
-"""Tokenizers of the files from before tokenizer.json, made into the pipelines that transformers makes of them.
+"""Converts tokenizer files that are older than tokenizer.json to the pipelines that transformers makes of them.
 
-In: vocab.txt, vocab.json with merges.txt, or a SentencePiece .model, with tokenizer_config.json's flags. Out: a
-`tokenizers.Tokenizer`. A tokenizer class whose pipeline is another one is refused by its name.
+In: vocab.txt, vocab.json with merges.txt, or a SentencePiece .model, and the flags of tokenizer_config.json. Out: a
+`tokenizers.Tokenizer`. A tokenizer class that has another pipeline is an error.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from lmjax.errors import UserError, shortened
 from lmjax.files import read_bytes, read_json, read_text
 from lmjax.tokenizers.base import NoTokenizerError
-from lmjax.tokenizers.byte_level_bpe import parse_merges
+from lmjax.tokenizers.byte_level_bpe import byte_level_pipeline, parse_merges
 from lmjax.tokenizers.huggingface_config import AS_IN_FILE, CONFIG, FolderConfig
 from lmjax.tokenizers.pipeline import library_call
-from lmjax.tokenizers.wordpiece import parse_vocabulary
+from lmjax.tokenizers.wordpiece import between_specials, parse_vocabulary, wordpiece_pipeline
 
 _MARK = "\u2581"  # SentencePiece's blank
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # types of its pieces
@@ -28,27 +28,15 @@ _BPE_MODEL = 2
 
 
 def wordpiece(path: Path, config: FolderConfig, named_class: str | None) -> tokenizers.Tokenizer:
-    """BERT's vocab.txt; its flags are laid over the pipeline afterwards."""
+    """BERT's vocab.txt. `apply_config` sets the flags of its class afterwards."""
     _expect(path, named_class, "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", None)
-    tokens = parse_vocabulary(read_text(path), path)
-    ids = {token: index for index, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    lowercase = config.flag("do_lower_case") is not False
-    chinese = config.flag("tokenize_chinese_chars") is not False
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=chinese,
+    pipeline = wordpiece_pipeline(
+        parse_vocabulary(read_text(path), path),
+        lowercase=config.flag("do_lower_case") is not False,
         strip_accents=config.flag("strip_accents"),
-        lowercase=lowercase,
+        chinese=config.flag("tokenize_chinese_chars") is not False,
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    if {"[CLS]", "[SEP]"} <= ids.keys():
-        specials = [(name, ids[name]) for name in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=specials
-        )
-    return tokenizer
+    return between_specials(pipeline)
 
 
 def byte_level(folder: Path, config: FolderConfig, named_class: str | None) -> tokenizers.Tokenizer:
@@ -61,10 +49,8 @@ def byte_level(folder: Path, config: FolderConfig, named_class: str | None) -> t
         raise NoTokenizerError(f"{path}: words that end in </w>, as in GPT-1's vocabulary; {_SAVE}")
     _expect(path, named_class, "GPT2Tokenizer", None)
     pairs = parse_merges(read_text(merges), merges)
-    _check_ids(path, vocabulary)
-    tokenizer = library_call(lambda: tokenizers.Tokenizer(models.BPE(vocabulary, pairs)), path)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.flag("add_prefix_space")))
-    tokenizer.decoder = decoders.ByteLevel()
+    blank = bool(config.flag("add_prefix_space"))
+    tokenizer = byte_level_pipeline(vocabulary, pairs, path, add_prefix_space=blank)
     _frame(tokenizer, config, named_class)
     return tokenizer
 
@@ -94,7 +80,7 @@ def sentencepiece(
         if piece.type in ((_CONTROL, _USER) if llama else (_CONTROL,))
     ]
     made.add_tokens(specials)
-    if not llama and proto.normalizer_spec.add_dummy_prefix:  # what is between two added tokens is a text of its own
+    if not llama and proto.normalizer_spec.add_dummy_prefix:  # the text between two added tokens is normalised alone
         for _, token in sorted(config.added.items()):
             flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "single_word", "special")}
             made.add_tokens([tokenizers.AddedToken(token.content, normalized=False, **flags)])
@@ -106,7 +92,7 @@ def sentencepiece(
 
 
 def _llama(pieces: list[str], config: FolderConfig, legacy: bool) -> tokenizers.Tokenizer:
-    """What transformers makes of a .model under the name LlamaTokenizer, whatever the model's own normalisation is."""
+    """What transformers makes of a .model of class LlamaTokenizer; the normalisation of the model is ignored."""
     ids = {piece: index for index, piece in enumerate(pieces)}
     prefix = config.flag("add_prefix_space") is not False
     made = tokenizers.Tokenizer(models.BPE(ids, _merges(ids, ids), fuse_unk=True, byte_fallback=True))
@@ -117,7 +103,7 @@ def _llama(pieces: list[str], config: FolderConfig, legacy: bool) -> tokenizers.
 
 
 def _as_spelled(proto: Any, pieces: list[str], legacy: bool) -> tokenizers.Tokenizer:
-    """The steps that the model itself spells out."""
+    """The steps that the model file specifies."""
     rules, spec = proto.normalizer_spec, proto.trainer_spec
     user = [piece.piece for piece in proto.pieces if piece.type == _USER]
     if spec.model_type == _BPE_MODEL:
@@ -152,45 +138,45 @@ def _as_spelled(proto: Any, pieces: list[str], legacy: bool) -> tokenizers.Token
 
 
 def _normalizers(rules: Any, legacy: bool) -> list[Any]:
-    found: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    steps: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
-        found.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
-        found.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
+        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if rules.escape_whitespaces:
-        found.append(normalizers.Replace(" ", _MARK))
+        steps.append(normalizers.Replace(" ", _MARK))
     if rules.add_dummy_prefix and legacy:  # Metaspace puts no second mark before one that is there
-        found.append(normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}"), 2 * _MARK))
-    return found
+        steps.append(normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}"), 2 * _MARK))
+    return steps
 
 
 def _decoder(byte_fallback: bool, prefix: bool) -> Any:
-    found: list[Any] = [decoders.Replace(_MARK, " ")]
+    steps: list[Any] = [decoders.Replace(_MARK, " ")]
     if byte_fallback:
-        found.append(decoders.ByteFallback())
+        steps.append(decoders.ByteFallback())
     if byte_fallback or prefix:
-        found.append(decoders.Fuse())
+        steps.append(decoders.Fuse())
     if prefix:
-        found.append(decoders.Strip(content=" ", left=1))
-    return decoders.Sequence(found)
+        steps.append(decoders.Strip(content=" ", left=1))
+    return decoders.Sequence(steps)
 
 
 def _merges(ranks: dict[str, Any], ids: dict[str, int], *, by_length: bool = True) -> list[tuple[str, str]]:
-    """All ways to put a piece together from two, the piece of the lowest rank first."""
-    found = [
+    """All pairs of pieces that join to a piece, the piece of the lowest rank first."""
+    merges = [
         (rank, piece[:cut], piece[cut:])
         for piece, rank in ranks.items()
         for cut in range(1, len(piece))
         if piece[:cut] in ranks and piece[cut:] in ranks
     ]
     if by_length:
-        found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2]), ids[merge[1]], ids[merge[2]]))
+        merges.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2]), ids[merge[1]], ids[merge[2]]))
     else:
-        found.sort()
-    return [(left, right) for _, left, right in found]
+        merges.sort()
+    return [(left, right) for _, left, right in merges]
 
 
 def _frame(tokenizer: tokenizers.Tokenizer, config: FolderConfig, named_class: str | None) -> None:
-    """The special tokens around a text that add_bos_token and add_eos_token ask for."""
+    """Adds the special tokens that add_bos_token and add_eos_token request."""
     named = config.named(named_class)
     around = {}
     for short in ("bos", "eos"):
@@ -218,8 +204,3 @@ def _expect(path: Path, named_class: str | None, *classes: str | None) -> None:
             f"{path.parent / CONFIG}: tokenizer_class = {shortened(named_class)}: expected {classes[0]!r} beside "
             f"{path.name}; {_SAVE}"
         )
-
-
-def _check_ids(path: Path, vocabulary: dict[str, int]) -> None:
-    if not vocabulary or sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise UserError(f"{path}: expected a JSON object from tokens to the ids 0 to n-1; use a published vocab.json")

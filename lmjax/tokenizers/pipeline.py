@@ -1,14 +1,14 @@
-"""The parts of a tokenizer.json: opened and checked, and asked whether they keep every text.
+"""Opens and checks a tokenizer.json, and determines whether it is lossless.
 
-In: the bytes of the file. Out: a `tokenizers.Tokenizer` without truncation or padding, whether texts can be told from
-its ids, and a check that refuses the text which the library would drop a piece of without a word.
+In: the bytes of the file. Out: a `tokenizers.Tokenizer` without truncation or padding, whether different texts have
+different ids, and a check that refuses a text of which the library would silently drop a piece.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import tokenizers
@@ -17,11 +17,24 @@ from tokenizers import models
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_json, decode_text
 from lmjax.tokenizers.base import NoTokenizerError
-from lmjax.tokenizers.byte_level_bpe import byte_characters
 
 _FIX = "restore the file"
 _BLANK = "\u2581"  # what SentencePiece writes for a blank
 _UNKNOWN_ID = 2**31  # of the probe's unknown token: no vocabulary is as long
+
+
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+# The byte of each character of a byte-level vocabulary: itself where it is printable Latin-1, else from U+0100 on.
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + index): byte for index, byte in enumerate(_OTHERS)}
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes of a token of a byte-level vocabulary."""
+    try:
+        return bytes([BYTES[character] for character in token])
+    except KeyError:  # a token of other characters, which no merge makes
+        return token.encode()
 
 
 class _AddedToken(TypedDict):
@@ -30,7 +43,7 @@ class _AddedToken(TypedDict):
 
 
 def open_pipeline(data: bytes, where: object) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises UserError where it is damaged, or draws its ids by chance."""
+    """The tokenizer of a tokenizer.json. Raises UserError where it is damaged, or its ids are random (dropout)."""
     text = decode_text(data, where)
     value = check_form(decode_json(text, where), dict[str, Any], where)
     check_form(value.get("model"), dict[str, Any], where, "model")
@@ -41,25 +54,25 @@ def open_pipeline(data: bytes, where: object) -> tokenizers.Tokenizer:
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         raise NoTokenizerError(
-            f"{where}: model.dropout = {tokenizer.model.dropout:g}: expected none, as it gives a text other ids each "
-            "time; set it to null"
+            f"{where}: model.dropout = {tokenizer.model.dropout:g}: expected none, as ids would be random; set it to "
+            "null"
         )
     ids = list(tokenizer.get_vocab(with_added_tokens=True).values())
     if not ids or len(set(ids)) < len(ids):
         what = "two tokens of the vocabulary have one id" if ids else "the vocabulary is empty"
         raise UserError(f"{where}: {what}; expected tokens with an id each; {_FIX}")
     for token in added:
-        own = tokenizer.token_to_id(token["content"])
-        if own != token["id"]:
+        actual = tokenizer.token_to_id(token["content"])
+        if actual != token["id"]:
             raise UserError(
-                f"{where}: added token {shortened(token['content'])} has the id {token['id']}: expected {own}, as the "
-                "library numbers it; use the tokenizer's own file"
+                f"{where}: added token {shortened(token['content'])} has the id {token['id']}: expected {actual}, "
+                "the id that the library assigns; use the tokenizer's own file"
             )
     return tokenizer
 
 
 def library_call(call: Any, where: object) -> Any:
-    """What `call` gives. Raises UserError for all that the tokenizers library raises, its panics included."""
+    """The result of `call`. Raises UserError for every error of the tokenizers library, panics included."""
     try:
         return call()
     except BaseException as error:
@@ -70,17 +83,17 @@ def library_call(call: Any, where: object) -> Any:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Whether the tokenizers library can have raised it, which raises nothing narrower; its panics are no Exception."""
+    """Whether the tokenizers library may have raised it: a plain Exception, or a panic, which is a BaseException."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def state(part: Any) -> dict[str, Any]:
-    """A normalizer, pre-tokenizer or decoder as in the file; an empty object where there is none."""
+    """A normalizer, pre-tokenizer or decoder as JSON; an empty object where there is none."""
     return json.loads(part.__getstate__()) if part is not None else {}
 
 
 def steps(part: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, sequences taken apart."""
+    """The steps of a normalizer, pre-tokenizer or decoder, with sequences flattened."""
     pending = [state(part)]
     while pending:
         step = pending.pop(0)
@@ -92,21 +105,21 @@ def steps(part: Any) -> Iterator[dict[str, Any]]:
 
 
 class UnknownPieces:
-    """Finds what a tokenizer has no token for, where its model would drop it: a BPE without an unknown token does.
+    """Finds text without a token that the model would silently drop, as a BPE without an unknown token does.
 
-    `none_possible`: every text is covered by the vocabulary's bytes, with or without an unknown token.
+    none_possible: the vocabulary has all bytes, so that every text has tokens.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        model = tokenizer.model
         byte_level = any(step.get("type") == "ByteLevel" for step in steps(tokenizer.pre_tokenizer))
-        falls_back = getattr(tokenizer.model, "byte_fallback", False)
-        missing = {byte for character, byte in byte_characters().items() if character not in vocabulary}
+        falls_back = getattr(model, "byte_fallback", False)
+        missing = {byte for character, byte in BYTES.items() if model.token_to_id(character) is None}
         if not byte_level:
-            missing = {byte for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary or not falls_back}
-        self.none_possible = not missing and isinstance(tokenizer.model, models.BPE | models.Unigram)
+            missing = {byte for byte in range(256) if model.token_to_id(f"<0x{byte:02X}>") is None or not falls_back}
+        self.none_possible = not missing and isinstance(model, models.BPE | models.Unigram)
         self._missing = missing if byte_level and tokenizer.normalizer is None else set(range(256))
-        drops = isinstance(tokenizer.model, models.BPE) and tokenizer.model.unk_token is None
+        drops = isinstance(model, models.BPE) and model.unk_token is None
         self._probe = _probe(tokenizer) if drops and missing else None
 
     def refuse(self, texts: Sequence[str]) -> None:
@@ -122,12 +135,12 @@ class UnknownPieces:
                 piece = text[begin:end] or text
                 raise UserError(
                     f"the text {shortened(text)} holds {shortened(piece)} at character {begin}, for which the "
-                    "tokenizer has no token; take it out of the text, or use a tokenizer that has all bytes"
+                    "tokenizer has no token; remove it from the text, or use a tokenizer that has all bytes"
                 )
 
 
 def _probe(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer with an id for what it would drop."""
+    """The same tokenizer with an unknown token for what it would drop."""
     value = json.loads(tokenizer.to_str())
     value["model"]["vocab"]["<lmjax unknown>"] = _UNKNOWN_ID
     value["model"] |= {"unk_token": "<lmjax unknown>", "fuse_unk": False}
@@ -135,8 +148,20 @@ def _probe(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(value))
 
 
+def bytes_by_id(tokenizer: tokenizers.Tokenizer, vocabulary: Mapping[str, int]) -> list[bytes]:
+    """The bytes of each id, 0 to n-1, of a byte-level tokenizer.
+
+    Added tokens are text: the library's own decoder reads their characters as bytes where it can.
+    """
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    return [
+        token.encode() if token in added else token_bytes(token)
+        for token in sorted(vocabulary, key=vocabulary.__getitem__)
+    ]
+
+
 def keeps_text(tokenizer: tokenizers.Tokenizer, covered: bool) -> bool:
-    """Whether every text that is encoded can be told from its ids, but for U+2581 where that stands for a blank."""
+    """Whether different texts have different ids, except that U+2581 may equal a blank."""
     flags = tokenizer.get_added_tokens_decoder().values()
     if not covered and _may_replace(tokenizer):
         return False
@@ -148,9 +173,9 @@ def keeps_text(tokenizer: tokenizers.Tokenizer, covered: bool) -> bool:
 
 
 def bytes_of_tokens(tokenizer: tokenizers.Tokenizer) -> dict[int, int] | None:
-    """By id, how many bytes of text each token stands for, of a tokenizer that keeps texts; None where one adds blanks.
+    """Bytes of text per id, of a lossless tokenizer; None where the tokenizer adds blanks.
 
-    Characters of byte-level tokens are bytes; pieces of the others are text, but for single bytes such as <0x0A>.
+    Characters of byte-level tokens are bytes; other tokens are text, except single bytes such as <0x0A>.
     """
     around = {step["type"] for step in (*steps(tokenizer.normalizer), *steps(tokenizer.pre_tokenizer))}
     model = tokenizer.model
@@ -172,7 +197,7 @@ def bytes_of_tokens(tokenizer: tokenizers.Tokenizer) -> dict[int, int] | None:
 
 
 def _may_replace(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether the model writes an unknown token for what it does not know. One without refuses the text."""
+    """Whether the model encodes unknown text as an unknown token."""
     return not isinstance(tokenizer.model, models.BPE) or tokenizer.model.unk_token is not None
 
 

@@ -1,7 +1,7 @@
 """SentencePiece (Kudo & Richardson 2018): unigram or BPE models trained here, and any published `.model` file.
 
-A model trained here gives every text back: no normalisation, no blank removed or added, line breaks and tabs as
-symbols of their own, and bytes for characters it has not seen. A published model normalises as its authors chose.
+A model trained here is lossless: no normalisation, no blank removed or added, line breaks and tabs as symbols, and
+bytes for unseen characters. A published model normalises as its file specifies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers.base import Contents, StoredTokenizer
 
 _FILE = "sentencepiece.model"
-_SPACE_MARK = "\u2581"  # SentencePiece writes a blank so, and cannot tell the two apart
+_SPACE_MARK = "\u2581"  # SentencePiece writes a blank so, and does not distinguish the two
 _LINE_CHARACTERS = 4096  # its BPE trainer aborts the process beyond 65,535 characters in a word
 _ALWAYS_SYMBOLS = ("\n", "\t")
 
@@ -45,10 +45,10 @@ class SentencePieceTokenizer(StoredTokenizer):
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"{where}: expected a SentencePiece model ({error}); copy or train it again") from error
         if not model or pieces == 0:
-            raise UserError(f"{where}: expected a SentencePiece model, found no pieces in it; copy or train it again")
+            raise UserError(f"{where}: expected a SentencePiece model, found no pieces; copy or train it again")
         self._model = model
         eos_id = self._processor.eos_id()
-        # A model without an end-of-sentence piece gets one id more: documents must be told apart.
+        # A model without an end-of-sentence piece gets one more id, as documents need a separator.
         self.eos_id = eos_id if eos_id >= 0 else pieces
         self.vocab_size = max(pieces, self.eos_id + 1)
         self._exact = exact
@@ -71,14 +71,14 @@ class SentencePieceTokenizer(StoredTokenizer):
         return self._processor.decode(self.text_ids(ids))
 
     def byte_lengths(self) -> np.ndarray | None:
-        """None for a published model: a blank that it puts before a text stands for nothing."""
+        """None for a published model: the blank that it adds before a text is not in the text."""
         if not self._exact:
             return None
         model, lengths = self._processor, np.zeros(self.vocab_size, np.int64)
         for index in range(model.get_piece_size()):
             text = model.id_to_piece(index).replace(_SPACE_MARK, " ")
             lengths[index] = 1 if model.is_byte(index) else len(text.encode())
-        for index in (self.eos_id, model.unk_id()):  # which no text holds
+        for index in (self.eos_id, model.unk_id()):  # which occur in no text
             lengths[index] = 0
         return lengths
 
@@ -94,9 +94,9 @@ class SentencePieceTokenizer(StoredTokenizer):
 def _keeps_text(model: bytes) -> bool:
     """Whether a published model normalises nothing and has a piece for every byte.
 
-    It still reads U+2581 as a blank, as all of them do.
+    All models read U+2581 as a blank.
     """
-    definitions: Any = sentencepiece_model_pb2  # which names no classes to mypy
+    definitions: Any = sentencepiece_model_pb2  # mypy finds no classes in it
     proto = definitions.ModelProto.FromString(model)
     rules = proto.normalizer_spec
     byte_pieces = sum(piece.type == piece.BYTE for piece in proto.pieces)

@@ -1,9 +1,9 @@
 """Text to token ids and back, behind one protocol.
 
-In: a tokenizer's settings and, to train one, texts; or a folder or published files. Out: a `Tokenizer`. Four kinds are
-trained here: "byte", "sentencepiece", "bpe" (byte-level) and "wordpiece"; to them the names of special tokens are
-ordinary text wherever they occur in data. The fifth, "huggingface", is any folder that transformers reads, and gives
-the ids that transformers gives. `eos_id` separates documents; no batch needs a padding id, since padding is segment 0.
+In: the settings of a tokenizer and, to train one, texts; or a folder or published files. Out: a `Tokenizer`. Kinds
+"byte", "sentencepiece", "bpe" (byte-level) and "wordpiece" are made here; they encode the names of special tokens in
+data as ordinary text. Kind "huggingface" is any folder that transformers reads, with the ids that transformers gives.
+`eos_id` separates documents; batches need no padding id, since padding is segment 0.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from typing import Protocol
 
 import numpy as np
 
-from lmjax.data.training_text import without_long_words
 from lmjax.errors import UserError, nearest, require, shortened
 from lmjax.files import read_bytes
 from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers import base
 from lmjax.tokenizers.base import NoTokenizerError
 from lmjax.tokenizers.byte import ByteTokenizer
-from lmjax.tokenizers.byte_level_bpe import BytePairTokenizer, load_bpe, train_bpe
-from lmjax.tokenizers.huggingface import KIND as HUGGINGFACE
-from lmjax.tokenizers.huggingface import HuggingFaceTokenizer
+from lmjax.tokenizers.byte_level_bpe import as_pair, load_bpe, saved_bpe, train_bpe
+from lmjax.tokenizers.huggingface import BPE, HUGGINGFACE, WORDPIECE, HuggingFaceTokenizer
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.huggingface_folder import is_huggingface, read_huggingface
+from lmjax.tokenizers.long_words import without_long_words
 from lmjax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
-from lmjax.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
+from lmjax.tokenizers.wordpiece import as_vocabulary, load_wordpiece, saved_wordpiece, train_wordpiece
 
 _EXPECTED = (
     "a folder that lmjax saved, a Hugging Face folder with tokenizer.json, a .model file, a vocab.txt, or a folder "
     "with vocab.json or encoder.json and merges.txt or vocab.bpe"
 )
-_ANY = ("byte", HUGGINGFACE)  # kinds under which a folder that transformers writes is read as transformers does
+_ANY = ("byte", HUGGINGFACE)  # settings of which a Hugging Face folder is read as transformers reads it
 
 
 class Tokenizer(Protocol):
@@ -45,12 +44,12 @@ class Tokenizer(Protocol):
     kind: str
     vocab_size: int  # ids are 0 to vocab_size - 1
     eos_id: int  # separates documents; decodes to nothing
-    lossless: bool  # every text can be told from its ids: none is changed, shortened or encoded as unknown
+    lossless: bool  # different texts have different ids: no text is normalised, shortened or encoded as unknown
 
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [tokens], no special token added; in parallel where the library is."""
+        """The ids of each text, int32 [tokens], without special tokens."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -58,24 +57,25 @@ class Tokenizer(Protocol):
         ...
 
     def byte_lengths(self) -> np.ndarray | None:
-        """Bytes of UTF-8 text that each id stands for, int64 [vocab_size]; None where that is not a matter of the id.
+        """Bytes of UTF-8 text per id, int64 [vocab_size]; None where they depend on the context of the id.
 
-        Of a text's ids they add up to the text's bytes. The end of a text has none.
+        Over the ids of a text they add up to the bytes of the text. The end of a text has 0.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes the files from which `load_tokenizer(folder)` gives the same ids."""
+        """Writes the files from which `load_tokenizer(folder)` reads the same tokenizer."""
         ...
 
 
 _FROM_CONTENTS: dict[str, Callable[[base.Contents, object], Tokenizer]] = {
     "byte": lambda contents, where: ByteTokenizer(),
     "sentencepiece": SentencePieceTokenizer.from_contents,
-    "bpe": BytePairTokenizer.from_contents,
-    "wordpiece": WordPieceTokenizer.from_contents,
-    HUGGINGFACE: HuggingFaceTokenizer.from_contents,
+    BPE: saved_bpe,
+    WORDPIECE: saved_wordpiece,
+    HUGGINGFACE: lambda contents, where: HuggingFaceTokenizer(contents.files, contents.parameters, where),
 }
+_AS_PUBLISHED = {BPE: as_pair, WORDPIECE: as_vocabulary}
 
 
 def load_tokenizer(
@@ -128,8 +128,8 @@ def load_tokenizer(
 def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer of a recipe: loaded from `settings.path`, or trained on `texts`.
 
-    No more of `texts` is read than `settings.training_bytes` of UTF-8, and none where nothing is trained.
-    The byte tokenizer has its own vocabulary size.
+    Training reads at most `settings.training_bytes` of UTF-8 from `texts`; a loaded tokenizer reads none. The byte
+    tokenizer has its own vocabulary size.
 
     Raises:
       UserError: the files are of another kind, or the text does not support the vocabulary size.
@@ -160,11 +160,22 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
     return train(settings, read)
 
 
+def published_contents(tokenizer: Tokenizer) -> base.Contents:
+    """Parameters and files of a tokenizer; those of a byte-level BPE or a WordPiece as they are published."""
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.kind in _AS_PUBLISHED:
+        return _AS_PUBLISHED[tokenizer.kind](tokenizer)
+    assert isinstance(tokenizer, base.StoredTokenizer)
+    return tokenizer.contents()
+
+
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256, in hexadecimal, over all that `save` writes: equal for tokenizers that give equal ids."""
+    """SHA-256, in hexadecimal, over the folder of `published_contents`: equal for tokenizers that give equal ids.
+
+    Token shards are identified by it: it does not depend on the format in which a tokenizer is saved.
+    """
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
+        base.write_folder(Path(folder), published_contents(tokenizer))
         for path in sorted(Path(folder).iterdir()):
             data = path.read_bytes()
             digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
@@ -172,7 +183,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _check_entries(settings: TokenizerSettings, loaded: Tokenizer) -> None:
-    """Raises UserError where the settings give a size that the loaded tokenizer does not have."""
+    """Raises UserError where the settings give another vocabulary size than that of the loaded tokenizer."""
     default = next(field.default for field in dataclasses.fields(settings) if field.name == "vocab_size")
     fits = settings.vocab_size in (default, loaded.vocab_size)
     expected = f"{loaded.vocab_size}, the entries of {settings.path}"
@@ -188,7 +199,7 @@ def _load_saved(folder: Path) -> Tokenizer:
 
 
 def _published(folder: Path, kind: str) -> bool:
-    """Whether the folder has a vocabulary that is read as this kind."""
+    """Whether the folder has the published vocabulary file of this kind."""
     patterns = {"bpe": ("vocab.json", "encoder.json"), "sentencepiece": ("*.model",), "wordpiece": ("vocab.txt",)}
     return any(True for pattern in patterns.get(kind, ()) for _ in folder.glob(pattern))
 

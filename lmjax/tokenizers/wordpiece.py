@@ -1,8 +1,8 @@
 """WordPiece (Devlin et al. 2018, section 3): words split greedily into the longest known pieces, as BERT reads text.
 
-A vocabulary of one token per line comes in, trained here or published. Text is cleaned, Chinese characters and
-punctuation stand alone, and "uncased" lowers case and strips accents first, so decoding gives a tidy text and not the
-original one.
+In: texts to train on, or a published vocabulary of one token per line. Out: a tokenizer.json of kind "wordpiece". Text
+is cleaned, Chinese characters and punctuation stand alone, and "uncased" lowers case and strips accents first, so
+decoding gives a tidy text and not the original one.
 """
 
 from __future__ import annotations
@@ -11,102 +11,105 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict
 
-import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_text, read_text
 from lmjax.settings import TokenizerSettings
-from lmjax.tokenizers.base import Contents, StoredTokenizer
+from lmjax.tokenizers.base import Contents
+from lmjax.tokenizers.huggingface import WORDPIECE, HuggingFaceTokenizer
 
-_FILE = "vocab.txt"
+VOCABULARY = "vocab.txt"
 _UNKNOWN, _SEPARATOR = "[UNK]", "[SEP]"
-_PADDING = "[PAD]"
-_SPECIAL = (_PADDING, _UNKNOWN, "[CLS]", _SEPARATOR, "[MASK]")
+_SPECIAL = ("[PAD]", _UNKNOWN, "[CLS]", _SEPARATOR, "[MASK]")
 _CONTINUED = "##"
 _LONGEST_WORD = 100  # characters; a longer word is [UNK], as in the published tokenizer
-_ALPHABET = 8000  # characters that training keeps, the most frequent ones; rarer ones become [UNK]
+_ALPHABET = 8000  # the most frequent characters are in the vocabulary; rarer ones become [UNK]
 
 
-class _Parameters(TypedDict, total=False):
-    lowercase: bool
-    user_symbols: list[str]
+def wordpiece_pipeline(
+    tokens: Sequence[str], *, lowercase: bool, strip_accents: bool | None, chinese: bool = True
+) -> tokenizers.Tokenizer:
+    """BERT's steps around a vocabulary, in the order of its ids; without one, the steps that a trainer needs."""
+    ids = {token: index for index, token in enumerate(tokens)}
+    pipeline = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=_UNKNOWN, max_input_chars_per_word=_LONGEST_WORD))
+    pipeline.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
+    )
+    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pipeline.decoder = decoders.WordPiece(prefix=_CONTINUED, cleanup=True)
+    return pipeline
 
 
-class WordPieceTokenizer(StoredTokenizer):
-    """WordPiece.
+def between_specials(pipeline: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The pipeline with a post-processor that adds [CLS] and [SEP] to a text, if the vocabulary has both."""
+    ids = [(name, pipeline.token_to_id(name)) for name in ("[CLS]", _SEPARATOR)]
+    if all(index is not None for _, index in ids):
+        pipeline.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ids
+        )
+    return pipeline
+
+
+def wordpiece(
+    tokens: Sequence[str],
+    lowercase: bool,
+    user_symbols: Sequence[str] = (),
+    where: object = "the WordPiece vocabulary",
+) -> HuggingFaceTokenizer:
+    """The tokenizer of a vocabulary.
 
     Args:
       tokens: the vocabulary, in the order of its ids; it holds [UNK] and [SEP], and [SEP] is the end of a text.
       lowercase: the uncased convention: lower case, no accents.
-      user_symbols: strings that are always one token, looked for before cleaning; new ones follow the last id.
+      user_symbols: strings that are always one token, searched before cleaning; new ones follow the last id.
       where: names the vocabulary in errors.
 
     A special token's name inside a text, such as "[SEP]", is ordinary text.
     """
-
-    kind = "wordpiece"
-    lossless = False  # blanks are dropped, and words without pieces become [UNK]
-
-    def __init__(
-        self,
-        tokens: Sequence[str],
-        lowercase: bool,
-        user_symbols: Sequence[str] = (),
-        where: object = "the WordPiece vocabulary",
-    ) -> None:
-        _check_symbols(user_symbols)
-        _check_vocabulary(tokens, where)
-        self._tokens = list(dict.fromkeys((*tokens, *user_symbols)))
-        self._lowercase, self._symbols = lowercase, tuple(user_symbols)
-        self.vocab_size = len(self._tokens)
-        self.eos_id = self._tokens.index(_SEPARATOR)
-        self.pad_id = self._tokens.index(_PADDING) if _PADDING in self._tokens else None
-        ids = {token: index for index, token in enumerate(self._tokens)}
-        model = models.WordPiece(ids, unk_token=_UNKNOWN, max_input_chars_per_word=_LONGEST_WORD)
-        self._tokenizer = _pipeline(model, lowercase)
-        self._tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUED, cleanup=True)
-        self._tokenizer.add_tokens([tokenizers.AddedToken(symbol, normalized=False) for symbol in self._symbols])
-
-    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(self.text_ids(ids), skip_special_tokens=False)
-
-    def contents(self) -> Contents:
-        parameters = {"lowercase": self._lowercase, "user_symbols": list(self._symbols)}
-        return Contents(self.kind, parameters, {_FILE: "\n".join([*self._tokens, ""]).encode()})
-
-    @classmethod
-    def from_contents(cls, contents: Contents, where: object) -> WordPieceTokenizer:
-        tokens = parse_vocabulary(decode_text(contents.files.get(_FILE, b""), where), where)
-        parameters = contents.parameters
-        check_form(dict(parameters), _Parameters, where, "parameters")
-        return cls(tokens, parameters.get("lowercase", True), parameters.get("user_symbols", ()), where)
+    _check_symbols(user_symbols)
+    _check_vocabulary(tokens, where)
+    pipeline = wordpiece_pipeline(
+        list(dict.fromkeys((*tokens, *user_symbols))), lowercase=lowercase, strip_accents=lowercase
+    )
+    return HuggingFaceTokenizer.made_here(WORDPIECE, pipeline, user_symbols, where)
 
 
-def load_wordpiece(path: Path, lowercase: bool, user_symbols: Sequence[str] = ()) -> WordPieceTokenizer:
+def load_wordpiece(path: Path, lowercase: bool, user_symbols: Sequence[str] = ()) -> HuggingFaceTokenizer:
     """A published `vocab.txt`."""
-    return WordPieceTokenizer(parse_vocabulary(read_text(path), path), lowercase, user_symbols, path)
+    return wordpiece(parse_vocabulary(read_text(path), path), lowercase, user_symbols, path)
 
 
-def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> WordPieceTokenizer:
-    """Learns `settings.vocab_size` tokens, BERT's five special ones first. The same texts give the same ids.
+def saved_wordpiece(contents: Contents, where: object) -> HuggingFaceTokenizer:
+    """A saved tokenizer of kind "wordpiece": tokenizer.json, or the vocab.txt of older versions and of exports."""
+    if VOCABULARY not in contents.files:
+        return HuggingFaceTokenizer(contents.files, contents.parameters, where, WORDPIECE)
+    tokens = parse_vocabulary(decode_text(contents.files[VOCABULARY], where), where)
+    lowercase = check_form(contents.parameters.get("lowercase", True), bool, where, "parameters.lowercase")
+    symbols = check_form(contents.parameters.get("user_symbols", []), list[str], where, "parameters.user_symbols")
+    return wordpiece(tokens, lowercase, symbols, where)
+
+
+def as_vocabulary(tokenizer: HuggingFaceTokenizer) -> Contents:
+    """The tokenizer as BERT's vocab.txt and its flags."""
+    pipeline = tokenizer.pipeline()
+    parameters = {"lowercase": pipeline["normalizer"]["lowercase"], "user_symbols": tokenizer.user_symbols}
+    return Contents(WORDPIECE, parameters, {VOCABULARY: "\n".join([*pipeline["model"]["vocab"], ""]).encode()})
+
+
+def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> HuggingFaceTokenizer:
+    """Trains `settings.vocab_size` tokens, BERT's five special ones first. The same texts give the same ids.
 
     Raises UserError when the text does not support that many, with the nearest number that it does.
     """
     _check_symbols(settings.user_symbols)
     symbols = len(set(settings.user_symbols))
     texts = list(texts)
-    model = models.WordPiece(unk_token=_UNKNOWN)
-    tokenizer = _pipeline(model, settings.lowercase)
-    # The trainer numbers characters in the order of a randomly seeded hash map and breaks ties by number. Handing it
-    # the characters as special tokens numbers them in a fixed order; nothing stays special about them.
+    tokenizer = wordpiece_pipeline([], lowercase=settings.lowercase, strip_accents=settings.lowercase)
+    # The trainer numbers characters in the order of a randomly seeded hash map and breaks ties by number. Passing the
+    # characters as special tokens numbers them in a fixed order; in the result they are ordinary tokens.
     alphabet, pieces = _alphabet(tokenizer, texts)
     trainer = trainers.WordPieceTrainer(
         vocab_size=settings.vocab_size - symbols,
@@ -127,20 +130,11 @@ def train_wordpiece(settings: TokenizerSettings, texts: Iterable[str]) -> WordPi
             f"set it to {supported}, or change the training text"
         )
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    return WordPieceTokenizer(tokens, settings.lowercase, settings.user_symbols)
-
-
-def _pipeline(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
+    return wordpiece(tokens, settings.lowercase, settings.user_symbols)
 
 
 def _alphabet(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The most frequent characters, and the one-character pieces that they occur as, both in a fixed order."""
+    """The most frequent characters, and the one-character pieces in which they occur, both in a fixed order."""
     pieces: Counter[str] = Counter()
     characters: Counter[str] = Counter()
     words: Counter[str] = Counter()
@@ -151,9 +145,9 @@ def _alphabet(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> tuple[li
         for index, character in enumerate(word):
             characters[character] += count
             pieces[_CONTINUED + character if index else character] += count
-    kept = sorted(characters, key=lambda character: (-characters[character], character))[:_ALPHABET]
-    known = set(kept)
-    return kept, sorted(piece for piece in pieces if piece.removeprefix(_CONTINUED) in known)
+    alphabet = sorted(characters, key=lambda character: (-characters[character], character))[:_ALPHABET]
+    known = set(alphabet)
+    return alphabet, sorted(piece for piece in pieces if piece.removeprefix(_CONTINUED) in known)
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:

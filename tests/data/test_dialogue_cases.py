@@ -5,7 +5,6 @@ import re
 import pytest
 
 from lmjax.data.conversation_files import read_records
-from lmjax.data.conversations import Demonstration, Prompt, Ranking
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSourceSettings
 
@@ -146,11 +145,8 @@ def in_short(record):
     def written(turns):
         return " ".join(f"{LETTERS[t.role] if t.learned else 'a'}:{t.text}" for t in turns)
 
-    match record:
-        case Demonstration(turns) | Prompt(turns):
-            return written(turns)
-        case Ranking(prompt, answers, ranks):
-            return f"{written(prompt)} -> {' '.join(f'{a}={r}' for a, r in zip(answers, ranks, strict=True))}"
+    ranked = " ".join(f"{a}={r}" for a, r in zip(record.answers, record.ranks, strict=True))
+    return written(record.turns) + (f" -> {ranked}" if ranked else "")
 
 
 @pytest.fixture

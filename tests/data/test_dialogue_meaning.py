@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lmjax.data.conversation_files import read_records
-from lmjax.data.conversations import Demonstration, Prompt, Ranking, Response, Turn
+from lmjax.data.conversations import Record, Turn
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSourceSettings
 
@@ -70,15 +70,15 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 def test_what_stands_before_an_answer_is_read_wherever_the_record_has_it(read, row, prompt):
     if row["rejected"] is None:
         row = {**row, "rejected": [*row["chosen"][:-1], OTHER]}
-    assert read([row], "ranking").records == [Ranking(prompt, ("a", "b"), (0, 1))]
-    assert read([row], "demonstration").records == [Demonstration((*prompt, A))]
-    assert read([row], "prompt").records == [Prompt(prompt)]
-    assert read([row], "response").records == [Response(prompt, "a"), Response(prompt, "b")]
+    assert read([row], "ranking").records == [Record(prompt, ("a", "b"), (0, 1))]
+    assert read([row], "demonstration").records == [Record((*prompt, A))]
+    assert read([row], "prompt").records == [Record(prompt)]
+    assert read([row], "response").records == [Record(prompt, ("a",)), Record(prompt, ("b",))]
 
 
 def test_empty_lists_in_cells_are_nothing_in_a_history_and_an_answer_in_an_answer(read):
     row = {"instruction": "q", "output": "[]", "history": "[]", "tools": "[]"}
-    assert read([row], "demonstration").records == [Demonstration((Q, Turn("assistant", "[]")))]
+    assert read([row], "demonstration").records == [Record((Q, Turn("assistant", "[]")))]
     with pytest.raises(UserError, match="field 'response' = 'a' has no place beside"):
         read([{**row, "response": "a"}], "demonstration")
 
@@ -98,7 +98,7 @@ def test_empty_lists_in_cells_are_nothing_in_a_history_and_an_answer_in_an_answe
 def test_messages_are_read_as_chat_services_write_them(read, message, turn):
     first = {"role": "developer", "content": "S"}
     asked = {"role": "USER", "content": "q", "weight": 0}
-    assert read([{"messages": [first, asked, message]}], "demonstration").records == [Demonstration((S, Q, turn))]
+    assert read([{"messages": [first, asked, message]}], "demonstration").records == [Record((S, Q, turn))]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_record_that_contradicts_itself_is_refused(read, row, message):
 def test_bad_answers_are_not_imitated_and_are_counted(read, bad, field):
     rows = [{"prompt": "q", "completion": "BAD", field: bad}, {"prompt": "q", "completion": "a", field: 1}]
     records, skipped, left_out = read(rows, "demonstration")
-    assert (records, skipped, left_out) == ([Demonstration((Q, A))], [], {"not to be imitated": 1})
+    assert (records, skipped, left_out) == ([Record((Q, A))], [], {"not to be imitated": 1})
     assert len(read(rows, "prompt").records) == 2
 
 
@@ -183,7 +183,7 @@ def test_labels_in_words_are_rewards_of_one_and_zero(read):
 def test_turns_of_no_weight_are_read_and_not_learned(read):
     bad, last = SAID | {"content": "bad", "weight": 0}, SAID | {"content": "last", "weight": 0}
     records = read([{"messages": [ASKED, bad, ASKED, SAID, ASKED, last]}], "demonstration").records
-    assert records == [Demonstration((Q, Turn("assistant", "bad", False), Q, A))]
+    assert records == [Record((Q, Turn("assistant", "bad", False), Q, A))]
     assert read([{"messages": [ASKED, last]}, {"messages": [ASKED, SAID]}], "demonstration").left_out.total() == 1
 
 
@@ -200,7 +200,7 @@ def test_messages_of_a_tree_that_failed_their_review_are_no_answers(read):
     replies = [{"role": "assistant", "text": text, "review_result": text == "a"} for text in ("spam", "a")]
     tree = {"role": "prompter", "text": "q", "replies": replies}
     records, _, left_out = read([{"prompt": tree}, {"prompt": tree | {"deleted": True}}], "demonstration")
-    assert (records, left_out) == ([Demonstration((Q, A))], {"removed": 1})
+    assert (records, left_out) == ([Record((Q, A))], {"removed": 1})
 
 
 # ---- field maps ----
@@ -209,15 +209,15 @@ def test_messages_of_a_tree_that_failed_their_review_are_no_answers(read):
 def test_a_field_map_says_what_a_sets_own_fields_hold(read):
     rows = [{"inputs": "q", "targets": "a", "persona": "S"}, {"inputs": "q", "targets": "a", "persona": None}]
     fields = {"prompt": "inputs", "answer": "targets", "system": "persona"}
-    assert read(rows, "demonstration", fields=fields).records == [Demonstration((S, Q, A)), Demonstration((Q, A))]
+    assert read(rows, "demonstration", fields=fields).records == [Record((S, Q, A)), Record((Q, A))]
 
 
 def test_a_field_map_may_swap_names_and_gives_the_reward_function_the_files_own(read):
     row = {"prompt": "a", "answer": "q", "ground_truth": 3}
     fields = {"prompt": "answer", "answer": "prompt"}
-    assert read([row], "demonstration", fields=fields).records == [Demonstration((Q, A))]
+    assert read([row], "demonstration", fields=fields).records == [Record((Q, A))]
     (prompt,) = read([row], "prompt", fields=fields).records
-    assert (prompt, prompt.fields) == (Prompt((Q,)), row)
+    assert (prompt, prompt.fields) == (Record((Q,)), row)
     assert prompt.where.endswith("data.jsonl:1")
 
 

@@ -247,9 +247,7 @@ def test_an_end_marker_that_all_answers_share_is_a_warning(tmp_path, answers, ma
     rows = [{"prompt": "q", "answer": answer} for answer in answers]
     pairs = [{"prompt": "q", "answers": [*answers[:2], "x" + answers[2]], "ranks": [0, 1, 2]}]
     for told in (warnings_of(tmp_path, rows), warnings_of(tmp_path, pairs, "ranking")):
-        expected = (
-            [f"every answer ends with {marker!r}, which is trained on and read by rewards as text; "] if marker else []
-        )
+        expected = [f"every answer ends with {marker!r}, which training and rewards read as text; "] if marker else []
         assert [warning.split("set ")[0] for warning in told] == expected
 
 
@@ -293,7 +291,7 @@ def test_answers_beyond_the_most_are_left_out_and_counted(tmp_path):
     made, counts, kept = opened(tmp_path, rows, "ranking", most_answers=2)
     assert made.answers == 2
     assert (counts.answers_left_out, counts.left_out) == (3, 1)  # of the first, only a tie would be left
-    assert [record.prompt[0].text for record in kept] == ["one", "two"]
+    assert [record.turns[0].text for record in kept] == ["one", "two"]
 
 
 def test_prompts_are_padded_on_the_left_and_know_their_record(tmp_path):
@@ -379,7 +377,7 @@ def test_the_rankings_of_the_trees_have_two_to_nine_answers(shared_data):
     source = DialogueSourceSettings(path=str(shared_data("oasst_en") / "oasst_en_dev.jsonl"))
     records = read_records(source, "ranking").records
     assert Counter(len(record.answers) for record in records) == {3: 79, 2: 35, 4: 14, 6: 3, 5: 1, 8: 1, 9: 1}
-    assert any(len(record.prompt) > 2 for record in records)
+    assert any(len(record.turns) > 2 for record in records)
 
 
 @pytest.mark.data

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmjax.data.conversation_files import read_records
-from lmjax.data.conversations import Demonstration, Prompt, Ranking, Turn
+from lmjax.data.conversations import Record, Turn
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSourceSettings
 
@@ -76,31 +76,31 @@ TREE = {
 )
 def test_demonstrations_are_found_by_their_fields(tmp_path, row, turns):
     records = read_records(DialogueSourceSettings(path=written(tmp_path, [row])), "demonstration").records
-    assert records == [Demonstration(turns)]
+    assert records == [Record(turns)]
 
 
 @pytest.mark.parametrize(
     ("row", "ranking"),
     [
-        ({"chosen": HH + " yes", "rejected": HH + " no"}, Ranking(ASKED, ("yes", "no"), (0, 1))),
-        ({"prompt": "q", "chosen": "yes", "rejected": "no"}, Ranking((user("q"),), ("yes", "no"), (0, 1))),
+        ({"chosen": HH + " yes", "rejected": HH + " no"}, Record(ASKED, ("yes", "no"), (0, 1))),
+        ({"prompt": "q", "chosen": "yes", "rejected": "no"}, Record((user("q"),), ("yes", "no"), (0, 1))),
         (
             {"conversations": SHAREGPT[:2], "chosen": SHAREGPT[2], "rejected": {"from": "gpt", "value": "b"}},
-            Ranking((Turn("system", "S"), user("q")), ("a", "b"), (0, 1)),
+            Record((Turn("system", "S"), user("q")), ("a", "b"), (0, 1)),
         ),
         (
             {"prompt": "q", "chosen": CHAT[:2], "rejected": [CHAT[0], {"role": "assistant", "content": "b"}]},
-            Ranking((user("q"),), ("a", "b"), (0, 1)),
+            Record((user("q"),), ("a", "b"), (0, 1)),
         ),
         (
             {"prompt": "q", "answers": ["a", "b", "c"], "ranks": [2, 7, 2]},
-            Ranking((user("q"),), ("a", "b", "c"), (0, 1, 0)),
+            Record((user("q"),), ("a", "b", "c"), (0, 1, 0)),
         ),
         (
             {"prompt": "q", "responses": ["a", "b", "c"], "scores": [0.5, -1, 3]},
-            Ranking((user("q"),), ("a", "b", "c"), (1, 2, 0)),
+            Record((user("q"),), ("a", "b", "c"), (1, 2, 0)),
         ),
-        (TREE, Ranking((user("q"),), ("best", "worse"), (0, 1))),
+        (TREE, Record((user("q"),), ("best", "worse"), (0, 1))),
     ],
 )
 def test_rankings_are_found_by_their_fields(tmp_path, row, ranking):
@@ -120,7 +120,7 @@ def test_rankings_are_found_by_their_fields(tmp_path, row, ranking):
     ],
 )
 def test_prompts_are_what_comes_before_the_last_answer(tmp_path, row, turns):
-    assert read_records(DialogueSourceSettings(path=written(tmp_path, [row])), "prompt").records == [Prompt(turns)]
+    assert read_records(DialogueSourceSettings(path=written(tmp_path, [row])), "prompt").records == [Record(turns)]
 
 
 BAD = [
@@ -227,7 +227,7 @@ def test_a_file_of_any_form_gives_its_records_whole(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     for path in (tmp_path / name, tmp_path):
         records = read_records(DialogueSourceSettings(path=str(path)), "demonstration").records
-        assert records == [Demonstration((user(row["prompt"]), assistant(row["answer"]))) for row in FILES]
+        assert records == [Record((user(row["prompt"]), assistant(row["answer"]))) for row in FILES]
 
 
 NESTED = {"prompt": {"text": "q", "role": "prompter", "replies": ["no object"]}}

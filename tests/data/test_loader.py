@@ -13,6 +13,7 @@ from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.mixture import LONGEST_PERIOD, Mixture
 from lmjax.data.permutation import Shuffle
 from lmjax.data.prefetch import prefetch
+from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.settings import DataSettings
 
@@ -179,7 +180,7 @@ def test_sources_of_two_tokenizers_are_refused(make_shards):
 def test_the_ramp_is_linear_in_few_sizes_and_counts_tokens(make_shards, ragged_texts):
     ramp = settings(batch_size=32, ramp_from=8, ramp_tokens=16 * 480, ramp_sizes=4)
     loader = Loader([make_shards(ragged_texts)], [1.0], ramp)
-    table = loader.ramp_table()
+    table = BatchRamp(ramp).table
     assert table.batch_sizes == (8, 16, 24, 32)
     assert table.first_steps == (0, 20, 30, 37)  # 160 rows at 8, 160 at 16, and 7 x 24 = 168 at 24
     assert table.tokens_before == (0, 16 * 160, 16 * 320, 16 * 488)
@@ -211,10 +212,10 @@ def test_rows_go_on_through_the_ramp_without_gap_or_repetition(make_shards, ragg
         (4, 10, 9, (4, 8, 10)),
     ],
 )
-def test_ramp_sizes_are_multiples_of_the_first_one(make_shards, ragged_texts, start, full, count, sizes):
+def test_ramp_sizes_are_multiples_of_the_first_one(start, full, count, sizes):
     tokens = 100_000 if start else 0
     ramp = settings(batch_size=full, ramp_from=start, ramp_tokens=tokens, ramp_sizes=count)
-    assert Loader([make_shards(ragged_texts)], [1.0], ramp).ramp_table().batch_sizes == sizes
+    assert BatchRamp(ramp).table.batch_sizes == sizes
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -263,7 +264,7 @@ def test_prefetch_yields_in_order_and_runs_ahead_no_further_than_its_depth():
         started.append(step)
         return step * step
 
-    values = prefetch(produce, 3, 30, depth=4, threads=3)
+    values = prefetch(produce, 3, 30, depth=4)
     for expected in range(3, 30):
         step, value, waited = next(values)
         assert (step, value) == (expected, expected * expected) and waited >= 0.0
@@ -297,7 +298,7 @@ def test_an_exception_in_the_background_is_raised_at_its_step():
 
 
 def test_leaving_the_loop_early_stops_the_threads():
-    for step, _, _ in prefetch(lambda step: time.sleep(0.005), 0, 1000, depth=5, threads=2):
+    for step, _, _ in prefetch(lambda step: time.sleep(0.005), 0, 1000, depth=5):
         if step == 3:
             break
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]

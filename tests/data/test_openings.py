@@ -3,7 +3,6 @@
 import pytest
 
 from lmjax.data.conversation_files import read_records
-from lmjax.data.conversations import Demonstration, Prompt
 from lmjax.data.openings import WORDS, openings
 from lmjax.errors import UserError
 from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings
@@ -29,9 +28,9 @@ def test_a_source_reads_its_part_of_them_as_demonstrations_or_prompts(pairs):
     source = DialogueSourceSettings(kind="embedded", begin=0.5, end=0.6)
     half, end = round(len(pairs) * 0.5), round(len(pairs) * 0.6)
     found = read_records(source, "demonstration").records
-    assert [(r.turns[0].text, r.turns[1].text) for r in found if isinstance(r, Demonstration)] == [*pairs[half:end]]
+    assert [(r.turns[0].text, r.turns[1].text) for r in found] == [*pairs[half:end]]
     asked = read_records(source, "prompt").records
-    assert [r.turns[0].text for r in asked if isinstance(r, Prompt)] == [opening for opening, _ in pairs[half:end]]
+    assert [r.turns[0].text for r in asked] == [opening for opening, _ in pairs[half:end]]
 
 
 def test_a_path_beside_the_embedded_corpus_is_read_and_a_file_has_one():

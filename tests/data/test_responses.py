@@ -7,7 +7,7 @@ import pytest
 
 from lmjax.data.conversation_files import read_records
 from lmjax.data.conversation_rows import open_rows
-from lmjax.data.conversations import Response, Turn
+from lmjax.data.conversations import Record, Turn
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSettings, DialogueSourceSettings
 from lmjax.tokenizers.byte import ByteTokenizer
@@ -41,29 +41,32 @@ def source(tmp_path, rows, **changes):
 
 
 def responses(*answers):
-    return [Response(Q, answer) for answer in answers]
+    return [Record(Q, (answer,)) for answer in answers]
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
         ({"prompt": "q", "completion": "a"}, responses("a")),
-        ({"prompt": "q", "completion": "a", "label": False}, [Response(Q, "a", 0.0)]),
-        ({"prompt": "q", "completion": "a", "label": True}, [Response(Q, "a", 1.0)]),
-        ({"prompt": "q", "response": "a", "reward": -0.5}, [Response(Q, "a", -0.5)]),
-        ({"messages": CHAT, "score": "2.5"}, [Response(Q, "a", 2.5)]),
+        ({"prompt": "q", "completion": "a", "label": False}, [Record(Q, ("a",), reward=0.0)]),
+        ({"prompt": "q", "completion": "a", "label": True}, [Record(Q, ("a",), reward=1.0)]),
+        ({"prompt": "q", "response": "a", "reward": -0.5}, [Record(Q, ("a",), reward=-0.5)]),
+        ({"messages": CHAT, "score": "2.5"}, [Record(Q, ("a",), reward=2.5)]),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, responses("a", "b")),
         ({"prompt": "q", "chosen": "same", "rejected": "same"}, responses("same", "same")),
         ({"prompt": "q", "rejected": "b"}, responses("b")),
-        ({"chosen": CHAT, "rejected": OTHER_CHAT}, [*responses("a"), Response((Turn("user", "other"),), "b")]),
+        ({"chosen": CHAT, "rejected": OTHER_CHAT}, [*responses("a"), Record((Turn("user", "other"),), ("b",))]),
         ({"prompt": "q", "answers": ["a", "b"]}, responses("a", "b")),
         ({"prompt": "q", "answers": ["a"]}, responses("a")),
         ({"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]}, responses("a", "b")),
-        ({"prompt": "q", "answers": ["a", "b"], "scores": [3, -1]}, [Response(Q, "a", 3.0), Response(Q, "b", -1.0)]),
+        (
+            {"prompt": "q", "answers": ["a", "b"], "scores": [3, -1]},
+            [Record(Q, ("a",), reward=3.0), Record(Q, ("b",), reward=-1.0)],
+        ),
         ({"instruction": "q", "instances": [{"output": "a"}, {"output": "b"}]}, responses("a", "b")),
         (
             {"prompt": TREE},
-            [*responses("a", "unranked"), Response((*Q, Turn("assistant", "a"), Turn("user", "and?")), "b")],
+            [*responses("a", "unranked"), Record((*Q, Turn("assistant", "a"), Turn("user", "and?")), ("b",))],
         ),
     ],
 )
@@ -78,7 +81,7 @@ def test_records_of_one_file_may_have_different_shapes(tmp_path):
         {"prompt": "q", "completion": "d", "label": False},
     ]
     records = read_records(source(tmp_path, rows), "response").records
-    assert [record.answer for record in records] == ["a", "b", "c", "d"]
+    assert [record.answers for record in records] == [("a",), ("b",), ("c",), ("d",)]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_each_response_has_a_row_of_its_own_that_ends_with_end_of_text(tmp_path)
     made, counts, kept = open_rows(source(tmp_path, rows), DialogueSettings(sequence_length=40), BYTES, "response")
     batch = made.batch(np.arange(3))
     assert batch["tokens"].shape == (3, 1, 40)
-    texts = [f"User: q\nAssistant: {record.answer}" for record in kept]
+    texts = [f"User: q\nAssistant: {record.answers[0]}" for record in kept]
     for row, text in zip(range(3), texts, strict=True):
         own = batch["tokens"][row, 0][batch["segments"][row, 0] == 1]
         assert own.tolist() == [*BYTES.encode(text), BYTES.eos_id][-40:]

@@ -146,4 +146,4 @@ def test_a_row_group_of_fewer_or_more_rows_than_are_announced_is_damaged(tmp_pat
     assert documents._column(path, 0, 3).to_pylist() == ["a", "b", "c"]
     for rows in (2, 4):
         error = documents._column(path, 0, rows)
-        assert isinstance(error, BadRecordError) and f"3 rows where {rows} are announced" in str(error)
+        assert isinstance(error, BadRecordError) and f"3 rows, expected the {rows} of its metadata" in str(error)

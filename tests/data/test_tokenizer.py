@@ -305,10 +305,10 @@ def test_a_saved_folder_s_list_of_files_stays_in_it(name, tmp_path):
 )
 def test_a_saved_file_that_is_a_link_out_of_its_folder_is_refused(target, reason, tmp_path):
     trained("bpe").save(tmp_path / "saved")
-    path = tmp_path / "saved" / "vocab.json"
+    path = tmp_path / "saved" / "tokenizer.json"
     path.rename(tmp_path / "x")
     path.symlink_to(target)
-    with pytest.raises(UserError, match=rf"vocab\.json: {reason}"):
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {reason}"):
         load_tokenizer(tmp_path / "saved")
 
 

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from lmjax.data.training_text import training_text, with_few_long_words, without_long_words
+from lmjax.data.training_text import training_text, with_few_long_words
 from lmjax.settings import SourceSettings, TokenizerSettings
+from lmjax.tokenizers.long_words import without_long_words
 from lmjax.tokenizers.tokenizer import build_tokenizer
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.data.conversations import Prompt, Turn
+from lmjax.data.conversations import Record, Turn
 from lmjax.errors import UserError
 from lmjax.rl.reward_function import load_function, load_functions
 from lmjax.settings import RewardSettings
@@ -70,8 +70,8 @@ def slow(p, r):
     time.sleep(30)
 """
 RECORDS = [
-    Prompt((Turn("user", "p"),), "prompts.jsonl:4", {"prompt": "p", "truth": 3}),
-    Prompt((Turn("user", "pp"),), "prompts.jsonl:7", {"prompt": "pp", "truth": 5, "other": 2.0}),
+    Record((Turn("user", "p"),), where="prompts.jsonl:4", fields={"prompt": "p", "truth": 3}),
+    Record((Turn("user", "pp"),), where="prompts.jsonl:7", fields={"prompt": "pp", "truth": 5, "other": 2.0}),
 ]
 
 

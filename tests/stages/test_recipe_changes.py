@@ -236,16 +236,16 @@ def test_other_data_keep_the_tokenizer_of_the_weights(quick, tmp_path, tiny, mon
     """Another tokenizer gives the same ids other meanings: the loss would jump, without an error."""
     recipe, folder = tiny(tokenizer=WORDPIECE), tmp_path / "w"
     stopped_after(4, recipe, folder, monkeypatch)
-    (before,) = {path.read_bytes() for path in folder.glob("tokenizer-*/vocab.txt")}
+    (before,) = {path.read_bytes() for path in folder.glob("tokenizer-*/tokenizer.json")}
     other = tmp_path / "other.txt"
     other.write_text("".join(f"zebras quickly jumped over {n} lazy dogs\n" for n in range(100)) * 2)
     changed = dataclasses.replace(
         recipe, data=dataclasses.replace(recipe.data, train=(SourceSettings(kind="text", path=str(other)),))
     )
     assert run(changed, folder, quiet=True, force=True).exit_code == 0
-    assert {path.read_bytes() for path in folder.glob("tokenizer-*/vocab.txt")} == {before}
+    assert {path.read_bytes() for path in folder.glob("tokenizer-*/tokenizer.json")} == {before}
     find_checkpoint(folder).unpack_tokenizer(tmp_path / "unpacked")
-    assert (tmp_path / "unpacked" / "vocab.txt").read_bytes() == before
+    assert (tmp_path / "unpacked" / "tokenizer.json").read_bytes() == before
 
 
 def test_a_stage_is_set_aside_beside_a_stage_whose_name_ends_in_old(tmp_path):
