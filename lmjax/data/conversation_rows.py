@@ -116,7 +116,7 @@ class AnswerRows:
         absent = ((0, 0), (0, answers - self.answers))
         return AnswerRows(self._groups, np.pad(self._ranks_RK, absent, constant_values=-1), self._length)
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The rankings with these indices, int64 [R]."""
         shape = (len(indices), self.answers, self._length)
         out: Batch = {name: np.zeros(shape, np.int32) for name in (TOKENS, TARGETS, POSITIONS, SEGMENTS)}
@@ -140,7 +140,7 @@ class PromptRows:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The prompts with these indices, int64 [R]."""
         shape = (len(indices), self._length)
         out: Batch = {name: np.zeros(shape, np.int32) for name in (TOKENS, POSITIONS, SEGMENTS)}

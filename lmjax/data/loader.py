@@ -57,9 +57,13 @@ class RowLoader:
         if self._shuffle is not None:
             indices = self._shuffle.images(sources, epochs, indices)
         if len(self._sources) == 1:
-            return self._sources[0].batch(indices)
+            return self._sources[0].batch(indices, epochs)
         places = [np.flatnonzero(sources == source) for source in range(len(self._sources))]
-        parts = [(here, self._sources[source].batch(indices[here])) for source, here in enumerate(places) if len(here)]
+        read = [
+            rows.batch(indices[here], epochs[here]) if len(here) else {}
+            for rows, here in zip(self._sources, places, strict=True)
+        ]
+        parts = [(here, part) for here, part in zip(places, read, strict=True) if len(here)]
         return _interleaved(parts, len(numbers))
 
     def batch_size_at(self, step: int) -> int:

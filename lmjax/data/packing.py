@@ -30,8 +30,12 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray) -> Batch:
-        """The rows with these indices, int64 [R], as the fields of data/batch.py, [R, T]. Arrays may be read-only."""
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
+        """The rows with these indices, int64 [R], as the fields of data/batch.py, [R, T]. Arrays may be read-only.
+
+        `epochs`, int64 [R], counts how often each row was read before: what is drawn for a row, such as a mask, is a
+        function of both. None stands for 0, as in validation.
+        """
         ...
 
 
@@ -67,7 +71,7 @@ class SplitRows:
     def __len__(self) -> int:
         return self._rows
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The rows with these indices, int64 [R]."""
         starts_R = indices * self.length
         window_RT = self.shards.windows(starts_R, self.length + 1)
@@ -138,7 +142,7 @@ class FirstFitRows:
     def __len__(self) -> int:
         return len(self.plan.first_piece) - 1
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The rows with these indices, int64 [R]."""
         plan, rows = self.plan, len(indices)
         counts_R = plan.first_piece[indices + 1] - plan.first_piece[indices]

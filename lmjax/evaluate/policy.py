@@ -109,7 +109,7 @@ class _SourceRows:
     def __len__(self) -> int:
         return self._size
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         return self._prompts.batch(indices + self._first)
 
 

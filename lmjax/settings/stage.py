@@ -120,11 +120,13 @@ class Stage:
 
     @property
     def loading(self) -> DataSettings:
-        """The sizes and the order of its batches."""
-        raise NotImplementedError
+        """The sizes and the order of its batches; the default's where it reads none."""
+        return DataSettings()
 
     def with_earlier_batches(self, earlier: tuple[tuple[int, int, int, int, int, int], ...]) -> Stage:
         """The same stage, whose batches follow those of other sizes: see DataSettings.earlier_batches."""
+        if earlier == self.loading.earlier_batches:
+            return self
         rows = dataclasses.replace(getattr(self, self.rows_field), earlier_batches=earlier)
         return dataclasses.replace(self, **{self.rows_field: rows})
 

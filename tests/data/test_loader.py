@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax.data.batch import LANGUAGE_FIELDS
-from lmjax.data.loader import Loader, validation_batches
+from lmjax.data.loader import Loader, RowLoader, validation_batches
 from lmjax.data.mixture import LONGEST_PERIOD, Mixture
 from lmjax.data.permutation import Shuffle
 from lmjax.data.prefetch import prefetch
@@ -302,3 +302,24 @@ def test_leaving_the_loop_early_stops_the_threads():
         if step == 3:
             break
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_what_rows_draw_is_another_in_each_epoch_and_the_same_for_a_step(two_sources):
+    class Drawn:
+        dropped_tokens = 0
+
+        def __init__(self, size):
+            self.size = size
+
+        def __len__(self):
+            return self.size
+
+        def batch(self, indices, epochs=None):
+            return {"tokens": np.stack([indices, epochs], axis=1)}
+
+    loader = RowLoader([Drawn(4), Drawn(2)], [2.0, 1.0], settings(shuffle=False))
+    batches = [loader.batch_at(step)["tokens"].tolist() for step in range(3)]
+    assert [sorted(map(tuple, batch)) for batch in batches] == [
+        sorted([(index, step) for index in range(4)] + [(index, step) for index in range(2)]) for step in range(3)
+    ]
+    assert loader.batch_at(2, slice(1, 3))["tokens"].tolist() == batches[2][1:3]

@@ -13,7 +13,7 @@ from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.fields import field_types
 from lmjax.runs.recipe_changes import adopted
-from lmjax.settings import DataSettings, Pipeline, SourceSettings, Stage
+from lmjax.settings import Pipeline, SourceSettings, Stage
 from lmjax.settings.recipe_files import from_json, to_json
 from lmjax.settings.stage import KINDS
 from lmjax.stages.changes import Kind
@@ -35,10 +35,6 @@ class CountWords(Stage):
 
     def texts(self):
         return (SourceSettings(kind="text", path=self.path),)
-
-    @property
-    def loading(self):
-        return DataSettings()
 
 
 KINDS.pop("count_words")  # other tests go through all kinds that lmjax has
