@@ -154,7 +154,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     if is_bucket(path):  # an object is there whole or not at all
         path.write_bytes(data)
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write the same file at this moment
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

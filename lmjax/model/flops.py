@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from lmjax.errors import require
 from lmjax.settings import ModelSettings
 
+TRAIN = 3  # a training step makes a forward pass's products three times: forward, and two gradients
+
 
 @dataclass(frozen=True)
 class Count:
@@ -47,6 +49,23 @@ def count(settings: ModelSettings, sequence_length: int | None = None) -> Count:
     multiplied = settings.layers * matrices + vocab * settings.width
     scores = 12 * settings.attention.heads * settings.head_dim * _seen_keys(settings, length)
     return Count(total, tables, total - tables, 6 * multiplied + math.floor(scores), 6 * total)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """FLOPs per token of a forward pass: of the layers' matrices, of the head, and of the scores."""
+
+    body: float
+    head: float
+    scores: float
+
+
+def forward_flops(model: ModelSettings, length: int) -> Forward:
+    """Of rows of `length` tokens, from the counts of a training step."""
+    scores_of_one = 12 * model.attention.heads * model.head_dim * model.layers
+    matrices = count(model, 1).flops_per_token - scores_of_one
+    head = 2 * (model.vocab_size or 0) * model.width
+    return Forward(matrices / TRAIN - head, head, (count(model, length).flops_per_token - matrices) / TRAIN)
 
 
 def _matrices(settings: ModelSettings) -> int:

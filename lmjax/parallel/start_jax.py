@@ -14,6 +14,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.backend import register_backend_factory
 
+from lmjax.files import cache_folder
 from lmjax.parallel.host_memory import keep_freed_memory
 
 DEVICES = Path("/dev")
@@ -30,8 +31,7 @@ def prepare_jax() -> None:
 def keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, unless the user has placed it elsewhere or turned it off."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "lmjax" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         compilation_cache.reset_cache()  # JAX decides at its first program, which a notebook may have run already
 
 

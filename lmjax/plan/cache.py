@@ -11,8 +11,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import lmjax
 from lmjax.errors import UserError
 from lmjax.fields import check_types
-from lmjax.files import cache_folder, parse_json
+from lmjax.files import cache_folder, parse_json, write_whole
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.settings import Pretrain
 from lmjax.tasks.resolved import known_model, planned_entries
@@ -96,11 +94,7 @@ class Cache:
         path = self._path(recipe, topology)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".new", delete=False, encoding="utf-8") as f:
-                f.write(result.to_json())
-                f.flush()
-                os.fsync(f.fileno())
-            Path(f.name).replace(path)
+            write_whole(path, result.to_json())
         except OSError as error:
             fix = "set XDG_CACHE_HOME to a folder that can be written to"
             raise UserError(f"{self.folder}: cannot keep what was compiled: {error}; {fix}") from error

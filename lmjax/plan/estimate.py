@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from lmjax.parallel.chips import GIB
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
-from lmjax.plan.slices import GIB, NETWORK_BANDWIDTH, Slice
+from lmjax.plan.slices import NETWORK_BANDWIDTH, Slice
 from lmjax.plan.target import Target
 from lmjax.settings import AttentionSettings
 from lmjax.tasks.program import Cost

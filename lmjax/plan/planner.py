@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from lmjax.errors import UserError, clear_disk_errors, nearest, require
 from lmjax.fields import require_local
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
+from lmjax.parallel.chips import GIB
 from lmjax.parallel.executable import save_executable
 from lmjax.parallel.mesh import AXES, mesh_shape
 from lmjax.plan.compile import Compiled, OutOfMemory, compile_step, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
-from lmjax.plan.slices import GIB, find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.plan.target import StepKind, Target, target_of
 from lmjax.settings import MeshSettings, Pipeline, Stage, TrainingStage
 from lmjax.stages.registry import kind_of

@@ -12,37 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmjax.errors import UserError, nearest
+from lmjax.parallel.chips import CHIPS, Chip
 
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One generation. Figures are of a chip; `devices` says how many devices JAX makes of one.
-
-    Peaks, HBM bandwidth and links: cloud.google.com/tpu/docs, the page of each generation ("bidirectional inter-chip
-    interconnect bandwidth per chip" over the links, 4 in a 2-D torus and 6 in a 3-D one, and two directions).
-    `hbm` is what libtpu lets a program use. The clock is the peak over the FLOPs that the matrix units do in a cycle.
-    """
-
-    library: str  # libtpu's name
-    cores_per_chip: int  # that the number in a slice's name counts
-    devices: int
-    flops: float  # bfloat16 FLOP/s
-    hbm: float  # bytes
-    hbm_bandwidth: float  # bytes/s
-    link_bandwidth: float  # bytes/s, one link, one way
-    clock: float  # Hz
-    options: tuple[tuple[str, Any], ...] = ()  # of libtpu
-
-
-CHIPS: dict[str, Chip] = {
-    "v4": Chip("v4", 2, 1, 275e12, 30.75 * GIB, 1228e9, 50e9, 1.05e9, (("chip_config_name", "megacore"),)),
-    "v5e": Chip("v5e", 1, 1, 197e12, 15.75 * GIB, 819e9, 50e9, 1.5e9),
-    "v5p": Chip("v5", 2, 1, 459e12, 95.74 * GIB, 2765e9, 100e9, 1.75e9),
-    "v6e": Chip("v6e", 1, 1, 918e12, 31.25 * GIB, 1640e9, 100e9, 1.75e9),
-    "tpu7x": Chip("tpu7x", 2, 2, 2307e12, 2 * 94.75 * GIB, 7380e9, 100e9, 2.2e9),
-}
 ALIASES = {"v5litepod": "v5e"}
 NETWORK_BANDWIDTH = 6.25e9  # bytes/s and chip between slices: 50 Gbit/s (cloud.google.com/tpu/docs/v5p)
 

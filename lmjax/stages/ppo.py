@@ -21,7 +21,7 @@ from lmjax.data.loader import Loader, RowLoader
 from lmjax.errors import UserError
 from lmjax.evaluate.policy import PolicyEvaluation, PromptSet
 from lmjax.evaluate.samples import response_texts, samples_asked
-from lmjax.model.flops import count
+from lmjax.model.flops import TRAIN, count, forward_flops
 from lmjax.model.heads import init_scalar
 from lmjax.objective.weighted import Weighted
 from lmjax.optim.train_state import TrainState
@@ -46,7 +46,7 @@ from lmjax.stages.ppo_learner import ppo_learner, ppo_state
 from lmjax.stages.ppo_shown import CHANGES, SHOWN
 from lmjax.stages.train_stage import Outcome, Training, planned_steps, train
 from lmjax.tasks.conversations import dialogue_stage, mix_shares, open_conversations, open_mix, shares_of
-from lmjax.tasks.program import TRAIN, Cost, Program, forward_flops, platform_of
+from lmjax.tasks.program import Cost, Program, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, TaskData
 from lmjax.training.loop import Metrics, UnfinishedStepError

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lmjax.data.batch import FIELD_DTYPES, POSITIONS, SEGMENTS, TOKENS, Field
 from lmjax.errors import require
+from lmjax.model.flops import forward_flops
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel import processes
 from lmjax.parallel.placement import abstract_batch, abstract_params, batch_sharding, jit_eval, on_mesh, shardings_of
@@ -21,7 +22,7 @@ from lmjax.stages.prepare_data import prepare
 from lmjax.stages.shown import Shown
 from lmjax.stages.train_stage import Outcome, train_task
 from lmjax.tasks.next_token import NextToken
-from lmjax.tasks.program import Cost, Program, forward_flops, language_cost, platform_of
+from lmjax.tasks.program import Cost, Program, language_cost, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, build_task
 

@@ -11,6 +11,7 @@ from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import TOKENS, BatchSpec
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, values_of
+from lmjax.model.flops import TRAIN
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preferences import preference_loss
 from lmjax.objective.weighted import LossFunction
@@ -18,7 +19,7 @@ from lmjax.optim.train_state import TrainState
 from lmjax.settings import DPO
 from lmjax.tasks.conversations import conversation_data
 from lmjax.tasks.demonstrations import language_samples
-from lmjax.tasks.program import TRAIN, Cost, language_cost
+from lmjax.tasks.program import Cost, language_cost
 from lmjax.tasks.rankings import ranked_fields
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun

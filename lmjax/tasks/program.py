@@ -10,11 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from lmjax.data.batch import BatchSpec
-from lmjax.model.flops import count
+from lmjax.model.flops import TRAIN, count, forward_flops
 from lmjax.optim.schedules import Schedule
 from lmjax.settings import ModelSettings
-
-TRAIN = 3  # a training step makes a forward pass's products three times: forward, and two gradients
 
 
 @dataclass(frozen=True)
@@ -69,23 +67,6 @@ class Cost:
     @property
     def parameters(self) -> int:
         return count(self.models[0]).parameters
-
-
-@dataclass(frozen=True)
-class Forward:
-    """FLOPs per token of a forward pass: of the layers' matrices, of the head, and of the scores."""
-
-    body: float
-    head: float
-    scores: float
-
-
-def forward_flops(model: ModelSettings, length: int) -> Forward:
-    """Of rows of `length` tokens, from the counts of a training step."""
-    scores_of_one = 12 * model.attention.heads * model.head_dim * model.layers
-    matrices = count(model, 1).flops_per_token - scores_of_one
-    head = 2 * (model.vocab_size or 0) * model.width
-    return Forward(matrices / TRAIN - head, head, (count(model, length).flops_per_token - matrices) / TRAIN)
 
 
 def language_cost(model: ModelSettings, rows: int, length: int, passes: int = TRAIN, *, head: bool = True) -> Cost:

@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
-TERA = 1e12
-
-
-class Peak(NamedTuple):
-    """What one chip can do: bfloat16 FLOP/s and bytes of HBM. `devices` of jax's devices make one chip."""
-
-    flops: float
-    memory: int
-    devices: int = 1
-
-
-GIB = 2**30
-# Makers' figures. The patterns are matched against the start of jax's `device_kind`, in this order. What is not here,
-# such as the smaller H100s, has no MFU rather than a wrong one.
-PEAKS: tuple[tuple[str, Peak], ...] = (
-    (r"TPU v4$", Peak(275 * TERA, 32 * GIB)),
-    (r"TPU (v5 lite|v5e)", Peak(197 * TERA, 16 * GIB)),
-    (r"TPU v5p?$", Peak(459 * TERA, 95 * GIB)),
-    (r"TPU (v6 lite|v6e)", Peak(918 * TERA, 32 * GIB)),
-    (r"TPU ?v?7x", Peak(2307 * TERA, 192 * GIB, devices=2)),  # its two cores are devices of their own
-    (r"NVIDIA A100.*40GB", Peak(312 * TERA, 40 * GIB)),
-    (r"NVIDIA A100.*80GB", Peak(312 * TERA, 80 * GIB)),
-    (r"NVIDIA H100 80GB HBM3", Peak(989 * TERA, 80 * GIB)),  # SXM
-)
-
-
-def device_peak(kind: str) -> Peak | None:
-    """The peak of a chip by its `device_kind`, as jax names it; None for one not in the table, such as a CPU."""
-    return next((peak for pattern, peak in PEAKS if re.match(pattern, kind)), None)
+from lmjax.parallel.chips import device_peak
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, kind: str, devices: int) -> float | None:

@@ -8,11 +8,12 @@ import pytest
 
 from lmjax.model.flops import count
 from lmjax.model.remat import REMAT_POLICIES
+from lmjax.parallel.chips import GIB
 from lmjax.plan.candidates import REMAT, Candidate, candidates
 from lmjax.plan.compile import Compiled, compile_step, slice_mesh
 from lmjax.plan.estimate import estimate
 from lmjax.plan.predict import KEPT, Analyst, products, rates_of
-from lmjax.plan.slices import GIB, find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
 from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, ModelSettings, PlanSettings, Pretrain
 

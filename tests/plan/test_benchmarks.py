@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lmjax.model.flops import count
+from lmjax.parallel.chips import GIB
 from lmjax.parallel.compiler_options import compiler_options
 from lmjax.plan.planner import plan
-from lmjax.plan.slices import GIB, find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.settings.recipe_files import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"

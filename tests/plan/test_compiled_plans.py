@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from lmjax.model.flops import count
+from lmjax.parallel.chips import GIB
 from lmjax.plan.planner import plan
-from lmjax.plan.slices import GIB
 from lmjax.plan.target import target_of
 from lmjax.settings import (
     AttentionSettings,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
+from lmjax.parallel.chips import GIB
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.estimate import (
     AxisTraffic,
@@ -16,7 +17,7 @@ from lmjax.plan.estimate import (
     kernel_work,
 )
 from lmjax.plan.hlo import Array, Collective, KernelCall
-from lmjax.plan.slices import GIB, find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, Pretrain
 

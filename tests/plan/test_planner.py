@@ -15,12 +15,13 @@ import pytest
 from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.model.flops import count
+from lmjax.parallel.chips import GIB
 from lmjax.plan import planner
 from lmjax.plan.compile import Compiled, OutOfMemory, compile_step, read_refusal
 from lmjax.plan.hlo import parse
 from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
-from lmjax.plan.slices import GIB, find_slice
+from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
 from lmjax.settings import (
     AttentionSettings,

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from lmjax.errors import UserError
+from lmjax.parallel.chips import GIB
 from lmjax.plan import search as module
 from lmjax.plan import search_display
 from lmjax.plan.cache import Cache
@@ -21,7 +22,6 @@ from lmjax.plan.estimate import Estimate
 from lmjax.plan.predict import Analyst
 from lmjax.plan.search import search
 from lmjax.plan.search_display import watching
-from lmjax.plan.slices import GIB
 from lmjax.plan.tables import lines, run_command, to_json
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings, Pretrain
 

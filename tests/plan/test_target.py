@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.checkpoints.initial import InitialCheckpoint
 from lmjax.errors import UserError
-from lmjax.model.flops import count
+from lmjax.model.flops import count, forward_flops
 from lmjax.parallel.mesh import AXES, make_mesh
 from lmjax.parallel.placement import jit_step
 from lmjax.plan.planner import chosen
@@ -41,7 +41,6 @@ from lmjax.stages.registry import kind_of
 from lmjax.stages.train_stage import Outcome
 from lmjax.tasks import resolved as resolved_module
 from lmjax.tasks import task
-from lmjax.tasks.program import forward_flops
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.task import Session
 from lmjax.tokenizers.byte import ByteTokenizer

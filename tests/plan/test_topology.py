@@ -3,8 +3,9 @@
 import pytest
 
 from lmjax.errors import UserError
+from lmjax.parallel.chips import CHIPS, GIB
 from lmjax.plan.compile import slice_devices
-from lmjax.plan.slices import CHIPS, GIB, find_slice, names
+from lmjax.plan.slices import find_slice, names
 
 
 @pytest.mark.parametrize(

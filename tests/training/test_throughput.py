@@ -2,7 +2,8 @@
 
 import pytest
 
-from lmjax.training.throughput import GIB, TERA, Meter, device_peak, mfu
+from lmjax.parallel.chips import GIB, TERA, device_peak
+from lmjax.training.throughput import Meter, mfu
 
 # jax's names as its attached devices and its topologies report them; figures per chip.
 KINDS = {
