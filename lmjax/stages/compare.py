@@ -10,22 +10,21 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
-from lmjax.checkpoints.initial import InitialCheckpoint
 from lmjax.data.conversation_rows import RECORD
 from lmjax.data.conversations import Prompt
 from lmjax.data.packing import Rows
 from lmjax.errors import UserError, require
 from lmjax.evaluate.samples import prompt_text, response_texts
 from lmjax.files import MalformedJsonError, check_form, parse_json, read_text, write_whole
-from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.notation import decimals, exact
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, on_mesh, place_rows
+from lmjax.parallel.placement import abstract_params
 from lmjax.parallel.processes import is_first
 from lmjax.rl.best_of_n import best_of, best_of_divergence, noisy_ranks
 from lmjax.rl.reward_function import load_function
-from lmjax.rl.rollout import Rollout, Vocabulary, repeated, sample
+from lmjax.rl.rollout import Vocabulary
+from lmjax.rl.sampler import Sampler
 from lmjax.run_files import ANSWERED_FILE
 from lmjax.settings import Compare
 from lmjax.stages.changes import EARLIER, Kind, Table
@@ -61,15 +60,14 @@ def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
     recipe, workdir, display = resolved.of(Compare), resolved.folder, session.display
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
     resolved = resolved.opened()
-    start, judge = resolved.start, resolved.scorer
-    assert start is not None
+    judge = resolved.scorer
     gold_function = load_function(recipe.gold, "gold")
     resolved.check_lengths()
     rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, display)
-    sampler, K = _Sampler(recipe, start, judge, _Answered(workdir / ANSWERED_FILE)), recipe.answers
+    comparer, K = _Comparer(recipe, resolved, _Answered(workdir / ANSWERED_FILE)), recipe.answers
     found, gold = [], []
     for source_rows, source_records in zip(rows, records, strict=True):
-        for given in sampler.answers(source_rows, source_records):
+        for given in comparer.answers(source_rows, source_records):
             asked = [record for record in given.records for _ in range(K)]
             prompts = [prompt_text(record, recipe.dialogue.template) for record in asked]
             gold.append(gold_function(prompts, given.texts, asked).reshape(-1, K))
@@ -177,24 +175,27 @@ class _Answered:
                 file.write(json.dumps(answers) + "\n")
 
 
-class _Sampler:
+class _Comparer:
     """Samples answers to prompts, batch by batch, and scores them by the proxy where there is one."""
 
-    def __init__(
-        self, recipe: Compare, start: InitialCheckpoint, judge: InitialCheckpoint | None, answered: _Answered
-    ) -> None:
-        self._recipe, self._start, self._judge, self._answered = recipe, start, judge, answered
-        self._mesh = make_mesh(recipe.mesh)
-        platform = jax.default_backend()
-        self._policy = LanguageModel(start.settings, recipe.compute, platform)
-        self._params = start.language_model(abstract_params(self._policy, self._mesh))
-        self._rows = batch_sharding(self._mesh, ROWS)
-        self._roll = jax.jit(on_mesh(self._rolled, self._mesh), out_shardings=self._rows)
-        self._proxy: ScalarModel | None = None
-        if judge is not None:
-            self._proxy = ScalarModel(LanguageModel(judge.settings, recipe.compute, platform))
-            self._proxy_params = judge.reward_model(abstract_params(self._proxy, self._mesh))
-            self._score = jax.jit(on_mesh(self._proxy.scores, self._mesh), out_shardings=self._rows)
+    def __init__(self, recipe: Compare, resolved: ResolvedStage, answered: _Answered) -> None:
+        start = resolved.start
+        assert start is not None
+        self._recipe, self._answered, self._tokenizer = recipe, answered, start.tokenizer
+        self._scored = resolved.scorer is not None
+        mesh = make_mesh(recipe.mesh)
+        policy = LanguageModel(start.settings, recipe.compute, jax.default_backend())
+        self._params = start.language_model(abstract_params(policy, mesh))
+        self._sampler = Sampler(
+            policy,
+            mesh,
+            Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id),
+            tokens=recipe.response_tokens,
+            temperature=recipe.temperature,
+            answers=recipe.answers,
+            seed=recipe.seed,
+            scorer=resolved.scorer,
+        )
 
     def answers(self, rows: Rows, records: list[Any]) -> Iterator[_Answers]:
         size, K = self._recipe.dialogue.batch_size, self._recipe.answers
@@ -212,24 +213,11 @@ class _Sampler:
 
     def _sampled(self, batch: Any, begin: int, used: int) -> dict[str, Any]:
         """Of a batch of prompts whose first `used` answers count: their texts, whether they ended, and their scores."""
-        rollout = self._roll(self._params, place_rows(batch, self._mesh), np.int32(begin))
-        scores = None
-        if self._proxy is not None:
-            scores = np.asarray(jax.device_get(self._score(self._proxy_params, rollout.rows)))[:used].tolist()
+        rollout = self._sampler.sample(self._params, batch, begin)
         finished = np.asarray(jax.device_get(rollout.finished))[:used].tolist()
-        return {
-            "texts": response_texts(rollout, self._start.tokenizer)[:used],
-            "finished": finished,
-            "scores": scores,
-        }
-
-    def _rolled(self, params: Any, batch: Any, begin: jax.Array) -> Rollout:
-        recipe, tokenizer = self._recipe, self._start.tokenizer
-        key = jax.random.fold_in(jax.random.key(recipe.seed), begin)
-        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
-        tokens, temperature = recipe.response_tokens, recipe.temperature
-        prompts = repeated(batch, recipe.answers)
-        return sample(self._policy, params, prompts, key, vocabulary, tokens=tokens, temperature=temperature)
+        scores = self._sampler.scores(rollout)[:used].tolist() if self._scored else None
+        texts = response_texts(rollout, self._tokenizer)[:used]
+        return {"texts": texts, "finished": finished, "scores": scores}
 
 
 class _Compared(TypedDict):

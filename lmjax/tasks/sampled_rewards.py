@@ -8,21 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from lmjax.checkpoints.evaluated import VALIDATION_REWARD
-from lmjax.data.batch import Batch
 from lmjax.errors import require
 from lmjax.evaluate.policy import PromptSet
 from lmjax.evaluate.validation import by_source
-from lmjax.model.heads import ScalarModel
-from lmjax.model.language_model import LanguageModel
-from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, on_mesh, place_rows
-from lmjax.rl.rollout import Rollout, Vocabulary, sample
+from lmjax.rl.rollout import Vocabulary
+from lmjax.rl.sampler import Sampler
 from lmjax.settings import DialogueStage
 from lmjax.tasks.conversations import open_conversations
-from lmjax.tasks.program import platform_of
 from lmjax.tasks.task import TaskRun
 from lmjax.training.loop import Values
 
@@ -32,21 +27,17 @@ class SampledRewards:
 
     def __init__(self, run: TaskRun) -> None:
         """Raises UserError where the reward model has too short a context."""
-        stage, resolved, mesh = run.stage, run.resolved, run.mesh
+        stage, resolved = run.stage, run.resolved
         scorer, start, tokenizer = resolved.scorer, resolved.start, resolved.tokenizer
         assert scorer is not None and start is not None and tokenizer is not None and isinstance(stage, DialogueStage)
-        dialogue, self._tokens = stage.dialogue, stage.evaluation.sample_tokens
-        longest, context = dialogue.sequence_length + self._tokens, min(scorer.settings.context, start.settings.context)
+        dialogue, tokens = stage.dialogue, stage.evaluation.sample_tokens
+        longest, context = dialogue.sequence_length + tokens, min(scorer.settings.context, start.settings.context)
         field = "dialogue.sequence_length + evaluation.sample_tokens"
         require(longest <= context, field, longest, f"at most {context} where a judge reads them", "shorten either")
         rows, records = open_conversations(dialogue.validation, "prompt", resolved, run.session.display)
-        self._prompts, self._size, self._mesh = PromptSet(rows, records), dialogue.batch_size, mesh
-        self._policy, self._vocabulary = run.program.model, Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
-        reward = ScalarModel(LanguageModel(scorer.settings, stage.compute, platform_of(mesh)))
-        self._params = scorer.reward_model(abstract_params(reward, mesh))
-        rows_cut = batch_sharding(mesh, ROWS)
-        self._roll = jax.jit(on_mesh(self._rolled, mesh), out_shardings=rows_cut)
-        self._score = jax.jit(on_mesh(reward.scores, mesh), out_shardings=rows_cut)
+        self._prompts, self._size = PromptSet(rows, records), dialogue.batch_size
+        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
+        self._sampler = Sampler(run.program.model, run.mesh, vocabulary, tokens=tokens, scorer=scorer)
         self._most, self._stop = stage.evaluation.batches, run.session.stop
 
     def values(self, names: Sequence[str], params: Any) -> Values:
@@ -66,9 +57,5 @@ class SampledRewards:
         ]
 
     def _scores(self, params: Any, numbers: np.ndarray, used: int) -> np.ndarray:
-        rollout = self._roll(params, place_rows(self._prompts.batch(numbers), self._mesh), np.int32(numbers[0]))
-        return np.asarray(jax.device_get(self._score(self._params, rollout.rows)))[:used]
-
-    def _rolled(self, params: Any, batch: Batch, begin: jax.Array) -> Rollout:
-        key = jax.random.fold_in(jax.random.key(0), begin)
-        return sample(self._policy, params, batch, key, self._vocabulary, tokens=self._tokens, temperature=1.0)
+        rollout = self._sampler.sample(params, self._prompts.batch(numbers), numbers[0])
+        return self._sampler.scores(rollout)[:used]
