@@ -22,6 +22,26 @@ class UserError(Exception):
         super().__init__(readable(str(message)))
 
 
+class FieldError(UserError):
+    """A recipe field whose value does not fit. `rest` is what the message says after the field's path.
+
+    The path begins at the settings that were checked, whose class is `owner`, until `within` gives their place.
+    """
+
+    def __init__(self, field: str, rest: str, owner: str = "") -> None:
+        super().__init__(f"{joined(owner, field)}{rest}")
+        self.field, self.rest, self.owner = field, rest, owner
+
+    def within(self, path: str) -> FieldError:
+        """The same error of settings whose place in a recipe is `path`; "" is the recipe itself."""
+        return FieldError(joined(path, self.field), self.rest)
+
+
+def joined(path: str, field: str) -> str:
+    """The path of a field of the settings at `path`; either may be empty."""
+    return f"{path}.{field}" if path and field else path or field
+
+
 class PeerLostError(Exception):
     """Another process of the run has died: nothing that needs all of them, not even an orderly end, can go on."""
 
@@ -75,10 +95,15 @@ def text_of(error: BaseException) -> str:
         return f"its own text cannot be made: {type(failed).__name__}"
 
 
+def field_error(field: str, value: object, expected: str, fix: str) -> FieldError:
+    """The error of a recipe field: its value, what was expected and a likely fix."""
+    return FieldError(field, f" = {shortened(value)}: expected {expected}; {fix}")
+
+
 def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:
-    """Raises UserError naming the recipe field, its value, what was expected and a likely fix, unless `condition`."""
+    """Raises the field's error unless `condition`."""
     if not condition:
-        raise UserError(f"{field} = {shortened(value)}: expected {expected}; {fix}")
+        raise field_error(field, value, expected, fix)
 
 
 def means_full_disk(error: BaseException | str) -> bool:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, shortened
+from lmjax.errors import field_error
 
 _TRAINING = {"vocab_size", "training_bytes"}  # of a tokenizer that is trained here
 _SENTENCEPIECE = {"sentencepiece_model", "byte_fallback", "split_digits"}
@@ -49,15 +49,13 @@ _ACCOMPANYING = {".md", ".json"}  # often beside the data of a folder: its kind 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
-def check_unused(owner: str, settings: Any) -> None:
-    """Raises UserError at the first field that the settings' kind does not use and that is not at its default."""
+def check_unused(settings: Any) -> None:
+    """Raises FieldError at the first field that the settings' kind does not use and that is not at its default."""
     for name in unused_fields(settings):
         default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
-        loaded = f" with {owner}.path" if owner == "tokenizer" and settings.path else ""
-        raise UserError(
-            f"{owner}.{name} = {shortened(getattr(settings, name))}: expected its default, {default!r}, as "
-            f"{owner}.kind = {settings.kind!r}{loaded} does not use it; leave it out, or set it back to {default!r}"
-        )
+        loaded = " with path" if type(settings).__name__ == "TokenizerSettings" and settings.path else ""
+        expected = f"its default, {default!r}, as kind = {settings.kind!r}{loaded} does not use it"
+        raise field_error(name, getattr(settings, name), expected, f"leave it out, or set it back to {default!r}")
 
 
 def unused_fields(settings: Any, **changed: str) -> list[str]:
@@ -98,10 +96,8 @@ def _kind_of_folder(path: str) -> str:
         folder = folder.expanduser()
         held = {entry.name for entry in folder.iterdir()}
     except (OSError, ValueError, RuntimeError):
-        raise UserError(
-            f"source.path = {shortened(path)}: expected a path whose ending tells its kind "
-            f"({', '.join(KINDS_BY_SUFFIX)}), or a folder that is there; set source.kind"
-        ) from None
+        told = f"a path whose ending tells its kind ({', '.join(KINDS_BY_SUFFIX)}), or a folder that is there"
+        raise field_error("path", path, told, "set kind") from None
     if {"manifest.json", "documents.bin"} <= held:
         return "shards"
     if "dataset_info.json" in held and "features.json" in held:
@@ -111,10 +107,8 @@ def _kind_of_folder(path: str) -> str:
     if len(kinds) == 1:
         return kinds.pop()
     found = f"files of several kinds ({', '.join(sorted(suffixes))})" if kinds else "none of either"
-    raise UserError(
-        f"source.path = {shortened(path)}: expected files that end in one of {', '.join(KINDS_BY_SUFFIX)}, token "
-        f"shards or a prepared TFDS builder in this folder, found {found}; set source.kind, or name files by a glob"
-    )
+    told = f"files that end in one of {', '.join(KINDS_BY_SUFFIX)}, token shards or a prepared TFDS builder"
+    raise field_error("path", path, f"{told} in this folder, found {found}", "set kind, or name files by a glob")
 
 
 def _walk(folder: Path) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmjax.data.documents import BadRecordError
-from lmjax.errors import UserError, shortened
+from lmjax.errors import FieldError, UserError, shortened
 from lmjax.files import unreadable, user_path
 from lmjax.kinds import COMPRESSIONS, plain_name, suffix_of
 
@@ -75,7 +75,7 @@ def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", o
         if not kind and given.is_symlink():
             raise _broken(given)
     except (OSError, ValueError) as error:
-        raise UserError(f"{field} = {shortened(path)}: cannot be read ({error}); check the path") from error
+        raise FieldError(field, f" = {shortened(path)}: cannot be read ({error}); check the path") from error
     left_out: Counter[str] = Counter()
     if kind == "file":
         return Files([given], [])
@@ -94,7 +94,7 @@ def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", o
     files = _once(sorted(found), left_out)
     words = [f"{count:,} {what}" for what, count in left_out.items() if count]
     if not files:
-        raise UserError(f"{field} = {shortened(path)}: expected {expected}" + (f" ({'; '.join(words)})" * bool(words)))
+        raise FieldError(field, f" = {shortened(path)}: expected {expected}" + f" ({'; '.join(words)})" * bool(words))
     return Files(files, words)
 
 

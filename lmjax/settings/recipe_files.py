@@ -6,6 +6,7 @@ of this module is a checked recipe; nothing else configures a run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import lmjax.settings
-from lmjax.errors import UserError, nearest, shortened, text_of
-from lmjax.fields import described, field_types, require_local
+from lmjax.errors import FieldError, UserError, joined, nearest, shortened, text_of
+from lmjax.fields import checked, described, field_types, require_local, unchecked
 from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
 from lmjax.settings import Pipeline, Stage
+from lmjax.settings.renamed import module_hint, renamed_fields, renamed_function
 from lmjax.settings.stage import KINDS
 
 
@@ -78,7 +80,7 @@ def load_recipe(spec: str) -> Any:
     if size and size not in sizes:
         known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
         raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
-    recipe = _run_user_code(path, lambda: make(size) if size else make())
+    recipe = _run_user_code(path, lambda: _made(lambda: make(size) if size else make()))
     if type(recipe) not in (Pipeline, *KINDS.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
     return recipe
@@ -119,6 +121,29 @@ def _recipe_function(path: Path) -> typing.Callable[..., Any]:
     return make
 
 
+def _made(make: typing.Callable[[], Any]) -> Any:
+    """The recipe that `make` returns. An error of a field has its full path where the recipe can be made unchecked."""
+    try:
+        return make()
+    except FieldError as error:
+        found = error
+        with contextlib.suppress(Exception):
+            found = _first_error(make) or error
+        same = found.rest == error.rest and found.field.endswith(error.field)
+        raise (found if same else error).with_traceback(error.__traceback__) from None
+
+
+def _first_error(make: typing.Callable[[], Any]) -> FieldError | None:
+    with unchecked():
+        recipe = make()
+    try:
+        for stage in recipe.stages:
+            checked(stage, "" if stage is recipe else stage.name)
+    except FieldError as error:
+        return error
+    return None
+
+
 def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
     try:
         return call()
@@ -137,7 +162,7 @@ def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
 
 
 def _hint(error: BaseException) -> str:
-    """For a keyword that a dataclass does not have: the nearest that it has."""
+    """For a keyword or a module that is not there: its new name, or the nearest keyword."""
     if isinstance(error, SystemExit):
         return "; a recipe returns, and leaves the process to lmjax"
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
@@ -146,7 +171,13 @@ def _hint(error: BaseException) -> str:
         **{stage.__name__: stage for stage in KINDS.values()},
     }
     part = found and parts.get(found[1])
-    return f"; {nearest(found[2], field_types(part))}" if found and part else ""
+    return f"; {_known_field(part, found[2])}" if found and part else module_hint(error)
+
+
+def _known_field(part: type, name: str) -> str:
+    """For a field that a settings class does not have: its new name, or the nearest that the class has."""
+    new = renamed_fields(part).get(name)
+    return f"{name!r} is now called {new!r}" if new else nearest(name, field_types(part))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -175,17 +206,18 @@ def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
         if len(kinds) == len(value):
             each = enumerate(zip(kinds, value, strict=True))
             return tuple(_decode(k, item, where, f"{field}[{i}]") for i, (k, item) in each)
-    return value
+    return renamed_function(value) if isinstance(value, str) else value
 
 
 def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> Any:
-    kinds = field_types(part)
+    kinds, new = field_types(part), renamed_fields(part)
+    value = {new[name] if new.get(name, name) not in value else name: item for name, item in value.items()}
     for name in value:
         if name not in kinds:
-            raise UserError(f"{where}: unknown field {f'{field}.{name}'.lstrip('.')!r}; {nearest(name, kinds)}")
-    kept = without_unused(part.__name__, value)
-    values = {name: _decode(kinds[name], v, where, f"{field}.{name}".lstrip(".")) for name, v in kept.items()}
+            raise UserError(f"{where}: unknown field {joined(field, name)!r}; {_known_field(part, name)}")
+    known = without_unused(part.__name__, value)
+    values = {name: _decode(kinds[name], item, where, joined(field, name)) for name, item in known.items()}
     try:
         return part(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+    except FieldError as error:
+        raise UserError(f"{where}: {error.within(field)}") from error

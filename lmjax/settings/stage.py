@@ -7,12 +7,15 @@ each? What a stage does is registered under its `kind` in lmjax/stages/registry.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lmjax.errors import require
-from lmjax.fields import check_divides, check_name, check_types, require_local
+from lmjax.errors import FieldError, UserError, require
+from lmjax.fields import PositiveFloat, Settings, check_divides, check_name, require_local
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, SourceSettings
 from lmjax.settings.model import ModelSettings
@@ -30,8 +33,23 @@ from lmjax.settings.training import (
 KINDS: dict[str, type[Stage]] = {}  # every kind of stage by its name in recipe.json; a subclass enters itself
 
 
+@contextmanager
+def naming(stage: Stage) -> Iterator[None]:
+    """Names the stage of a pipeline in a user's error: before the path of its field, or else before the message."""
+    try:
+        yield
+    except UserError as error:
+        if (
+            isinstance(error, FieldError)
+            and not error.owner
+            and re.split(r"\W", error.field)[0] in {field.name for field in dataclasses.fields(stage)}
+        ):
+            raise error.within(stage.name) from error
+        raise UserError(f"stage {stage.name}: {error}") from error
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Settings):
     """What every stage has. Subclasses set `kind`, by which recipe.json and the registry know them."""
 
     kind: ClassVar[str] = ""
@@ -49,8 +67,12 @@ class Stage:
         if "kind" in vars(cls):
             KINDS[cls.kind] = cls
 
-    def __post_init__(self) -> None:
-        check_types("", self)
+    @classmethod
+    def own_name(cls) -> str:
+        """A stage may be the whole recipe, whose fields have nothing before their names."""
+        return ""
+
+    def check(self) -> None:
         check_name(self.name)
         require_local("start", self.start, bucket=True)
         require(self.start != self.name, "start", self.start, "another stage or a checkpoint", "name the one before")
@@ -78,7 +100,7 @@ class Stage:
             for number, source in enumerate(sources):
                 folder, *inside = Path(source.path).parts or ("",)
                 if inside:
-                    named[f"{role}.{number}.path"] = folder
+                    named[f"{role}[{number}].path"] = folder
         return named
 
     def paths(self) -> set[str]:
@@ -173,11 +195,10 @@ class DialogueStage(TrainingStage):
     """
 
     dialogue: DialogueSettings = DialogueSettings()
-    epochs: float | None = 1.0  # over the conversations; None trains for train.steps
+    epochs: PositiveFloat | None = 1.0  # over the conversations; None trains for train.steps
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "a number above 0", "use 1.0")
+    def check(self) -> None:
+        super().check()
         if self.checkpoint.select_best:
             self.check_best()
         rows = {"dialogue.batch_size": self.dialogue.batch_size}

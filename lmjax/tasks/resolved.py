@@ -119,10 +119,10 @@ class ResolvedStage:
         """Raises UserError where a function or a file is absent; `made_later` names stages that still make theirs."""
         for field, function in self.settings.functions().items():
             load_function(function, field)
-        for sources in self.settings.dialogues().values():
-            for source in sources:
+        for field, sources in self.settings.dialogues().items():
+            for number, source in enumerate(sources):
                 if source.path and Path(source.path).parts[0] not in made_later:
-                    list_files(source.path, SUFFIXES)
+                    list_files(source.path, SUFFIXES, f"{field}[{number}].path")
 
 
 def resolve(stage: Stage, before: Sequence[Stage] = (), folder: Path = Path()) -> ResolvedStage:
