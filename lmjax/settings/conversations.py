@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lmjax.errors import nearest, require
-from lmjax.fields import ClosedFraction, PositiveFloat, PositiveInt, Settings, at_least, check_weights, require_local
+from lmjax.fields import ClosedFraction, PositiveInt, Settings, at_least, check_weights, require_local
 from lmjax.kinds import check_unused
-from lmjax.settings.data import DataSettings
+from lmjax.settings.data import DataSettings, Weight
 
 TEXT = "{text}"  # where a turn's text goes in its template
 PLACES = (  # what a field map can give to a record's fields
@@ -46,7 +46,7 @@ class DialogueSourceSettings(Settings):
     path: str = ""
     begin: float = 0.0  # the part of its records that is read, as fractions
     end: float = 1.0
-    weight: PositiveFloat | None = None  # in a mixture; where none has one, sources count by their rows
+    weight: Weight | None = None  # in a mixture; where none has one, sources count by their rows
     answer_end: str = ""  # text that ends every answer in the file and is left out, such as "###eos_token###"
     on_bad_record: Literal["error", "skip"] = "error"
     kind: Literal["file", "embedded"] = "file"

@@ -9,6 +9,7 @@ from lmjax.errors import require
 from lmjax.fields import PositiveInt, Settings, above, check_weights, require_local
 from lmjax.kinds import check_unused, source_kind
 
+Weight = Annotated[float, above(0, "leave the source out instead")]
 BYTE_ENTRIES = 257  # of the byte tokenizer: the bytes and the end of a text
 
 
@@ -47,8 +48,7 @@ class SourceSettings(Settings):
     documents: Literal["file", "line", "paragraph"] = "file"  # what one document is in plain text
     begin: float = 0.0  # the part of the source that is read, as fractions of its documents,
     end: float = 1.0  # or of its characters, cut at line ends, where the source is a single document
-    # of this source in a mixture; where none has one, sources count by their tokens
-    weight: Annotated[float | None, above(0, "leave the source out instead")] = None
+    weight: Weight | None = None  # of this source in a mixture; where none has one, sources count by their tokens
     on_bad_record: Literal["error", "skip"] = "error"
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import lmjax.settings
 from lmjax.errors import FieldError, UserError, joined, nearest, shortened, text_of
-from lmjax.fields import checked, described, field_types, require_local, unchecked
+from lmjax.fields import Settings, checked, described, field_types, require_local, unchecked
 from lmjax.files import decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
 from lmjax.settings import Pipeline, Stage
@@ -162,9 +162,11 @@ def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
 
 
 def _hint(error: BaseException) -> str:
-    """For a keyword or a module that is not there: its new name, or the nearest keyword."""
+    """For a keyword, a field or a module that is not there: its new name, or the nearest field."""
     if isinstance(error, SystemExit):
         return "; a recipe returns, and leaves the process to lmjax"
+    if isinstance(error, AttributeError) and isinstance(error.obj, Settings):
+        return f"; {_known_field(type(error.obj), error.name or "")}"
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
     parts: dict[str, Any] = {
         **vars(lmjax.settings),
