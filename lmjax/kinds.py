@@ -1,7 +1,7 @@
-"""What the settings of a kind use, and which kind of source a path is of.
+"""Which fields the settings of a kind use, and of which kind the files at a path are.
 
-A settings object comes in; nothing comes out, or a UserError naming a field that its kind does not use and that is set
-all the same. A path comes in; out comes the kind of its files, by their endings or by what its folder holds.
+`check_unused` raises FieldError where a field is set that the settings' kind does not use. `source_kind` finds the kind
+of the files at a path by their endings, or by the files of its folder.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_unused(settings: Any) -> None:
 
 
 def unused_fields(settings: Any, **changed: str) -> list[str]:
-    """The fields not at their defaults that the settings do not use, were their kind or path `changed`."""
+    """The fields that are not at their defaults and that the settings, with `changed` kind or path, do not use."""
     kind, path = changed.get("kind", settings.kind), changed.get("path", settings.path)
     unused = _unused(type(settings).__name__, kind, path)
     fields = dataclasses.fields(settings)
@@ -67,7 +67,7 @@ def unused_fields(settings: Any, **changed: str) -> list[str]:
 
 
 def without_unused(part: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of the settings class `part` without those that versions before `check_unused` passed over."""
+    """The values of the settings class `part` without those that its kind does not use: older recipes have some."""
     unused = _unused(part, values.get("kind"), values.get("path"))
     return {name: value for name, value in values.items() if name not in unused}
 
@@ -81,9 +81,9 @@ def _unused(part: str, kind: Any, path: Any) -> set[str]:
 
 
 def source_kind(path: str, kind: str) -> str:
-    """The kind of the source at `path`: `kind`, unless that is "embedded", which has no path and stands for none given.
+    """The kind of the source at `path`: `kind`, unless that is "embedded", the default, which has no path.
 
-    Raises UserError where the path does not tell its kind.
+    Raises FieldError where the kind cannot be found from the path.
     """
     if not path or kind != "embedded":
         return kind
@@ -96,8 +96,8 @@ def _kind_of_folder(path: str) -> str:
         folder = folder.expanduser()
         held = {entry.name for entry in folder.iterdir()}
     except (OSError, ValueError, RuntimeError):
-        told = f"a path whose ending tells its kind ({', '.join(KINDS_BY_SUFFIX)}), or a folder that is there"
-        raise field_error("path", path, told, "set kind") from None
+        expected = f"a path whose ending tells its kind ({', '.join(KINDS_BY_SUFFIX)}), or a folder that is there"
+        raise field_error("path", path, expected, "set kind") from None
     if {"manifest.json", "documents.bin"} <= held:
         return "shards"
     if "dataset_info.json" in held and "features.json" in held:
@@ -107,8 +107,8 @@ def _kind_of_folder(path: str) -> str:
     if len(kinds) == 1:
         return kinds.pop()
     found = f"files of several kinds ({', '.join(sorted(suffixes))})" if kinds else "none of either"
-    told = f"files that end in one of {', '.join(KINDS_BY_SUFFIX)}, token shards or a prepared TFDS builder"
-    raise field_error("path", path, f"{told} in this folder, found {found}", "set kind, or name files by a glob")
+    expected = f"files that end in one of {', '.join(KINDS_BY_SUFFIX)}, token shards or a prepared TFDS builder"
+    raise field_error("path", path, f"{expected} in this folder, found {found}", "set kind, or name files by a glob")
 
 
 def _walk(folder: Path) -> Any:

@@ -39,7 +39,7 @@ class TemplateSettings(Settings):
 class DialogueSourceSettings(Settings):
     """One file, folder or glob of JSONL, JSON lists, CSV or Parquet in any of the public shapes, found by their fields.
 
-    Or, where `kind` is "embedded", openings of sentences in the embedded corpus and how they go on (data/openings.py).
+    Or, where `kind` is "embedded", openings and ends of sentences in the embedded corpus (data/openings.py).
     Where a file's fields have other names, a field map says which is which: fields={"prompt": "inputs"}.
     """
 

@@ -1,7 +1,7 @@
-"""Recipes: what a run is, as one frozen dataclass, and its exact JSON form.
+"""Reads recipes, from Python files and from their exact JSON form, and compares them.
 
-A recipe file is plain Python with a function `recipe()` or, where it offers sizes, `recipe(size)`. What comes out
-of this module is a checked recipe; nothing else configures a run.
+A recipe file is plain Python with a function `recipe()` or, where it offers sizes, `recipe(size)`. Both ways give a
+checked recipe, or a UserError that names the file and the line or the field.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def load_recipe(spec: str) -> Any:
     path = _find(name)
     make = _recipe_function(path)
     sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
-    told = shortened(spec)[1:-1]
+    name = shortened(spec)[1:-1]
     if size and not sizes:
-        raise UserError(f"{told}: {path} offers no sizes; leave out {shortened(':' + size)}")
+        raise UserError(f"{name}: {path} offers no sizes; leave out {shortened(':' + size)}")
     if size and size not in sizes:
         known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
-        raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
+        raise UserError(f"{name}: {path} has no size {shortened(size)}; {known}")
     recipe = _run_user_code(path, lambda: _made(lambda: make(size) if size else make()))
     if type(recipe) not in (Pipeline, *KINDS.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
@@ -122,15 +122,15 @@ def _recipe_function(path: Path) -> typing.Callable[..., Any]:
 
 
 def _made(make: typing.Callable[[], Any]) -> Any:
-    """The recipe that `make` returns. An error of a field has its full path where the recipe can be made unchecked."""
+    """The recipe that `make` returns. For an error of a field, `make` runs again, unchecked, to find its full path."""
     try:
         return make()
     except FieldError as error:
-        found = error
-        with contextlib.suppress(Exception):
-            found = _first_error(make) or error
-        same = found.rest == error.rest and found.field.endswith(error.field)
-        raise (found if same else error).with_traceback(error.__traceback__) from None
+        found = None
+        with contextlib.suppress(Exception):  # of the user's code, which may count on checked values
+            found = _first_error(make)
+        same = found is not None and found.rest == error.rest and found.field.endswith(error.field)
+        raise (found if same and found else error).with_traceback(error.__traceback__) from None
 
 
 def _first_error(make: typing.Callable[[], Any]) -> FieldError | None:
@@ -166,7 +166,7 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "; a recipe returns, and leaves the process to lmjax"
     if isinstance(error, AttributeError) and isinstance(error.obj, Settings):
-        return f"; {_known_field(type(error.obj), error.name or "")}"
+        return f"; {_known_field(type(error.obj), error.name or '')}"
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
     parts: dict[str, Any] = {
         **vars(lmjax.settings),

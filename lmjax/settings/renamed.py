@@ -1,11 +1,11 @@
-"""The old names of what is called otherwise now, which saved recipes and users' files still have.
+"""Names that have changed, and that saved recipes, users' recipe files and commands may still have.
 
-`recipe.json` is read with the new names. A recipe file or a command with an old name is answered with the new one.
+A saved recipe is read with the new names. For an old name in a recipe file or a command the error gives the new one.
 """
 
 from __future__ import annotations
 
-RENAMED: dict[str, dict[str, str]] = {}  # fields by the settings' class: {"PPOSettings": {"old": "new"}}
+RENAMED: dict[str, dict[str, str]] = {}  # by the settings' class, which may be a base: {"PPOSettings": {"old": "new"}}
 MODULES = {
     "lmjax.recipe": "lmjax.settings",
     "lmjax.rlhf_recipes": "lmjax.settings",
@@ -20,13 +20,13 @@ def renamed_fields(settings: type) -> dict[str, str]:
 
 
 def renamed_function(value: str) -> str:
-    """A value of a saved recipe, in which "package.module:function" has the module's new name."""
+    """A string of a saved recipe; in "package.module:function" the module has its new name."""
     module, colon, function = value.partition(":")
     return MODULES.get(module, module) + colon + function if colon else value
 
 
 def module_hint(error: BaseException) -> str:
-    """For an import of a module that has another name now: the new one."""
+    """For an import of a module that has a new name: that name."""
     missing = f"{error.name}." if isinstance(error, ModuleNotFoundError) else "-"
-    told = (f"{old} is now {new}" for old, new in MODULES.items() if f"{old}.".startswith(missing))
-    return next((f"; {hint}" for hint in told), "")
+    moved = (f"; {old} is now {new}" for old, new in MODULES.items() if f"{old}.".startswith(missing))
+    return next(moved, "")

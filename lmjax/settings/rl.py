@@ -35,7 +35,7 @@ class RewardSettings(Settings):
     functions: tuple[str, ...] = ()  # more of them, beside a source that is one: the scores of all are added up, and
     # None, which all but one may give for a response, is no opinion
     timeout: PositiveFloat | None = None  # seconds that one call of a function may take; None waits for it
-    gold: str = ""  # a known reward, a Python function: told beside the one that is learned from, which it never enters
+    gold: str = ""  # a known reward, a Python function: logged beside the reward that is learned from, never part of it
     missing_end_penalty: Penalty = 0.0  # taken from the score of a response that did not end by itself
     clip: PositiveFloat | None = None  # scores beyond +- this are cut
     normalise: bool = False  # scores of an iteration to mean 0 and deviation 1

@@ -181,7 +181,7 @@ class TrainingStage(Stage):
         return self.train.steps
 
     def best_by(self) -> set[str]:
-        """The numbers of its evaluations by which checkpoints can be told apart."""
+        """The metrics of its evaluations by which a best checkpoint can be chosen."""
         return {"validation_loss"}
 
 
@@ -205,9 +205,9 @@ class DialogueStage(TrainingStage):
         check_divides("train.microbatches", self.train.microbatches, rows)
 
     def check_best(self) -> None:
-        """Raises UserError where checkpoints are to be kept as the best by a number that no evaluation tells.
+        """Raises FieldError where checkpoints are kept as the best by a metric that no evaluation has.
 
-        Without checkpoint.select_best, recipes of older runs are read and only refused when they run.
+        Without checkpoint.select_best, recipes of older runs are read, and refused only when they run.
         """
         settings, validation = self.checkpoint, self.dialogue.validation
         if not settings.keep_best:

@@ -148,10 +148,10 @@ class CheckpointSettings(Settings):
 
     every: PositiveInt = 500  # steps; the last step is always saved
     keep_last: PositiveInt = 2
-    keep_every: PositiveInt | None = None  # steps whose multiples are kept for good
+    keep_every: PositiveInt | None = None  # steps whose multiples are never deleted
     keep_best: NonNegativeInt = 0  # by best_by: then every step that is saved is evaluated, too
     best_by: Literal["validation_loss", "validation_reward"] = "validation_loss"  # a low loss, or a high reward
-    select_best: bool = False  # others load and start from the best one that was kept, and not from the last
+    select_best: bool = False  # others load and are initialised from the best one that was kept, not the last
 
     def check(self) -> None:
         kept = not self.select_best or self.keep_best > 0
