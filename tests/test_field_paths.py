@@ -1,27 +1,35 @@
 """A message about a field names it by its full path, with its stage in a pipeline, however the recipe is made."""
 
+import dataclasses
 import json
 
 import pytest
 
+import lmjax
 from lmjax.errors import FieldError, UserError, require
 from lmjax.fields import checked, unchecked
+from lmjax.rl.rollout import Vocabulary
 from lmjax.runs.overrides import overridden
 from lmjax.settings import (
     PPO,
     SFT,
+    AttentionSettings,
     DataSettings,
     DialogueSettings,
     DialogueSourceSettings,
+    ModelSettings,
     OptimizerSettings,
     Pipeline,
     Pretrain,
     RewardSettings,
+    ScheduleSettings,
+    SourceSettings,
     TemplateSettings,
     TrainSettings,
 )
 from lmjax.settings.recipe_files import from_json, load_recipe, to_json
 from lmjax.settings.stage import naming
+from lmjax.stages.ppo_learner import ppo_learner
 
 ALONE = PPO(
     start="base",
@@ -212,3 +220,28 @@ def test_settings_made_unchecked_are_checked_afterwards_and_alike():
     assert source.kind == "embedded" and checked(source) == DialogueSourceSettings("a.jsonl")
     assert checked(ALONE) == ALONE
     assert message_of(lambda: SFT(mix_share=3.0)).startswith("mix_share = 3.0: "), "checks are on again"
+
+
+def test_a_pipeline_names_the_stage_whose_field_is_wrong_when_it_runs(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("a line of text\n" * 20)
+    source = (SourceSettings(path=str(text)),)
+    stage = Pretrain(
+        name="base",
+        data=DataSettings(train=source, validation=source, sequence_length=8, batch_size=8),
+        model=ModelSettings(layers=1, width=8, attention=AttentionSettings(heads=1, implementation="splash")),
+    )
+    message = "model.attention.implementation = 'splash': expected another one here: "
+    assert message_of(lambda: lmjax.run(stage, tmp_path / "alone", quiet=True)).startswith(message)
+    pipeline = Pipeline("one", (stage,))
+    assert message_of(lambda: lmjax.run(pipeline, tmp_path / "w", quiet=True)).startswith(f"base.{message}")
+
+
+def test_the_schedule_of_the_value_optimizer_is_named_as_that_when_it_is_built():
+    for field in ("optimizer", "value_optimizer"):
+        of_tokens = OptimizerSettings(schedule=ScheduleSettings(unit="tokens"))
+        shape = ModelSettings(layers=1, width=8, vocab_size=16, attention=AttentionSettings(heads=1))
+        recipe = dataclasses.replace(ALONE, **{field: of_tokens})
+        message = message_of(lambda made=recipe: ppo_learner(made, shape, shape, Vocabulary(16, 0), "cpu", 9))
+        said = f"{field}.schedule.unit = 'tokens': expected 'steps' where no tokens are counted; use 'steps'"
+        assert message == said
