@@ -237,11 +237,10 @@ def test_a_pipeline_names_the_stage_whose_field_is_wrong_when_it_runs(tmp_path):
     assert message_of(lambda: lmjax.run(pipeline, tmp_path / "w", quiet=True)).startswith(f"base.{message}")
 
 
-def test_the_schedule_of_the_value_optimizer_is_named_as_that_when_it_is_built():
-    for field in ("optimizer", "value_optimizer"):
-        of_tokens = OptimizerSettings(schedule=ScheduleSettings(unit="tokens"))
-        shape = ModelSettings(layers=1, width=8, vocab_size=16, attention=AttentionSettings(heads=1))
-        recipe = dataclasses.replace(ALONE, **{field: of_tokens})
-        message = message_of(lambda made=recipe: ppo_learner(made, shape, shape, Vocabulary(16, 0), "cpu", 9))
-        said = f"{field}.schedule.unit = 'tokens': expected 'steps' where no tokens are counted; use 'steps'"
-        assert message == said
+@pytest.mark.parametrize("field", ["optimizer", "value_optimizer"])
+def test_the_schedule_of_the_value_optimizer_is_named_as_that_when_it_is_built(field):
+    of_tokens = OptimizerSettings(schedule=ScheduleSettings(unit="tokens"))
+    shape = ModelSettings(layers=1, width=8, vocab_size=16, attention=AttentionSettings(heads=1))
+    recipe = dataclasses.replace(ALONE, **{field: of_tokens})
+    message = f"{field}.schedule.unit = 'tokens': expected 'steps' where no tokens are counted; use 'steps'"
+    assert message_of(lambda: ppo_learner(recipe, shape, shape, Vocabulary(16, 0), "cpu", 9)) == message
