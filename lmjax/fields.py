@@ -71,6 +71,15 @@ OpenFraction = Annotated[float, Bound(lambda value: 0 < value < 1, "a fraction i
 
 
 @contextmanager
+def placed(path: str) -> Iterator[None]:
+    """Gives an error of settings that are made or read here their place in a recipe."""
+    try:
+        yield
+    except FieldError as error:
+        raise error.within(path) from None
+
+
+@contextmanager
 def unchecked() -> Iterator[None]:
     """Settings that are made here do not check themselves: `checked` does, which knows their places."""
     token = _unchecked.set(True)
@@ -88,10 +97,8 @@ def checked(value: Any, path: str = "") -> Any:
         return value
     kind: Any = type(value)
     fields = {name: checked(getattr(value, name), joined(path, name)) for name in field_types(kind)}
-    try:
+    with placed(path):
         return kind(**fields)
-    except FieldError as error:
-        raise error.within(path) from None
 
 
 def check_fields(settings: Any) -> None:

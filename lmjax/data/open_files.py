@@ -54,12 +54,12 @@ class Files(NamedTuple):
     left_out: list[str]
 
 
-def list_files(path: str, suffixes: Sequence[str], field: str = "source.path") -> list[Path]:
+def list_files(path: str, suffixes: Sequence[str]) -> list[Path]:
     """The paths of `find_files`, for those who have said what was left out, or need not."""
-    return find_files(path, suffixes, field).paths
+    return find_files(path, suffixes).paths
 
 
-def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", otherwise: Sequence[str] = ()) -> Files:
+def find_files(path: str, suffixes: Sequence[str], otherwise: Sequence[str] = ()) -> Files:
     """The files of `path`: itself, those of a folder that have one of `suffixes`, or those that a glob matches.
 
     Suffixes are in lower case, without a compression; `otherwise` counts in a folder without any of `suffixes`. A
@@ -67,15 +67,15 @@ def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", o
     out unless the path names them.
 
     Raises:
-      UserError: nothing is found, a folder cannot be read, or a link leads nowhere. `field` names the path.
+      UserError: nothing is found, a folder cannot be read, or a link leads nowhere.
     """
-    given = user_path(path, field)
+    given = user_path(path, "source.path")
     try:
         kind = "folder" if given.is_dir() else "file" if given.is_file() else "other" if given.exists() else ""
         if not kind and given.is_symlink():
             raise _broken(given)
     except (OSError, ValueError) as error:
-        raise FieldError(field, f" = {shortened(path)}: cannot be read ({error}); check the path") from error
+        raise FieldError("path", f" = {shortened(path)}: cannot be read ({error}); check the path", "source") from error
     left_out: Counter[str] = Counter()
     if kind == "file":
         return Files([given], [])
@@ -94,7 +94,8 @@ def find_files(path: str, suffixes: Sequence[str], field: str = "source.path", o
     files = _once(sorted(found), left_out)
     words = [f"{count:,} {what}" for what, count in left_out.items() if count]
     if not files:
-        raise FieldError(field, f" = {shortened(path)}: expected {expected}" + f" ({'; '.join(words)})" * bool(words))
+        left = f" ({'; '.join(words)})" * bool(words)
+        raise FieldError("path", f" = {shortened(path)}: expected {expected}{left}", "source")
     return Files(files, words)
 
 

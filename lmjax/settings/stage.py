@@ -38,13 +38,12 @@ def naming(stage: Stage) -> Iterator[None]:
     """Names the stage of a pipeline in a user's error: before the path of its field, or else before the message."""
     try:
         yield
+    except FieldError as error:
+        names = {field.name for field in dataclasses.fields(stage)}
+        if error.owner or re.split(r"\W", error.field)[0] not in names:
+            raise UserError(f"stage {stage.name}: {error}") from error
+        raise error.within(stage.name) from error
     except UserError as error:
-        if (
-            isinstance(error, FieldError)
-            and not error.owner
-            and re.split(r"\W", error.field)[0] in {field.name for field in dataclasses.fields(stage)}
-        ):
-            raise error.within(stage.name) from error
         raise UserError(f"stage {stage.name}: {error}") from error
 
 

@@ -26,9 +26,8 @@ from lmjax.settings.rl import KLSettings, Penalty, PPOSettings, RewardSettings, 
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.training import OptimizerSettings
 
-HalfFraction = Annotated[
-    float, Bound(lambda value: 0 <= value < 0.5, "a fraction in [0, 0.5)")
-]  # the probability that a label is wrong
+# the probability that a label is wrong
+HalfFraction = Annotated[float, Bound(lambda value: 0 <= value < 0.5, "a fraction in [0, 0.5)")]
 
 
 @dataclass(frozen=True)
