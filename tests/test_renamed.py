@@ -8,6 +8,7 @@ import re
 import pytest
 
 from lmjax.errors import UserError
+from lmjax.rl.reward_function import load_function
 from lmjax.runs.overrides import overridden
 from lmjax.settings import PPO, Compare, Pipeline, PPOSettings, Pretrain, RewardSettings
 from lmjax.settings.recipe_files import difference, from_json, load_recipe, to_json
@@ -125,6 +126,11 @@ def test_every_module_of_the_table_is_there_under_its_new_name_alone():
         importlib.import_module(new)
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(old)
+
+
+def test_a_function_in_a_moved_module_is_answered_with_its_place():
+    with pytest.raises(UserError, match=r"^gold = .*No module .*; lmjax\.rlhf\.gold is now lmjax\.rl\.known_rewards$"):
+        load_function("lmjax.rlhf.gold:short_sentence", "gold")
 
 
 def test_a_function_of_lmjax_in_a_saved_recipe_has_its_modules_new_name():
