@@ -15,19 +15,39 @@ LONGEST_MESSAGE = 2_000  # characters
 class UserError(Exception):
     """A mistake in a recipe, a file or a command: the message says what, where, what was expected and what to do.
 
-    What somebody has given is cut in the middle where it would make the message unreadable: see `readable`.
+    Long values are cut in the middle: see `readable`.
     """
 
     def __init__(self, message: object = "") -> None:
         super().__init__(readable(str(message)))
 
 
+class FieldError(UserError):
+    """A recipe field whose value does not fit. `rest` is what the message says after the field's path.
+
+    The path begins at the settings that were checked, whose class is `owner`, until `within` gives their place.
+    """
+
+    def __init__(self, field: str, rest: str, owner: str = "") -> None:
+        super().__init__(f"{joined(owner, field)}{rest}")
+        self.field, self.rest, self.owner = field, rest, owner
+
+    def within(self, path: str) -> FieldError:
+        """The same error of settings whose place in a recipe is `path`; "" is the recipe itself."""
+        return FieldError(joined(path, self.field), self.rest)
+
+
+def joined(path: str, field: str) -> str:
+    """The path of a field of the settings at `path`; either may be empty."""
+    return f"{path}.{field}" if path and field else path or field
+
+
 class PeerLostError(Exception):
-    """Another process of the run has died: nothing that needs all of them, not even an orderly end, can go on."""
+    """Another process of the run has died: nothing that needs all of them works any more, not even an orderly end."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names those of `known` that go on as `name` does, or else the closest, or else all of them."""
+    """A hint: the names in `known` that begin with `name`, or else the closest one, or else all of them."""
     known = list(known)
     close = [other for other in known if name and other.startswith(name)]
     close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -57,7 +77,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def readable(message: str) -> str:
-    """The message, in which words of thousands of characters are cut in the middle, and so is a longer whole."""
+    """The message, in which words of 300 characters or more are cut in the middle, as is a message that is too long."""
     message = re.sub(r"\S{300,}", lambda word: shortened(word[0])[1:-1], message)
     return message if len(message) <= LONGEST_MESSAGE else _cut(message, LONGEST_MESSAGE - 100)
 
@@ -75,10 +95,15 @@ def text_of(error: BaseException) -> str:
         return f"its own text cannot be made: {type(failed).__name__}"
 
 
+def field_error(field: str, value: object, expected: str, fix: str) -> FieldError:
+    """The error of a recipe field: its value, what was expected and a likely fix."""
+    return FieldError(field, f" = {shortened(value)}: expected {expected}; {fix}")
+
+
 def require(condition: bool, field: str, value: object, expected: str, fix: str) -> None:
-    """Raises UserError naming the recipe field, its value, what was expected and a likely fix, unless `condition`."""
+    """Raises the field's error unless `condition`."""
     if not condition:
-        raise UserError(f"{field} = {shortened(value)}: expected {expected}; {fix}")
+        raise field_error(field, value, expected, fix)
 
 
 def means_full_disk(error: BaseException | str) -> bool:
@@ -118,8 +143,8 @@ def _bucket_reason(error: BaseException | str) -> str | None:
     layer = type(error).__module__.partition(".")[0]
     theirs = isinstance(error, OSError) or layer in ("gcsfs", "google", "aiohttp", "requests", "urllib3")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    told = "not there: " if isinstance(error, FileNotFoundError) else ""
-    return told + " ".join(lines[:2])[:300] if theirs or "gs://" in str(error) else None
+    absent = "not there: " if isinstance(error, FileNotFoundError) else ""
+    return absent + " ".join(lines[:2])[:300] if theirs or "gs://" in str(error) else None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Checks the values of a settings object: the declared type of each field, and the bounds that several share.
+"""Checks the values of a settings object: the declared type and bounds of each field.
 
-A settings object comes in, with the name that its fields have in a recipe; nothing comes out, or a UserError that names
-the field, its value, what was expected and a likely fix.
+A settings object checks itself when it is made. A mistake is a FieldError that names the field below the object, its
+value, what was expected and a likely fix; whoever knows the object's place in a recipe adds the path (`within`).
 """
 
 from __future__ import annotations
@@ -12,24 +12,108 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from lmjax.errors import UserError, nearest, nearest_sizes, require, shortened
+from lmjax.errors import FieldError, field_error, joined, nearest, nearest_sizes, require
+
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 
-def check_types(owner: str, settings: Any) -> None:
-    """Raises UserError at the first field whose value is not of the type that the field declares.
+class Settings:
+    """The base of the frozen dataclasses of a recipe: each checks itself when it is made."""
+
+    def __post_init__(self) -> None:
+        if _unchecked.get():
+            return
+        try:
+            check_fields(self)
+            self.check()
+        except FieldError as error:
+            raise error if error.owner else FieldError(error.field, error.rest, self.own_name()) from None
+
+    def check(self) -> None:
+        """Raises FieldError where fields do not go together; their types and bounds are checked before."""
+
+    @classmethod
+    def own_name(cls) -> str:
+        """What comes before a field's name in a message about settings whose place in a recipe is not known."""
+        return cls.__name__
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The numbers that a field may have, as metadata of its type: `Annotated[int, at_least(2)]`. None passes."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+    fix: str = ""  # "" is the field's default
+
+
+def above(low: float, fix: str = "") -> Bound:
+    return Bound(lambda value: value > low, f"a number above {low}", fix)
+
+
+def at_least(low: float, fix: str = "") -> Bound:
+    return Bound(lambda value: value >= low, f"{low} or more", fix)
+
+
+PositiveInt = Annotated[int, above(0)]
+PositiveFloat = Annotated[float, above(0)]
+NonNegativeInt = Annotated[int, at_least(0, "use 0 for none")]
+NonNegativeFloat = Annotated[float, at_least(0, "use 0 for none")]
+Fraction = Annotated[float, Bound(lambda value: 0 <= value < 1, "a fraction in [0, 1)")]
+ClosedFraction = Annotated[float, Bound(lambda value: 0 <= value <= 1, "a fraction in [0, 1]")]
+OpenFraction = Annotated[float, Bound(lambda value: 0 < value < 1, "a fraction in (0, 1)")]
+
+
+@contextmanager
+def placed(path: str) -> Iterator[None]:
+    """Gives an error of settings that are made or read here their place in a recipe."""
+    try:
+        yield
+    except FieldError as error:
+        raise error.within(path) from None
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Settings that are made here do not check themselves: `checked` does, which knows their places."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def checked(value: Any, path: str = "") -> Any:
+    """Settings at `path` of a recipe, made anew from checked parts. Raises FieldError with the field's full path."""
+    if isinstance(value, tuple):
+        return tuple(checked(item, f"{path}[{number}]") for number, item in enumerate(value))
+    if not isinstance(value, Settings):
+        return value
+    kind: Any = type(value)
+    fields = {name: checked(getattr(value, name), joined(path, name)) for name in field_types(kind)}
+    with placed(path):
+        return kind(**fields)
+
+
+def check_fields(settings: Any) -> None:
+    """Raises FieldError at the first field whose value is not of the type, or in the bounds, that the field declares.
 
     A whole number, of at most 64 bits, is also a number; True is neither. Numbers are finite.
     """
+    bounds = _bounds(settings.__class__)
     for name, kind in field_types(settings.__class__).items():
         value = getattr(settings, name)
         if not fits(kind, value):
-            field = f"{owner}.{name}".lstrip(".")
-            raise UserError(
-                f"{field} = {shortened(value)}: expected {expected(kind, value)}; {_fix(kind, value, settings, name)}"
-            )
+            raise field_error(name, value, expected(kind, value), _fix(kind, value, settings, name))
+        bound = bounds.get(name)
+        if bound is not None and value is not None:
+            require(bound.holds(value), name, value, bound.expected, bound.fix or _default(settings, name))
 
 
 def check_name(name: str) -> None:
@@ -52,16 +136,7 @@ def require_local(field: str, path: object, *, bucket: bool = False) -> None:
     url = f"{scheme}://{rest.lstrip('/')}"
     mounted = "mount the bucket (gcsfuse --implicit-dirs BUCKET DIR; tpu_setup/bootstrap.sh does it)"
     fix = mounted if scheme.lower() in ("gs", "gcs") else "mount it, or copy the files here"
-    raise UserError(
-        f"{field} = {shortened(url)}: expected a path of this machine, lmjax opens no URLs; {fix}, and name that folder"
-    )
-
-
-def check_positive(owner: str, settings: Any, *names: str) -> None:
-    """Raises UserError at the first of the named fields that is 0 or below; None passes."""
-    for name in names:
-        value = getattr(settings, name)
-        require(value is None or value > 0, f"{owner}.{name}", value, "a number above 0", _default(settings, name))
+    raise field_error(field, url, "a path of this machine, lmjax opens no URLs", f"{fix}, and name that folder")
 
 
 def check_weights(field: str, sources: Sequence[Any]) -> None:
@@ -73,13 +148,6 @@ def check_weights(field: str, sources: Sequence[Any]) -> None:
     require(not mixed, place, None, "a number above 0, because other sources have one", fix)
 
 
-def check_fraction(owner: str, settings: Any, *names: str) -> None:
-    """Raises UserError at the first of the named fields that is not in [0, 1)."""
-    for name in names:
-        value = getattr(settings, name)
-        require(0 <= value < 1, f"{owner}.{name}", value, "a fraction in [0, 1)", _default(settings, name))
-
-
 def check_divides(field: str, parts: int, wholes: dict[str, int]) -> None:
     """Raises UserError naming the nearest that fit where one of the sizes, by field, is not cut evenly in `parts`."""
     common = math.gcd(*wholes.values())
@@ -88,7 +156,7 @@ def check_divides(field: str, parts: int, wholes: dict[str, int]) -> None:
             fix = f"use {field} = {nearest_sizes(parts, (n for n in range(1, common + 1) if common % n == 0))}"
             if len(wholes) == 1:
                 fix += f", or {name} = {nearest_sizes(whole, range(parts, whole + parts + 1, parts))}"
-            raise UserError(f"{field} = {parts}: expected a divisor of {name} = {whole}; {fix}")
+            raise field_error(field, parts, f"a divisor of {name} = {whole}", fix)
 
 
 @functools.cache
@@ -96,6 +164,13 @@ def field_types(settings: Any) -> dict[str, Any]:
     """The declared type of each field of a dataclass."""
     hints = typing.get_type_hints(settings)
     return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+
+
+@functools.cache
+def _bounds(settings: Any) -> dict[str, Bound]:
+    hints = typing.get_type_hints(settings, include_extras=True)
+    parts = ((name, part) for name, hint in hints.items() for part in (hint, *typing.get_args(hint)))
+    return {name: data for name, part in parts for data in getattr(part, "__metadata__", ()) if isinstance(data, Bound)}
 
 
 def described(kind: Any) -> str:

@@ -1,7 +1,7 @@
-"""What the settings of a kind use, and which kind of source a path is of.
+"""Which fields the settings of a kind use, and of which kind the files at a path are.
 
-A settings object comes in; nothing comes out, or a UserError naming a field that its kind does not use and that is set
-all the same. A path comes in; out comes the kind of its files, by their endings or by what its folder holds.
+`check_unused` raises FieldError where a field is set that the settings' kind does not use. `source_kind` finds the kind
+of the files at a path by their endings, or by the files of its folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, shortened
+from lmjax.errors import field_error
 
 _TRAINING = {"vocab_size", "training_bytes"}  # of a tokenizer that is trained here
 _SENTENCEPIECE = {"sentencepiece_model", "byte_fallback", "split_digits"}
@@ -49,19 +49,17 @@ _ACCOMPANYING = {".md", ".json"}  # often beside the data of a folder: its kind 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
-def check_unused(owner: str, settings: Any) -> None:
-    """Raises UserError at the first field that the settings' kind does not use and that is not at its default."""
+def check_unused(settings: Any) -> None:
+    """Raises FieldError at the first field that the settings' kind does not use and that is not at its default."""
     for name in unused_fields(settings):
         default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
-        loaded = f" with {owner}.path" if owner == "tokenizer" and settings.path else ""
-        raise UserError(
-            f"{owner}.{name} = {shortened(getattr(settings, name))}: expected its default, {default!r}, as "
-            f"{owner}.kind = {settings.kind!r}{loaded} does not use it; leave it out, or set it back to {default!r}"
-        )
+        loaded = " with path" if type(settings).__name__ == "TokenizerSettings" and settings.path else ""
+        expected = f"its default, {default!r}, as kind = {settings.kind!r}{loaded} does not use it"
+        raise field_error(name, getattr(settings, name), expected, f"leave it out, or set it back to {default!r}")
 
 
 def unused_fields(settings: Any, **changed: str) -> list[str]:
-    """The fields not at their defaults that the settings do not use, were their kind or path `changed`."""
+    """The fields that are not at their defaults and that the settings, with `changed` kind or path, do not use."""
     kind, path = changed.get("kind", settings.kind), changed.get("path", settings.path)
     unused = _unused(type(settings).__name__, kind, path)
     fields = dataclasses.fields(settings)
@@ -69,7 +67,7 @@ def unused_fields(settings: Any, **changed: str) -> list[str]:
 
 
 def without_unused(part: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of the settings class `part` without those that versions before `check_unused` passed over."""
+    """The values of the settings class `part` without those that its kind does not use: older recipes have some."""
     unused = _unused(part, values.get("kind"), values.get("path"))
     return {name: value for name, value in values.items() if name not in unused}
 
@@ -83,9 +81,9 @@ def _unused(part: str, kind: Any, path: Any) -> set[str]:
 
 
 def source_kind(path: str, kind: str) -> str:
-    """The kind of the source at `path`: `kind`, unless that is "embedded", which has no path and stands for none given.
+    """The kind of the source at `path`: `kind`, unless that is "embedded", the default, which has no path.
 
-    Raises UserError where the path does not tell its kind.
+    Raises FieldError where the kind cannot be found from the path.
     """
     if not path or kind != "embedded":
         return kind
@@ -98,10 +96,8 @@ def _kind_of_folder(path: str) -> str:
         folder = folder.expanduser()
         held = {entry.name for entry in folder.iterdir()}
     except (OSError, ValueError, RuntimeError):
-        raise UserError(
-            f"source.path = {shortened(path)}: expected a path whose ending tells its kind "
-            f"({', '.join(KINDS_BY_SUFFIX)}), or a folder that is there; set source.kind"
-        ) from None
+        expected = f"a path whose ending tells its kind ({', '.join(KINDS_BY_SUFFIX)}), or a folder that is there"
+        raise field_error("path", path, expected, "set kind") from None
     if {"manifest.json", "documents.bin"} <= held:
         return "shards"
     if "dataset_info.json" in held and "features.json" in held:
@@ -111,10 +107,8 @@ def _kind_of_folder(path: str) -> str:
     if len(kinds) == 1:
         return kinds.pop()
     found = f"files of several kinds ({', '.join(sorted(suffixes))})" if kinds else "none of either"
-    raise UserError(
-        f"source.path = {shortened(path)}: expected files that end in one of {', '.join(KINDS_BY_SUFFIX)}, token "
-        f"shards or a prepared TFDS builder in this folder, found {found}; set source.kind, or name files by a glob"
-    )
+    expected = f"files that end in one of {', '.join(KINDS_BY_SUFFIX)}, token shards or a prepared TFDS builder"
+    raise field_error("path", path, f"{expected} in this folder, found {found}", "set kind, or name files by a glob")
 
 
 def _walk(folder: Path) -> Any:

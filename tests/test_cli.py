@@ -119,7 +119,7 @@ def test_the_fields_of_a_recipe_are_listed_with_their_values(capsys):
         (["run", "quickstart", "--train.steps", "five"], "--train.steps"),
         (
             ["run", "quickstart", "--train.steps", "0"],
-            "lmjax: train.steps = 0: expected a number above 0; the default is",
+            "lmjax: pretrain.train.steps = 0: expected a number above 0; the default is",
         ),
         (["run", "quickstart", "--compute.dtype", "bf16"], "bfloat16"),
         (["run", "quickstart", "--data.train.1.path", "x"], "--data.train.0.path"),

@@ -51,35 +51,37 @@ def test_a_folder_tells_its_kind_by_what_it_holds(tmp_path, names, kind):
 def test_a_folder_that_does_not_tell_its_kind_is_refused(tmp_path, names):
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"source\.path = .*set source\.kind"):
+    with pytest.raises(UserError, match=r"^SourceSettings\.path = .*set kind"):
         SourceSettings(path=str(tmp_path))
 
 
 @pytest.mark.parametrize("path", ["nowhere", "a.log", "data/*", "~nosuchuser", "a\0"])
 def test_a_path_that_does_not_tell_its_kind_is_refused(path):
-    with pytest.raises(UserError, match=r"source\.path = .*expected a path whose ending tells its kind.*source\.kind"):
+    with pytest.raises(
+        UserError, match=r"^SourceSettings\.path = .*expected a path whose ending tells its kind.*set kind"
+    ):
         SourceSettings(path=path)
 
 
 REFUSED = [
-    (SourceSettings, {"field": "body"}, "source.field = 'body'"),
-    (SourceSettings, {"documents": "line"}, "source.documents = 'line'"),
-    (SourceSettings, {"on_bad_record": "skip"}, "source.on_bad_record = 'skip'"),
-    (SourceSettings, {"path": "a.txt", "split": "validation"}, "source.split = 'validation'"),
-    (SourceSettings, {"path": "a.txt", "field": "body"}, "source.field = 'body'"),
-    (SourceSettings, {"kind": "jsonl", "path": "a", "documents": "line"}, "source.documents = 'line'"),
-    (SourceSettings, {"kind": "csv", "path": "a", "split": "test"}, "source.split = 'test'"),
-    (SourceSettings, {"kind": "parquet", "path": "a", "documents": "line"}, "source.documents = 'line'"),
-    (SourceSettings, {"kind": "tfds", "path": "a", "documents": "line"}, "source.documents = 'line'"),
-    (SourceSettings, {"kind": "shards", "path": "a", "field": "body"}, "source.field = 'body'"),
-    (SourceSettings, {"kind": "shards", "path": "a", "on_bad_record": "skip"}, "source.on_bad_record = 'skip'"),
-    (DialogueSourceSettings, {"path": "a", "split": "validation"}, "dialogue source.split = 'validation'"),
-    (DialogueSourceSettings, {"kind": "embedded", "answer_end": "#"}, "dialogue source.answer_end = '#'"),
-    (TokenizerSettings, {"vocab_size": 300}, "tokenizer.vocab_size = 300"),
-    (TokenizerSettings, {"kind": "bpe", "lowercase": False}, "tokenizer.lowercase = False"),
-    (TokenizerSettings, {"kind": "bpe", "split_digits": True}, "tokenizer.split_digits = True"),
-    (TokenizerSettings, {"kind": "wordpiece", "byte_fallback": False}, "tokenizer.byte_fallback = False"),
-    (TokenizerSettings, {"kind": "bpe", "path": "a", "training_bytes": 5}, "tokenizer.training_bytes = 5"),
+    (SourceSettings, {"field": "body"}, "SourceSettings.field = 'body'"),
+    (SourceSettings, {"documents": "line"}, "SourceSettings.documents = 'line'"),
+    (SourceSettings, {"on_bad_record": "skip"}, "SourceSettings.on_bad_record = 'skip'"),
+    (SourceSettings, {"path": "a.txt", "split": "validation"}, "SourceSettings.split = 'validation'"),
+    (SourceSettings, {"path": "a.txt", "field": "body"}, "SourceSettings.field = 'body'"),
+    (SourceSettings, {"kind": "jsonl", "path": "a", "documents": "line"}, "SourceSettings.documents = 'line'"),
+    (SourceSettings, {"kind": "csv", "path": "a", "split": "test"}, "SourceSettings.split = 'test'"),
+    (SourceSettings, {"kind": "parquet", "path": "a", "documents": "line"}, "SourceSettings.documents = 'line'"),
+    (SourceSettings, {"kind": "tfds", "path": "a", "documents": "line"}, "SourceSettings.documents = 'line'"),
+    (SourceSettings, {"kind": "shards", "path": "a", "field": "body"}, "SourceSettings.field = 'body'"),
+    (SourceSettings, {"kind": "shards", "path": "a", "on_bad_record": "skip"}, "SourceSettings.on_bad_record = 'skip'"),
+    (DialogueSourceSettings, {"path": "a", "split": "validation"}, "DialogueSourceSettings.split = 'validation'"),
+    (DialogueSourceSettings, {"kind": "embedded", "answer_end": "#"}, "DialogueSourceSettings.answer_end = '#'"),
+    (TokenizerSettings, {"vocab_size": 300}, "TokenizerSettings.vocab_size = 300"),
+    (TokenizerSettings, {"kind": "bpe", "lowercase": False}, "TokenizerSettings.lowercase = False"),
+    (TokenizerSettings, {"kind": "bpe", "split_digits": True}, "TokenizerSettings.split_digits = True"),
+    (TokenizerSettings, {"kind": "wordpiece", "byte_fallback": False}, "TokenizerSettings.byte_fallback = False"),
+    (TokenizerSettings, {"kind": "bpe", "path": "a", "training_bytes": 5}, "TokenizerSettings.training_bytes = 5"),
 ]
 
 
@@ -105,7 +107,9 @@ def test_a_path_given_to_the_quickstart_is_what_it_trains_on():
     pretrain, sft, *_ = quickstart("--data.train.0.path", "my.txt", "--sft.dialogue.train.0.path", "chats.jsonl")
     assert pretrain.data.train == (SourceSettings(kind="text", path="my.txt"),)
     assert sft.dialogue.train == (DialogueSourceSettings("chats.jsonl", end=0.5),)
-    with pytest.raises(UserError, match=r"source\.split = 'validation': .*set it back to 'train'"):
+    with pytest.raises(
+        UserError, match=r"^pretrain\.data\.validation\[0\]\.split = 'validation': .*set it back to 'train'"
+    ):
         quickstart("--data.validation.0.path", "my.txt")
     pretrain, *_ = quickstart("--data.validation.0.path", "my.txt", "--data.validation.0.split", "train")
     assert pretrain.data.validation == (SourceSettings(kind="text", path="my.txt"),)

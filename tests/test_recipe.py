@@ -305,5 +305,7 @@ def test_whatever_a_recipe_file_raises_is_named_with_its_line(tmp_path, source, 
 
 
 def test_a_whole_number_of_more_than_64_bits_is_refused():
-    with pytest.raises(UserError, match=r"train\.steps = 9223372036854775808: expected a whole number, of at most 64"):
+    with pytest.raises(
+        UserError, match=r"TrainSettings\.steps = 9223372036854775808: expected a whole number, of at most 64"
+    ):
         TrainSettings(steps=2**63)

@@ -102,10 +102,10 @@ def test_paths_functions_and_sizes_are_let_through(path):
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda url: SourceSettings(kind="tfds", path=url), "source.path"),
-        (lambda url: TokenizerSettings(path=url), "tokenizer.path"),
-        (lambda url: DialogueSourceSettings(path=url), "dialogue source.path"),
-        (lambda url: RewardSettings(source=url), "reward.source"),
+        (lambda url: SourceSettings(kind="tfds", path=url), "SourceSettings.path"),
+        (lambda url: TokenizerSettings(path=url), "TokenizerSettings.path"),
+        (lambda url: DialogueSourceSettings(path=url), "DialogueSourceSettings.path"),
+        (lambda url: RewardSettings(source=url), "RewardSettings.source"),
         (lambda url: SFT(start=url), "start"),
         (lambda url: SFT(start="a", judge=url), "judge"),
         (lambda url: DPO(start=url), "start"),

@@ -35,7 +35,7 @@ def places(tmp_path, monkeypatch):
     (tmp_path / "other.py").write_text("class Odd:\n    pass\ndef recipe():\n    return Odd\n")
     (tmp_path / "many.py").write_text("def recipe():\n    raise ValueError('x' * 10_000)\n")
     (tmp_path / "long.py").write_text(
-        "from lmjax.settings.recipe_files import Pretrain\nfrom lmjax.settings import *\n"
+        "from lmjax.settings import Pretrain\nfrom lmjax.settings import *\n"
         "def recipe():\n    return Pretrain(data=DataSettings(packing='x' * 10_000))\n"
     )
     return tmp_path
@@ -56,7 +56,7 @@ def places(tmp_path, monkeypatch):
         ("run leaves.py", "leaves.py:2: SystemExit: 3; a recipe returns"),
         ("run leaves_late.py", "leaves_late.py:2: SystemExit: enough; a recipe returns"),
         ("run deep.py", "deep.py:2: RecursionError: "),
-        ("run other.py", "other.py: recipe() returned type; return one of lmjax.settings.recipe_files's stages"),
+        ("run other.py", "other.py: recipe() returned type; return one of lmjax.settings's stages"),
         ("run many.py", "many.py:2: ValueError: xxx"),
         ("run long.py", "long.py:4: data.packing = 'xxx"),
         ("run small.py:" + "x" * 10_000, "small.py offers no sizes"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmjax.data.documents import BadRecordError
-from lmjax.errors import UserError, shortened
+from lmjax.errors import FieldError, UserError, shortened
 from lmjax.files import unreadable, user_path
 from lmjax.kinds import COMPRESSIONS, plain_name, suffix_of
 
@@ -75,7 +75,7 @@ def find_files(path: str, suffixes: Sequence[str], otherwise: Sequence[str] = ()
         if not kind and root.is_symlink():
             raise _broken(root)
     except (OSError, ValueError) as error:
-        raise UserError(f"source.path = {shortened(path)}: cannot be read ({error}); check the path") from error
+        raise FieldError("path", f" = {shortened(path)}: cannot be read ({error}); check the path", "source") from error
     left_out: Counter[str] = Counter()
     if kind == "file":
         return Files([root], [])
@@ -94,9 +94,8 @@ def find_files(path: str, suffixes: Sequence[str], otherwise: Sequence[str] = ()
     files = _once(sorted(matching), left_out)
     words = [f"{count:,} {what}" for what, count in left_out.items() if count]
     if not files:
-        raise UserError(
-            f"source.path = {shortened(path)}: expected {expected}" + (f" ({'; '.join(words)})" * bool(words))
-        )
+        left = f" ({'; '.join(words)})" * bool(words)
+        raise FieldError("path", f" = {shortened(path)}: expected {expected}{left}", "source")
     return Files(files, words)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.errors import require
-from lmjax.fields import check_types
+from lmjax.fields import check_fields
 
 EXCLUDED = -jnp.inf  # the logit of a token that is never drawn, at any temperature
 MOST = 1e6  # the largest temperature or penalty: far above useful values, and logits stay finite in float32
@@ -32,7 +32,7 @@ class SamplingSettings:
     beyond_context: Literal["stop", "slide"] = "stop"
 
     def __post_init__(self) -> None:
-        check_types("", self)
+        check_fields(self)
         require(self.max_tokens > 0, "max_tokens", self.max_tokens, "a number above 0", "use at least 1")
         require(self.temperature >= 0, "temperature", self.temperature, "0 or more", "use 0 for greedy decoding")
         within = self.temperature == 0 or 1 / MOST <= self.temperature <= MOST

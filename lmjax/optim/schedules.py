@@ -13,25 +13,30 @@ from lmjax.settings import ScheduleSettings
 Schedule = Callable[[jax.Array | int], jax.Array]
 
 
-def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at: Schedule | None = None) -> Schedule:
+def make_schedule(
+    settings: ScheduleSettings,
+    peak: float,
+    steps: int,
+    tokens_at: Schedule | None = None,
+    field: str = "optimizer.schedule",
+) -> Schedule:
     """The learning rate of a step, as a function that can be traced.
 
     `steps` is the run's length, in steps; `tokens_at(step)` the tokens read before a step, needed where the schedule
     counts tokens. The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and
     "inverse_sqrt" (Raffel et al. 2020, section 3.1.2) know no end. A run that is shorter than its warmup ends in it.
-    Raises UserError where the pieces do not fit.
+    Raises FieldError where the pieces do not fit: `field` is the settings' place in the recipe.
     """
     in_tokens = settings.unit == "tokens"
-    require(
-        not in_tokens or tokens_at is not None, "optimizer.schedule.unit", "tokens", "a count of tokens", "use steps"
-    )
+    known = not in_tokens or tokens_at is not None
+    require(known, f"{field}.unit", "tokens", "'steps' where no tokens are counted", "use 'steps'")
     clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
     length, warmup = float(clock(steps)), float(settings.warmup)  # tokens may be more than an int32 holds
     rises_only = settings.decay is None and length <= warmup
     end = float(settings.decay) if settings.decay is not None else max(length, warmup + 1.0)
     falls = settings.stable * end
     risen = settings.kind != "wsd" or warmup <= falls or rises_only
-    require(risen, "optimizer.schedule.warmup", settings.warmup, f"at most stable x decay = {falls:g}", "shorten it")
+    require(risen, f"{field}.warmup", settings.warmup, f"at most stable x decay = {falls:g}", "shorten it")
 
     def rate(step: jax.Array | int) -> jax.Array:
         now = jnp.asarray(clock(step), jnp.float32)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import lmjax
 from lmjax.errors import UserError
-from lmjax.fields import check_types
+from lmjax.fields import check_fields
 from lmjax.files import cache_folder, parse_json, write_whole
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.settings import Pretrain
@@ -64,7 +64,7 @@ def from_json(text: str) -> Result:
         return Result(refusal=str(value["refusal"]))
     estimate = Estimate(**figures | {"collectives": tuple(AxisTraffic(**each) for each in figures["collectives"])})
     for part in (estimate, *estimate.collectives):
-        check_types("estimate", part)
+        check_fields(part)
     return Result(estimate)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from lmjax.data.conversations import Prompt
 from lmjax.errors import UserError, nearest, shortened, text_of
+from lmjax.settings.renamed import module_hint
 
 _RESPONSES = ("responses", "completions")
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -79,7 +80,8 @@ class _Function:
         try:
             module = _from_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
         except (Exception, SystemExit) as error:  # any error of the user's file is a user error
-            raise UserError(f"{self.where}: {path}: {type(error).__name__}: {text_of(error)}") from error
+            said = f"{text_of(error)}{module_hint(error)}"
+            raise UserError(f"{self.where}: {path}: {type(error).__name__}: {said}") from error
         function = getattr(module, name, None)
         if not callable(function):
             known = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "none"

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import tyro
 
 from lmjax.errors import UserError, nearest, shortened
+from lmjax.fields import checked, unchecked
 from lmjax.settings import Pipeline
+from lmjax.settings.renamed import renamed_fields
 from lmjax.settings.stage import TaskSettings
 
 LONGEST_WORD = 200  # characters of a word that a message repeats
@@ -30,15 +32,19 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
     text = f"The fields of {spec}. In a pipeline, a field without a stage's name is the first stage's."
     about = (f"{prog} {shortened(spec)[1:-1]}", text)
     if not isinstance(recipe, Pipeline):
-        return _as_stage(_parsed(_with_own_task(recipe), recipe, overrides, about), recipe)
+        for word in filter(_is_option, overrides):
+            _refuse_old_name("--", word.lstrip("-"), recipe)
+        return checked(_as_stage(_parsed(_with_own_task(recipe), recipe, overrides, about), recipe))
     if any(word in HELP for word in overrides):
         _parsed_under([(flag_of(stage.name), stage) for stage in recipe.stages], ["--help"], about)
     stages = list(recipe.stages)
-    own, first = _by_stage(overrides, [stage.name for stage in stages], stages[0])
+    names = [stage.name for stage in stages]
+    own, first = _by_stage(overrides, names, stages)
     if first:
-        stages[0] = _as_stage(_parsed(_with_own_task(stages[0]), stages[0], first, about), stages[0])
+        stages[0] = checked(_as_stage(_parsed(_with_own_task(stages[0]), stages[0], first, about), stages[0]), names[0])
     for number, words in own.items():
-        (stages[number],) = _parsed_under([(flag_of(stages[number].name), stages[number])], words, about)
+        (parsed,) = _parsed_under([(flag_of(names[number]), stages[number])], words, about)
+        stages[number] = checked(parsed, names[number])
     return dataclasses.replace(recipe, stages=tuple(stages))
 
 
@@ -80,11 +86,11 @@ def _as_stage(parsed: Any, stage: Any) -> Any:
 
 
 def _parsed(kind: Any, default: Any, words: Sequence[str], about: tuple[str, str]) -> Any:
-    """What the words make of `default`. A mistake leaves with 2, and repeats no word of thousands of characters."""
+    """What the words make of `default`, unchecked. A mistake exits with 2, and its message cuts words that are long."""
     prog, text = about
     long = any(len(word) > LONGEST_WORD for word in words)
     try:
-        with contextlib.redirect_stderr(io.StringIO()) if long else contextlib.nullcontext():
+        with contextlib.redirect_stderr(io.StringIO()) if long else contextlib.nullcontext(), unchecked():
             return tyro.cli(kind, default=default, args=list(words), prog=prog, description=text)
     except SystemExit as leaving:
         if long and leaving.code == 2:
@@ -93,15 +99,33 @@ def _parsed(kind: Any, default: Any, words: Sequence[str], about: tuple[str, str
         raise
 
 
-def _by_stage(words: Sequence[str], names: list[str], first: Any) -> tuple[dict[int, list[str]], list[str]]:
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not re.fullmatch(r"-[\d.].*", word)
+
+
+def _refuse_old_name(before: str, option: str, settings: Any) -> None:
+    """Raises UserError where `option`, which follows `before`, names a field of `settings` that has a new name."""
+    for name in option.partition("=")[0].split("."):
+        field = name.replace("-", "_")
+        new = renamed_fields(type(settings)).get(field.removeprefix("no_"))
+        if new is not None:
+            raise UserError(f"{before}{name}: this field is now called {new!r}; use {before}{new.replace('_', '-')}")
+        is_entry = isinstance(settings, tuple) and name.isdigit() and int(name) < len(settings)
+        settings = settings[int(name)] if is_entry else getattr(settings, field, None)
+        before += f"{name}."
+
+
+def _by_stage(words: Sequence[str], names: list[str], stages: Sequence[Any]) -> tuple[dict[int, list[str]], list[str]]:
     """The words that set fields of each stage, by its number, and those that set fields of the first without a name."""
-    fields = [field.name.replace("_", "-") for field in dataclasses.fields(first)]
+    fields = [field.name.replace("_", "-") for field in dataclasses.fields(stages[0])]
     own: dict[int, list[str]] = {}
     others: list[str] = []
     place = others
     for word in words:
-        if word.startswith("-") and not re.fullmatch(r"-[\d.].*", word):
+        if _is_option(word):
             number, rest = _stage_of(word.lstrip("-"), names)
+            option = word.lstrip("-") if number is None else rest.lstrip(".")
+            _refuse_old_name(word[: len(word) - len(option)], option, stages[number or 0])
             part = flag_of(re.split(r"[.=]", word.lstrip("-"))[0])
             if number is None and part not in fields:
                 known = [*map(flag_of, names), *fields]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmjax.errors import UserError
 from lmjax.settings import Stage
+from lmjax.settings.stage import naming
 from lmjax.tasks.resolved import resolve
 
 
@@ -17,9 +17,7 @@ def check_ahead(stages: Sequence[Stage], to_run: Sequence[str]) -> None:
     names = {stage.name for stage in stages}
     for place, stage in enumerate(stages):
         if stage.name in to_run:
-            try:
+            with naming(stage):
                 resolved = resolve(stage, stages[:place])
                 resolved.check_files(names)
                 resolved.check_lengths()
-            except UserError as error:
-                raise UserError(f"stage {stage.name}: {error}") from error

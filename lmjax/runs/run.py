@@ -27,6 +27,7 @@ from lmjax.runs.pipeline import is_done, plan_stages, run_stages
 from lmjax.runs.preflight import check_ahead
 from lmjax.runs.provenance import claim_provenance
 from lmjax.settings import Pipeline, Stage
+from lmjax.settings.stage import naming
 from lmjax.stages.registry import kind_of
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.task import Session
@@ -125,7 +126,8 @@ def _pipeline(
 
     def run_one(stage: Stage, own: Path) -> bool:
         own.mkdir(parents=True, exist_ok=True)
-        results[stage.name] = _stage(stage, own, stop, display, force)
+        with naming(stage):
+            results[stage.name] = _stage(stage, own, stop, display, force)
         return results[stage.name].signal is None
 
     plans = plan_stages(pipeline, folder, only, first, force)

@@ -1,7 +1,8 @@
 """The parts of a recipe: one frozen dataclass per part, checked when it is made.
 
-A setting lives in the dataclass of the part it sets and nowhere else. Values come from a recipe file or from
-the command line; what comes out is handed whole to the part. Units stand beside each field.
+A setting is a field of the dataclass of the part that it sets, and of no other. A field's type has its bounds
+(lmjax/fields.py); `check` compares fields with each other and names them below its own object. Units stand beside each
+field.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from lmjax.errors import nearest, require
-from lmjax.fields import check_types, check_weights, require_local
+from lmjax.fields import ClosedFraction, PositiveInt, Settings, at_least, check_weights, require_local
 from lmjax.kinds import check_unused
-from lmjax.settings.data import DataSettings
+from lmjax.settings.data import DataSettings, Weight
 
 TEXT = "{text}"  # where a turn's text goes in its template
 PLACES = (  # what a field map can give to a record's fields
@@ -18,7 +18,7 @@ PLACES = (  # what a field map can give to a record's fields
 
 
 @dataclass(frozen=True)
-class TemplateSettings:
+class TemplateSettings(Settings):
     """How a conversation is written. An answer ends with the end-of-text token, which is not part of the template."""
 
     system: str = "{text}\n\n"
@@ -27,27 +27,26 @@ class TemplateSettings:
     answer: str = " {text}"  # the answer itself: what is trained on
     between: str = "\n"  # after an answer's end-of-text token, before the next turn
 
-    def __post_init__(self) -> None:
-        check_types("dialogue.template", self)
+    def check(self) -> None:
         for name in ("system", "user", "answer"):
             value = getattr(self, name)
             once = value.count(TEXT) == 1
-            require(once, f"dialogue.template.{name}", value, f"one {TEXT}, where the text goes", "write it once")
-        require(bool(self.assistant), "dialogue.template.assistant", "", "some text", 'use "Assistant:"')
+            require(once, name, value, f"one {TEXT}, where the text goes", "write it once")
+        require(bool(self.assistant), "assistant", "", "some text", 'use "Assistant:"')
 
 
 @dataclass(frozen=True)
-class DialogueSourceSettings:
+class DialogueSourceSettings(Settings):
     """One file, folder or glob of JSONL, JSON lists, CSV or Parquet in any of the public shapes, found by their fields.
 
-    Or, where `kind` is "embedded", openings of sentences in the embedded corpus and how they go on (data/openings.py).
+    Or, where `kind` is "embedded", openings and ends of sentences in the embedded corpus (data/openings.py).
     Where a file's fields have other names, a field map says which is which: fields={"prompt": "inputs"}.
     """
 
     path: str = ""
     begin: float = 0.0  # the part of its records that is read, as fractions
     end: float = 1.0
-    weight: float | None = None  # in a mixture; where none has one, sources count by their rows
+    weight: Weight | None = None  # in a mixture; where none has one, sources count by their rows
     answer_end: str = ""  # text that ends every answer in the file and is left out, such as "###eos_token###"
     on_bad_record: Literal["error", "skip"] = "error"
     kind: Literal["file", "embedded"] = "file"
@@ -59,25 +58,25 @@ class DialogueSourceSettings:
     def __post_init__(self) -> None:
         if isinstance(self.fields, dict):
             object.__setattr__(self, "fields", tuple(self.fields.items()))
-        check_types("dialogue source", self)
+        super().__post_init__()
+
+    def check(self) -> None:
         self._check_fields()
-        require_local("dialogue source.path", self.path)
+        require_local("path", self.path)
         if self.path:  # a path beside the embedded corpus, which a recipe has and a command replaces
             object.__setattr__(self, "kind", "file")
         fits = bool(self.path) or self.kind != "file"
-        require(fits, "dialogue source.path", self.path, "a file, folder or glob where kind is 'file'", "set path")
-        check_unused("dialogue source", self)
+        require(fits, "path", self.path, "a file, folder or glob where kind is 'file'", "set path")
+        check_unused(self)
         inside = 0.0 <= self.begin < self.end <= 1.0
-        require(inside, "dialogue source.begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
-        weight = self.weight
-        require(weight is None or weight > 0, "dialogue source.weight", weight, "a number above 0", "leave it out")
+        require(inside, "begin, end", (self.begin, self.end), "0 <= begin < end <= 1", "use 0 and 1")
 
     def _check_fields(self) -> None:
         for place, _ in self.fields:
-            require(place in PLACES, "dialogue source.fields", place, "a known place", nearest(place, PLACES))
+            require(place in PLACES, "fields", place, "a known place", nearest(place, PLACES))
         for role, names in zip(("place", "field"), zip(*self.fields, strict=True), strict=False):
             twice = sorted({name for name in names if names.count(name) > 1})
-            require(not twice, "dialogue source.fields", twice, f"each {role} once", "leave one out")
+            require(not twice, "fields", twice, f"each {role} once", "leave one out")
 
     @property
     def name(self) -> str:
@@ -85,30 +84,25 @@ class DialogueSourceSettings:
 
 
 @dataclass(frozen=True)
-class DialogueSettings:
+class DialogueSettings(Settings):
     """What a batch of conversations holds. A batch is a pure function of these settings and the step."""
 
     train: tuple[DialogueSourceSettings, ...] = ()
     validation: tuple[DialogueSourceSettings, ...] = ()
     template: TemplateSettings = TemplateSettings()
-    sequence_length: int = 256  # tokens of a row; of PPO's prompts, the most tokens of a prompt
-    batch_size: int = 8  # rows, prompts or rankings per step, over all devices
+    sequence_length: Annotated[int, at_least(2)] = 256  # tokens of a row; of PPO's prompts, the most tokens of a prompt
+    batch_size: PositiveInt = 8  # rows, prompts or rankings per step, over all devices
     packing: bool = True  # demonstrations: several conversations in a row, each its own segment
     too_long: Literal["left", "right", "skip", "error"] = "left"  # the side that is cut, or what is done instead
-    prompt_weight: float = 0.0  # of each token that is not the assistant's, in the loss
-    most_answers: int = 9  # of a ranking; what the file has beyond them is left out and counted
+    prompt_weight: ClosedFraction = 0.0  # of each token that is not the assistant's, in the loss
+    most_answers: Annotated[int, at_least(2)] = 9  # of a ranking; what the file has beyond them is left out and counted
     shuffle: bool = True
     seed: int = 0
-    prefetch: int = 2  # batches prepared ahead
+    prefetch: PositiveInt = 2  # batches prepared ahead
     earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()  # as in DataSettings
 
-    def __post_init__(self) -> None:
-        check_types("dialogue", self)
-        for name, least in (("sequence_length", 2), ("batch_size", 1), ("most_answers", 2), ("prefetch", 1)):
-            value = getattr(self, name)
-            require(value >= least, f"dialogue.{name}", value, f"{least} or more", f"use {least}")
-        check_weights("dialogue.train", self.train)
-        require(0 <= self.prompt_weight <= 1, "dialogue.prompt_weight", self.prompt_weight, "0 to 1", "use 0")
+    def check(self) -> None:
+        check_weights("train", self.train)
 
     @property
     def loading(self) -> DataSettings:

@@ -1,11 +1,12 @@
-"""Recipes: what a run is, as one frozen dataclass, and its exact JSON form.
+"""Reads recipes, from Python files and from their exact JSON form, and compares them.
 
-A recipe file is plain Python with a function `recipe()` or, where it offers sizes, `recipe(size)`. What comes out
-of this module is a checked recipe; nothing else configures a run.
+A recipe file is plain Python with a function `recipe()` or, where it offers sizes, `recipe(size)`. Both ways give a
+checked recipe, or a UserError that names the file and the line or the field.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import lmjax.settings
-from lmjax.errors import UserError, nearest, shortened, text_of
-from lmjax.fields import described, field_types, require_local
+from lmjax.errors import FieldError, UserError, joined, nearest, shortened, text_of
+from lmjax.fields import Settings, checked, described, field_types, require_local, unchecked
 from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text
 from lmjax.kinds import without_unused
 from lmjax.settings import Pipeline, Stage
+from lmjax.settings.renamed import module_hint, renamed_fields, renamed_function
 from lmjax.settings.stage import KINDS, SavedTask, TaskSettings
 
 
@@ -86,13 +88,13 @@ def load_recipe(spec: str) -> Any:
     path = _find(name)
     make = _recipe_function(path)
     sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
-    told = shortened(spec)[1:-1]
+    name = shortened(spec)[1:-1]
     if size and not sizes:
-        raise UserError(f"{told}: {path} offers no sizes; leave out {shortened(':' + size)}")
+        raise UserError(f"{name}: {path} offers no sizes; leave out {shortened(':' + size)}")
     if size and size not in sizes:
         known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
-        raise UserError(f"{told}: {path} has no size {shortened(size)}; {known}")
-    recipe = _run_user_code(path, lambda: make(size) if size else make())
+        raise UserError(f"{name}: {path} has no size {shortened(size)}; {known}")
+    recipe = _run_user_code(path, lambda: _made(lambda: make(size) if size else make()))
     if type(recipe) not in (Pipeline, *KINDS.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
     return recipe
@@ -133,6 +135,29 @@ def _recipe_function(path: Path) -> typing.Callable[..., Any]:
     return make
 
 
+def _made(make: typing.Callable[[], Any]) -> Any:
+    """The recipe that `make` returns. For an error of a field, `make` runs again, unchecked, to find its full path."""
+    try:
+        return make()
+    except FieldError as error:
+        found = None
+        with contextlib.suppress(Exception):  # of the user's code, which may count on checked values
+            found = _first_error(make)
+        same = found is not None and found.rest == error.rest and found.field.endswith(error.field)
+        raise (found if same and found else error).with_traceback(error.__traceback__) from None
+
+
+def _first_error(make: typing.Callable[[], Any]) -> FieldError | None:
+    with unchecked():
+        recipe = make()
+    try:
+        for stage in recipe.stages:
+            checked(stage, "" if stage is recipe else stage.name)
+    except FieldError as error:
+        return error
+    return None
+
+
 def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
     try:
         return call()
@@ -151,16 +176,24 @@ def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
 
 
 def _hint(error: BaseException) -> str:
-    """For a keyword that a dataclass does not have: the nearest that it has."""
+    """For a keyword, a field or a module that is not there: its new name, or the nearest field."""
     if isinstance(error, SystemExit):
         return "; a recipe returns, and leaves the process to lmjax"
+    if isinstance(error, AttributeError) and isinstance(error.obj, Settings):
+        return f"; {_known_field(type(error.obj), error.name or '')}"
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
     parts: dict[str, Any] = {
         **vars(lmjax.settings),
         **{stage.__name__: stage for stage in KINDS.values()},
     }
     part = found and parts.get(found[1])
-    return f"; {nearest(found[2], field_types(part))}" if found and part else ""
+    return f"; {_known_field(part, found[2])}" if found and part else module_hint(error)
+
+
+def _known_field(part: type, name: str) -> str:
+    """For a field that a settings class does not have: its new name, or the nearest that the class has."""
+    new = renamed_fields(part).get(name)
+    return f"{name!r} is now called {new!r}" if new else nearest(name, field_types(part))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -191,20 +224,21 @@ def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
         if len(kinds) == len(value):
             each = enumerate(zip(kinds, value, strict=True))
             return tuple(_decode(k, item, where, f"{field}[{i}]") for i, (k, item) in each)
-    return value
+    return renamed_function(value) if isinstance(value, str) else value
 
 
 def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> Any:
-    kinds = field_types(part)
+    kinds, new = field_types(part), renamed_fields(part)
+    value = {new[name] if new.get(name, name) not in value else name: item for name, item in value.items()}
     for name in value:
         if name not in kinds:
-            raise UserError(f"{where}: unknown field {f'{field}.{name}'.lstrip('.')!r}; {nearest(name, kinds)}")
-    kept = without_unused(part.__name__, value)
-    values = {name: _decode(kinds[name], v, where, f"{field}.{name}".lstrip(".")) for name, v in kept.items()}
+            raise UserError(f"{where}: unknown field {joined(field, name)!r}; {_known_field(part, name)}")
+    known = without_unused(part.__name__, value)
+    values = {name: _decode(kinds[name], item, where, joined(field, name)) for name, item in known.items()}
     try:
         return part(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+    except FieldError as error:
+        raise UserError(f"{where}: {error.within(field)}") from error
 
 
 class _SavedTask(typing.TypedDict):

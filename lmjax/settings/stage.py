@@ -7,12 +7,15 @@ each? What a stage does is registered under its `kind` in lmjax/stages/registry.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lmjax.errors import require
-from lmjax.fields import check_divides, check_name, check_types, require_local
+from lmjax.errors import FieldError, UserError, require
+from lmjax.fields import PositiveFloat, Settings, check_divides, check_name, require_local
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, SourceSettings
 from lmjax.settings.model import ModelSettings
@@ -61,8 +64,22 @@ class SavedTask(TaskSettings):
         return {"task": self.name, "trunk": list(self.keys), "fields": dict(self.values)}
 
 
+@contextmanager
+def naming(stage: Stage) -> Iterator[None]:
+    """Names the stage of a pipeline in a user's error: before the path of its field, or else before the message."""
+    try:
+        yield
+    except FieldError as error:
+        names = {field.name for field in dataclasses.fields(stage)}
+        if error.owner or re.split(r"\W", error.field)[0] not in names:
+            raise UserError(f"stage {stage.name}: {error}") from error
+        raise error.within(stage.name) from error
+    except UserError as error:
+        raise UserError(f"stage {stage.name}: {error}") from error
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Settings):
     """What every stage has. Subclasses set `kind`, by which recipe.json and the registry know them."""
 
     kind: ClassVar[str] = ""
@@ -80,8 +97,12 @@ class Stage:
         if "kind" in vars(cls):
             KINDS[cls.kind] = cls
 
-    def __post_init__(self) -> None:
-        check_types("", self)
+    @classmethod
+    def own_name(cls) -> str:
+        """A stage may be the whole recipe, whose fields have nothing before their names."""
+        return ""
+
+    def check(self) -> None:
         check_name(self.name)
         require_local("start", self.start, bucket=True)
         require(self.start != self.name, "start", self.start, "another stage or a checkpoint", "name the one before")
@@ -109,7 +130,7 @@ class Stage:
             for number, source in enumerate(sources):
                 folder, *inside = Path(source.path).parts or ("",)
                 if inside:
-                    named[f"{role}.{number}.path"] = folder
+                    named[f"{role}[{number}].path"] = folder
         return named
 
     def paths(self) -> set[str]:
@@ -197,7 +218,7 @@ class TrainingStage(Stage):
         return self.train.steps
 
     def best_by(self) -> set[str]:
-        """The numbers of its evaluations by which checkpoints can be told apart."""
+        """The metrics of its evaluations by which a best checkpoint can be chosen."""
         return {"validation_loss"}
 
 
@@ -211,20 +232,19 @@ class DialogueStage(TrainingStage):
     """
 
     dialogue: DialogueSettings = DialogueSettings()
-    epochs: float | None = 1.0  # over the conversations; None trains for train.steps
+    epochs: PositiveFloat | None = 1.0  # over the conversations; None trains for train.steps
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "a number above 0", "use 1.0")
+    def check(self) -> None:
+        super().check()
         if self.checkpoint.select_best:
             self.check_best()
         rows = {"dialogue.batch_size": self.dialogue.batch_size}
         check_divides("train.microbatches", self.train.microbatches, rows)
 
     def check_best(self) -> None:
-        """Raises UserError where checkpoints are to be kept as the best by a number that no evaluation tells.
+        """Raises FieldError where checkpoints are kept as the best by a metric that no evaluation has.
 
-        Without checkpoint.select_best, recipes of older runs are read and only refused when they run.
+        Without checkpoint.select_best, recipes of older runs are read, and refused only when they run.
         """
         settings, validation = self.checkpoint, self.dialogue.validation
         if not settings.keep_best:

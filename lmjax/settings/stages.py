@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from lmjax.errors import require
-from lmjax.fields import check_divides, check_name, check_weights, require_local
+from lmjax.fields import (, PositiveFloat
+    Bound,
+    Fraction,
+    NonNegativeFloat,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    at_least,
+    check_divides,
+    check_name,
+    check_weights,
+    require_local,
+)
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
 from lmjax.settings.model import ModelSettings
-from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings, is_function
+from lmjax.settings.rl import KLSettings, Penalty, PPOSettings, RewardSettings, is_function
 from lmjax.settings.stage import DialogueStage, Stage, TaskSettings, TrainingStage
 from lmjax.settings.training import OptimizerSettings
+
+# the probability that a label is wrong
+HalfFraction = Annotated[float, Bound(lambda value: 0 <= value < 0.5, "a fraction in [0, 0.5)")]
 
 
 @dataclass(frozen=True)
@@ -27,8 +42,8 @@ class Pretrain(TrainingStage):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         length, context = self.data.sequence_length, self.model.context
         fits = length <= context or self.model.positions.kind != "learned" or bool(self.start)
         require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
@@ -82,14 +97,13 @@ class Finetune(TrainingStage):
     name: str = "finetune"
     task: TaskSettings | None = None
     rows: RowSettings = RowSettings()
-    epochs: float | None = None  # over the task's training rows; None trains for train.steps
+    epochs: PositiveFloat | None = None  # over the task's training rows; None trains for train.steps
     dropout: float | None = None  # of the model in this stage; None keeps what it has
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         require(self.task is not None, "task", None, "a task", "give an object of a class that extends Task")
-        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "a number above 0", "use 1.0")
         check_divides("train.microbatches", self.train.microbatches, {"rows.batch_size": self.rows.batch_size})
         by = self.checkpoint.best_by
         require(by in self.best_by(), "checkpoint.best_by", by, "'validation_loss' of a task", "leave it out")
@@ -120,19 +134,16 @@ class SFT(DialogueStage):
 
     name: str = "sft"
     mix: tuple[SourceSettings, ...] = ()  # pretraining text, in rows beside the demonstrations
-    mix_share: float = 0.1  # of all rows, where there is a mix
-    dropout: float | None = None  # of the model in this stage; None keeps what it has
+    mix_share: OpenFraction = 0.1  # of all rows, where there is a mix
+    dropout: Fraction | None = None  # of the model in this stage; None keeps what it has
     judge: str = ""  # a reward model: evaluations tell how it scores an answer to each validation prompt, so that
     # checkpoint.best_by = "validation_reward" can select by it (InstructGPT, appendix C.1)
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         require_local("judge", self.judge, bucket=True)
         check_weights("mix", self.mix)
-        require(0 < self.mix_share < 1, "mix_share", self.mix_share, "a share in (0, 1)", "use 0.1, or leave mix out")
-        low = self.dropout is None or 0 <= self.dropout < 1
-        require(low, "dropout", self.dropout, "a fraction in [0, 1)", "use 0.2, or leave it out")
 
     def checkpoints(self) -> dict[str, str]:
         return super().checkpoints() | ({"judge": self.judge} if self.judge else {})
@@ -164,17 +175,10 @@ class RewardModel(DialogueStage):
     # rankings by people of whom training has none: evaluations tell the accuracy on them beside that of validation
     # (InstructGPT, section 4.1)
     held_out_labelers: tuple[DialogueSourceSettings, ...] = ()
-    label_smoothing: float = 0.0  # the probability that two answers are the wrong way round
-    margin: float = 0.0  # by how much a score is to be above that of the next rank
-    centring: float = 0.0  # coefficient of the squared sum of a pair's scores
+    label_smoothing: HalfFraction = 0.0  # the probability that two answers are the wrong way round
+    margin: NonNegativeFloat = 0.0  # by how much a score is to be above that of the next rank
+    centring: NonNegativeFloat = 0.0  # coefficient of the squared sum of a pair's scores
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        smooth = 0 <= self.label_smoothing < 0.5
-        require(smooth, "label_smoothing", self.label_smoothing, "a probability below 0.5", "use 0 for none")
-        for name in ("margin", "centring"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more", "use 0 for none")
 
     def check_best(self) -> None:
         fix = "leave it out: only the last checkpoint's demonstrations score 0"
@@ -198,15 +202,9 @@ class DPO(DialogueStage):
     kind: ClassVar[str] = "dpo"
 
     name: str = "dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    beta: PositiveFloat = 0.1
+    label_smoothing: HalfFraction = 0.0
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-7, weight_decay=0.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.beta > 0, "beta", self.beta, "a number above 0", "use 0.1")
-        smooth = 0 <= self.label_smoothing < 0.5
-        require(smooth, "label_smoothing", self.label_smoothing, "a probability below 0.5", "use 0 for none")
 
 
 @dataclass(frozen=True)
@@ -226,12 +224,12 @@ class PPO(DialogueStage):
     kl: KLSettings = KLSettings()
     mix: tuple[SourceSettings, ...] = ()  # the pretraining text of PPO-ptx
     mix_length: int = 128  # tokens of its rows
-    epochs: float | None = None  # over the prompts; None trains for train.steps
+    epochs: PositiveFloat | None = None  # over the prompts; None trains for train.steps
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)  # the policy's
     value_optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         require_local("reference", self.reference, bucket=True)
         check_weights("mix", self.mix)
         require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
@@ -302,24 +300,18 @@ class Compare(Stage):
     name: str = "compare"
     dialogue: DialogueSettings = DialogueSettings()  # its prompts
     gold: str = ""  # the known reward: a Python function, as in RewardSettings
-    noise: float = 0.0  # deviation of what the labeler adds to the known reward of an answer
+    noise: NonNegativeFloat = 0.0  # deviation of what the labeler adds to the known reward of an answer
     proxy: str = ""  # a reward model's stage or checkpoint
-    missing_end_penalty: float = 0.0  # taken from the proxy of an answer that did not end by itself, when one is chosen
-    answers: int = 4  # per prompt
-    response_tokens: int = 64
-    temperature: float = 1.0
+    missing_end_penalty: Penalty = 0.0  # taken from the proxy of a chosen answer that did not end by itself
+    answers: Annotated[int, at_least(2)] = 4  # per prompt
+    response_tokens: PositiveInt = 64
+    temperature: PositiveFloat = 1.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         require_local("proxy", self.proxy, bucket=True)
         require_local("gold", self.gold)
-        require(self.answers > 1, "answers", self.answers, "2 or more", "use 4")
-        require(self.response_tokens > 0, "response_tokens", self.response_tokens, "a number above 0", "use 64")
-        require(self.temperature > 0, "temperature", self.temperature, "a number above 0", "use 1.0")
-        require(self.noise >= 0, "noise", self.noise, "0 or more", "use 0 for a labeler without mistakes")
-        penalty, lowest = self.missing_end_penalty, "0 or more; it is subtracted"
-        require(penalty >= 0, "missing_end_penalty", penalty, lowest, "use 0 for none, or what reward's is in PPO")
         require(bool(self.gold), "gold", self.gold, "a Python function", 'name it "file.py:function"')
 
     def checkpoints(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -37,10 +37,10 @@ def ppo_learner(
     if recipe.ppo.baseline != "group":
         axes[VALUE] = value.logical_axes() if recipe.ppo.baseline == "value" else scalar_axes()
     updates = steps * recipe.ppo.epochs * recipe.ppo.minibatches
-    optimizer, schedule = _optimizer(recipe.optimizer, updates, axes[POLICY])
+    optimizer, schedule = _optimizer(recipe, "optimizer", updates, axes[POLICY])
     optimizers = {POLICY: optimizer}
     if VALUE in axes:
-        optimizers[VALUE] = _optimizer(recipe.value_optimizer, updates, axes[VALUE])[0]
+        optimizers[VALUE] = _optimizer(recipe, "value_optimizer", updates, axes[VALUE])[0]
     learner = Learner(
         *(policy, value, reward, vocabulary, recipe.ppo, recipe.kl, recipe.reward, optimizers),
         schedule=schedule,
@@ -73,7 +73,8 @@ def ppo_state(learner: Learner, axes: dict[str, Any], mesh: Mesh) -> TrainState:
 
 
 def _optimizer(
-    settings: OptimizerSettings, steps: int, logical_axes: Any
+    recipe: PPO, field: Literal["optimizer", "value_optimizer"], steps: int, logical_axes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    schedule = make_schedule(settings.schedule, settings.learning_rate, steps)
+    settings: OptimizerSettings = getattr(recipe, field)
+    schedule = make_schedule(settings.schedule, settings.learning_rate, steps, field=f"{field}.schedule")
     return make_optimizer(settings, schedule, logical_axes), schedule

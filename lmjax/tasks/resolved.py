@@ -20,6 +20,7 @@ from lmjax.checkpoints.initial import InitialCheckpoint, found_checkpoint, open_
 from lmjax.data.conversation_files import SUFFIXES
 from lmjax.data.open_files import list_files
 from lmjax.errors import UserError, require
+from lmjax.fields import placed
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.rl.reward_function import load_function
 from lmjax.settings import ModelSettings, Stage, TokenizerSettings, TrainingStage
@@ -127,10 +128,11 @@ class ResolvedStage:
         """Raises UserError where a function or a file is absent; `made_later` names stages that still make theirs."""
         for field, function in self.settings.functions().items():
             load_function(function, field)
-        for sources in self.settings.dialogues().values():
-            for source in sources:
+        for field, sources in self.settings.dialogues().items():
+            for number, source in enumerate(sources):
                 if source.path and Path(source.path).parts[0] not in made_later:
-                    list_files(source.path, SUFFIXES)
+                    with placed(f"{field}[{number}]"):
+                        list_files(source.path, SUFFIXES)
 
 
 def resolve(stage: Stage, before: Sequence[Stage] = (), folder: Path = Path()) -> ResolvedStage:

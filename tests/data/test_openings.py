@@ -6,7 +6,6 @@ from lmjax.data.conversation_files import read_records
 from lmjax.data.openings import WORDS, openings
 from lmjax.errors import UserError
 from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings
-from lmjax.settings.recipe_files import sources_of
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,11 @@ def test_a_source_reads_its_part_of_them_as_demonstrations_or_prompts(pairs):
 
 def test_a_path_beside_the_embedded_corpus_is_read_and_a_file_has_one():
     assert DialogueSourceSettings("a.jsonl", kind="embedded") == DialogueSourceSettings("a.jsonl")
-    with pytest.raises(UserError, match=r"dialogue source\.split = 'validation': expected its default, 'train'"):
+    with pytest.raises(
+        UserError, match=r"^DialogueSourceSettings\.split = 'validation': expected its default, 'train'"
+    ):
         DialogueSourceSettings("a.jsonl", kind="embedded", split="validation")
-    with pytest.raises(UserError, match=r"dialogue source\.path = '': .*; set path"):
+    with pytest.raises(UserError, match=r"^DialogueSourceSettings\.path = '': .*; set path"):
         DialogueSourceSettings()
     stage = SFT(start="base", dialogue=DialogueSettings(train=(DialogueSourceSettings(kind="embedded"),)))
-    assert sources_of(stage) == {"start": "base"}
+    assert stage.sources() == {"start": "base"}

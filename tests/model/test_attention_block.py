@@ -58,5 +58,5 @@ def test_no_value_or_gradient_depends_on_the_block():
 
 @pytest.mark.parametrize("block", [0, 100, -128])
 def test_a_block_that_fills_no_register_is_refused(block):
-    with pytest.raises(UserError, match=r"compute\.attention_block = "):
+    with pytest.raises(UserError, match=r"^ComputeSettings\.attention_block = "):
         ComputeSettings(attention_block=block)

@@ -167,10 +167,10 @@ def test_several_functions_are_added_up_and_none_is_no_opinion(load, tmp_path):
     assert of("right", "opinion", "half_opinion")(*texts).tolist() == [2.5, 7.0]
     assert of("opinion", "half_opinion")(*texts).tolist() == [0.5, 2.0]
     with pytest.raises(
-        UserError, match=r"none of reward\.source, reward\.functions\.0 returned a number for 'r' to the"
+        UserError, match=r"none of reward\.source, reward\.functions\[0\] returned a number for 'r' to the"
     ):
         of("opinion", "none")(*texts)
-    with pytest.raises(UserError, match=r"reward\.functions\.0 = .*scores\.py:nan': the score of a response is nan"):
+    with pytest.raises(UserError, match=r"reward\.functions\[0\] = .*scores\.py:nan': the score of a response is nan"):
         of("right", "nan")(*texts)
 
 
@@ -190,9 +190,15 @@ def test_a_call_that_takes_longer_than_the_timeout_is_an_error_at_once(load):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "reward", "functions": ("a.py:f",)}, "reward.source = 'reward': expected a function beside"),
-        ({"source": "a.py:f", "functions": ("b",)}, "reward.functions.0 = 'b': expected a Python function"),
-        ({"source": "a.py:f", "timeout": 0.0}, "reward.timeout = 0.0: expected seconds above 0"),
+        (
+            {"source": "reward", "functions": ("a.py:f",)},
+            "RewardSettings.source = 'reward': expected a function beside",
+        ),
+        (
+            {"source": "a.py:f", "functions": ("b",)},
+            r"RewardSettings\.functions\[0\] = 'b': expected a Python function",
+        ),
+        ({"source": "a.py:f", "timeout": 0.0}, "RewardSettings.timeout = 0.0: expected a number above 0"),
     ],
 )
 def test_functions_that_do_not_fit_together_are_refused(settings, message):

@@ -9,7 +9,7 @@ import lmjax
 from lmjax import cli
 from lmjax.errors import UserError
 from lmjax.runs.pipeline import plan_stages, run_stages
-from lmjax.runs.provenance import claim_origins
+from lmjax.runs.provenance import claim_provenance
 from lmjax.settings import (
     PPO,
     SFT,
@@ -45,7 +45,7 @@ def finish(folder, stage, seconds=1):
     own = folder / stage.name
     own.mkdir(parents=True, exist_ok=True)
     (own / "recipe.json").write_text(to_json(stage))
-    claim_origins(stage, own, force=True)
+    claim_provenance(stage, own, force=True)
     steps = 1 if isinstance(stage, Compare) else stage.train.steps
     (own / "checkpoints" / stage.name / "1").mkdir(parents=True, exist_ok=True)  # its recipe is in recipe.json alone
     (own / "summary.json").write_text(json.dumps({"steps": steps, "loss": seconds}))
@@ -100,7 +100,7 @@ def test_a_stage_goes_on_from_the_files_that_it_reads_too(finished):
     plans = plan_stages(iterated(0.2), finished)
     assert [plan.action for plan in plans] == ["skip"] * 4 + ["anew"] * 3
     assert plans[5].reason == "runs anew, because it goes on from compare"
-    with pytest.raises(UserError, match=r"dialogue\.train\.0\.path = 'compare': expected a stage before"):
+    with pytest.raises(UserError, match=r"^reward\.dialogue\.train\[0\]\.path = 'compare': expected a stage before"):
         Pipeline("p", (*made[:2], RewardModel(start="sft", dialogue=read), Compare(start="sft", gold="gold.py:score")))
 
 
@@ -157,7 +157,7 @@ def test_a_stage_knows_when_a_file_that_it_reads_changed(tmp_path):
     assert plans[2].reason == f"runs anew, because {function} changed"
     data.write_text('{"prompt": "a", "answer": "c"}\n')
     with pytest.raises(UserError, match=r"data\.jsonl changed since this run began; choose another --workdir"):
-        claim_origins(sft, tmp_path / "run" / "sft", force=False)
+        claim_provenance(sft, tmp_path / "run" / "sft", force=False)
     assert [plan.action for plan in plan_stages(pipeline, tmp_path / "run")] == ["skip", "anew", "anew"]
     data.unlink()  # what is finished does not need it any more
     assert [plan.action for plan in plan_stages(pipeline, tmp_path / "run")] == ["skip", "skip", "anew"]
@@ -171,11 +171,14 @@ NO_FUNCTION = RewardSettings(source="lmjax.rl.known_rewards:nothing")
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        (SFT(start="pretrain", dialogue=NO_FILE), "stage sft: source.path = 'nothing.jsonl': expected a file"),
+        (
+            SFT(start="pretrain", dialogue=NO_FILE),
+            r"^sft\.dialogue\.train\[0\]\.path = 'nothing\.jsonl': expected a file",
+        ),
         (PPO(start="pretrain", reward=NO_FUNCTION), r"stage ppo: reward\.source = .* has no function 'nothing'"),
         (
             SFT(start="pretrain", dialogue=LONG),
-            "stage sft: dialogue.sequence_length = 2048: expected at most",
+            r"^sft\.dialogue\.sequence_length = 2048: expected at most",
         ),
         (Compare(start="pretrain", gold="nothing.py:f"), r"stage compare: gold = .*no such file: nothing\.py"),
     ],
@@ -226,7 +229,7 @@ def test_every_stage_comes_back_from_its_json(stage):
         (lambda: RewardModel(start="sft", dialogue=HELD_OUT, checkpoint=LOSS), "False for a reward model"),
         (lambda: PPO(start="sft", reward=SECOND, dialogue=HELD_OUT, checkpoint=LOSS), "expected validation_reward;"),
         (lambda: Pretrain(checkpoint=REWARD), "'validation_loss' in pretraining"),
-        (lambda: CheckpointSettings(select_best=True), r"checkpoint\.keep_best = 0: expected 1 or more"),
+        (lambda: CheckpointSettings(select_best=True), r"^CheckpointSettings\.keep_best = 0: expected 1 or more"),
     ],
 )
 def test_a_stage_that_makes_no_sense_is_refused(make, message):
@@ -275,7 +278,7 @@ NAMES = ("1-pretrain", "class", "a-b", "a_b", "pretrain", "pretrain.old", "help"
 def test_stages_of_any_name_can_be_set_by_their_names(tmp_path, capsys):
     path = tmp_path / "odd.py"
     path.write_text(
-        "from lmjax.settings.recipe_files import Pipeline, Pretrain\n"
+        "from lmjax.settings import Pipeline, Pretrain\n"
         f"def recipe():\n    return Pipeline('odd', tuple(Pretrain(name=name) for name in {NAMES}))\n"
     )
     words = [word for n, name in enumerate(NAMES) for word in (f"--{name}.train.seed", str(n + 10))]
