@@ -50,7 +50,7 @@ def pretrain(resolved: ResolvedStage, session: Session) -> Outcome:
     assert isinstance(stage, Pretrain)
     resolved.mesh()  # refuses one that cuts unevenly before anything is made
     with processes.first_before_others("prepared"):
-        prepared = prepare(stage, resolved.folder, session.display)
+        prepared = prepare(stage, resolved.folder, session.display, session.cache)
     resolved = resolved.with_tokenizer(prepared.tokenizer, prepared.tokenizer_folder)
     return train_task(NextToken(tuple(prepared.train), tuple(prepared.validation)), resolved, session)
 
