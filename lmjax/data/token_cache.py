@@ -27,7 +27,7 @@ from lmjax.data.write_shards import (
     Encoder,
     Report,
     check_source,
-    kept_or_made,
+    find_or_prepare,
     open_shards,
     open_text,
 )
@@ -61,7 +61,7 @@ class _Note(TypedDict):
 def token_shards(
     settings: SourceSettings,
     tokenizer: Encoder,
-    own: Path,
+    folder: Path,
     cache: TokenCache | None,
     *,
     fingerprint: str,
@@ -69,56 +69,59 @@ def token_shards(
     workers: int | None = None,
     report: Report | None = None,
 ) -> TokenShards:
-    """The token shards of a source, from `own`, a folder of the workdir, where they are there, or else of the cache.
+    """The token shards of a source, from `folder`, a folder of the workdir, where they are there, or else of the cache.
 
-    Beside `own` a note keeps what the shards were made from, so that a resumed run reads the same text. Without a
-    cache, and where it cannot be written, the shards are made in `own`. `say` is told how many tokens there are and
+    Beside `folder` a note keeps what the shards were made from, so that a resumed run reads the same text. Without a
+    cache, and where it cannot be written, the shards are made in `folder`. `say` is told how many tokens there are and
     where they are from. Raises UserError for bad input, a changed source, and a cache of the user's choice that cannot
     be written.
     """
     parts: dict[str, Any] = {"fingerprint": fingerprint, "workers": workers, "report": report, "say": say}
     place, name = "", ""
-    if settings.kind == "shards" or cache is None or (own / MANIFEST).is_file():
-        shards = open_shards(settings, tokenizer, own, **parts)
+    if settings.kind == "shards" or cache is None or (folder / MANIFEST).is_file():
+        shards = open_shards(settings, tokenizer, folder, **parts)
     else:
         source = open_text(settings, say)
         entry = cache.folder / "tokens" / f"{settings.kind}-{_key(source, fingerprint)}"
-        found = _found_before(source, entry, own, cache, say)
+        cached = _is_cached(source, entry, folder, cache, say)
         try:
-            shards = _opened(source, tokenizer, entry, found, parts)
-            place, name = f", {'from' if found else 'kept in'} the cache {cache.folder}", source.name
-            _remember(source, own, cache)
+            shards = _find_or_prepare(source, tokenizer, entry, cached, parts)
+            place, name = f", {'from' if cached else 'kept in'} the cache {cache.folder}", source.name
+            _remember(source, folder, cache)
         except CannotWriteError as error:
-            say(cache.cannot_write(error.__cause__, f"the tokens of {source.name} are made in {own}"))
-            shards = kept_or_made(source, tokenizer, own, **parts)
-    of = shards.manifest
-    bad = f", {of.skipped:,} bad records skipped, such as {of.skipped_examples[0]}" if of.skipped else ""
-    say(f"{name or of.source_name}: {shards.tokens:,} tokens in {len(shards):,} documents{place}{bad}")
+            say(cache.cannot_write(error.__cause__, f"the tokens of {source.name} are made in {folder}"))
+            shards = find_or_prepare(source, tokenizer, folder, **parts)
+    manifest, bad = shards.manifest, ""
+    if manifest.skipped:
+        bad = f", {manifest.skipped:,} bad records skipped, such as {manifest.skipped_examples[0]}"
+    say(f"{name or manifest.source_name}: {shards.tokens:,} tokens in {len(shards):,} documents{place}{bad}")
     return shards
 
 
-def _found_before(source: Documents, entry: Path, own: Path, cache: TokenCache, say: Callable[[str], None]) -> bool:
+def _is_cached(source: Documents, entry: Path, folder: Path, cache: TokenCache, say: Callable[[str], None]) -> bool:
     """Whether the cache holds the entry. Raises UserError where the workdir's tokens were made from another source."""
-    note = _note(own)
-    known = read_json_if_there(note, _Note, "delete the file")
-    if known is not None:
-        check_source(source, known["source"], note, "restore the source, or choose another --workdir")
-    found = is_there(entry / MANIFEST)
-    if known is not None and not found:
-        gone = f"its tokens were in the cache {known['cache']}, and are not in {cache.folder}"
+    path = _note_path(folder)
+    note = read_json_if_there(path, _Note, "delete the file")
+    if note is not None:
+        check_source(source, note["source"], path, "restore the source, or choose another --workdir")
+    cached = is_there(entry / MANIFEST)
+    if note is not None and not cached:
+        gone = f"its tokens were in the cache {note['cache']}, and are not in {cache.folder}"
         say(f"{source.name}: {gone}; they are made again")
-    return found
+    return cached
 
 
-def _opened(source: Documents, tokenizer: Encoder, entry: Path, found: bool, parts: dict[str, Any]) -> TokenShards:
+def _find_or_prepare(
+    source: Documents, tokenizer: Encoder, entry: Path, cached: bool, parts: dict[str, Any]
+) -> TokenShards:
     try:
-        return kept_or_made(source, tokenizer, entry, **parts)
+        return find_or_prepare(source, tokenizer, entry, **parts)
     except CannotWriteError:
         raise
     except OSError as error:  # no right to look into it
         raise CannotWriteError(str(error)) from error
     except UserError as error:
-        if not found:
+        if not cached:
             raise
         raise UserError(f"{error}; or delete {entry}, and the next run makes it again") from error
 
@@ -131,15 +134,15 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def _note(own: Path) -> Path:
-    return own.with_name(f"{own.name}.json")
+def _note_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
 
 
-def _remember(source: Documents, own: Path, cache: TokenCache) -> None:
+def _remember(source: Documents, folder: Path, cache: TokenCache) -> None:
     note: _Note = {"source": source.identity | {"shard_tokens": SHARD_TOKENS}, "cache": str(cache.folder)}
-    if read_json_if_there(_note(own)) != note:
-        own.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(_note(own), json.dumps(note))
+    if read_json_if_there(_note_path(folder)) != note:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(_note_path(folder), json.dumps(note))
 
 
 def _key(source: Documents, fingerprint: str) -> str:
@@ -155,16 +158,16 @@ def _digest(*parts: Any) -> str:
 
 def tokenizer_entry(cache: TokenCache, settings: TokenizerSettings, texts: Sequence[str]) -> Path:
     """Where the cache keeps the tokenizer that these texts train: by settings, text and the libraries' versions."""
-    text = hashlib.sha256()
-    for each in texts:
-        raw = each.encode("utf-8", "surrogatepass")
-        text.update(f"{len(raw)}:".encode() + raw)
+    digest = hashlib.sha256()
+    for document in texts:
+        raw = document.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(raw)}:".encode() + raw)
     versions = [metadata.version(name) for name in ("tokenizers", "sentencepiece")]
-    return cache.folder / "tokenizers" / f"{settings.kind}-{_digest(asdict(settings), text.hexdigest(), versions)}"
+    return cache.folder / "tokenizers" / f"{settings.kind}-{_digest(asdict(settings), digest.hexdigest(), versions)}"
 
 
 def publish_tokenizer(cache: TokenCache, folder: Path, entry: Path, say: Callable[[str], None]) -> None:
-    """Copies a trained tokenizer's files into the cache, all at once; where another process was first, its stay."""
+    """Copies a trained tokenizer's files into the cache, all at once; those of another process that was first stay."""
     partial = entry.with_name(f"{entry.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         shutil.copytree(folder, partial, dirs_exist_ok=True)

@@ -85,7 +85,7 @@ def open_shards(
         verify_once(shards, tokenizer.vocab_size, say)
         return shards.part(settings.begin, settings.end)
     source = open_text(settings, say)
-    return kept_or_made(
+    return find_or_prepare(
         source,
         tokenizer,
         folder,
@@ -105,7 +105,7 @@ def open_text(settings: SourceSettings, say: Say) -> Documents:
     return source
 
 
-def kept_or_made(
+def find_or_prepare(
     source: Documents,
     tokenizer: Encoder,
     folder: Path,
