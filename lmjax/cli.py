@@ -92,6 +92,7 @@ def _refuse_urls(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = _overridden(options, ["--help"] if options.fields else overrides)
     chosen = {"only": options.only, "start_from": options.start_from, "executable": options.executable}
+    chosen["cache"] = options.cache
     result = lmjax.run(recipe, workdir=options.workdir, force=options.force, **chosen)
     return result.exit_code
 
@@ -271,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
         "recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes"
     )
     run.add_argument("--workdir", type=_path, help="where everything is written (default: runs/NAME)")
+    text = "where runs share their tokens (default: the folder cache beside the workdir)"
+    run.add_argument("--cache", type=_path, metavar="DIR", help=text)
     run.add_argument("--force", action="store_true", help="go on although the recipe changes the rest of the run")
     run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")

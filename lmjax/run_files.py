@@ -9,6 +9,7 @@ from lmjax.files import MalformedJsonError, check_form, parse_json, read_text, s
 
 RECIPE_FILE, SUMMARY_FILE, ENVIRONMENT_FILE = "recipe.json", "summary.json", "environment.json"
 METRICS_FILE = "metrics.jsonl"
+WALL_SECONDS = "wall_seconds"  # in the record and the summary: of all runs of the workdir together
 PROVENANCE_FILE = "origins.json"  # what a stage was made from beside its recipe, by digest
 ANSWERED_FILE = "answered.jsonl"  # of a comparison: a line for each batch of prompts, until all are answered
 PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order

@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from lmjax.errors import UserError
@@ -32,10 +34,11 @@ class Documents(abc.ABC):
 
     `len` counts the records, bad ones included. `source[i]` raises BadRecordError for a bad one; `read` and iteration
     skip it where `on_bad_record="skip"`. `skipped` is the count of the last iteration; `left_out` lists the
-    kinds of files of the path that are not read, with their counts.
+    kinds of files of the path that are not read, with their counts, and `paths` the files that are.
     """
 
     left_out: Sequence[str] = ()
+    paths: Sequence[Path] = ()
 
     def __init__(self, settings: SourceSettings, total: int) -> None:
         """`total`: the records of the source before selection. Raises UserError where the selected part is empty."""
@@ -110,7 +113,7 @@ class Documents(abc.ABC):
             self.skipped += len(skipped)
             yield from texts
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, object]:
         """What shards made of this source are known by: how it is read, and its contents."""
         settings = self.settings

@@ -29,6 +29,7 @@ Spans = tuple[np.ndarray, np.ndarray]  # first byte of each document and the byt
 _NEWLINE = 10
 _BLOCK = 1 << 26  # bytes scanned at a time, which bounds the memory of the scan
 _SAMPLES, _SAMPLE = 64, 1 << 18  # of the checksum of a big file: the number of parts, and their bytes
+READ_WHOLE = _SAMPLES * _SAMPLE  # bytes: of files up to this size `checksum` reads everything
 _SPACES = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 

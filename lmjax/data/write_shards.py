@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -40,6 +40,10 @@ _EXAMPLES = 10  # messages of skipped records that the manifest keeps
 
 Report = Callable[[int, int], None]  # documents done, documents in all
 Say = Callable[[str], None]
+
+
+class CannotWriteError(UserError):
+    """A folder that shards cannot be written to: it is read-only, or its disk is full."""
 
 
 class Encoder(Protocol):
@@ -80,11 +84,8 @@ def open_shards(
         shards = TokenShards(user_path(settings.path, "source.path"), fingerprint)
         verify_once(shards, tokenizer.vocab_size, say)
         return shards.part(settings.begin, settings.end)
-    there = (folder / MANIFEST).is_file()
-    source = open_source(settings)
-    if source.left_out:
-        say(f"{source.name}: not read: {', '.join(source.left_out)}")
-    shards = prepare_shards(
+    source = open_text(settings, say)
+    return find_or_prepare(
         source,
         tokenizer,
         folder,
@@ -92,6 +93,33 @@ def open_shards(
         shard_tokens=shard_tokens,
         workers=workers,
         report=report,
+        say=say,
+    )
+
+
+def open_text(settings: SourceSettings, say: Say) -> Documents:
+    """The documents of a source of text; `say` is told of the files that are not read."""
+    source = open_source(settings)
+    if source.left_out:
+        say(f"{source.name}: not read: {', '.join(source.left_out)}")
+    return source
+
+
+def find_or_prepare(
+    source: Documents,
+    tokenizer: Encoder,
+    folder: Path,
+    *,
+    fingerprint: str,
+    shard_tokens: int = SHARD_TOKENS,
+    workers: int | None = None,
+    report: Report | None = None,
+    say: Say = lambda line: None,
+) -> TokenShards:
+    """The source's token shards in `folder`: verified once on this machine where they are there, or else prepared."""
+    there = (folder / MANIFEST).is_file()
+    shards = prepare_shards(
+        source, tokenizer, folder, fingerprint=fingerprint, shard_tokens=shard_tokens, workers=workers, report=report
     )
     if there:
         verify_once(shards, tokenizer.vocab_size, say)
@@ -111,38 +139,54 @@ def prepare_shards(
     """Writes the source's token shards to `folder`, or opens them where they are complete.
 
     fingerprint: what tells this tokenizer from others. workers: processes; None takes one per core where the source is
-    big, and none where it is small. Several processes may prepare one folder at once: they write the same files.
-    Raises UserError where the folder holds shards of another source or tokenizer, where nothing is left to train on,
-    and for bad records as `source.settings.on_bad_record` says.
+    big, and none where it is small. Several processes may prepare one folder at once: each writes into a partial folder
+    of its own, and the first that is done moves its files into place. Raises UserError where the folder holds shards of
+    another source or tokenizer, where nothing is left to train on, where a file changes meanwhile, and for bad records
+    as `source.settings.on_bad_record` says; CannotWriteError where the folder cannot be written.
     """
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         shards = TokenShards(folder, fingerprint)
-        wanted = source.identity | {"shard_tokens": shard_tokens}
-        differing = [key for key, value in wanted.items() if shards.manifest.source.get(key) != value]
-        if differing:
-            raise UserError(
-                f"{folder / MANIFEST}: these shards were made from another source, which differs in "
-                f"{', '.join(differing)}; delete the folder, or prepare into another one"
-            )
+        fix = "delete the folder, or prepare into another one"
+        check_source(source, shards.manifest.source, folder / MANIFEST, fix, shard_tokens)
         return shards
     partial = folder / f"partial-{socket.gethostname()}-{os.getpid()}"
     try:
         _remove_abandoned(folder)
         partial.mkdir(parents=True)
-        writer = _Writer(partial, tokenizer, shard_tokens)
+        writer, before, _ = _Writer(partial, tokenizer, shard_tokens), _times(source), source.identity
         for run in _encoded(source, tokenizer, workers, report):
             writer.add(run)
         manifest = writer.finish(source, fingerprint)
-        for name in [*(file.name for file in manifest.files), MANIFEST]:
-            (partial / name).replace(folder / name)
+        if _times(source) != before:
+            raise UserError(f"{source.name}: changed while it was encoded; run the same command again")
+        if not (folder / MANIFEST).is_file():  # otherwise another process was first, with the same tokens
+            for name in [*(file.name for file in manifest.files), MANIFEST]:
+                (partial / name).replace(folder / name)
     except OSError as error:
-        raise UserError(
+        raise CannotWriteError(
             f"{folder}: the shards cannot be written ({error}); free space or choose another folder"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return TokenShards(folder, fingerprint)
+
+
+def check_source(
+    source: Documents, made_from: Mapping[str, object], where: Path, fix: str, shard_tokens: int = SHARD_TOKENS
+) -> None:
+    """Raises UserError naming `where` unless the source is the one that shards were made from."""
+    wanted = source.identity | {"shard_tokens": shard_tokens}
+    differing = [key for key, value in wanted.items() if made_from.get(key) != value]
+    if differing:
+        raise UserError(
+            f"{where}: these shards were made from another source, which differs in {', '.join(differing)}; {fix}"
+        )
+
+
+def _times(source: Documents) -> list[int]:
+    """When each of the source's files was last changed; 0 for one that is gone."""
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in source.paths]
 
 
 class _Writer:

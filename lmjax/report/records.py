@@ -208,7 +208,7 @@ def read_summary(folder: Path, recipe: Any) -> dict[str, Any]:
     fix = "delete the file; the run's command writes it again"
     summary = read_json_if_there(path, kind_of(recipe).summary_form, fix) or {}
     for name, value in summary.items():
-        kind: Any = str if name in TEXTS else list[dict[str, float]] if name == "best_of" else float
+        kind: Any = str if name in (*TEXTS, "device_kind") else list[dict[str, float]] if name == "best_of" else float
         if not isinstance(value, float):  # which may be none that is finite
             check_form(value, kind, path, name, fix)
     return summary

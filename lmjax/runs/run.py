@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,16 @@ import jax
 
 from lmjax.bucket import folder_here, located
 from lmjax.checkpoints.remote_workdir import share, staged
+from lmjax.data.token_cache import TokenCache
 from lmjax.errors import clear_disk_errors, is_bucket, require
 from lmjax.fields import require_local
-from lmjax.files import user_path, write_whole
+from lmjax.files import cache_folder, user_path, write_whole
 from lmjax.model.flops import count
 from lmjax.parallel import processes
 from lmjax.parallel.start_jax import prepare_jax, unused_accelerator
 from lmjax.report.page import write_report
 from lmjax.report.records import read_summary
-from lmjax.run_files import ENVIRONMENT_FILE, PIPELINE_FILE, SUMMARY_FILE
+from lmjax.run_files import ENVIRONMENT_FILE, METRICS_FILE, PIPELINE_FILE, SUMMARY_FILE, WALL_SECONDS
 from lmjax.runs import workdir as place
 from lmjax.runs.agreement import facts_of
 from lmjax.runs.pipeline import is_done, plan_stages, run_stages
@@ -29,6 +32,7 @@ from lmjax.runs.provenance import claim_provenance
 from lmjax.settings import Pipeline, Stage
 from lmjax.settings.stage import naming
 from lmjax.stages.registry import kind_of
+from lmjax.stages.train_stage import Outcome
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
@@ -58,16 +62,19 @@ def run(
     only: str | None = None,
     start_from: str | None = None,
     executable: Path | None = None,
+    cache: Path | str | None = None,
 ) -> Result:
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
     `force` goes on although the recipe changes what the rest of the run computes. Of a pipeline, `only` runs one stage,
     and `start_from` runs that stage and all behind it anew. `executable` is the file of a pretraining step that
-    `lmjax plan` compiled. SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data,
-    and when the disk is full.
+    `lmjax plan` compiled. `cache` is the folder where runs share their token shards, by default `cache` beside the
+    workdir. Where the default one cannot be written, tokens are kept in the workdir; a named one is then an error.
+    SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data, and when the disk is
+    full.
     """
     with processes.telling_others():
-        return _run(recipe, workdir, force, quiet, only, start_from, executable)
+        return _run(recipe, workdir, force, quiet, only, start_from, executable, cache)
 
 
 def _run(
@@ -78,8 +85,10 @@ def _run(
     only: str | None,
     start_from: str | None,
     executable: Path | None,
+    cache: Path | str | None,
 ) -> Result:
     require_local("workdir", workdir, bucket=True)
+    require_local("cache", cache)
     require_local("executable", executable)
     alone = isinstance(recipe, Stage)
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
@@ -87,8 +96,10 @@ def _run(
     require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
     asked = located(user_path(workdir)) if workdir is not None else Path("runs") / recipe.name
     folder = folder_here(asked) if is_bucket(asked) else asked
+    tokens = TokenCache(_cache_beside(asked, folder)) if cache is None else TokenCache(user_path(cache), chosen=True)
     prepare_jax()
     options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}
+    options["--cache"] = None if cache is None else str(cache)
     processes.join(lambda: facts_of(recipe, options))
     display = ProgressDisplay(silent=quiet or not processes.is_first())
     unused = unused_accelerator()
@@ -104,13 +115,20 @@ def _run(
     ):
         try:
             if isinstance(recipe, Pipeline):
-                result = _pipeline(recipe, folder, stop, display, only, start_from, force)
+                result = _pipeline(recipe, folder, stop, display, tokens, only, start_from, force)
             else:
-                result = _stage(recipe, folder, stop, display, force, executable)
+                result = _stage(recipe, folder, stop, display, tokens, force, executable)
             return dataclasses.replace(result, workdir=asked)
         except Stopped:
             display.say("stopped; the same command resumes")
             return Result(asked, stop.signal, {})
+
+
+def _cache_beside(asked: Path, folder: Path) -> Path:
+    """The folder `cache` beside a workdir; for one on a bucket, in the user's cache folder."""
+    if is_bucket(asked):
+        return cache_folder() / "cache"
+    return (folder if folder.name.strip(".") else folder.resolve()).parent / "cache"
 
 
 def _pipeline(
@@ -118,6 +136,7 @@ def _pipeline(
     folder: Path,
     stop: StopRequest,
     display: ProgressDisplay,
+    cache: TokenCache,
     only: str | None,
     first: str | None,
     force: bool,
@@ -127,7 +146,7 @@ def _pipeline(
     def run_one(stage: Stage, own: Path) -> bool:
         own.mkdir(parents=True, exist_ok=True)
         with naming(stage):
-            results[stage.name] = _stage(stage, own, stop, display, force)
+            results[stage.name] = _stage(stage, own, stop, display, cache, force)
         return results[stage.name].signal is None
 
     plans = plan_stages(pipeline, folder, only, first, force)
@@ -146,6 +165,7 @@ def _stage(
     folder: Path,
     stop: StopRequest,
     display: ProgressDisplay,
+    cache: TokenCache,
     force: bool,
     executable: Path | None = None,
 ) -> Result:
@@ -158,7 +178,8 @@ def _stage(
     if is_done(recipe, summary):
         display.say(f"{folder} is done.")
     else:
-        summary = _finished(recipe, folder, Session(stop, display, executable))
+        seconds = _stopwatch(folder, display)
+        summary = _finished(recipe, folder, Session(stop, display, executable, cache, seconds))
         if not summary:
             return Result(folder, stop.signal, {})
         if processes.is_first():
@@ -184,9 +205,38 @@ def _finished(recipe: Stage, folder: Path, session: Session) -> dict[str, Any]:
         saved = "stopped and saved at" if done else "stopped at"
         session.display.say(f"{saved} step {done} of {outcome.steps}; the same command resumes")
         return {}
-    counted = dataclasses.asdict(count(outcome.model, outcome.sequence_length))
     share(folder)
-    return {"steps": done, **counted, **_last_numbers(folder)}
+    return {"steps": done, **_scale(outcome), WALL_SECONDS: session.seconds(), **_last_numbers(folder)}
+
+
+def _scale(outcome: Outcome) -> dict[str, Any]:
+    """What a scaling fit needs beside the losses: parameters, tokens, FLOPs and devices."""
+    counted = count(outcome.model, outcome.sequence_length)
+    return {
+        **dataclasses.asdict(counted),
+        "tokens": outcome.tokens,
+        "training_flops": float(outcome.flops_per_token * outcome.tokens),
+        "training_flops_6n": 6.0 * counted.parameters * outcome.tokens,
+        "training_flops_6n_non_embedding": 6.0 * counted.non_embedding_parameters * outcome.tokens,
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": outcome.devices,
+    }
+
+
+def _stopwatch(folder: Path, display: ProgressDisplay) -> Callable[[], float]:
+    """A function that gives the seconds of all runs of the workdir up to now, as far as its record tells of them.
+
+    What a killed run did after the last line of its record is not in it.
+    """
+    started = time.monotonic()
+    lines = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+    known = [line[WALL_SECONDS] for line in lines if WALL_SECONDS in line]
+    if lines and not known:
+        display.say(
+            f"{folder / METRICS_FILE}: does not tell how long earlier runs took; {WALL_SECONDS} leaves them out"
+        )
+    earlier = max(known, default=0.0)
+    return lambda: round(earlier + time.monotonic() - started, 3)
 
 
 def _say_pipeline(pipeline: Pipeline, folder: Path, display: ProgressDisplay) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from lmjax.errors import require
-from lmjax.fields import (, PositiveFloat
+from lmjax.fields import (
     Bound,
     Fraction,
     NonNegativeFloat,

@@ -18,6 +18,7 @@ from lmjax.data.batch import FIELD_DTYPES, POSITIONS, SEGMENTS, TOKENS, Batch, B
 from lmjax.data.conversation_rows import RECORD
 from lmjax.data.conversations import Prompt
 from lmjax.data.loader import Loader, RowLoader
+from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.evaluate.policy import PolicyEvaluation, PromptSet
 from lmjax.evaluate.samples import response_texts, samples_asked
@@ -50,7 +51,6 @@ from lmjax.tasks.program import Cost, Program, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, TaskData
 from lmjax.training.loop import Metrics, UnfinishedStepError
-from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import read_metrics
 
 
@@ -115,10 +115,8 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
         samples=samples_asked(recipe.evaluation, recipe.dialogue.template, tokenizer, start.settings.context),
         stop=session.stop,
     )
-    batch_at = _batches(resolved, prompts, learner, mesh, display, steps)
-    responses = recipe.dialogue.batch_size * learner.ppo.group
-    row = recipe.dialogue.sequence_length + learner.ppo.response_tokens
-    tokens = responses * row
+    batch_at = _batches(resolved, prompts, learner, mesh, session, steps)
+    row, ramp = recipe.dialogue.sequence_length + learner.ppo.response_tokens, BatchRamp(recipe.loading)
     training = Training(
         recipe=recipe,
         steps=steps,
@@ -127,12 +125,14 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
         fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed, reference_start),
         step=step,
         batch_at=batch_at,
-        tokens_in=lambda _: tokens,
+        tokens_in=lambda at: ramp.batch_size_at(at) * learner.ppo.group * row,
         flops_per_token=count(start.settings, row).flops_per_token * learner.ppo.epochs,
         evaluate=evaluate,
         evaluates_fresh=True,
     )
-    return Outcome(train(training, resolved, session), steps, start.settings, row)
+    tokens = sum(map(training.tokens_in, range(steps)))
+    state = train(training, resolved, session)
+    return Outcome(state, steps, start.settings, row, tokens, training.flops_per_token, mesh.devices.size)
 
 
 @contextmanager
@@ -201,10 +201,10 @@ def compile_phases(learner: Learner, mesh: Mesh, abstract: TrainState, frozen: d
 
 
 def _batches(
-    resolved: ResolvedStage, prompts: PromptSet, learner: Learner, mesh: Mesh, display: ProgressDisplay, steps: int
+    resolved: ResolvedStage, prompts: PromptSet, learner: Learner, mesh: Mesh, session: Session, steps: int
 ) -> Callable[[int], Batch]:
     """The prompts of an iteration and, for PPO-ptx, its pretraining rows."""
-    recipe = resolved.of(PPO)
+    recipe, display = resolved.of(PPO), session.display
     sources = recipe.dialogue.train
     rows = [prompts.of_source(number) for number in range(len(sources))]
     loader = RowLoader(rows, [source.weight for source in sources], recipe.loading)
@@ -212,7 +212,7 @@ def _batches(
         display.say(line)
     mix: Loader | None = None
     if recipe.mix:
-        texts = open_mix(resolved, display.say)
+        texts = open_mix(resolved, session)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
         size = episodes * learner.ppo.mix_rows
         rows_each = size // recipe.dialogue.batch_size

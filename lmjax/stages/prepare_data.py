@@ -1,4 +1,7 @@
-"""From a recipe to what a stage trains on: its tokenizer and its token shards, made once and kept in the workdir."""
+"""From a recipe to what a stage trains on: its tokenizer and its token shards, made once.
+
+The tokenizer is kept in the workdir, the shards in the cache that several runs share, or else in the workdir, too.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from typing import Any
 
 from lmjax.checkpoints.checkpoint import checkpoints_in
 from lmjax.checkpoints.initial import InitialCheckpoint
+from lmjax.data.token_cache import TokenCache, is_there, publish_tokenizer, token_shards, tokenizer_entry
+from lmjax.data.token_shards import TokenShards
 from lmjax.data.training_text import MOST_LONG_WORDS, training_text, with_few_long_words
-from lmjax.data.write_shards import TokenShards, open_shards
 from lmjax.errors import UserError, require
 from lmjax.fields import require_local
 from lmjax.kinds import unused_fields
@@ -39,10 +43,11 @@ def prepare(
     recipe: Pretrain,
     workdir: Path,
     display: ProgressDisplay,
+    cache: TokenCache | None = None,
     workers: int | None = None,
     start: InitialCheckpoint | None = None,
 ) -> Prepared:
-    """Makes, or finds in `workdir`, the recipe's tokenizer and token shards; `display` shows what is going on.
+    """Makes, or finds in `workdir` or in the cache, the recipe's tokenizer and token shards; `display` shows it.
 
     With an initial checkpoint the tokenizer is that one's.
 
@@ -50,7 +55,7 @@ def prepare(
     """
     if start is None:
         folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
-        tokenizer = _kept_tokenizer(recipe, folder, display)
+        tokenizer = _kept_tokenizer(recipe, folder, display, cache)
     else:
         folder, tokenizer = start.tokenizer_folder, start.tokenizer
     rows = recipe.model.vocab_size if start is None else start.settings.vocab_size
@@ -63,30 +68,41 @@ def prepare(
         own = dataclasses.replace(source, weight=1.0)  # of which the tokens do not depend; folders were named so
         place = workdir / "tokens" / f"{source.kind}-{_digest(own, fingerprint)}"
         with display.counting(f"encoding {source.path or source.kind}") as report:
-            say = display.say
-            opened = open_shards(
-                source, tokenizer, place, fingerprint=fingerprint, workers=workers, report=report, say=say
+            return token_shards(
+                source,
+                tokenizer,
+                place,
+                cache,
+                fingerprint=fingerprint,
+                say=display.say,
+                workers=workers,
+                report=report,
             )
-        bad = opened.manifest
-        note = f", {bad.skipped:,} bad records skipped, such as {bad.skipped_examples[0]}" if bad.skipped else ""
-        display.say(f"{opened.manifest.source_name}: {opened.tokens:,} tokens in {len(opened):,} documents{note}")
-        return opened
 
     train = [shards(source) for source in recipe.data.train]
     return Prepared(tokenizer, folder, train, [shards(source) for source in recipe.data.validation])
 
 
-def train_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay) -> Tokenizer:
-    """Trains (or loads) the recipe's tokenizer and saves it in `folder`."""
+def train_tokenizer(
+    recipe: Pretrain, folder: Path, display: ProgressDisplay, cache: TokenCache | None = None
+) -> Tokenizer:
+    """Trains the recipe's tokenizer, loads it, or finds it in the cache; and saves it in `folder`."""
     require_local("out", folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     settings = recipe.tokenizer
     texts: list[str] = []
+    entry: Path | None = None
     title = f"loading the {settings.kind} tokenizer"
     if sources := _trained_on(recipe):
         texts, _ = found = training_text(sources, settings.training_bytes)
         title = f"training the {settings.kind} tokenizer"
+        entry = None if cache is None else tokenizer_entry(cache, settings, texts)
+        if entry is not None and is_there(entry):
+            with _writing(folder):
+                shutil.copytree(entry, folder, dirs_exist_ok=True)
+            display.say(f"the {settings.kind} tokenizer, trained on {found.told}, is from the cache {entry.parents[1]}")
+            return load_tokenizer(folder)
         display.say(f"{title} on {found.told}")
         if settings.kind == "sentencepiece" and settings.sentencepiece_model == "unigram":
             texts, long = with_few_long_words(texts)
@@ -100,6 +116,8 @@ def train_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay) ->
         tokenizer = build_tokenizer(settings, texts)
     with _writing(folder):
         tokenizer.save(folder)
+    if cache is not None and entry is not None:
+        publish_tokenizer(cache, folder, entry, display.say)
     return tokenizer
 
 
@@ -119,7 +137,7 @@ def prepare_data(recipe: Pretrain, folder: Path, display: ProgressDisplay, worke
     require_local("out", folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(recipe, folder, display, workers)
+    prepared = prepare(recipe, folder, display, workers=workers)
     overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
     overrides += _set_back("--tokenizer", recipe.tokenizer, path=str(prepared.tokenizer_folder))
     if recipe.tokenizer.user_symbols:
@@ -148,14 +166,14 @@ def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
     return words
 
 
-def _kept_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay) -> Tokenizer:
+def _kept_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay, cache: TokenCache | None) -> Tokenizer:
     """The tokenizer of the workdir's weights where there are any; else the recipe's, which is kept in `folder`."""
     if (is_first() or not folder.is_dir()) and _unpacked(folder):
         return load_tokenizer(folder)
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        train_tokenizer(recipe, partial, display)
+        train_tokenizer(recipe, partial, display, cache)
         partial.replace(folder)
     return load_tokenizer(folder)
 

@@ -57,7 +57,7 @@ def pretrain(resolved: ResolvedStage, session: Session) -> Outcome:
         resolved.check_lengths()
     resolved.mesh()  # refuses one that cuts unevenly before anything is made
     with processes.first_before_others("prepared"):
-        prepared = prepare(stage, resolved.folder, session.display, start=resolved.start)
+        prepared = prepare(stage, resolved.folder, session.display, session.cache, start=resolved.start)
     if resolved.start is None:
         resolved = resolved.with_tokenizer(prepared.tokenizer, prepared.tokenizer_folder)
     return train_task(NextToken(tuple(prepared.train), tuple(prepared.validation)), resolved, session)

@@ -26,14 +26,13 @@ from lmjax.optim.train_state import TrainState
 from lmjax.parallel import processes
 from lmjax.parallel.executable import load_executable
 from lmjax.parallel.placement import init_state, place_batch, shardings_of
-from lmjax.run_files import METRICS_FILE
+from lmjax.run_files import METRICS_FILE, WALL_SECONDS
 from lmjax.settings import ModelSettings, TrainingStage
 from lmjax.settings.recipe_files import flat, to_json
 from lmjax.tasks.program import Program
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun, build_task
 from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
-from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import Recorder
 from lmjax.training.stop import Interrupted
 from lmjax.training.throughput import Meter
@@ -47,6 +46,9 @@ class Outcome:
     steps: int  # of the whole stage
     model: ModelSettings
     sequence_length: int
+    tokens: int  # of all batches of the whole stage, padding included
+    flops_per_token: float  # as the step's throughput counts them
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         finish=task.finish(run),
         progress=lambda done: task.progress(loader, done),
     )
+    length = stage.loading.sequence_length
+    tokens = loader.tokens_at(steps) * row // length  # a row of several sequences counts them all
     state = train(training, resolved, session)
-    return Outcome(state, steps, model, stage.loading.sequence_length)
+    return Outcome(state, steps, model, length, tokens, counted.flops_per_token, mesh.devices.size)
 
 
 def planned_steps(stage: TrainingStage, data: TaskData) -> int:
@@ -212,7 +216,7 @@ def train(training: Training, resolved: ResolvedStage, session: Session) -> Trai
             display.say(f"{workdir / METRICS_FILE}: no line up to step {first} is left; the record begins here")
         display.start(recipe.name, training.steps, first)
         stack.callback(display.finish)
-        job = _job(training, checkpointer, recorder, workdir, display)
+        job = _job(training, checkpointer, recorder, workdir, session)
         if stop.signal is None and missing_evaluation(
             recipe, recorder.kept, first, training.steps, fresh=training.evaluates_fresh
         ):
@@ -226,13 +230,20 @@ def train(training: Training, resolved: ResolvedStage, session: Session) -> Trai
                 return state
             if first:
                 job.evaluated(first, values)
-        return fit(job, state, stop)
+        state = fit(job, state, stop)
+        done = int(jax.device_get(state.step))
+        if first < done < training.steps and done % recipe.log.every:  # stopped at a step without a line of its own
+            recorder.write(done, _time(session))
+        return state
 
 
-def _job(
-    training: Training, checkpointer: Checkpointer, recorder: Recorder, workdir: Path, display: ProgressDisplay
-) -> Job:
-    recipe = training.recipe
+def _time(session: Session) -> Values:
+    """How long the stage has run, for its record."""
+    return {WALL_SECONDS: session.seconds()}
+
+
+def _job(training: Training, checkpointer: Checkpointer, recorder: Recorder, workdir: Path, session: Session) -> Job:
+    recipe, display = training.recipe, session.display
 
     def evaluate(state: TrainState, done: int) -> Values:
         lines = EvaluationLines()
@@ -259,7 +270,7 @@ def _job(
         evaluate=evaluate,
         save=save,
         evaluated=checkpointer.evaluated,
-        record=lambda done, values: recorder.write(done, values | training.progress(done)),
+        record=lambda done, values: recorder.write(done, values | training.progress(done) | _time(session)),
         show=display.update,
         meter=Meter(training.flops_per_token, jax.devices()[0].device_kind, training.mesh.devices.size),
         evaluation=recipe.evaluation,

@@ -13,12 +13,13 @@ from lmjax.data.conversations import Record
 from lmjax.data.loader import RowLoader
 from lmjax.data.packing import Rows
 from lmjax.data.source_shares import lines_of, source_names
+from lmjax.data.token_cache import token_shards
 from lmjax.data.token_shards import TokenShards
-from lmjax.data.write_shards import open_shards
 from lmjax.errors import require
+from lmjax.parallel.processes import first_before_others
 from lmjax.settings import DialogueSettings, DialogueSourceSettings, DialogueStage, SourceSettings
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import TaskData
+from lmjax.tasks.task import Session, TaskData
 from lmjax.tokenizers.tokenizer import tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
 
@@ -84,13 +85,17 @@ def mix_shares(
     return [f"mix: {line}" for line in lines_of(sources, [shards.tokens for shards in texts], epochs, "tokens")]
 
 
-def open_mix(resolved: ResolvedStage, say: Callable[[str], None]) -> list[TokenShards]:
-    """The pretraining text of a stage in its tokens, kept in its workdir."""
+def open_mix(resolved: ResolvedStage, session: Session) -> list[TokenShards]:
+    """The pretraining text of a stage in its tokens, from the cache that several stages share, or from its workdir."""
     assert resolved.tokenizer is not None
     fingerprint = tokenizer_fingerprint(resolved.tokenizer)
     opened = []
-    for number, source in enumerate(resolved.settings.texts()):
-        known = hashlib.sha256(f"{source}\0{fingerprint}".encode()).hexdigest()[:12]
-        folder: Path = resolved.folder / "tokens" / f"mix-{number}-{known}"
-        opened.append(open_shards(source, resolved.tokenizer, folder, fingerprint=fingerprint, say=say))
+    with first_before_others("mixed"):
+        for number, source in enumerate(resolved.settings.texts()):
+            known = hashlib.sha256(f"{source}\0{fingerprint}".encode()).hexdigest()[:12]
+            place: Path = resolved.folder / "tokens" / f"mix-{number}-{known}"
+            say = session.display.say
+            opened.append(
+                token_shards(source, resolved.tokenizer, place, session.cache, fingerprint=fingerprint, say=say)
+            )
     return opened

@@ -37,7 +37,7 @@ class Demonstrations(Task):
         stage = resolved.of(SFT)
         if not stage.mix:
             return data
-        texts = open_mix(resolved, session.display.say)
+        texts = open_mix(resolved, session)
         packed = [pack(shards, stage.loading, keep_rest=False) for shards in texts]
         weights = mixture_weights(data.weights, [len(rows) for rows in data.train])
         own = mixture_weights([source.weight for source in stage.mix], [len(rows) for rows in packed])

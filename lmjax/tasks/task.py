@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import TOKENS, BatchSpec
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.packing import Rows
+from lmjax.data.token_cache import TokenCache
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, sums_by_source, values_of
 from lmjax.model.language_model import LanguageModel
@@ -52,11 +54,16 @@ Evaluate = Callable[[TrainState, int, EvaluationLines], Values]  # Interrupted w
 
 @dataclass(frozen=True)
 class Session:
-    """What surrounds a run: who asks it to stop, what shows it, and a compiled step to load, if any."""
+    """What surrounds a run: who asks it to stop, what shows it, a compiled step to load, if any, and where tokens are.
+
+    seconds: how long the stage has run, with the earlier runs of its workdir.
+    """
 
     stop: StopRequest
     display: ProgressDisplay
     executable: Path | None = None
+    cache: TokenCache | None = None  # None: tokens are kept in the workdir
+    seconds: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)

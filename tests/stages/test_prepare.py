@@ -5,19 +5,34 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lmjax.cli import main
+from lmjax.data import write_shards
 from lmjax.data.loader import Loader, validation_batches
+from lmjax.data.token_cache import TokenCache
 from lmjax.errors import UserError
-from lmjax.settings import ModelSettings, Pretrain, SourceSettings, TokenizerSettings
+from lmjax.settings import (
+    SFT,
+    DialogueSettings,
+    DialogueSourceSettings,
+    ModelSettings,
+    Pretrain,
+    SourceSettings,
+    TokenizerSettings,
+)
 from lmjax.stages import prepare_data as module
 from lmjax.stages.prepare_data import Prepared, prepare, prepare_data, train_tokenizer
+from lmjax.tasks.conversations import open_mix
+from lmjax.tasks.resolved import resolve
+from lmjax.tasks.task import Session
 from lmjax.tokenizers.tokenizer import load_tokenizer
 from lmjax.training.progress import ProgressDisplay
+from lmjax.training.stop import StopRequest
 
 BPE = TokenizerSettings(kind="bpe", vocab_size=270)
 
@@ -215,3 +230,53 @@ def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_the
     manifest = json.loads((Path(recipe.data.train[0].path) / "manifest.json").read_text())
     assert manifest["documents"] == 200 and manifest["vocab_size"] == 280
     assert load_tokenizer(recipe.tokenizer.path).vocab_size == 280
+
+
+def test_a_run_finds_the_tokenizer_and_the_tokens_of_another_one(tmp_path, tiny, monkeypatch):
+    recipe, cache = tiny(tokenizer=BPE), TokenCache(tmp_path / "cache")
+    made = prepare(recipe, tmp_path / "one", Display(), cache)
+    monkeypatch.setattr(module, "build_tokenizer", None)
+    monkeypatch.setattr(write_shards, "_encoded", None)
+    display = Display()
+    found = prepare(dataclasses.replace(recipe, name="another"), tmp_path / "two", display, cache)
+    _assert_equal(_batches(recipe, made), _batches(recipe, found))
+    text = recipe.data.train[0].path
+    assert re.fullmatch(
+        rf"the bpe tokenizer, trained on ([\d,]+) bytes: all \1 of text {text}, is from the cache {cache.folder}",
+        display.said[0],
+    )
+    assert [line for line in display.said if f"in 200 documents, from the cache {cache.folder}" in line]
+    assert found.tokenizer_folder.parent == tmp_path / "two", "the workdir has the tokenizer's files"
+    assert not list((tmp_path / "two").rglob("*.bin")), "and no copy of the tokens"
+
+
+def test_an_edited_text_is_never_served_from_the_cache(tmp_path, tiny, texts):
+    path, cache = tmp_path / "train.txt", TokenCache(tmp_path / "cache")
+    path.write_bytes((texts / "train.txt").read_bytes())
+    recipe = tiny(tokenizer=BPE, data={"train": (SourceSettings(kind="text", path=str(path)),)})
+    before = prepare(recipe, tmp_path / "one", Display(), cache)
+    path.write_bytes(path.read_bytes().replace(b"mat", b"hat"))
+    with pytest.raises(UserError, match=r"made from another source, which differs in contents"):
+        prepare(recipe, tmp_path / "one", Display(), cache)
+    after = prepare(recipe, tmp_path / "two", Display(), cache)
+    alone = prepare(recipe, tmp_path / "three", Display())
+    assert before.train[0].folder != after.train[0].folder
+    _assert_equal(_batches(recipe, after), _batches(recipe, alone))
+
+
+def test_a_workdir_with_tokens_of_its_own_as_older_versions_made_them_is_not_encoded_again(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.txt").write_text("one\ntwo\nthree\n")
+    source = SourceSettings(kind="text", path="train.txt", documents="line", weight=2.0)
+    recipe = tiny(data={"train": (source,), "validation": (source,), "sequence_length": 4})
+    older = prepare(recipe, Path("run"), Display())
+    assert [path.name for path in Path("run/tokens").iterdir()] == ["text-54590978b543"], "as commit c60ae93 named it"
+    mixed = Path("mixed/tokens/mix-0-141bbe4068e7")  # as that commit named the text that a stage mixes in
+    shutil.copytree(older.train[0].folder, mixed)
+    monkeypatch.setattr(write_shards, "_encoded", None)
+    cache = TokenCache(Path("cache"))
+    assert prepare(recipe, Path("run"), Display(), cache).train[0].folder == older.train[0].folder
+    stage = SFT(start="base", mix=(source,), dialogue=DialogueSettings(train=(DialogueSourceSettings(path="a.jsonl"),)))
+    resolved = dataclasses.replace(resolve(stage, folder=Path("mixed")), tokenizer=older.tokenizer)
+    (texts,) = open_mix(resolved, Session(StopRequest(), Display(), cache=cache))
+    assert texts.folder == mixed and not cache.folder.exists()

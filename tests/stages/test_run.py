@@ -31,7 +31,7 @@ STEPS = 10  # of the recipe `tiny`
 
 @pytest.fixture(autouse=True)
 def _two_devices_and_no_report(monkeypatch):
-    monkeypatch.setattr(stage, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
     monkeypatch.setattr(module, "write_report", lambda folder: folder / "report.html")
 
 
@@ -88,7 +88,7 @@ def test_a_finished_run_says_so_and_trains_nothing(tmp_path, tiny, capsys, monke
     first = run(tiny(), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     said = capsys.readouterr().out.splitlines()[-2:]
-    monkeypatch.setattr(module, "pretrain", None)
+    monkeypatch.setattr(module, "resolve", None)
     again = run(tiny(), tmp_path)
     assert again == first and again.exit_code == 0
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

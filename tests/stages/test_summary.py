@@ -1,0 +1,180 @@
+"""A run's summary holds what a scaling fit needs, however often the run was interrupted; runs share their tokens."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+import lmjax
+from lmjax.cli import main
+from lmjax.data import write_shards
+from lmjax.data.ramp import BatchRamp
+from lmjax.errors import UserError
+from lmjax.model.flops import count
+from lmjax.parallel.mesh import make_mesh
+from lmjax.runs import run as module
+from lmjax.runs.run import run
+from lmjax.settings import SFT, DialogueSettings, LogSettings, Pipeline, TrainSettings
+from lmjax.training.record import Recorder, read_metrics
+
+RAMP = {"ramp_from": 2, "ramp_tokens": 16 * 24, "ramp_sizes": 4}  # of 16 tokens a row
+TIMES = ("wall_seconds", "tokens_per_second")
+
+
+@pytest.fixture(autouse=True)
+def _two_devices_and_no_report(monkeypatch):
+    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+    monkeypatch.setattr(module, "write_report", lambda folder, stages=True: folder / "report.html")
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A function (step, recipe, workdir) that runs until it is told to stop at the line of a step."""
+
+    def call(step, recipe, workdir, number=signal.SIGTERM):
+        with monkeypatch.context() as patch:
+            write = Recorder.write
+
+            def sending(recorder, at, values) -> None:
+                write(recorder, at, values)
+                if at == step and "loss" in values:
+                    os.kill(os.getpid(), number)
+
+            patch.setattr(Recorder, "write", sending)
+            return run(recipe, workdir, quiet=True)
+
+    return call
+
+
+@pytest.fixture
+def chats(write_rows, tmp_path):
+    return write_rows(tmp_path / "chats.jsonl", [{"prompt": "Hi", "response": "Hello"}] * 16)
+
+
+def test_a_summary_holds_what_a_scaling_fit_needs(tmp_path, tiny):
+    recipe = tiny(data=RAMP)
+    before = time.monotonic()
+    summary = run(recipe, tmp_path / "run", quiet=True).summary
+    ramp = BatchRamp(recipe.data)
+    assert len({ramp.batch_size_at(step) for step in range(10)}) > 2, "the batches grow"
+    tokens = sum(16 * ramp.batch_size_at(step) for step in range(10))
+    counted = count(recipe.model, 16)
+    assert summary | dataclasses.asdict(counted) == summary
+    assert summary["tokens"] == tokens < 10 * 8 * 16
+    assert summary["training_flops"] == counted.flops_per_token * tokens
+    assert summary["training_flops_6n"] == 6 * counted.parameters * tokens
+    assert summary["training_flops_6n_non_embedding"] == 6 * counted.non_embedding_parameters * tokens
+    assert (summary["device_kind"], summary["devices"]) == ("cpu", 2)
+    assert 0 < summary["wall_seconds"] < time.monotonic() - before
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert run(recipe, tmp_path / "run", quiet=True).summary == summary, "a finished run reads it again"
+
+
+def test_an_interrupted_run_has_the_summary_of_an_uninterrupted_one_and_its_seconds_add_up(tmp_path, tiny, stopped):
+    recipe = tiny(data=RAMP, log=LogSettings(every=3, tensorboard=False))
+    whole = run(recipe, tmp_path / "whole", quiet=True).summary
+    seconds = []
+    for step in (3, 6):
+        began = time.monotonic()
+        assert stopped(step, recipe, tmp_path / "cut").exit_code == 143
+        lines = read_metrics(tmp_path / "cut")
+        seconds.append(lines[-1]["wall_seconds"])
+        assert lines[-1]["step"] == step + 1, "also where the log has no line of the step"
+        assert seconds[-1] - sum(seconds[:-1][-1:]) < time.monotonic() - began
+    cut = run(recipe, tmp_path / "cut", quiet=True).summary
+    assert 0 < seconds[0] < seconds[1] < cut["wall_seconds"]
+    for name in TIMES:
+        del whole[name], cut[name]
+    assert cut == whole
+
+
+def test_the_seconds_of_steps_that_are_run_again_count_too(tmp_path, tiny, stopped):
+    stopped(6, tiny(), tmp_path / "run", signal.SIGINT)
+    lines = read_metrics(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, "wall_seconds": 1000.0}) + "\n")  # a step that a killed run did not save
+    summary = run(tiny(), tmp_path / "run", quiet=True).summary
+    assert summary["wall_seconds"] > 1000.0 > lines[-1]["wall_seconds"]
+
+
+def test_a_record_without_times_is_said(tmp_path, tiny, stopped, capsys):
+    stopped(6, tiny(), tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k not in TIMES}) + "\n" for line in lines))
+    assert run(tiny(), tmp_path / "run").summary["steps"] == 10
+    assert f"{path}: does not tell how long earlier runs took; wall_seconds leaves them out" in capsys.readouterr().out
+
+
+def _pipeline(tiny, chats) -> Pipeline:
+    text, model = tiny().data.train, dataclasses.replace(tiny().model, context=48)
+    dialogue = DialogueSettings(train=chats, sequence_length=32, batch_size=8, too_long="skip")
+    sft = SFT(
+        name="sft",
+        start="base",
+        dialogue=dialogue,
+        train=TrainSettings(steps=3),
+        epochs=None,
+        mix=text,
+        mix_share=0.5,
+        log=LogSettings(every=1, tensorboard=False),
+    )
+    return Pipeline("both", (tiny(name="base", model=model), sft))
+
+
+def test_the_stages_of_a_pipeline_and_other_runs_encode_a_text_once(tmp_path, tiny, chats, monkeypatch, capsys):
+    encoded = []
+    encode = write_shards._encode
+    monkeypatch.setattr(
+        write_shards, "_encode", lambda source, *rest: encoded.append(source.name) or encode(source, *rest)
+    )
+    summary = run(_pipeline(tiny, chats), tmp_path / "runs" / "both").summary
+    assert len(encoded) == len(set(encoded)) == 2, "train.txt and validation.txt"
+    assert summary["sft"]["tokens"] == 3 * 8 * 32
+    said = capsys.readouterr().out
+    assert said.count(f"documents, from the cache {tmp_path / 'runs' / 'cache'}") == 1, "of the stage that mixes it in"
+    run(tiny(name="other"), tmp_path / "runs" / "other")
+    assert len(encoded) == 2
+    assert not list((tmp_path / "runs" / "other").rglob("*.bin"))
+    run(tiny(), tmp_path / "runs" / "third", cache=tmp_path / "elsewhere")
+    assert len(encoded) == 4 and len(list((tmp_path / "elsewhere" / "tokens").iterdir())) == 2
+
+
+def test_the_cache_can_be_named_and_must_then_be_a_folder_of_this_machine_that_can_be_written(
+    tmp_path, tiny, texts, capsys
+):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from lmjax.settings import *\n"
+        f"text = SourceSettings(kind='text', path={str(texts / 'train.txt')!r}, documents='line')\n"
+        "def recipe():\n    return Pretrain(data=DataSettings(train=(text,), validation=(text,), sequence_length=16),\n"
+        "        model=ModelSettings(layers=1, width=16, context=16), train=TrainSettings(steps=1))\n"
+    )
+    command = ["run", str(recipe), "--workdir", str(tmp_path / "run")]
+    assert main([*command, "--cache", "gs://bucket/cache"]) == 2
+    assert "--cache = 'gs://bucket/cache': expected a path of this machine" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"cache = 'gs://bucket/cache': expected a path of this machine"):
+        lmjax.run(tiny(), tmp_path / "run", cache="gs://bucket/cache")
+    (tmp_path / "file").write_text("")
+    assert main([*command, "--cache", str(tmp_path / "file")]) == 2
+    assert f"--cache {tmp_path / 'file'}: cannot be written" in capsys.readouterr().err
+    assert main([*command, "--cache", str(tmp_path / "mine")]) == 0
+    assert f"kept in the cache {tmp_path / 'mine'}" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("workdir", "cache"), [("runs/one", "runs/cache"), (".", "../cache"), ("runs/..", "../cache")])
+def test_the_cache_is_beside_the_workdir(tmp_path, monkeypatch, workdir, cache):
+    (tmp_path / "here" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert module._cache_beside(Path(workdir), Path(workdir)).resolve() == Path(cache).resolve()
+
+
+def test_a_workdir_on_a_bucket_has_its_cache_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert module._cache_beside(Path("gs://bucket/run"), tmp_path / "lmjax" / "workdirs" / "x").is_relative_to(tmp_path)
