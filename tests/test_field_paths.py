@@ -142,7 +142,7 @@ def recipe():
         reward=RewardSettings(source="reward"),
         value_optimizer=value_optimizer(),
         mix=MIX,
-        ppo=PPOSettings(mix_coefficient={coefficient}))
+        ppo=PPOSettings(ptx_coefficient={coefficient}))
     return {made}
 """
 
@@ -156,7 +156,7 @@ def test_a_recipe_file_names_the_line_the_stage_and_the_path(tmp_path, made, sta
     said = f"{path}:6: {stage}value_optimizer.learning_rate = -1.0: expected a number above 0; the default is 0.0003"
     assert message_of(lambda: load_recipe(str(path))) == said
     path.write_text(FILE.format(rate=1.0, coefficient=0.0, made=made))
-    said = f"{path}:9: {stage}ppo.mix_coefficient = 0.0: expected above 0 with a mix, 0 without; set both, or neither"
+    said = f"{path}:9: {stage}ppo.ptx_coefficient = 0.0: expected above 0 with a mix, 0 without; set both, or neither"
     assert message_of(lambda: load_recipe(str(path))) == said
     path.write_text(FILE.format(rate=1.0, coefficient=1.0, made=made))
     assert load_recipe(str(path)).stages[-1].value_optimizer.learning_rate == 1.0

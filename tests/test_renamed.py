@@ -65,7 +65,7 @@ def test_a_saved_recipe_with_both_names_is_refused(renamed):
     ],
 )
 def test_an_old_name_in_a_command_is_answered_with_the_new_one(renamed, words, message):
-    recipe = dataclasses.replace(NEW, mix=Pretrain().data.train, ppo=PPOSettings(mix_coefficient=1.0))
+    recipe = dataclasses.replace(NEW, mix=Pretrain().data.train, ppo=PPOSettings(ptx_coefficient=1.0))
     with pytest.raises(UserError) as caught:
         overridden(recipe, words, "r", "lmjax run")
     assert str(caught.value).startswith(message)
@@ -135,9 +135,9 @@ def test_a_function_in_a_moved_module_is_answered_with_its_place():
 
 def test_a_function_of_lmjax_in_a_saved_recipe_has_its_modules_new_name():
     judged = dataclasses.replace(
-        NEW, reward=dataclasses.replace(NEW.reward, gold=NEW.reward.source, functions=(NEW.reward.source,))
+        NEW, reward=dataclasses.replace(NEW.reward, known_reward=NEW.reward.source, functions=(NEW.reward.source,))
     )
-    for recipe in (judged, Compare(start="base", gold=NEW.reward.source)):
+    for recipe in (judged, Compare(start="base", known_reward=NEW.reward.source)):
         old = to_json(recipe).replace("lmjax.rl.known_rewards:", "lmjax.rlhf.gold:")
         assert "lmjax.rlhf.gold:short_sentence" in old and from_json(old) == recipe
     assert renamed_function("lmjax.rlhf.gold") == "lmjax.rlhf.gold", "a folder may be called so"

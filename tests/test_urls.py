@@ -107,10 +107,10 @@ def test_paths_functions_and_sizes_are_let_through(path):
         (lambda url: DialogueSourceSettings(path=url), "DialogueSourceSettings.path"),
         (lambda url: RewardSettings(source=url), "RewardSettings.source"),
         (lambda url: SFT(start=url), "start"),
-        (lambda url: SFT(start="a", judge=url), "judge"),
+        (lambda url: SFT(start="a", reward_model=url), "reward_model"),
         (lambda url: DPO(start=url), "start"),
         (lambda url: PPO(start="a", reference=url), "reference"),
-        (lambda url: Compare(start="a", gold="g.py:f", proxy=url), "proxy"),
+        (lambda url: Compare(start="a", known_reward="g.py:f", reward_model=url), "reward_model"),
     ],
 )
 def test_every_field_of_a_recipe_that_is_a_path_is_named(make, field):
@@ -119,10 +119,13 @@ def test_every_field_of_a_recipe_that_is_a_path_is_named(make, field):
 
 
 def test_a_bucket_is_let_through_only_where_it_is_read_or_written():
-    SFT(start="gs://bucket/x", judge="gs://bucket/y")
+    SFT(start="gs://bucket/x", reward_model="gs://bucket/y")
     PPO(start="a", reference="gs://bucket/x", reward=RewardSettings(source="gs://bucket/y"))
     require_local("workdir", Path("gs://bucket/x"), bucket=True)
-    for make in (lambda: SourceSettings(kind="text", path="gs://b/x"), lambda: Compare(start="a", gold="gs://b/x")):
+    for make in (
+        lambda: SourceSettings(kind="text", path="gs://b/x"),
+        lambda: Compare(start="a", known_reward="gs://b/x"),
+    ):
         with pytest.raises(UserError, match=r"= 'gs://b/x': expected a path of this machine"):
             make()
     with pytest.raises(UserError, match=r"^workdir = 's3://bucket/x': expected a path of this machine"):

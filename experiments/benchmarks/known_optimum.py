@@ -41,7 +41,7 @@ SHAPE = ModelSettings(layers=2, width=32, context=16, vocab_size=16, attention=A
 PROMPTS, PROMPT, LAST = 16, 4, 5  # prompts per iteration, their tokens, and how many iterations the result averages
 RATE, DPO_UPDATES = 3e-3, 8  # of each iteration's rankings
 SETTINGS = {
-    "ppo": PPOSettings(response_tokens=8, group=8, epochs=2, minibatches=2, decay=0.95, value_coefficient=0.5),
+    "ppo": PPOSettings(response_tokens=8, group=8, epochs=2, minibatches=2, gae_lambda=0.95, value_coefficient=0.5),
     "grpo": PPOSettings(response_tokens=8, group=8, epochs=2, minibatches=2, baseline="group"),
     "dpo": PPOSettings(response_tokens=8, group=8),
 }

@@ -73,16 +73,16 @@ def pipeline(iterations: int, coefficient: float) -> Pipeline:
     ppo = replace(
         ppo,
         dialogue=replace(ppo.dialogue, validation=validation),
-        ppo=replace(ppo.ppo, mix_coefficient=0.0, baseline="value_head"),  # a value model would have the judge's size
+        ppo=replace(ppo.ppo, ptx_coefficient=0.0, baseline="value_head"),  # a value model would have the judge's size
         kl=KLSettings(coefficient=coefficient),
         mix=(),
-        reward=replace(ppo.reward, missing_end_penalty=UNFINISHED),
+        reward=replace(ppo.reward, no_eos_penalty=UNFINISHED),
         train=replace(ppo.train, steps=iterations),
         evaluation=replace(ppo.evaluation, every=EVERY),
         checkpoint=replace(ppo.checkpoint, every=iterations),
     )
     best_of = replace(
-        best_of, dialogue=replace(best_of.dialogue, train=validation), answers=64, missing_end_penalty=UNFINISHED
+        best_of, dialogue=replace(best_of.dialogue, train=validation), answers=64, no_eos_penalty=UNFINISHED
     )
     before = [replace(pretrain, name=f"pretrain-{size}", model=model) for size, model in SIZES.items()]
     before += [replace(sft, start="pretrain-large"), replace(compare, answers=4, noise=0.4)]

@@ -47,7 +47,7 @@ def pipeline(iterations: int, seeds: int) -> Pipeline:
     """The quickstart's, whose PPO mixes text in, and behind it a plain PPO, for every seed."""
     *before, ppo = load_recipe(str(Path(__file__).parents[1] / "quickstart.py")).stages
     assert isinstance(ppo, PPO)
-    plain = dataclasses.replace(ppo, mix=(), ppo=dataclasses.replace(ppo.ppo, mix_coefficient=0.0))
+    plain = dataclasses.replace(ppo, mix=(), ppo=dataclasses.replace(ppo.ppo, ptx_coefficient=0.0))
     stages = [
         dataclasses.replace(
             stage,

@@ -170,8 +170,8 @@ class PipelineRecord:
 
     def best_of(self, policy: RunRecord) -> list[dict[str, Any]]:
         """Best-of-n sampling from what this policy started from, by the reward that it learned from; or nothing."""
-        source = (policy.recipe.start, policy.recipe.reward_model[1])
-        same = [run for run in self.begun if (run.recipe.start, run.recipe.reward_model[1]) == source]
+        source = (policy.recipe.start, policy.recipe.reward_model_source[1])
+        same = [run for run in self.begun if (run.recipe.start, run.recipe.reward_model_source[1]) == source]
         tables = [run.summary["best_of"] for run in same if run.summary.get("best_of")]
         return tables[-1] if tables else []
 

@@ -101,7 +101,7 @@ class Learner:
         """The state before the first iteration; `value` is a value model's parameters, a head's, or None."""
         params = {POLICY: policy} | ({} if value is None else {VALUE: value})
         states = {name: self.optimizers[name].init(params[name]) for name in params}
-        ema = {} if self.ppo.average is None else {AVERAGE: jax.tree.map(jnp.copy, policy)}
+        ema = {} if self.ppo.ema_decay is None else {AVERAGE: jax.tree.map(jnp.copy, policy)}
         coefficient = {COEFFICIENT: jnp.float32(self.kl.coefficient)}
         return TrainState(jnp.zeros((), jnp.int32), params, states | ema | coefficient)
 
@@ -139,8 +139,8 @@ class Learner:
         data, metrics = self.experience(state.params, reference, rollout, scores_B, coefficient)
         inner, updates = self._update(state, data, batch)
         opt_state = dict(inner.opt_state)
-        if self.ppo.average is not None:
-            ema_decay = self.ppo.average
+        if self.ppo.ema_decay is not None:
+            ema_decay = self.ppo.ema_decay
             opt_state[AVERAGE] = optax.incremental_update(
                 inner.params[POLICY], state.opt_state[AVERAGE], 1.0 - ema_decay
             )
@@ -172,7 +172,7 @@ class Learner:
             if self.shaping.whiten:
                 rewards_BN = whiten(rewards_BN, mask_BN, centre=False)
             advantages_BN, returns_BN = advantages_and_returns(
-                rewards_BN, values_BN, mask_BN, discount=self.ppo.discount, gae_lambda=self.ppo.decay
+                rewards_BN, values_BN, mask_BN, discount=self.ppo.discount, gae_lambda=self.ppo.gae_lambda
             )
             whitened_BN = whiten(advantages_BN, mask_BN, centre=True)
             data |= {ADVANTAGES: whitened_BN, RETURNS: returns_BN, OLD_VALUES: values_BN}
@@ -214,7 +214,7 @@ class Learner:
         )
         metrics |= value_metrics | {"policy_loss": loss, "value_loss": value_loss}
         loss = Weighted(loss.sum + self.ppo.value_coefficient * value_loss.sum, loss.weight)
-        if self.ppo.mix_coefficient:
+        if self.ppo.ptx_coefficient:
             ptx_rows = {name: batch[MIX + name] for name in LANGUAGE_FIELDS}
             ptx_loss, ptx_metrics = self._ptx_loss(params, ptx_rows)
             loss = Weighted(loss.sum + ptx_loss.sum, loss.weight)
@@ -253,7 +253,7 @@ class Learner:
             scores_B = whiten(scores_B[:, None], jnp.ones_like(scores_B)[:, None], centre=True)[:, 0]
         if shaping.clip is not None:
             scores_B = jnp.clip(scores_B, -shaping.clip, shaping.clip)
-        return jnp.where(finished_B, scores_B, scores_B - shaping.missing_end_penalty)
+        return jnp.where(finished_B, scores_B, scores_B - shaping.no_eos_penalty)
 
     def _update(self, state: TrainState, data: Batch, batch: Batch) -> tuple[TrainState, Metrics]:
         """The minibatch updates; every epoch permutes the rows anew."""
@@ -276,7 +276,7 @@ class Learner:
             order_M, ptx_rows = at
             minibatch = {name: array[order_M] for name, array in data.items()} | ptx_rows
             if ptx_rows:
-                weights = ptx_weights(ptx_rows[MIX + WEIGHTS], minibatch[MASK], self.ppo.mix_coefficient)
+                weights = ptx_weights(ptx_rows[MIX + WEIGHTS], minibatch[MASK], self.ppo.ptx_coefficient)
                 minibatch[MIX + WEIGHTS] = weights
             return step(inner, minibatch)
 

@@ -5,7 +5,17 @@ A saved recipe is read with the new names. For an old name in a recipe file or a
 
 from __future__ import annotations
 
-RENAMED: dict[str, dict[str, str]] = {}  # by the settings' class, which may be a base: {"PPOSettings": {"old": "new"}}
+RENAMED: dict[str, dict[str, str]] = {  # by the settings' class, which may be a base
+    "PPOSettings": {
+        "decay": "gae_lambda",
+        "average": "ema_decay",
+        "mix_coefficient": "ptx_coefficient",
+        "mix_rows": "ptx_rows",
+    },
+    "RewardSettings": {"gold": "known_reward", "missing_end_penalty": "no_eos_penalty"},
+    "SFT": {"judge": "reward_model"},
+    "Compare": {"gold": "known_reward", "proxy": "reward_model", "missing_end_penalty": "no_eos_penalty"},
+}
 MODULES = {
     "lmjax.recipe": "lmjax.settings",
     "lmjax.rlhf_recipes": "lmjax.settings",

@@ -35,8 +35,10 @@ class RewardSettings(Settings):
     functions: tuple[str, ...] = ()  # more of them, beside a source that is one: the scores of all are added up, and
     # None, which all but one may give for a response, is no opinion
     timeout: PositiveFloat | None = None  # seconds that one call of a function may take; None waits for it
-    gold: str = ""  # a known reward, a Python function: logged beside the reward that is learned from, never part of it
-    missing_end_penalty: Penalty = 0.0  # taken from the score of a response that did not end by itself
+    known_reward: str = (
+        ""  # a known reward, a Python function: logged beside the reward that is learned from, never part of it
+    )
+    no_eos_penalty: Penalty = 0.0  # taken from the score of a response that did not end by itself
     clip: PositiveFloat | None = None  # scores beyond +- this are cut
     normalise: bool = False  # scores of an iteration to mean 0 and deviation 1
     whiten: bool = False  # per-token rewards to deviation 1, their mean kept (Ziegler et al. 2019)
@@ -48,7 +50,7 @@ class RewardSettings(Settings):
         alone = not self.functions or is_function(self.source)
         require(alone, "source", self.source, "a function beside functions", "move one of those here")
         require_local("source", self.source, bucket=True)
-        require_local("gold", self.gold)
+        require_local("known_reward", self.known_reward)
 
     @property
     def functions_by_field(self) -> dict[str, str]:
@@ -82,12 +84,12 @@ class PPOSettings(Settings):
     value_clip: PositiveFloat = 0.2
     value_coefficient: float = 0.1  # of the value loss beside the policy loss
     discount: ClosedFraction = 1.0
-    decay: ClosedFraction = 0.95  # lambda of the advantages
-    # of the policy's weights over iterations: how much of the average is kept each time
-    average: OpenFraction | None = None
+    gae_lambda: ClosedFraction = 0.95  # of generalised advantage estimation
+    # of the average of the policy's weights over iterations; None keeps no average
+    ema_decay: OpenFraction | None = None
     # gamma of PPO-ptx: the weight of the pretraining log-likelihood per token beside the policy loss
-    mix_coefficient: NonNegativeFloat = 0.0
-    mix_rows: PositiveInt = 1  # pretraining rows per response
+    ptx_coefficient: NonNegativeFloat = 0.0
+    ptx_rows: PositiveInt = 1  # pretraining rows per response
 
     def check(self) -> None:
         grouped = self.baseline != "group" or self.group > 1

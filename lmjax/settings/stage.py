@@ -157,7 +157,7 @@ class Stage(Settings):
         return "", 0
 
     @property
-    def reward_model(self) -> tuple[str, str]:
+    def reward_model_source(self) -> tuple[str, str]:
         """The field that names a reward model, and what it names; "" where it reads none."""
         return "", ""
 
@@ -253,7 +253,7 @@ class DialogueStage(TrainingStage):
         require(bool(validation), "dialogue.validation", validation, f"at least one source with {asked}", "add one")
         known = self.best_by()
         fits = settings.best_by in known
-        fix = "use it, or name a judge"
+        fix = "use it, or name a reward_model"
         require(fits, "checkpoint.best_by", settings.best_by, " or ".join(sorted(known)), fix)
 
     def dialogues(self) -> dict[str, tuple[DialogueSourceSettings, ...]]:

@@ -136,31 +136,33 @@ class SFT(DialogueStage):
     mix: tuple[SourceSettings, ...] = ()  # pretraining text, in rows beside the demonstrations
     mix_share: OpenFraction = 0.1  # of all rows, where there is a mix
     dropout: Fraction | None = None  # of the model in this stage; None keeps what it has
-    judge: str = ""  # a reward model: evaluations tell how it scores an answer to each validation prompt, so that
+    reward_model: str = (
+        ""  # a reward model: evaluations tell how it scores an answer to each validation prompt, so that
+    )
     # checkpoint.best_by = "validation_reward" can select by it (InstructGPT, appendix C.1)
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
 
     def check(self) -> None:
         super().check()
-        require_local("judge", self.judge, bucket=True)
+        require_local("reward_model", self.reward_model, bucket=True)
         check_weights("mix", self.mix)
 
     def checkpoints(self) -> dict[str, str]:
-        return super().checkpoints() | ({"judge": self.judge} if self.judge else {})
+        return super().checkpoints() | ({"reward_model": self.reward_model} if self.reward_model else {})
 
     def texts(self) -> tuple[SourceSettings, ...]:
         return self.mix
 
     @property
-    def reward_model(self) -> tuple[str, str]:
-        return "judge", self.judge
+    def reward_model_source(self) -> tuple[str, str]:
+        return "reward_model", self.reward_model
 
     @property
     def trained_dropout(self) -> float | None:
         return self.dropout
 
     def best_by(self) -> set[str]:
-        return {"validation_loss"} | ({"validation_reward"} if self.judge else set())
+        return {"validation_loss"} | ({"validation_reward"} if self.reward_model else set())
 
 
 @dataclass(frozen=True)
@@ -235,19 +237,19 @@ class PPO(DialogueStage):
         require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
         responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.microbatches
         check_divides("ppo.minibatches x train.microbatches", parts, {"dialogue.batch_size x ppo.group": responses})
-        mixes = self.ppo.mix_coefficient > 0
+        mixes = self.ppo.ptx_coefficient > 0
         require(
             mixes == bool(self.mix),
-            "ppo.mix_coefficient",
-            self.ppo.mix_coefficient,
+            "ppo.ptx_coefficient",
+            self.ppo.ptx_coefficient,
             "above 0 with a mix, 0 without",
             "set both, or neither",
         )
         grouped = self.ppo.baseline == "group"
         require(
             not (mixes and grouped),
-            "ppo.mix_coefficient",
-            self.ppo.mix_coefficient,
+            "ppo.ptx_coefficient",
+            self.ppo.ptx_coefficient,
             "0 for a group baseline",
             "use a value baseline",
         )
@@ -263,7 +265,7 @@ class PPO(DialogueStage):
         return named | ({"reference": self.reference} if self.reference else {})
 
     def functions(self) -> dict[str, str]:
-        named = self.reward.functions_by_field | {"reward.gold": self.reward.gold}
+        named = self.reward.functions_by_field | {"reward.known_reward": self.reward.known_reward}
         return {field: function for field, function in named.items() if is_function(function)}
 
     def texts(self) -> tuple[SourceSettings, ...]:
@@ -276,10 +278,10 @@ class PPO(DialogueStage):
     @property
     def language_model(self) -> tuple[str, ...]:
         """The policy, or the average of its weights where that is kept."""
-        return ("params", "policy") if self.ppo.average is None else ("opt_state", "average")
+        return ("params", "policy") if self.ppo.ema_decay is None else ("opt_state", "average")
 
     @property
-    def reward_model(self) -> tuple[str, str]:
+    def reward_model_source(self) -> tuple[str, str]:
         return "reward.source", "" if is_function(self.reward.source) else self.reward.source
 
     def best_by(self) -> set[str]:
@@ -291,7 +293,7 @@ class Compare(Stage):
     """Comparisons without people: answers sampled from the start, ranked by a known reward with a chosen noise.
 
     They are written to `comparisons.jsonl` in the stage's folder, which a reward model behind it reads by the path
-    "compare/comparisons.jsonl". With a `proxy` it also tells how good the best of n answers is, for each n up to
+    "compare/comparisons.jsonl". With a `reward_model` it also tells how good the best of n answers is, for each n up to
     `answers`: the baseline of PPO (Gao et al. 2022, "Scaling laws for reward model overoptimization").
     """
 
@@ -299,10 +301,10 @@ class Compare(Stage):
 
     name: str = "compare"
     dialogue: DialogueSettings = DialogueSettings()  # its prompts
-    gold: str = ""  # the known reward: a Python function, as in RewardSettings
+    known_reward: str = ""  # of the simulated labeler: a Python function, as in RewardSettings
     noise: NonNegativeFloat = 0.0  # deviation of what the labeler adds to the known reward of an answer
-    proxy: str = ""  # a reward model's stage or checkpoint
-    missing_end_penalty: Penalty = 0.0  # taken from the proxy of a chosen answer that did not end by itself
+    reward_model: str = ""  # a reward model's stage or checkpoint
+    no_eos_penalty: Penalty = 0.0  # taken from the reward of a chosen answer that did not end by itself
     answers: Annotated[int, at_least(2)] = 4  # per prompt
     response_tokens: PositiveInt = 64
     temperature: PositiveFloat = 1.0
@@ -310,18 +312,24 @@ class Compare(Stage):
 
     def check(self) -> None:
         super().check()
-        require_local("proxy", self.proxy, bucket=True)
-        require_local("gold", self.gold)
-        require(bool(self.gold), "gold", self.gold, "a Python function", 'name it "file.py:function"')
+        require_local("reward_model", self.reward_model, bucket=True)
+        require_local("known_reward", self.known_reward)
+        require(
+            bool(self.known_reward),
+            "known_reward",
+            self.known_reward,
+            "a Python function",
+            'name it "file.py:function"',
+        )
 
     def checkpoints(self) -> dict[str, str]:
-        return super().checkpoints() | ({"proxy": self.proxy} if self.proxy else {})
+        return super().checkpoints() | ({"reward_model": self.reward_model} if self.reward_model else {})
 
     def dialogues(self) -> dict[str, tuple[DialogueSourceSettings, ...]]:
         return {"dialogue.train": self.dialogue.train, "dialogue.validation": self.dialogue.validation}
 
     def functions(self) -> dict[str, str]:
-        return {"gold": self.gold} if is_function(self.gold) else {}
+        return {"known_reward": self.known_reward} if is_function(self.known_reward) else {}
 
     @property
     def loading(self) -> DataSettings:
@@ -332,8 +340,8 @@ class Compare(Stage):
         return "response_tokens", self.response_tokens
 
     @property
-    def reward_model(self) -> tuple[str, str]:
-        return "proxy", self.proxy
+    def reward_model_source(self) -> tuple[str, str]:
+        return "reward_model", self.reward_model
 
     @property
     def template(self) -> TemplateSettings | None:

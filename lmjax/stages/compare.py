@@ -42,7 +42,16 @@ CHANGES: Table = {  # answers that were sampled are kept, and belong to what the
         f"dialogue.{EARLIER}.",
     ),
     Kind.BREAKING: (
-        *("start", "gold", "noise", "proxy", "missing_end_penalty", "answers", "response_tokens", "temperature"),
+        *(
+            "start",
+            "known_reward",
+            "noise",
+            "reward_model",
+            "no_eos_penalty",
+            "answers",
+            "response_tokens",
+            "temperature",
+        ),
         *("seed", "compute.dtype", "dialogue.train.", "dialogue.template.", "dialogue.sequence_length"),
         *("dialogue.batch_size", "dialogue.packing", "dialogue.too_long", "dialogue.prompt_weight"),
         *("dialogue.most_answers", "dialogue.shuffle", "dialogue.seed"),
@@ -52,7 +61,7 @@ COMPARISONS_FILE = "comparisons.jsonl"
 
 
 def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
-    """Writes the comparisons and returns what is known of them: gold rewards, and with a proxy those of the best of n.
+    """Writes the comparisons and returns their known rewards and, with a reward model, those of the best of n answers.
 
     A prompt whose answers the labeler finds equal, or of which fewer than two are not empty, is left out and counted.
     What an interrupted run has sampled is kept, batch by batch: the same call goes on behind it.
@@ -60,8 +69,8 @@ def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
     recipe, workdir, display = resolved.of(Compare), resolved.folder, session.display
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
     resolved = resolved.opened()
-    judge = resolved.scorer
-    gold_function = load_function(recipe.gold, "gold")
+    scorer = resolved.scorer
+    known_reward = load_function(recipe.known_reward, "known_reward")
     resolved.check_lengths()
     rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, display)
     comparer, K = _Comparer(recipe, resolved, _Answered(workdir / ANSWERED_FILE)), recipe.answers
@@ -70,11 +79,11 @@ def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
         for given in comparer.answers(source_rows, source_records):
             asked = [record for record in given.records for _ in range(K)]
             prompts = [prompt_text(record, recipe.dialogue.template) for record in asked]
-            gold.append(gold_function(prompts, given.texts, asked).reshape(-1, K))
+            gold.append(known_reward(prompts, given.texts, asked).reshape(-1, K))
             found.append(given)
     gold_BK = np.concatenate(gold)
     values = {"gold": gold_BK, "finished": np.concatenate([given.finished for given in found])}
-    if judge is not None:
+    if scorer is not None:
         values["proxy"] = np.concatenate([given.scores for given in found])
     lines = _lines(found, values)
     written = _written(lines, noisy_ranks(gold_BK, recipe.noise, recipe.seed))
@@ -86,14 +95,14 @@ def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
     )
     summary: dict[str, Any] = {"comparisons": len(written), "left_out": len(lines) - len(written)}
     summary["gold"] = float(gold_BK.mean())
-    if judge is not None:
-        preferred_BK = values["proxy"] - recipe.missing_end_penalty * ~values["finished"]
+    if scorer is not None:
+        preferred_BK = values["proxy"] - recipe.no_eos_penalty * ~values["finished"]
         summary["best_of"] = _best_of_n(gold_BK, values["proxy"], preferred_BK, display)
     return summary
 
 
 class _Answers(NamedTuple):
-    """Prompts, K answers to each next to each other, whether they ended by themselves, and a proxy's scores, if any."""
+    """Prompts, K answers to each side by side, whether they ended, and a reward model's scores, if any."""
 
     records: list[Prompt]
     texts: list[str]
@@ -176,7 +185,7 @@ class _Answered:
 
 
 class _Comparer:
-    """Samples answers to prompts, batch by batch, and scores them by the proxy where there is one."""
+    """Samples answers to prompts, batch by batch, and scores them by the reward model where there is one."""
 
     def __init__(self, recipe: Compare, resolved: ResolvedStage, answered: _Answered) -> None:
         start = resolved.start

@@ -58,12 +58,12 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
     """Trains to the stage's last iteration, or until a stop is asked for; the same call resumes."""
     resolved = resolved.opened()
     recipe, display = resolved.of(PPO), session.display
-    start, judge, tokenizer = resolved.start, resolved.scorer, resolved.tokenizer
+    start, scorer, tokenizer = resolved.start, resolved.scorer, resolved.tokenizer
     assert start is not None and tokenizer is not None and recipe.model is not None
     dialogue_stage(resolved)
     reward, functions = recipe.reward, recipe.reward.functions_by_field
     function = load_functions(functions, reward.timeout) if functions else None
-    gold = load_function(reward.gold, "reward.gold", reward.timeout) if reward.gold else None
+    gold = load_function(reward.known_reward, "reward.known_reward", reward.timeout) if reward.known_reward else None
     resolved.check_lengths()
     mesh = resolved.mesh()
     rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, display)
@@ -76,8 +76,8 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
     reference_start = open_reference(recipe.reference, resolved.folder, start) if recipe.reference else start
     reference = reference_start.language_model(abstract.params[POLICY])
     frozen = {"reference": reference}
-    if judge is not None and learner.reward is not None:
-        frozen["reward"] = judge.reward_model(abstract_params(learner.reward, mesh))
+    if scorer is not None and learner.reward is not None:
+        frozen["reward"] = scorer.reward_model(abstract_params(learner.reward, mesh))
     phases = compile_phases(learner, mesh, abstract, frozen)
 
     def score(rollout: Rollout, prompts: Sequence[str], records: Sequence[Prompt]) -> Any:
@@ -122,7 +122,7 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
         steps=steps,
         mesh=mesh,
         abstract=abstract,
-        fresh=lambda: _fresh(learner, abstract, start, judge, frozen, recipe.train.seed, reference_start),
+        fresh=lambda: _fresh(learner, abstract, start, scorer, frozen, recipe.train.seed, reference_start),
         step=step,
         batch_at=batch_at,
         tokens_in=lambda at: ramp.batch_size_at(at) * learner.ppo.group * row,
@@ -148,7 +148,7 @@ def _fresh(
     learner: Learner,
     abstract: TrainState,
     start: InitialCheckpoint,
-    judge: InitialCheckpoint | None,
+    scorer: InitialCheckpoint | None,
     frozen: dict[str, Any],
     seed: int,
     reference: InitialCheckpoint,
@@ -162,7 +162,7 @@ def _fresh(
             return None
         if learner.ppo.baseline == "value_head":
             return init_scalar(key, start.settings.width, zero=True)
-        if judge is not None:
+        if scorer is not None:
             return frozen["reward"]
         return learner.value.on_trunk(policy, key, zero=True)
 
@@ -214,7 +214,7 @@ def _batches(
     if recipe.mix:
         texts = open_mix(resolved, session)
         episodes = recipe.dialogue.batch_size * learner.ppo.group * learner.ppo.epochs
-        size = episodes * learner.ppo.mix_rows
+        size = episodes * learner.ppo.ptx_rows
         rows_each = size // recipe.dialogue.batch_size
         earlier = recipe.dialogue.earlier_batches
         data = DataSettings(
@@ -261,7 +261,7 @@ def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
     spec: BatchSpec = {name: Field(shape, FIELD_DTYPES[name]) for name in (TOKENS, POSITIONS, SEGMENTS)}
     spec[RECORD] = Field((rows, 1))
     if recipe.mix:
-        mixed = language_fields((_mix_rows(recipe), recipe.mix_length))
+        mixed = language_fields((_ptx_rows(recipe), recipe.mix_length))
         spec |= {MIX + name: field for name, field in mixed.items()}
     step, frozen = _iteration(learner, abstract, mesh), (_frozen_models(learner, mesh),)
     optimizer = learner.optimizers[POLICY]
@@ -270,22 +270,22 @@ def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
 
 def cost(resolved: ResolvedStage) -> Cost:
     """Of an iteration."""
-    recipe, policy_settings, judge = resolved.of(PPO), resolved.model, resolved.reward_model
-    if judge is None:
+    recipe, policy_settings, scorer = resolved.of(PPO), resolved.model, resolved.reward_model
+    if scorer is None:
         raise UserError(
             f"{recipe.name}.reward.source = {recipe.reward.source!r}: expected a reward model whose settings are "
             "known; name a stage of the pipeline, and give it its `model`"
         )
     prompt, new = recipe.dialogue.sequence_length, recipe.ppo.response_tokens
     row, episodes = prompt + new, recipe.dialogue.batch_size * recipe.ppo.group
-    policy, scalar = forward_flops(policy_settings, row), forward_flops(judge, row)
+    policy, scalar = forward_flops(policy_settings, row), forward_flops(scorer, row)
     mixed = forward_flops(policy_settings, recipe.mix_length)
     updates = TRAIN * recipe.ppo.epochs
     values = (1 + updates) * (recipe.ppo.baseline == "value")
     reads = 2 + updates  # of the old policy, of the reference, and in the updates
-    mix_tokens = TRAIN * (_mix_rows(recipe) if recipe.mix else 0) * recipe.mix_length
+    mix_tokens = TRAIN * (_ptx_rows(recipe) if recipe.mix else 0) * recipe.mix_length
     return Cost(
-        *((policy_settings, judge), episodes, row, episodes * row),
+        *((policy_settings, scorer), episodes, row, episodes * row),
         products=episodes * ((1 + reads) * (row * policy.body + new * policy.head) + (1 + values) * row * scalar.body)
         + mix_tokens * (mixed.body + mixed.head),
         scores=episodes * row * (reads * policy.scores + (1 + values) * scalar.scores) + mix_tokens * mixed.scores,
@@ -293,8 +293,8 @@ def cost(resolved: ResolvedStage) -> Cost:
     )
 
 
-def _mix_rows(recipe: PPO) -> int:
-    return recipe.dialogue.batch_size * recipe.ppo.group * recipe.ppo.epochs * recipe.ppo.mix_rows
+def _ptx_rows(recipe: PPO) -> int:
+    return recipe.dialogue.batch_size * recipe.ppo.group * recipe.ppo.epochs * recipe.ppo.ptx_rows
 
 
 def _rewards_reached(folder: Path, stage: Stage) -> list[str]:

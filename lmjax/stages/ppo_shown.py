@@ -13,13 +13,13 @@ CHANGES: Table = {
     Kind.CONSEQUENTIAL: (
         *("reference", "reward.", "kl.", "mix.", "mix_length"),
         *("ppo.response_tokens", "ppo.temperature", "ppo.group", "ppo.epochs", "ppo.minibatches", "ppo.clip"),
-        *("ppo.value_clip", "ppo.value_coefficient", "ppo.discount", "ppo.decay"),
-        *("ppo.mix_coefficient", "ppo.mix_rows"),
+        *("ppo.value_clip", "ppo.value_coefficient", "ppo.discount", "ppo.gae_lambda"),
+        *("ppo.ptx_coefficient", "ppo.ptx_rows"),
         *(f"value_optimizer.{name}" for name in ("learning_rate", "schedule.", "b1", "b2", "eps", "weight_decay")),
         *(f"value_optimizer.{name}" for name in ("bias_correction", "parameter_scale", "decay_embeddings")),
         "value_optimizer.clip_norm",
     ),
-    Kind.BREAKING: ("ppo.baseline", "ppo.average", "value_optimizer.name", "value_optimizer.state_dtype"),
+    Kind.BREAKING: ("ppo.baseline", "ppo.ema_decay", "value_optimizer.name", "value_optimizer.state_dtype"),
 }
 CHARTS = (
     Drawn("reward", "Reward", (("reward", "training", False), ("validation_reward", "validation", True))),

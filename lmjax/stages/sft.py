@@ -9,13 +9,13 @@ from lmjax.stages.kind import fine_tuning
 from lmjax.stages.shown import LANGUAGE_TILES, LOSS, Shown, Told, one_curve
 from lmjax.tasks.demonstrations import Demonstrations
 
-CHANGES: Table = {Kind.FREE: ("judge",), Kind.CONSEQUENTIAL: ("mix.", "mix_share", "dropout")}
+CHANGES: Table = {Kind.FREE: ("reward_model",), Kind.CONSEQUENTIAL: ("mix.", "mix_share", "dropout")}
 
 KIND = fine_tuning(
     SFT,
     Demonstrations(),
     shown=Shown(
-        charts=(LOSS, one_curve("reward", "Reward by the judge, validation", "validation_reward", marked=True)),
+        charts=(LOSS, one_curve("reward", "Reward by the reward model, validation", "validation_reward", marked=True)),
         tiles=(*LANGUAGE_TILES, Told("validation_accuracy", "accuracy", percent, "of answers\u2019 tokens")),
     ),
     changes=(TRAINING, DIALOGUE, CHANGES),

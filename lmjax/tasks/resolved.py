@@ -68,7 +68,7 @@ class ResolvedStage:
         """With the initial checkpoint, its tokenizer and model, and the reward model. Raises UserError."""
         stage = self.recipe
         start = open_initial(stage.start, self.folder)
-        field, source = stage.reward_model
+        field, source = stage.reward_model_source
         scorer = open_reward_model(source, self.folder, start, field) if source else None
         return dataclasses.replace(
             self,
@@ -143,7 +143,7 @@ def resolve(stage: Stage, before: Sequence[Stage] = (), folder: Path = Path()) -
         settings=dataclasses.replace(stage, model=model and with_dropout(model, stage.trained_dropout)),
         folder=folder,
         entries=planned_entries(stage),
-        reward_model=model_named(stage.reward_model[1], before),
+        reward_model=model_named(stage.reward_model_source[1], before),
     )
 
 

@@ -33,7 +33,9 @@ class SampledRewards:
         dialogue, tokens = stage.dialogue, stage.evaluation.sample_tokens
         longest, context = dialogue.sequence_length + tokens, min(scorer.settings.context, start.settings.context)
         field = "dialogue.sequence_length + evaluation.sample_tokens"
-        require(longest <= context, field, longest, f"at most {context} where a judge reads them", "shorten either")
+        require(
+            longest <= context, field, longest, f"at most {context} where a reward model reads them", "shorten either"
+        )
         rows, records = open_conversations(dialogue.validation, "prompt", resolved, run.session.display)
         self._prompts, self._size = PromptSet(rows, records), dialogue.batch_size
         vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)

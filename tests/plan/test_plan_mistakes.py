@@ -29,7 +29,7 @@ def recipe():
         return pretraining()
     dialogue = DialogueSettings(train=(DialogueSourceSettings(path="rows.jsonl"),), sequence_length=128, batch_size=8)
     tuned = SFT(start="base", dialogue=dialogue)
-    return Pipeline("all", (pretraining(), tuned, Compare(start="sft", gold="a:b", dialogue=dialogue)))
+    return Pipeline("all", (pretraining(), tuned, Compare(start="sft", known_reward="a:b", dialogue=dialogue)))
 """
 
 

@@ -98,13 +98,13 @@ def pipeline(files):
     learned = PPO(
         start="sft",
         reward=RewardSettings(source="reward"),
-        ppo=PPOSettings(response_tokens=16, group=2, epochs=2, average=0.5, mix_coefficient=2.0, mix_rows=2),
+        ppo=PPOSettings(response_tokens=16, group=2, epochs=2, ema_decay=0.5, ptx_coefficient=2.0, ptx_rows=2),
         mix=(SourceSettings(kind="text", path=str(files / "text.txt")),),
         mix_length=24,
         plan=PlanSettings(topology="v5e-8"),
         **parts("prompt", 16),
     )
-    compared = Compare(start="sft", gold="nobody:knows", dialogue=parts("prompt", 16)["dialogue"])
+    compared = Compare(start="sft", known_reward="nobody:knows", dialogue=parts("prompt", 16)["dialogue"])
     return Pipeline("all", (base, tuned, compared, ranked, direct, learned))
 
 
@@ -237,5 +237,5 @@ def test_the_benchmark_is_instructgpt_s():
     assert isinstance(recipe, PPO) and resolved.reward_model is not None
     assert count(resolved.model).parameters == 1_315_723_264
     assert count(resolved.reward_model).parameters == 6_658_404_352
-    assert (recipe.dialogue.batch_size, recipe.ppo.minibatches, recipe.ppo.mix_rows) == (512, 8, 8)
-    assert recipe.ppo.mix_coefficient == 27.8 and recipe.plan.topology
+    assert (recipe.dialogue.batch_size, recipe.ppo.minibatches, recipe.ppo.ptx_rows) == (512, 8, 8)
+    assert recipe.ppo.ptx_coefficient == 27.8 and recipe.plan.topology

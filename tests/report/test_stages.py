@@ -32,7 +32,7 @@ STAGES = {
     "base": Pretrain(name="base", model=ModelSettings(layers=3), train=TrainSettings(steps=20), evaluation=EVALUATION),
     "sft": SFT(start="base", epochs=2.0, evaluation=EVALUATION),
     "reward": RewardModel(start="sft", dialogue=DialogueSettings(batch_size=4)),
-    "best": Compare(name="best", start="sft", gold="gold.py:score", proxy="reward"),
+    "best": Compare(name="best", start="sft", known_reward="gold.py:score", reward_model="reward"),
     "ppo": PPO(
         start="sft",
         reward=RewardSettings(source="reward"),

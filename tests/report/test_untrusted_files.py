@@ -57,7 +57,7 @@ def test_a_summary_of_another_form_is_named_by_its_field(workdir, summary, messa
 def test_the_summary_of_comparisons_has_its_own_fields(workdir):
     (workdir / "summary.json").write_text('{"comparisons": 3, "left_out": 0}')
     with pytest.raises(UserError, match="no field 'gold'"):
-        read_summary(workdir, Compare(start="a", gold="g.py:f"))
+        read_summary(workdir, Compare(start="a", known_reward="g.py:f"))
 
 
 def test_a_number_of_the_log_that_no_float_can_hold_is_named(workdir):

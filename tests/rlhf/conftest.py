@@ -65,7 +65,7 @@ def make_learner(optimizer=optax.sgd(0.1), **changes):
     }
     parts = {
         "kl": KLSettings(coefficient=0.1),
-        "shaping": RewardSettings(missing_end_penalty=1.0),
+        "shaping": RewardSettings(no_eos_penalty=1.0),
         "optimizers": {"policy": optimizer, "value": optimizer},
     }
     return Learner(policy, scalar, scalar, VOCABULARY, PPOSettings(**(ppo | own)), **(parts | changes))

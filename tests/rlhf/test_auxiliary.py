@@ -41,7 +41,7 @@ def test_auxiliary_losses_are_added_to_the_mean_of_the_loss(baseline, added):
 
 
 def test_the_auxiliary_loss_of_mixed_in_text_counts_by_its_coefficient():
-    learner = make_learner(mix_coefficient=5.0)
+    learner = make_learner(ptx_coefficient=5.0)
     rng = np.random.default_rng(4)
     rows = {name: rng.integers(4, 13, (4, 10)).astype(np.int32) for name in ("tokens", "targets")}
     rows |= {"positions": np.tile(np.arange(10, dtype=np.int32), (4, 1)), "segments": np.ones((4, 10), np.int32)}

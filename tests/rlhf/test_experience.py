@@ -22,8 +22,8 @@ def estimated(rewards, values, lengths, discount, decay):
 
 @pytest.mark.parametrize(("whiten", "discount"), [(True, 1.0), (False, 0.7), (True, 0.7)])
 def test_rewards_are_whitened_and_returns_discounted(whiten, discount):
-    shaping = RewardSettings(missing_end_penalty=1.0, whiten=whiten)
-    learner = make_learner(shaping=shaping, discount=discount, decay=0.9)
+    shaping = RewardSettings(no_eos_penalty=1.0, whiten=whiten)
+    learner = make_learner(shaping=shaping, discount=discount, gae_lambda=0.9)
     _, rollout, data, _ = experienced(learner)
     old, reference, values, mask = as_numpy(data, "old", "reference", "old_values", "mask")
     lengths, live = mask.sum(axis=1).astype(int), mask > 0

@@ -71,7 +71,7 @@ def shaped(scores, finished, penalty=1.0):
 
 
 def test_one_token_with_lambda_one_is_reinforce_with_a_baseline():
-    learner = make_learner(response_tokens=1, decay=1.0, discount=1.0, value_coefficient=1e-9)
+    learner = make_learner(response_tokens=1, gae_lambda=1.0, discount=1.0, value_coefficient=1e-9)
     state, rollout, data, _ = experienced(learner)
     old, reference, values = as_numpy(data, "old", "reference", "old_values")
     assert rollout.mask.all()
@@ -142,7 +142,7 @@ def test_text_after_end_of_text_changes_no_bit_of_reward_loss_or_gradient(baseli
 
 def test_one_program_is_its_phases_and_keeps_the_average_and_the_coefficient(prompts):
     learner = make_learner(
-        epochs=2, average=0.9, kl=KLSettings(coefficient=0.1, estimator="k3", target=0.001, horizon=40)
+        epochs=2, ema_decay=0.9, kl=KLSettings(coefficient=0.1, estimator="k3", target=0.001, horizon=40)
     )
     own = parameters()
     frozen = {"reference": own["reference"], "reward": own["reward"]}
@@ -182,7 +182,7 @@ def test_mixed_in_pretraining_adds_its_gradient_per_token():
     rows |= {"positions": np.tile(np.arange(10), (4, 1)), "segments": np.ones((4, 10))}
     rows = {name: jnp.asarray(array, jnp.int32) for name, array in rows.items()}
     rows["weights"] = jnp.asarray(rng.random((4, 10)) < 0.5, jnp.float32)
-    plain, mixed = make_learner(), make_learner(mix_coefficient=5.0)
+    plain, mixed = make_learner(), make_learner(ptx_coefficient=5.0)
     state, _, data, _ = experienced(plain)
     fields = {f"mix_{name}": array for name, array in rows.items()}
     fields["mix_weights"] = ptx_weights(rows["weights"], data["mask"], 5.0)
@@ -215,7 +215,7 @@ def test_microbatches_give_the_same_updates(prompts):
 
 
 def test_scores_are_normalised_clipped_and_charged_for_a_missing_end():
-    learner = make_learner(shaping=RewardSettings(missing_end_penalty=2.0, clip=1.0, normalise=True))
+    learner = make_learner(shaping=RewardSettings(no_eos_penalty=2.0, clip=1.0, normalise=True))
     scores = jnp.asarray([1.0, 2.0, 3.0, 10.0])
     got = learner._shaped(scores, jnp.asarray([True, False, True, True]))
     white = (np.array([1, 2, 3, 10]) - 4) / np.std([1, 2, 3, 10])

@@ -37,7 +37,7 @@ ROWS, LENGTH, PROMPT, WIDTH = 4, 64, 8, 8
 VOCABULARIES = (16_384, 32_768)
 PPO_CASES = {
     "ppo": {},
-    "ppo with mix": {"mix_coefficient": 5.0},
+    "ppo with mix": {"ptx_coefficient": 5.0},
     "ppo with value_head": {"baseline": "value_head"},
     "grpo": {"baseline": "group", "group": 2},
 }
@@ -59,7 +59,7 @@ def recipe_of(stage, vocabulary, chunk=None):
     if stage in PPO_CASES:
         ppo = PPOSettings(response_tokens=LENGTH, **PPO_CASES[stage])
         prompts = DialogueSettings(sequence_length=PROMPT, batch_size=ROWS // ppo.group)
-        mix = {"mix": (SourceSettings(),), "mix_length": LENGTH} if ppo.mix_coefficient else {}
+        mix = {"mix": (SourceSettings(),), "mix_length": LENGTH} if ppo.ptx_coefficient else {}
         return PPO(dialogue=prompts, reward=RewardSettings(source="b"), ppo=ppo, **mix, **common)
     answers = 1 if stage == "sft" else 2
     dialogue = DialogueSettings(sequence_length=LENGTH, batch_size=ROWS // answers, most_answers=2)

@@ -15,8 +15,8 @@ from .conftest import first_state, make_learner, models, parameters, ragged_prom
 
 CUBE = MeshSettings(data=2, fsdp=2, tensor=2)
 CASES = [
-    ({"average": 0.9}, CUBE),
-    pytest.param({"mix_coefficient": 5.0}, CUBE, marks=pytest.mark.slow),
+    ({"ema_decay": 0.9}, CUBE),
+    pytest.param({"ptx_coefficient": 5.0}, CUBE, marks=pytest.mark.slow),
     pytest.param({"baseline": "value_head"}, CUBE, marks=pytest.mark.slow),
     ({"baseline": "group", "group": 2}, MeshSettings(fsdp=4, tensor=2)),
 ]
@@ -29,7 +29,7 @@ def placed(array, like):
 def batch_of(learner):
     """Prompts and, where they are mixed in, pretraining rows of very unequal weight."""
     batch = {name: np.asarray(array) for name, array in ragged_prompts().items()}
-    if learner.ppo.mix_coefficient:
+    if learner.ppo.ptx_coefficient:
         rng = np.random.default_rng(5)
         rows = {name: rng.integers(4, 13, (4, 10)).astype(np.int32) for name in ("tokens", "targets")}
         rows |= {"positions": np.tile(np.arange(10, dtype=np.int32), (4, 1)), "segments": np.ones((4, 10), np.int32)}

@@ -54,7 +54,7 @@ def make(rewarded, common, tmp_path, write_rows):
         if kind is PPO:
             own = {"ppo": PPOSettings(response_tokens=4), "reward": RewardSettings(source="reward")}
         elif kind is SFT:
-            own = {"judge": "reward"}
+            own = {"reward_model": "reward"}
         parts = common | {
             "start": "base",
             "dialogue": dialogue,

@@ -87,7 +87,7 @@ def test_a_stage_goes_on_from_the_files_that_it_reads_too(finished):
     made = stages().stages
 
     def iterated(noise):
-        comparisons = Compare(start="ppo", gold="gold.py:score", noise=noise)
+        comparisons = Compare(start="ppo", known_reward="gold.py:score", noise=noise)
         again = (
             RewardModel(name="reward-2", start="sft", dialogue=read),
             PPO(name="ppo-2", start="ppo", reward=SECOND),
@@ -101,7 +101,10 @@ def test_a_stage_goes_on_from_the_files_that_it_reads_too(finished):
     assert [plan.action for plan in plans] == ["skip"] * 4 + ["anew"] * 3
     assert plans[5].reason == "runs anew, because it goes on from compare"
     with pytest.raises(UserError, match=r"^reward\.dialogue\.train\[0\]\.path = 'compare': expected a stage before"):
-        Pipeline("p", (*made[:2], RewardModel(start="sft", dialogue=read), Compare(start="sft", gold="gold.py:score")))
+        Pipeline(
+            "p",
+            (*made[:2], RewardModel(start="sft", dialogue=read), Compare(start="sft", known_reward="gold.py:score")),
+        )
 
 
 def test_one_stage_alone_needs_what_it_goes_on_from(tmp_path, finished):
@@ -180,7 +183,10 @@ NO_FUNCTION = RewardSettings(source="lmjax.rl.known_rewards:nothing")
             SFT(start="pretrain", dialogue=LONG),
             r"^sft\.dialogue\.sequence_length = 2048: expected at most",
         ),
-        (Compare(start="pretrain", gold="nothing.py:f"), r"stage compare: gold = .*no such file: nothing\.py"),
+        (
+            Compare(start="pretrain", known_reward="nothing.py:f"),
+            r"stage compare: known_reward = .*no such file: nothing\.py",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_later_stage_is_told_before_the_first_runs(tmp_path, monkeypatch, stage, message):
@@ -225,7 +231,10 @@ def test_every_stage_comes_back_from_its_json(stage):
         (lambda: SFT(start="sft"), "start = 'sft': expected another stage"),
         (lambda: RewardModel(label_smoothing=0.5), "label_smoothing = 0.5"),
         (lambda: SFT(start="base", checkpoint=LOSS), r"dialogue\.validation = \(\): expected at least one source"),
-        (lambda: SFT(start="base", dialogue=HELD_OUT, checkpoint=REWARD), r"expected validation_loss; .* name a judge"),
+        (
+            lambda: SFT(start="base", dialogue=HELD_OUT, checkpoint=REWARD),
+            r"expected validation_loss; .* name a reward_model",
+        ),
         (lambda: RewardModel(start="sft", dialogue=HELD_OUT, checkpoint=LOSS), "False for a reward model"),
         (lambda: PPO(start="sft", reward=SECOND, dialogue=HELD_OUT, checkpoint=LOSS), "expected validation_reward;"),
         (lambda: Pretrain(checkpoint=REWARD), "'validation_loss' in pretraining"),

@@ -107,7 +107,7 @@ def test_what_is_free_is_taken_and_told_what_has_consequences_needs_force_and_wh
     with pytest.raises(UserError, match=r"start: 'a' -> 'b'\nwhich its weights of step 5 cannot"):
         adopted(SFT(start="a"), SFT(start="b"), 5, True, "w")
     with pytest.raises(UserError, match=r"temperature: 1\.0 -> 0\.5\nwhich its answers cannot"):
-        adopted(Compare(gold="a.py:f"), Compare(gold="a.py:f", temperature=0.5), 0, True, "w")
+        adopted(Compare(known_reward="a.py:f"), Compare(known_reward="a.py:f", temperature=0.5), 0, True, "w")
     with pytest.raises(UserError, match=r"holds a Pretrain, not a SFT"):
         adopted(old, SFT(start="a"), 5, True, "w")
     with pytest.raises(UserError, match=r"train\.steps = 4: expected 5, the step reached, or more"):

@@ -120,8 +120,8 @@ def contrary(folder):
 
 @pytest.fixture(scope="module")
 def stages(dialogue, contrary, text, scores):
-    reward = RewardSettings(source="reward", gold=f"{scores}:letters", missing_end_penalty=0.5)
-    ppo = PPOSettings(response_tokens=6, epochs=2, minibatches=1, average=0.5, mix_coefficient=2.0)
+    reward = RewardSettings(source="reward", known_reward=f"{scores}:letters", no_eos_penalty=0.5)
+    ppo = PPOSettings(response_tokens=6, epochs=2, minibatches=1, ema_decay=0.5, ptx_coefficient=2.0)
     return {
         "base": Pretrain(
             name="base",
@@ -288,7 +288,7 @@ def test_the_score_of_each_answer_in_a_file_is_printed(ran, folder, capsys):
 def test_a_python_function_may_give_the_reward(ran, folder, scores, stages, lowered):
     def made(function, gold="letters", **changes):
         ppo = PPOSettings(response_tokens=6, **changes)
-        reward = RewardSettings(source=f"{scores}:{function}", gold=f"{scores}:{gold}")
+        reward = RewardSettings(source=f"{scores}:{function}", known_reward=f"{scores}:{gold}")
         return dataclasses.replace(
             stages["ppo"],
             reward=reward,
@@ -312,7 +312,7 @@ def test_a_python_function_may_give_the_reward(ran, folder, scores, stages, lowe
         lmjax.run(made("short", baseline="value_head"), folder / "short", quiet=True)
     with pytest.raises(UserError, match="has no function 'other'; its functions: letters, broken, short"):
         lmjax.run(made("other", baseline="value_head"), folder / "other", quiet=True)
-    with pytest.raises(UserError, match=r"reward\.gold = '.*:short': expected 8 scores, one per response"):
+    with pytest.raises(UserError, match=r"reward\.known_reward = '.*:short': expected 8 scores, one per response"):
         lmjax.run(made("letters", gold="short", baseline="value_head"), folder / "gold", quiet=True)
 
 
@@ -331,7 +331,9 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_computed(ran, 
         with pytest.raises(UserError, match=too_long):
             lmjax.run(dataclasses.replace(stages[name], dialogue=dialogue), ran / f"long-{name}", quiet=True)
     with pytest.raises(UserError, match=r"sequence_length \+ response_tokens = 96: expected at most the policy's"):
-        asked = Compare(start="sft", dialogue=stages["ppo"].dialogue, gold="lmjax.rl.known_rewards:short_sentence")
+        asked = Compare(
+            start="sft", dialogue=stages["ppo"].dialogue, known_reward="lmjax.rl.known_rewards:short_sentence"
+        )
         lmjax.run(asked, ran / "long-compare", quiet=True)
 
 
@@ -346,24 +348,26 @@ def test_sft_is_selected_by_a_reward_models_score_of_its_answers(ran, stages, mo
     monkeypatch.setattr(SampledRewards, "__call__", favouring_the_second)
     best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_reward", select_best=True)
     evaluation = EvaluationSettings(every=2, sample_tokens=8)
-    changes = {"name": "judged", "judge": "reward", "checkpoint": best, "evaluation": evaluation}
+    changes = {"name": "judged", "reward_model": "reward", "checkpoint": best, "evaluation": evaluation}
     recipe = dataclasses.replace(stages["sft"], **changes, epochs=None, train=TrainSettings(steps=6))
-    assert recipe.sources()["judge"] == "reward"
+    assert recipe.sources()["reward_model"] == "reward"
     lmjax.run(recipe, ran / "judged", quiet=True)
     rewards = {x["step"]: x["validation_reward"] for x in read_metrics(ran / "judged") if "validation_reward" in x}
     assert list(rewards) == [2, 4, 6] and len(set(scored)) == 3 and max(map(abs, scored)) < 50
     assert rewards[4] == pytest.approx(scored[1] + 100.0)
     assert lmjax.load(ran / "judged").step == 4
-    with pytest.raises(UserError, match=r"judge = 'sft': expected a reward model"):
-        lmjax.run(dataclasses.replace(recipe, judge="sft"), ran / "unjudged", quiet=True)
-    with pytest.raises(UserError, match=r"where a judge reads them; shorten either"):
+    with pytest.raises(UserError, match=r"reward_model = 'sft': expected a reward model"):
+        lmjax.run(dataclasses.replace(recipe, reward_model="sft"), ran / "unjudged", quiet=True)
+    with pytest.raises(UserError, match=r"where a reward model reads them; shorten either"):
         longer = dataclasses.replace(recipe, evaluation=EvaluationSettings(sample_tokens=17))
         lmjax.run(longer, ran / "long", quiet=True)
 
 
 def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_model(ran, scores, stages, dialogue):
     prompts = dataclasses.replace(dialogue["prompt"], batch_size=24)  # more than the 16 prompts
-    recipe = Compare(start="sft", dialogue=prompts, gold=f"{scores}:letters", proxy="reward", response_tokens=8)
+    recipe = Compare(
+        start="sft", dialogue=prompts, known_reward=f"{scores}:letters", reward_model="reward", response_tokens=8
+    )
     recipe = dataclasses.replace(recipe, answers=8)
     summary = lmjax.run(recipe, ran / "compare", quiet=True).summary
     rows = [json.loads(line) for line in (ran / "compare" / "comparisons.jsonl").read_text().splitlines()]
@@ -389,7 +393,9 @@ def test_comparisons_are_ranked_by_the_known_reward_and_train_the_next_reward_mo
 
 @pytest.mark.slow
 def test_comparisons_of_the_policy_train_the_next_reward_model_and_policy(folder, ran, scores, stages, dialogue):
-    asked = Compare(name="compare-2", start="ppo", dialogue=dialogue["prompt"], gold=f"{scores}:letters", answers=8)
+    asked = Compare(
+        name="compare-2", start="ppo", dialogue=dialogue["prompt"], known_reward=f"{scores}:letters", answers=8
+    )
     asked = dataclasses.replace(asked, response_tokens=8)
     ranked = dataclasses.replace(
         dialogue["rank"], train=(DialogueSourceSettings("compare-2/comparisons.jsonl"),), validation=(), most_answers=8
@@ -411,7 +417,9 @@ def test_comparisons_of_the_policy_train_the_next_reward_model_and_policy(folder
 
 def test_interrupted_comparisons_go_on_behind_the_batches_that_were_answered(ran, scores, dialogue, monkeypatch):
     prompts = dataclasses.replace(dialogue["prompt"], batch_size=8)
-    recipe = Compare(start="sft", dialogue=prompts, gold=f"{scores}:letters", proxy="reward", response_tokens=8)
+    recipe = Compare(
+        start="sft", dialogue=prompts, known_reward=f"{scores}:letters", reward_model="reward", response_tokens=8
+    )
     whole = lmjax.run(dataclasses.replace(recipe, name="whole"), ran / "whole", quiet=True).summary
     keep, sampled = comparing._Answered.keep, []
 
@@ -435,13 +443,18 @@ def test_interrupted_comparisons_go_on_behind_the_batches_that_were_answered(ran
 
 def test_an_unfinished_answer_pays_the_penalty_when_the_best_of_n_is_chosen(ran, scores, dialogue, monkeypatch):
     """Without it a reward model that likes answers cut off in the middle is given them. What is told is the score."""
-    shared = {"start": "sft", "dialogue": dialogue["prompt"], "gold": f"{scores}:letters", "proxy": "reward"}
+    shared = {
+        "start": "sft",
+        "dialogue": dialogue["prompt"],
+        "known_reward": f"{scores}:letters",
+        "reward_model": "reward",
+    }
     recipe = Compare(**shared, answers=8, response_tokens=8, noise=0.1)
     all_lines, written = [], comparing._written
     monkeypatch.setattr(comparing, "_written", lambda lines, ranks: all_lines.append(lines) or written(lines, ranks))
     best = []
     for penalty in (0.0, 1000.0):
-        own = dataclasses.replace(recipe, name=f"penalty-{penalty:.0f}", missing_end_penalty=penalty)
+        own = dataclasses.replace(recipe, name=f"penalty-{penalty:.0f}", no_eos_penalty=penalty)
         best.append(lmjax.run(own, ran / own.name, quiet=True).summary["best_of"])
         finished, proxy = (np.array([values[name] for _, _, values in all_lines[-1]]) for name in ("finished", "proxy"))
         assert 0.02 < finished.mean() < 0.98 and finished.any(axis=1).any()
@@ -451,5 +464,5 @@ def test_an_unfinished_answer_pays_the_penalty_when_the_best_of_n_is_chosen(ran,
     assert best[0][0] == pytest.approx(best[1][0]) and best[0][-1]["proxy"] > best[1][-1]["proxy"]
     kept = [json.loads(line) for line in (ran / "penalty-0" / "comparisons.jsonl").read_text().splitlines()]
     assert all(len(row["finished"]) == len(row["proxy"]) == len(row["answers"]) for row in kept)
-    with pytest.raises(UserError, match=r"missing_end_penalty = -1.0: expected 0 or more"):
-        dataclasses.replace(recipe, missing_end_penalty=-1.0)
+    with pytest.raises(UserError, match=r"no_eos_penalty = -1.0: expected 0 or more"):
+        dataclasses.replace(recipe, no_eos_penalty=-1.0)
