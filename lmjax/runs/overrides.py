@@ -81,8 +81,10 @@ def _with_own_task(stage: Any) -> Any:
 
 
 def _as_stage(parsed: Any, stage: Any) -> Any:
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(stage)}
-    return parsed if type(parsed) is type(stage) else type(stage)(**values)
+    if type(parsed) is type(stage):
+        return parsed
+    with unchecked():
+        return type(stage)(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(stage)})
 
 
 def _parsed(kind: Any, default: Any, words: Sequence[str], about: tuple[str, str]) -> Any:

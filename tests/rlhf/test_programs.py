@@ -33,6 +33,7 @@ from lmjax.stages.ppo_learner import ppo_learner, ppo_state
 
 from .conftest import first_state, make_learner, models, parameters, ragged_prompts
 
+pytestmark = pytest.mark.usefixtures("optimized")  # what a program holds is read off it
 ROWS, LENGTH, PROMPT, WIDTH = 4, 64, 8, 8
 VOCABULARIES = (16_384, 32_768)
 PPO_CASES = {
