@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from jax.sharding import Mesh
 
 from lmjax.errors import UserError, clear_disk_errors, nearest, require
-from lmjax.fields import require_local
+from lmjax.fields import placed, require_local
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.chips import GIB
 from lmjax.parallel.executable import save_executable
@@ -156,7 +156,8 @@ def parse_mesh(text: str) -> MeshSettings:
             sizes[name] = int(size)
         except ValueError:
             raise UserError(f"--mesh {text}: {part!r}: expected a whole number, as in fsdp=64") from None
-    return MeshSettings(**sizes)
+    with placed("mesh"):
+        return MeshSettings(**sizes)
 
 
 def _until_one_fits(target: Target, say: Say) -> Iterator[Alternative]:

@@ -58,7 +58,7 @@ def test_a_source_too_small_to_be_mixed_by_its_tokens_is_named():
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda sources: DataSettings(train=sources), r"data\.train\[1\]\.weight"),
+        (lambda sources: DataSettings(train=sources), r"DataSettings\.train\[1\]\.weight"),
         (lambda sources: SFT(start="base", mix=sources), r"mix\[1\]\.weight"),
         (lambda sources: PPO(start="base", reward=RewardSettings(source="r"), mix=sources), r"mix\[1\]\.weight"),
     ],
@@ -66,14 +66,14 @@ def test_a_source_too_small_to_be_mixed_by_its_tokens_is_named():
 def test_a_mixture_in_which_some_sources_have_weights_is_refused(make, field):
     with pytest.raises(UserError, match=rf"^{field} = None: expected .* other sources have one; give every source a"):
         make((SourceSettings(weight=2.0), SourceSettings(), SourceSettings(weight=1.0)))
-    if "data" in field:
+    if "DataSettings" in field:
         make((SourceSettings(), SourceSettings()))
     assert DataSettings(validation=(SourceSettings(weight=2.0), SourceSettings())), "which are not mixed"
 
 
 def test_dialogue_in_which_some_sources_have_weights_is_refused():
     sources = (DialogueSourceSettings(path="a"), DialogueSourceSettings(path="b", weight=1.0))
-    with pytest.raises(UserError, match=r"^dialogue\.train\[0\]\.weight = None: expected"):
+    with pytest.raises(UserError, match=r"^DialogueSettings\.train\[0\]\.weight = None: expected"):
         DialogueSettings(train=sources)
 
 

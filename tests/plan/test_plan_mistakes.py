@@ -61,7 +61,7 @@ def mistaken(tmp_path, monkeypatch, capsys):
         ("--mesh fsdp", "--mesh fsdp: 'fsdp': expected a whole number, as in fsdp=64"),
         ("--mesh fsdp=2,fsdp=4", "--mesh fsdp=2,fsdp=4: fsdp has two sizes; expected each axis once"),
         ("--mesh fsdp=0", "mesh.fsdp = 0: expected a size above 0, or -1 once; use 1"),
-        ("--mesh data=-1,fsdp=-1", "at most one axis at -1; give all but one of mesh.data, mesh.fsdp a size"),
+        ("--mesh data=-1,fsdp=-1", "at most one axis at -1; give all but one of data, fsdp a size"),
         (
             "--mesh fsdp=16",
             "mesh.fsdp = 16: expected a product that divides the 8 devices; use mesh.fsdp = 8",
