@@ -274,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workdir", type=_path, help="where everything is written (default: runs/NAME)")
     text = "where runs share their tokens (default: the folder cache beside the workdir)"
     run.add_argument("--cache", type=_path, metavar="DIR", help=text)
-    run.add_argument("--force", action="store_true", help="go on although the recipe changes the rest of the run")
+    run.add_argument("--force", action="store_true", help="resume although the recipe changes the rest of the run")
     run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
     run.add_argument("--executable", type=_path, metavar="FILE", help="the step, as lmjax plan --save wrote it")

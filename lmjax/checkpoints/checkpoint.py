@@ -50,7 +50,7 @@ OLDER = "name an older step's folder"
 class Checkpointer:
     """The checkpoints of one stage. Use as a context manager: leaving it waits for what is being written.
 
-    `report` is told, in a sentence, of a damaged checkpoint that was passed over.
+    `report` receives a sentence about each damaged checkpoint that is passed over.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Checkpointer:
                 create_directories_asynchronously=False,  # threads would wait 300 s for a folder that cannot be made
             ),
         )
-        for logger in ("absl", "asyncio"):  # the latter tells of a task that Orbax has lost whenever it is collected
+        for logger in ("absl", "asyncio"):  # the latter logs a task that Orbax has lost whenever it is collected
             logging.getLogger(logger).addFilter(functools.partial(_not_told_otherwise, folder))
         with clear_disk_errors(folder):
             self._commit_whole()
@@ -102,13 +102,15 @@ class Checkpointer:
             self.wait()
             self._manager.close()
             return
-        with contextlib.suppress(Exception):  # what a save came to is told already, or hidden by what ends the run
+        with contextlib.suppress(
+            Exception
+        ):  # the error of a save is reported already, or hidden by the one that ends the run
             self._manager.close()
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
-        """Starts writing a checkpoint; training goes on once the state has been copied to the host.
+        """Starts writing a checkpoint; training continues once the state has been copied to the host.
 
-        `metrics` are those that are known already: `evaluated` tells of later ones.
+        `metrics` are those that are known already; `evaluated` receives later ones.
         Raises UserError when the disk is full or refuses, for this checkpoint or for the one before it.
         """
         arguments = ocp.args.Composite(
@@ -121,7 +123,7 @@ class Checkpointer:
             self._manager.save(step, args=arguments, force=True)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Keeps the number by which the best checkpoints are told, of a step that was saved."""
+        """Records the number by which the best checkpoints are chosen, of a step that was saved."""
         if self._evaluated is not None:
             known: dict[str, float] = {self._best_by: float(metrics[self._best_by])} if self._best_by in metrics else {}
             with clear_disk_errors(self._folder):
@@ -243,7 +245,7 @@ class Checkpoint:
     def restore(self, abstract: dict[str, Any], say: Callable[[str], None] = _to_terminal) -> dict[str, Any]:
         """Those of step, params and opt_state that `abstract` names, with its shapes, dtypes and shardings.
 
-        All files are compared with their digests first, by all processes together; `say` is told where there are none.
+        All files are compared with their digests first, by all processes together; `say` receives a line where there are none.
         """
         self._verify(say)
         folder = absolute(self.path / STATE)
@@ -299,7 +301,7 @@ class Checkpoint:
             raise UserError(f"{self.path}: damaged: its recipe cannot be read: {error}") from error
 
     def metrics(self) -> dict[str, float]:
-        """The number that it is told apart by, by its name; nothing where it was not evaluated."""
+        """The number by which it is compared, under its name; {} where it was not evaluated."""
         return Evaluated(self.path.parent).of(self.step)
 
     def unpack_tokenizer(self, folder: Path) -> None:
@@ -344,7 +346,7 @@ def checkpoints_in(workdir: Path) -> list[Checkpoint]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Also one that has lost its state, which whoever opens it is told; on a bucket, one that was written whole."""
+    """Also one that has lost its state, as opening it reports; on a bucket, one that was written whole."""
     if is_bucket(folder):
         return (folder / DIGESTS_FILE).exists()
     return any((folder / part).exists() for part in (STATE, EXTRAS_FILE, DIGESTS_FILE))
@@ -354,7 +356,7 @@ def _selects(newest: Checkpoint) -> bool:
     """Whether its recipe says that the best checkpoint is the one to use."""
     try:
         recipe = decode_json(newest.extras()["recipe"], f"{newest.path}: recipe", dict[str, Any])
-    except UserError:  # it is damaged: whoever opens it is told so
+    except UserError:  # it is damaged, as opening it reports
         return False
     settings = recipe.get("checkpoint")
     return isinstance(settings, dict) and bool(settings.get("select_best"))

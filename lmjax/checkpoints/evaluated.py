@@ -1,6 +1,6 @@
 """What the checkpoints of a stage were worth when they were evaluated, which is after each was saved.
 
-`evaluations.json`, beside the checkpoints' folders, holds the number that they are told apart by, for every step that
+`evaluations.json`, beside the checkpoints' folders, holds the number by which they are compared, for every step that
 is still there, with a digest. Older versions of lmjax wrote it into a checkpoint's own folder, where it is read, too.
 """
 
@@ -36,7 +36,7 @@ class Evaluated:
         self._steps = _read(folder / EVALUATIONS_FILE)
 
     def of(self, step: int) -> Numbers:
-        """The number that a checkpoint is told apart by, by its name; nothing where it was not evaluated."""
+        """The number by which a checkpoint is compared, under its name; {} where it was not evaluated."""
         if step in self._steps:
             return self._steps[step]
         file = self._folder / str(step) / "metrics" / "metrics"  # where Orbax wrote it

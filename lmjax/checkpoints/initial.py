@@ -128,11 +128,17 @@ def open_reward_model(path: str, workdir: Path, policy: InitialCheckpoint, field
 def open_reference(path: str, workdir: Path, policy: InitialCheckpoint) -> InitialCheckpoint:
     """Opens the reference policy. Raises UserError where it reads or computes otherwise than the policy."""
     start = open_initial(path, workdir, "reference")
-    fix = "name one that the policy goes on from"
+    fix = "name one that the policy is initialised from"
     require(_same_tokenizer(start, policy), "reference", path, "a model with the policy's tokenizer", fix)
     own = {name: getattr(policy.settings, name) for name in ("layers", "width", "context", "vocab_size")}
     other = ", ".join(f"model.{name} {value}" for name, value in own.items() if getattr(start.settings, name) != value)
-    require(not other, "reference", path, f"a model of the policy's shape ({other})", "name one it goes on from")
+    require(
+        not other,
+        "reference",
+        path,
+        f"a model of the policy's shape ({other})",
+        "name one that the policy is initialised from",
+    )
     return start
 
 

@@ -61,7 +61,7 @@ def staged(workdir: Path, folder: Path, say: Callable[[str], None]) -> Iterator[
     try:
         yield
     except BaseException:
-        with contextlib.suppress(UserError):  # what ended the run is told already
+        with contextlib.suppress(UserError):  # the error that ended the run is reported already
             mirror(folder)
         raise
     mirror(folder)

@@ -72,7 +72,7 @@ def token_shards(
     """The token shards of a source, from `folder`, a folder of the workdir, where they are there, or else of the cache.
 
     Beside `folder` a note keeps what the shards were made from, so that a resumed run reads the same text. Without a
-    cache, and where it cannot be written, the shards are made in `folder`. `say` is told how many tokens there are and
+    cache, and where it cannot be written, the shards are made in `folder`. `say` receives how many tokens there are and
     where they are from. Raises UserError for bad input, a changed source, and a cache of the user's choice that cannot
     be written.
     """

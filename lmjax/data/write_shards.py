@@ -78,7 +78,7 @@ def open_shards(
 ) -> TokenShards:
     """The token shards of any source: those at `settings.path`, or prepared from its text in `folder`.
 
-    Those that were there are verified once on this machine, which `say` is told, as it is of files that are not read.
+    Those that were there are verified once on this machine, which `say` receives, as it does files that are not read.
     """
     if settings.kind == "shards":
         shards = TokenShards(user_path(settings.path, "source.path"), fingerprint)
@@ -98,7 +98,7 @@ def open_shards(
 
 
 def open_text(settings: SourceSettings, say: Say) -> Documents:
-    """The documents of a source of text; `say` is told of the files that are not read."""
+    """The documents of a source of text; `say` receives the files that are not read."""
     source = open_source(settings)
     if source.left_out:
         say(f"{source.name}: not read: {', '.join(source.left_out)}")

@@ -71,7 +71,7 @@ class PromptSet:
     def read_by_source(self, size: int, most: int | None, stop: StopRequest) -> Iterator[Iterator[Numbered]]:
         """For each source its batches of `size` prompts that an evaluation of `most` batches reads: data/loader.py.
 
-        The last batch of a source goes on with prompts that are not used, so that all have one shape. Raises
+        The last batch of a source is filled up with prompts that are not used, so that all have one shape. Raises
         Interrupted where a stop is asked for.
         """
         counts = np.diff(self._firsts)

@@ -38,7 +38,7 @@ def make_optimizer(
     """Clipping by the global norm, then the optimizer, then decoupled weight decay, then the learning rate.
 
     Weight decay is multiplied by the learning rate (Loshchilov & Hutter 2019). The rate is that of the `step` which
-    `update` is told, not of a count in the state, so that a skipped step does not set it back. Without bias correction
+    `update` receives, not of a count in the state, so that a skipped step does not set it back. Without bias correction
     Adam is BERT's (Devlin et al. 2019, the released code). `logical_axes` is the model's tree of axis names.
     """
     parts: list[optax.GradientTransformation] = []

@@ -1,4 +1,4 @@
-"""What the compiler of each platform is told for a training step, and why; everything else stays at its default.
+"""The options of each platform's compiler for a training step, with reasons; all others stay at their defaults.
 
 The latency-hiding scheduler and asynchronous collectives are on by default in libtpu: plans show gathers that start
 before the products that they run beside (tests/plan/test_planner.py). XLA's for GPUs is off in jaxlib 0.10.2 and stays

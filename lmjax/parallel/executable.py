@@ -67,7 +67,7 @@ def save_executable(
     about: dict[str, Any],
     compute: ComputeSettings = ComputeSettings(),
 ) -> None:
-    """Writes what compiling `lowered` gave. `about` is told of a file that does not fit: plain values by name."""
+    """Writes what compiling `lowered` gave. `about`, plain values by name, is compared when a file does not fit."""
     runtime: Any = compiled.runtime_executable()
     payload = runtime.serialize()
     header = {"format": FORMAT, "digest": hashlib.sha256(payload).hexdigest(), "about": about}

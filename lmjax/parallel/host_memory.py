@@ -21,7 +21,7 @@ OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")  # "2": whatever is reserved
 def keep_freed_memory() -> bool:
     """Has malloc keep what is freed; call it before JAX's first use. Returns whether it does: only glibc can.
 
-    Threads that are there already, such as those of a JAX that is running, go on as before. Where the user has set
+    Threads that are there already, such as those of a JAX that is running, continue as before. Where the user has set
     up malloc by MALLOC_... or GLIBC_TUNABLES, nothing is changed.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ)

@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 30  # after which a peer that says nothing is taken for dead
 
 
 def join(facts: Callable[[], Facts], environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes of this run, where the environment tells of any, once all are about to do the same.
+    """Joins the other processes of this run, where the environment names any, once all are about to do the same.
 
     By hand: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Under srun, and on
     a TPU slice of several hosts, nothing has to be set. `facts` gives what this process is about to run. Call it before
@@ -159,11 +159,11 @@ def naming_lost_peers() -> Iterator[None]:
         if "timeout" in str(error).lower() or "timed out" in str(error).lower():
             raise PeerLostError(
                 f"process {jax.process_index()} of {jax.process_count()}: another process was slower than the network "
-                f"layer waits, which has not found it dead; start all of them again to go on ({_first_line(error)})"
+                f"layer waits, which has not found it dead; start all of them again to resume ({_first_line(error)})"
             ) from error
         raise PeerLostError(
             f"process {jax.process_index()} of {jax.process_count()}: another process of this run has died or cannot "
-            f"be reached; its own log says why; start all of them again to go on ({_first_line(error)})"
+            f"be reached; its own log says why; start all of them again to resume ({_first_line(error)})"
         ) from error
 
 

@@ -25,7 +25,7 @@ MOST_FIELDS = 8  # of a part that a message names
 def meet(address: str, processes: int, index: int, facts: Facts | str, seconds: float) -> None:
     """Returns when every process has come with the same facts.
 
-    `facts` of a process that has made a mistake are its message; it is told to all. Raises UserError for mistakes and
+    `facts` of a process that has made a mistake are its message, which all receive. Raises UserError for mistakes and
     for facts that differ, and PeerLostError, naming who is missing, when `seconds` have passed.
     """
     host, _, port = address.rpartition(":")

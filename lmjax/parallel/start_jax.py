@@ -40,7 +40,7 @@ def skip_absent_tpu() -> None:
 
     Nothing is changed where the platform is chosen, by JAX_PLATFORMS or, once it has seen a TPU on the PCI bus, by JAX
     itself; nor where there is any other sign of a TPU. Compiling for a slice that is not attached needs no device and
-    goes on working.
+    still works.
     """
     if _chosen_platforms() is None and not _tpu_may_be_attached():
         register_backend_factory("tpu", _no_device, priority=0, fail_quietly=True)

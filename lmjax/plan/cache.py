@@ -1,4 +1,4 @@
-"""What earlier searches compiled, on disk: a second search prints at once, an interrupted one goes on.
+"""What earlier searches compiled, on disk: a second search prints at once, an interrupted one resumes.
 
 In: a recipe and a slice. Out: the estimate of its step, or the compiler's refusal, as JSON in a file that is named by
 everything that decides the compiled program and what is read off it. Nothing in a file is ever executed.

@@ -149,7 +149,7 @@ def parse(text: str) -> Module:
             current = ""
         elif current and _INSTRUCTION.match(line):
             lines[current].append(line.strip())
-        elif current and lines[current]:  # the metadata of a Pallas call goes on over lines
+        elif current and lines[current]:  # the metadata of a Pallas call spans several lines
             lines[current][-1] += " " + line.strip()
     if not entry:
         raise ValueError("not the text of an HLO module: it has no ENTRY computation")

@@ -1,5 +1,5 @@
 """Runs the stages of a pipeline: finished ones are skipped, an interrupted one resumes, a changed one runs again with
-everything that goes on from it.
+everything that uses it.
 
 Each stage has a folder of its own in the pipeline's workdir, as if it had been run alone. What a run replaces is kept
 beside it, once, as STAGE.old, or STAGE.old.old where another stage has that name.
@@ -36,10 +36,10 @@ class Plan:
 def plan_stages(
     pipeline: Pipeline, folder: Path, only: str | None = None, start_from: str | None = None, force: bool = False
 ) -> list[Plan]:
-    """What to do with each stage. Raises UserError for an unknown stage, or where `only` lacks what it goes on from.
+    """What to do with each stage. Raises UserError for an unknown stage, or where `only` lacks what it uses.
 
     `only` runs a single stage; `start_from` runs that one and all behind it anew. A stage whose recipe changed in what
-    the rest of it computes runs anew, or, with `force`, goes on where its weights allow it.
+    the rest of it computes runs anew, or, with `force`, resumes where its weights allow it.
     """
     names = [stage.name for stage in pipeline.stages]
     for option, name in (("--only", only), ("--from", start_from)):
@@ -98,7 +98,7 @@ def _plan(stage: Stage, own: Path, renewed: dict[str, str], behind: bool, force:
         return Plan(stage, "anew", "runs anew, because its recipe changed: " + "; ".join(changed))
     upstream = [source for source in stage.sources().values() if source in renewed]
     if upstream:
-        return Plan(stage, "anew", f"runs anew, because it goes on from {' and '.join(upstream)}")
+        return Plan(stage, "anew", f"runs anew, because it uses {' and '.join(upstream)}")
     other = changes(stage, own)
     if other:
         return Plan(stage, "anew", f"runs anew, because {' and '.join(other)}")

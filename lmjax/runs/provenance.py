@@ -53,7 +53,7 @@ def claim_provenance(stage: Stage, own: Path, force: bool) -> None:
     other = _changes(stage, own, now)
     if other and not force and begun(own) is not None:
         raise UserError(
-            f"{own}: {' and '.join(other)} since this run began; choose another --workdir, or go on with it by --force"
+            f"{own}: {' and '.join(other)} since this run began; choose another --workdir, or resume with it by --force"
         )
     if is_first():
         write_whole(own / PROVENANCE_FILE, json.dumps(now, indent=2))

@@ -69,7 +69,7 @@ def adopted(old: Stage, new: Stage, step: int, force: bool, where: object) -> tu
         fields = "\n  ".join(consequential)
         raise UserError(
             f"{where}: its recipe differs from this one in\n  {fields}\n"
-            "which changes the rest of the run; choose another --workdir, or go on with the new recipe by --force"
+            "which changes the rest of the run; choose another --workdir, or resume with the new recipe by --force"
         )
     if new.steps is not None:
         fix = f"raise it, or choose another --workdir than {where}"

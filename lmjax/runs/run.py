@@ -66,7 +66,7 @@ def run(
 ) -> Result:
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
-    `force` goes on although the recipe changes what the rest of the run computes. Of a pipeline, `only` runs one stage,
+    `force` resumes although the recipe changes what the rest of the run computes. Of a pipeline, `only` runs one stage,
     and `start_from` runs that stage and all behind it anew. `executable` is the file of a pretraining step that
     `lmjax plan` compiled. `cache` is the folder where runs share their token shards, by default `cache` beside the
     workdir. Where the default one cannot be written, tokens are kept in the workdir; a named one is then an error.
@@ -224,7 +224,7 @@ def _scale(outcome: Outcome) -> dict[str, Any]:
 
 
 def _stopwatch(folder: Path, display: ProgressDisplay) -> Callable[[], float]:
-    """A function that gives the seconds of all runs of the workdir up to now, as far as its record tells of them.
+    """A function that gives the seconds of all runs of the workdir up to now, as far as its record holds them.
 
     What a killed run did after the last line of its record is not in it.
     """

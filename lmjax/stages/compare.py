@@ -64,7 +64,7 @@ def compare(resolved: ResolvedStage, session: Session) -> dict[str, Any]:
     """Writes the comparisons and returns their known rewards and, with a reward model, those of the best of n answers.
 
     A prompt whose answers the labeler finds equal, or of which fewer than two are not empty, is left out and counted.
-    What an interrupted run has sampled is kept, batch by batch: the same call goes on behind it.
+    What an interrupted run has sampled is saved, batch by batch: the same call resumes after it.
     """
     recipe, workdir, display = resolved.of(Compare), resolved.folder, session.display
     require(bool(recipe.dialogue.train), "dialogue.train", (), "at least one source", "name a file of prompts")
@@ -120,7 +120,7 @@ def _lines(found: list[_Answers], values: dict[str, np.ndarray]) -> list[tuple[P
 
 
 def _written(lines: list[tuple[Prompt, list[str], dict[str, Any]]], ranks_BK: np.ndarray) -> list[dict[str, Any]]:
-    """The records of those prompts whose answers are told apart."""
+    """The records of the prompts whose answers have different ranks."""
     out = []
     for (record, answers, values), ranks_K in zip(lines, ranks_BK, strict=True):
         kept = [k for k, answer in enumerate(answers) if answer.strip()]

@@ -195,7 +195,7 @@ def _unpacked(folder: Path) -> bool:
 def _trained_on(recipe: Pretrain) -> tuple[Any, ...]:
     trains = recipe.tokenizer.kind != "byte" and not recipe.tokenizer.path
     sources = recipe.data.train if trains else ()
-    alone = len(sources) == 1  # a weight that mixes nothing is told as in older versions, which named folders so
+    alone = len(sources) == 1  # older versions named folders with the weight 1.0 of a single source
     return tuple(dataclasses.replace(source, weight=1.0) for source in sources) if alone else sources
 
 

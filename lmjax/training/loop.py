@@ -46,7 +46,7 @@ class Job:
     tokens_in: Callable[[int], int]  # tokens of the batch of a step
     evaluate: Callable[[TrainState, int], Values]  # raises Interrupted where it leaves off because a stop is asked for
     save: Callable[[TrainState, int], None]
-    evaluated: Callable[[int, Values], None]  # told of the step that was saved and then evaluated
+    evaluated: Callable[[int, Values], None]  # receives the step that was saved and then evaluated
     record: Callable[[int, Values], None]  # a line of the log
     show: Callable[[int, Values], None]  # the progress display
     meter: Meter

@@ -94,7 +94,7 @@ class ProgressDisplay:
 
     @contextmanager
     def waiting(self, title: str) -> Iterator[None]:
-        """Shows that `title` goes on, and for how long, where nothing can tell how much of it is done."""
+        """Shows that `title` is running, and for how long, where the share that is done is unknown."""
         columns = (TextColumn("{task.description}", markup=False), SpinnerColumn("line"), TimeElapsedColumn())
         bar = Progress(*columns, console=self._console, transient=True, disable=not self._live)
         bar.add_task(title, total=None)

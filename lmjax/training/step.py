@@ -36,7 +36,7 @@ def make_train_step(
     The batch is cut into `microbatches` parts whose loss sums, weights and gradients of sums are added up; the one
     division is by the weight of the whole batch, over all devices. Its rng is fold_in(key(seed), step), and one more
     fold per microbatch. A step whose loss or gradient is not finite leaves parameters and optimizer state as they
-    were and counts 1 in `skipped`. The optimizer's `update` is told the `step`.
+    were and counts 1 in `skipped`. The optimizer's `update` receives the `step`.
 
     Under shard_map or pmap, `axis_name` is the axis, or axes, over which to sum; the state is the same on every
     device, and each device draws dropout of its own.

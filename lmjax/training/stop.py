@@ -71,7 +71,7 @@ class StopRequest:
         self._before = {}
 
     def _watch(self) -> None:
-        """Starts a thread that is told of a signal when it comes, whatever the main thread is doing."""
+        """Starts a thread that receives a signal when it comes, whatever the main thread is doing."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

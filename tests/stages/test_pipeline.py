@@ -77,7 +77,7 @@ def test_a_changed_stage_runs_anew_with_all_that_goes_on_from_it_and_says_why(fi
     plans = plan_stages(changed, finished)
     assert [plan.action for plan in plans] == ["skip", "skip", "anew", "anew"]
     assert plans[2].reason == "runs anew, because its recipe changed: margin: 0.0 -> 0.5"
-    assert plans[3].reason == "runs anew, because it goes on from reward"
+    assert plans[3].reason == "runs anew, because it uses reward"
     everything = stages(pretrain=Pretrain(train=TrainSettings(steps=7)))
     assert set(actions(finished, everything).values()) == {"anew"}
 
@@ -99,7 +99,7 @@ def test_a_stage_goes_on_from_the_files_that_it_reads_too(finished):
     assert set(actions(finished, iterated(0.1)).values()) == {"skip"}
     plans = plan_stages(iterated(0.2), finished)
     assert [plan.action for plan in plans] == ["skip"] * 4 + ["anew"] * 3
-    assert plans[5].reason == "runs anew, because it goes on from compare"
+    assert plans[5].reason == "runs anew, because it uses compare"
     with pytest.raises(UserError, match=r"^reward\.dialogue\.train\[0\]\.path = 'compare': expected a stage before"):
         Pipeline(
             "p",

@@ -70,7 +70,7 @@ def test_a_changed_recipe_is_refused_field_by_field_unless_forced(tmp_path):
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{tmp_path}: its recipe differs from this one in"
     assert sorted(lines[1:3]) == ["  train.seed: 0 -> 3", "  train.steps: 1000 -> 7"]
-    assert lines[3].endswith("choose another --workdir, or go on with the new recipe by --force")
+    assert lines[3].endswith("choose another --workdir, or resume with the new recipe by --force")
     assert from_json((tmp_path / RECIPE_FILE).read_text()) == old
     claim(tmp_path, new, force=True)
     assert from_json((tmp_path / RECIPE_FILE).read_text()) == new
