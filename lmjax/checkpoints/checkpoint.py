@@ -102,9 +102,7 @@ class Checkpointer:
             self.wait()
             self._manager.close()
             return
-        with contextlib.suppress(
-            Exception
-        ):  # the error of a save is reported already, or hidden by the one that ends the run
+        with contextlib.suppress(Exception):  # of a save: reported already, or hidden by what ends the run
             self._manager.close()
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
@@ -245,7 +243,7 @@ class Checkpoint:
     def restore(self, abstract: dict[str, Any], say: Callable[[str], None] = _to_terminal) -> dict[str, Any]:
         """Those of step, params and opt_state that `abstract` names, with its shapes, dtypes and shardings.
 
-        All files are compared with their digests first, by all processes together; `say` receives a line where there are none.
+        All files are compared with their digests first, by all processes together; where there are none, `say` says so.
         """
         self._verify(say)
         folder = absolute(self.path / STATE)
