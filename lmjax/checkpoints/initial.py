@@ -132,13 +132,7 @@ def open_reference(path: str, workdir: Path, policy: InitialCheckpoint) -> Initi
     require(_same_tokenizer(start, policy), "reference", path, "a model with the policy's tokenizer", fix)
     own = {name: getattr(policy.settings, name) for name in ("layers", "width", "context", "vocab_size")}
     other = ", ".join(f"model.{name} {value}" for name, value in own.items() if getattr(start.settings, name) != value)
-    require(
-        not other,
-        "reference",
-        path,
-        f"a model of the policy's shape ({other})",
-        "name one that the policy is initialised from",
-    )
+    require(not other, "reference", path, f"a model of the policy's shape ({other})", fix)
     return start
 
 

@@ -25,8 +25,8 @@ from lmjax.objective.preferences import answer_scores, present_answers, reward_l
 from lmjax.objective.rankings import accuracy_by_size, calibration
 from lmjax.objective.weighted import LossFunction, Weighted, added_up
 from lmjax.optim.train_state import TrainState
-from lmjax.settings import RewardModel
-from lmjax.tasks.conversations import conversation_data, dialogue_stage, open_conversations
+from lmjax.settings import DialogueStage, RewardModel
+from lmjax.tasks.conversations import conversation_data, open_conversations
 from lmjax.tasks.program import Cost, language_cost
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
@@ -38,7 +38,7 @@ LABELERS, ZERO = "held_out_labelers", "demonstrations"  # further rows of the da
 
 def ranked_fields(resolved: ResolvedStage) -> BatchSpec:
     """Rows of `dialogue.most_answers` answers to each prompt, [B, K, T], and their ranks, [B, K]."""
-    dialogue = dialogue_stage(resolved).dialogue
+    dialogue = resolved.of(DialogueStage).dialogue
     shape = (dialogue.batch_size, dialogue.most_answers, dialogue.sequence_length)
     return language_fields(shape) | {RANKS: Field(shape[:2])}
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
+from lmjax.errors import UserError
 from lmjax.model import sharding as sharding_context
 from lmjax.objective.chunks import chunk_logits
 from lmjax.parallel.axis_rules import partition_spec
@@ -14,7 +15,19 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import batch_sharding
 from lmjax.plan import report
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings, Pretrain
+from lmjax.settings import (
+    PPO,
+    AttentionSettings,
+    DataSettings,
+    DialogueSettings,
+    MeshSettings,
+    ModelSettings,
+    PlanSettings,
+    PPOSettings,
+    Pretrain,
+    RewardModel,
+    RewardSettings,
+)
 
 RECIPE = Pretrain(
     data=DataSettings(sequence_length=32, batch_size=8),
@@ -83,3 +96,20 @@ def test_what_is_told_of_batch_and_logits_is_what_a_step_has():
     made = jax.jit(lambda head, hidden: chunk_logits(head, hidden, 512)[0]).lower(*arrays).compile().output_shardings
     logits = NamedSharding(mesh, partition_spec(report.ACTIVATIONS["logits [B, T, V]"]))
     assert made.is_equivalent_to(logits, 3)
+
+
+def test_a_stage_of_conversations_is_explained_and_one_of_several_models_is_refused(monkeypatch):
+    monkeypatch.setattr(report, "slice_mesh", lambda target, where: make_mesh(target.recipe.mesh))
+    common = {"start": "a", "model": RECIPE.model, "mesh": RECIPE.mesh, "plan": RECIPE.plan}
+    common["dialogue"] = DialogueSettings(sequence_length=16)
+    small = PPOSettings(response_tokens=16)
+        "start": "a",
+        "model": RECIPE.model,
+        "plan": PlanSettings(topology="v5e-8"),
+        "mesh": RECIPE.mesh,
+    }
+    lines = list(report.explanation(RewardModel(**common)))
+    assert any(line.startswith("trunk/tokens: ") for line in lines) and any("scalar/kernel" in line for line in lines)
+    scorer = RewardModel(name="r", **common)
+    with pytest.raises(UserError, match="'ppo' trains several models"):
+        list(report.explanation(PPO(reward=RewardSettings(source="r"), ppo=small, **common), (scorer,)))

@@ -97,10 +97,9 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistaken, arguments, message
     ("arguments", "message"),
     [
         ("--stage stf", "--stage stf: no such stage in 'all'; did you mean 'sft'?"),
-        ("--stage compare", "--stage compare: it compares answers and trains nothing; plan one of base, sft"),
+        ("--stage compare", "--stage compare: it trains nothing; plan one of base, sft"),
         ("--stage sft --step generate --topology v5e-8", "--step = 'generate': expected 'train' for SFT"),
         ("--stage sft", "plan.topology = '': expected a slice; give --topology, such as --topology v5e-256"),
-        ("--stage sft --topology v5e-8 --explain", "--explain: expected a stage that pretrains"),
     ],
 )
 def test_a_mistake_about_a_stage_is_one_line_too(mistaken, arguments, message):
