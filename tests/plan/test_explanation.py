@@ -103,11 +103,6 @@ def test_a_stage_of_conversations_is_explained_and_one_of_several_models_is_refu
     common = {"start": "a", "model": RECIPE.model, "mesh": RECIPE.mesh, "plan": RECIPE.plan}
     common["dialogue"] = DialogueSettings(sequence_length=16)
     small = PPOSettings(response_tokens=16)
-        "start": "a",
-        "model": RECIPE.model,
-        "plan": PlanSettings(topology="v5e-8"),
-        "mesh": RECIPE.mesh,
-    }
     lines = list(report.explanation(RewardModel(**common)))
     assert any(line.startswith("trunk/tokens: ") for line in lines) and any("scalar/kernel" in line for line in lines)
     scorer = RewardModel(name="r", **common)
