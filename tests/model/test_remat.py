@@ -25,6 +25,8 @@ from lmjax.settings import (
     Pretrain,
 )
 
+pytestmark = pytest.mark.usefixtures("optimized")  # what programs keep and move is read off them
+
 LAYERS, ROWS, LENGTH, WIDTH = 3, 2, 16, 32
 SETTINGS = ModelSettings(LAYERS, WIDTH, LENGTH, 61, AttentionSettings(heads=4, implementation="einsum"), dropout=0.1)
 IN_BLOCK = LAYERS * ROWS * LENGTH * WIDTH  # entries of one [B, T, D] array of every layer
