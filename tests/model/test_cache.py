@@ -36,16 +36,14 @@ def fields(tokens):
 )
 def test_a_prompt_and_then_single_tokens_give_the_logits_of_the_full_pass(rows, scan_layers, attention):
     model = decoder(scan_layers, **attention)
-    params = jax.jit(model.init)(jax.random.key(0))
-    params = jax.tree.map(lambda p: p * 4, params)  # so that attention is far from uniform
+    params = jax.tree.map(lambda p: p * 4, model.init(jax.random.key(0)))  # so that attention is far from uniform
     batch = fields(jnp.asarray(np.random.default_rng(0).integers(0, V, (rows, LENGTH)), jnp.int32))
-    extend, project = jax.jit(model.extend), jax.jit(model.project)
-    found, cache = [], model.empty_cache(rows, LENGTH + 2)
+    extend, found, cache = jax.jit(model.extend), [], model.empty_cache(rows, LENGTH + 2)
     for start, stop in [(0, 4), *((i, i + 1) for i in range(4, LENGTH))]:
         part = (batch[name][:, start:stop] for name in ("tokens", "positions", "segments"))
         hidden, cache = extend(params, cache, *part, start)
-        found.append(project(params, hidden))
-    expected = jax.jit(model.logits)(params, batch)
+        found.append(model.project(params, hidden))
+    expected = model.logits(params, batch)
     assert np.abs(np.asarray(expected)).max() > 0.5
     np.testing.assert_allclose(jnp.concatenate(found, 1), expected, atol=1e-4)
 
@@ -54,7 +52,7 @@ def test_a_prompt_and_then_single_tokens_give_the_logits_of_the_full_pass(rows, 
 def test_a_decoding_loop_copies_no_cache(rows):
     """XLA's CPU backend copies a cache with an axis of size 1 three times per token, and a layer's slice of a stack."""
     model = decoder()
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = model.init(jax.random.key(0))
     cache = model.empty_cache(rows, SLOTS)
 
     def loop(params, cache, count):

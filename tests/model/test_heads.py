@@ -41,7 +41,7 @@ def scores(model):
 
 @pytest.fixture(scope="module")
 def params(model):
-    return jax.jit(model.init)(jax.random.key(0))
+    return model.init(jax.random.key(0))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -56,7 +56,7 @@ def test_the_score_is_the_value_at_the_last_real_token(model, params, scores, si
 @pytest.mark.parametrize("kind", ["learned", "rotary"])
 def test_padding_on_either_side_of_any_width_gives_the_same_scores(kind):
     model = scalar_model(positions=PositionSettings(kind=kind))
-    params = jax.jit(model.init)(jax.random.key(1))
+    params = model.init(jax.random.key(1))
     scores = jax.jit(model.scores)
     alone = []
     for row, length in enumerate(LENGTHS):
@@ -101,7 +101,7 @@ def test_scores_are_float32_sums_under_bfloat16():
 
 
 def test_the_trunk_is_the_language_models_and_axes_match(model, params):
-    trunk = jax.jit(model.language_model.init)(jax.random.key(5))
+    trunk = model.language_model.init(jax.random.key(5))
     made = model.on_trunk(trunk, jax.random.key(6))
     jax.tree.map(np.testing.assert_array_equal, made["trunk"], trunk)
     axes = model.logical_axes()

@@ -15,6 +15,8 @@ from lmjax.parallel.placement import batch_sharding, on_mesh, parameter_sharding
 from lmjax.plan.hlo import costs, parse
 from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings
 
+pytestmark = pytest.mark.usefixtures("optimized")  # what programs exchange is read off them
+
 V, D, B, T = 64, 32, 16, 8
 WARNING = "Involuntary full rematerialization"
 MESHES = [

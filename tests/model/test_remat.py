@@ -25,6 +25,8 @@ from lmjax.settings import (
     Pretrain,
 )
 
+pytestmark = pytest.mark.usefixtures("optimized")  # what programs keep and move is read off them
+
 LAYERS, ROWS, LENGTH, WIDTH = 3, 2, 16, 32
 SETTINGS = ModelSettings(LAYERS, WIDTH, LENGTH, 61, AttentionSettings(heads=4, implementation="einsum"), dropout=0.1)
 IN_BLOCK = LAYERS * ROWS * LENGTH * WIDTH  # entries of one [B, T, D] array of every layer
@@ -77,7 +79,7 @@ def test_an_offloaded_policy_moves_what_the_other_keeps_to_the_host(name):
 def test_offloading_changes_neither_loss_nor_gradients(unoptimized):
     def run(remat):
         model, function = gradients(remat)
-        params = jax.jit(model.init)(jax.random.key(0))
+        params = model.init(jax.random.key(0))
         return jax.jit(function)(jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params))
 
     (loss, grads), (expected_loss, expected) = run("projections_offloaded"), run("none")

@@ -70,7 +70,7 @@ def test_a_batch_that_no_mesh_divides_is_an_error_that_says_which():
 def test_the_options_are_what_run_needs_to_be_told(tmp_path):
     path = tmp_path / "small.py"
     path.write_text(
-        "from lmjax.settings.recipe_files import Pretrain\nfrom lmjax.settings import MeshSettings\n"
+        "from lmjax.settings import MeshSettings, Pretrain\n"
         "def recipe():\n    return Pretrain(mesh=MeshSettings(data=1, fsdp=2))\n"
     )
     recipe = Pretrain(mesh=MeshSettings(data=1, fsdp=2))
