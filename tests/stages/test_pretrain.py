@@ -175,7 +175,7 @@ def test_a_shorter_recipe_than_what_was_trained_is_an_error(tmp_path, tiny, trai
 
 def test_a_request_to_stop_while_data_are_prepared_stops_at_once(tmp_path, tiny, train, monkeypatch):
     stop = StopRequest()
-    monkeypatch.setattr(module, "prepare", lambda *_: stop._ask(15, None))
+    monkeypatch.setattr(module, "prepare", lambda *_, **__: stop._ask(15, None))
     with pytest.raises(Stopped):
         train(tiny(), tmp_path, stop)
     assert not (tmp_path / "checkpoints").exists()
