@@ -31,6 +31,11 @@ SHARED_DATA = Path(os.environ.get("LMJAX_SHARED_DATA", Path(__file__).parents[2]
 LONGEST = ("plan", "stages", "rlhf", "bucket", "model", "invariants", "generate", "objective")
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are no names: compressed ones hold the time, and processes would not agree on what the tests are called."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     ranks = {name: rank for rank, name in enumerate(LONGEST)}

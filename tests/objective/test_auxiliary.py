@@ -18,7 +18,7 @@ from lmjax.objective.preferences import preference_loss, reward_loss
 from lmjax.objective.weighted import with_auxiliary
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.shardings import on_mesh, place_batch
+from lmjax.parallel.placement import on_mesh, place_batch
 from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings
 from lmjax.training.step import make_eval_step, make_train_step
 
@@ -111,7 +111,7 @@ def test_a_steps_gradient_is_that_of_the_loss_and_the_auxiliary_loss(microbatche
 def test_a_mesh_changes_no_auxiliary_loss():
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, sequence=2))
     batch = ragged()
-    placed = place_batch(lambda rows: {name: array[rows] for name, array in batch.items()}, B, T, mesh)
+    placed = place_batch(lambda rows: {name: array[rows] for name, array in batch.items()}, B, mesh)
     step = make_train_step(language_loss(MODEL), optax.sgd(1.0), microbatches=2)
     assert_is_wanted(*descended(jax.jit(on_mesh(step, mesh)), params(), placed))
 
