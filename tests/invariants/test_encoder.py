@@ -17,8 +17,16 @@ from lmjax.objective.next_token import language_loss
 from lmjax.objective.preferences import preference_loss
 from lmjax.rl.learner import Learner
 from lmjax.rl.rollout import Vocabulary
-from lmjax.settings import AttentionSettings, KLSettings, ModelSettings, PositionSettings, PPOSettings, RewardSettings
-from lmjax.settings.recipe_files import Pretrain, from_json, to_json
+from lmjax.settings import (
+    AttentionSettings,
+    KLSettings,
+    ModelSettings,
+    PositionSettings,
+    PPOSettings,
+    Pretrain,
+    RewardSettings,
+)
+from lmjax.settings.recipe_files import from_json, to_json
 from lmjax.tokenizers.byte import ByteTokenizer
 
 T, V = 128, 300
