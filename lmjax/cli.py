@@ -19,6 +19,7 @@ import lmjax
 from lmjax.errors import PeerLostError, UserError, nearest, readable
 from lmjax.fields import require_local
 from lmjax.files import open_streams, user_path
+from lmjax.version import __version__
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -263,7 +264,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("lmjax", description="A JAX/Flax training stack for language models.")
-    parser.add_argument("--version", action="version", version=f"lmjax {lmjax.__version__}")
+    parser.add_argument("--version", action="version", version=f"lmjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = _add(commands, "run", _run, "train what a recipe says; the same command resumes", "lmjax run quickstart")

@@ -24,7 +24,6 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-import lmjax
 from lmjax.bucket import CHECKPOINTS, absolute, checkpoints_of, remote_of
 from lmjax.checkpoints.digests import (
     CARRIED,
@@ -41,6 +40,7 @@ from lmjax.errors import UserError, clear_disk_errors, is_bucket, means_full_dis
 from lmjax.files import decode_json, read_json, safe_name
 from lmjax.optim.train_state import TrainState
 from lmjax.settings import CheckpointSettings
+from lmjax.version import __version__
 
 STATE, EXTRAS = "state", "extras"
 COMMITTED = "commit_success.txt"  # what Orbax writes last, on a bucket, where it cannot rename a folder
@@ -67,7 +67,7 @@ class Checkpointer:
         self._best_by = settings.best_by
         self._evaluated: Evaluated | None = None
         self._extras = {
-            "lmjax": lmjax.__version__,
+            "lmjax": __version__,
             "recipe": recipe_json,
             "tokenizer": _packed(tokenizer_folder) if tokenizer_folder else {},
             CARRIED: DIGESTS_FILE,

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lmjax
 from lmjax.errors import UserError
 from lmjax.fields import check_fields
 from lmjax.files import cache_folder, parse_json, write_whole
 from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.settings import Pretrain
 from lmjax.tasks.resolved import known_model, planned_entries
+from lmjax.version import __version__
 
 # Fields that leave what a step computes, and so its memory and time, as they are; all others belong to the key.
 IRRELEVANT = {
@@ -116,10 +116,10 @@ def key(recipe: Pretrain, topology: str) -> str:
 @functools.cache
 def _versions() -> dict[str, str]:
     """Of the compiler and of this package, whose own sources count: they change before its version does."""
-    root = Path(lmjax.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for source in SOURCES:
         for path in sorted((root / source).rglob("*.py")) if (root / source).is_dir() else [root / source]:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-    return packages | {"lmjax": lmjax.__version__, "sources": digest.hexdigest()}
+    return packages | {"lmjax": __version__, "sources": digest.hexdigest()}

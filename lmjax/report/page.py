@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from string import Template
 
-import lmjax
 from lmjax.errors import UserError
 from lmjax.fields import require_local
 from lmjax.files import write_whole
@@ -20,6 +19,7 @@ from lmjax.report.markup import Html, element, escaped, joined
 from lmjax.report.metrics import charts_of
 from lmjax.report.records import PipelineRecord, RunRecord, read_pipeline, read_run
 from lmjax.run_files import is_pipeline
+from lmjax.version import __version__
 
 REPORT_FILE = "report.html"
 
@@ -112,4 +112,4 @@ def _footer(runs: Sequence[RunRecord]) -> Html:
     recorded = max((run.recorded for run in runs if run.recorded), default=None)
     written = f" The last line of the log is of {recorded:%Y-%m-%d %H:%M} UTC." if recorded else ""
     whose = "run" if len(runs) == 1 else "pipeline"
-    return element("p", f"Written by lmjax {lmjax.__version__} from the {whose}\u2019s recipe and log.{written}")
+    return element("p", f"Written by lmjax {__version__} from the {whose}\u2019s recipe and log.{written}")

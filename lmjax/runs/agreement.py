@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import lmjax
 from lmjax.data.text_sources import checksum
 from lmjax.errors import UserError
 from lmjax.files import user_path
 from lmjax.parallel.rendezvous import Facts
 from lmjax.settings import Pipeline, Stage
 from lmjax.settings.recipe_files import flat, plain
+from lmjax.version import __version__
 
 MOST_READ = 64  # files of a folder whose contents are looked at; of the others, names and sizes
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -36,7 +36,7 @@ def facts_of(recipe: Stage | Pipeline, options: Mapping[str, Any]) -> Facts:
     return {
         "the recipe": fields,
         "the options": {name: repr(value) for name, value in options.items()},
-        "lmjax's code": {"version": lmjax.__version__, "digest": code_digest(Path(__file__).parents[1])},
+        "lmjax's code": {"version": __version__, "digest": code_digest(Path(__file__).parents[1])},
         "the packages": {name: metadata.version(name) for name in PACKAGES},
         "the data": {path: files_digest(path) for path in sorted(paths_of(stages))},
     }

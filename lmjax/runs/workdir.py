@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 
-import lmjax
 from lmjax.checkpoints.checkpoint import checkpoints_in
 from lmjax.errors import UserError
 from lmjax.files import write_whole
@@ -24,6 +23,7 @@ from lmjax.runs.recipe_changes import adopted
 from lmjax.settings import Stage
 from lmjax.settings.recipe_files import from_json, read_recipe, to_json
 from lmjax.training.record import note_changes
+from lmjax.version import __version__
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def environment() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     devices = jax.devices()
     return {
-        "lmjax": lmjax.__version__,
+        "lmjax": __version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
         "devices": f"{len(devices)} x {devices[0].device_kind}",

@@ -1,0 +1,3 @@
+"""The version of lmjax."""
+
+__version__ = "0.1.0"
