@@ -11,9 +11,10 @@ import numpy as np
 
 from lmjax.notation import decimals, exact, percent, rounded
 from lmjax.report.charts import Chart, Series
-from lmjax.report.parts import Rows
 from lmjax.report.records import RunRecord
 from lmjax.stages.shown import TRAINING, Drawn, Told, one_curve
+
+Rows = list[tuple[str, str]]  # names and values
 
 EVERYWHERE = (
     one_curve("learning_rate", "Learning rate", "learning_rate", True),
@@ -70,21 +71,15 @@ def tiles_of(run: RunRecord) -> list[tuple[str, str, str]]:
     """The handful of numbers that one asks for first: name, value, unit."""
     values = [(told, run.last(_metric(run, told.metric))) for told in run.shown.tiles]
     tiles = [(told.label, told.write(value), told.unit) for told, value in values if value is not None]
-    seen = run.seen
-    if seen is not None:
-        count, what = seen
-        tiles.append((what, rounded(count), "trained on"))
+    if run.seen is not None:
+        amount, unit = run.seen
+        tiles.append((unit, rounded(amount), "trained on"))
     _, rates = run.series("tokens_per_second")
     return [*tiles, ("tokens/s", rounded(float(np.median(rates))), "median")] if len(rates) else tiles
 
 
-def last_training(run: RunRecord) -> Rows:
-    """The newest of what the steps logged."""
-    return told(run, run.shown.numbers)
-
-
-def told(run: RunRecord, numbers: tuple[Told, ...]) -> Rows:
-    """Those of the numbers that the log holds, at their newest."""
+def newest(run: RunRecord, numbers: tuple[Told, ...]) -> Rows:
+    """The newest value of those of the numbers that the log holds."""
     values = [(number, run.last(number.metric)) for number in numbers]
     return [(number.label, number.write(value)) for number, value in values if value is not None]
 
@@ -164,6 +159,7 @@ def model_counts(run: RunRecord) -> Rows:
         ("FLOPs per token", rounded(counts["flops_per_token"])),
         ("FLOPs per token as 6N", rounded(counts["flops_per_token_6n"])),
     ]
-    if run.tokens is not None:
-        rows.append(("training FLOPs so far", rounded(counts["flops_per_token"] * run.tokens)))
+    amount, unit = run.seen or (0, "")
+    if unit == "tokens":
+        rows.append(("training FLOPs so far", rounded(counts["flops_per_token"] * amount)))
     return rows
