@@ -74,7 +74,7 @@ class Series:
     values: np.ndarray
     role: Literal["first", "second"] = "first"
     marked: bool = False  # a marker at every point
-    told: bool = True  # its newest value stands beside its name
+    shows_newest: bool = True  # the newest value stands beside the label
     dashed: bool = False
 
     @property

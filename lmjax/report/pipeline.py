@@ -15,7 +15,7 @@ from lmjax.report.metrics import against_divergence, charts_of, tiles_of
 from lmjax.report.records import PipelineRecord, RunRecord
 from lmjax.report.sections import Figure, State, best_of, figures, shape, state, warnings
 
-TOLD = 3  # numbers of a stage that stand beside its name
+TILES = 3  # numbers of a stage that stand beside its name
 
 
 def pipeline_values(pipeline: PipelineRecord, charts: list[Chart]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _stage(name: str, run: RunRecord | None) -> dict[str, Any]:
     """A stage with how far it came and its first numbers."""
     if run is None:
         return {"name": name, "begun": False}
-    tiles = tiles_of(run)[:TOLD] if run.lines else []
+    tiles = tiles_of(run)[:TILES] if run.lines else []
     return {
         "name": name,
         "begun": True,

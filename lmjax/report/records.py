@@ -94,7 +94,7 @@ class RunRecord:
         row_tokens = self.recipe.loading.sequence_length + self.recipe.sampled[1]
         return dataclasses.asdict(count(dataclasses.replace(self.model, vocab_size=rows), row_tokens))
 
-    @property
+    @cached_property
     def samples(self) -> dict[int, list[dict[str, Any]]]:
         """The lines that hold samples, by step."""
         by_step: dict[int, list[dict[str, Any]]] = {}
@@ -106,7 +106,7 @@ class RunRecord:
     @property
     def changes(self) -> list[tuple[int, str]]:
         """The fields of the recipe that changed between two runs, each with the steps that came before it."""
-        return [(line["step"], told) for line in self.lines for told in line.get(CHANGED, ())]
+        return [(line["step"], change) for line in self.lines for change in line.get(CHANGED, ())]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values, float64 [N] each, of the lines that hold the number `name`; empty where none does."""
@@ -119,9 +119,10 @@ class RunRecord:
         return float(values[-1]) if values else None
 
     def of_sources(self, name: str) -> dict[str, float]:
-        """The newest value of a number that the log tells for each of several sources, by their names."""
-        found = [column.partition("/") for column in self.numbers]
-        return {source: self.numbers[f"{name}/{source}"][1][-1] for own, _, source in found if own == name and source}
+        """The newest value of a number that the log holds for each of several sources, by their names."""
+        prefix = f"{name}/"
+        columns = [column for column in self.numbers if column.startswith(prefix) and column != prefix]
+        return {column.removeprefix(prefix): self.numbers[column][1][-1] for column in columns}
 
     @property
     def training_loss(self) -> str:
@@ -162,9 +163,8 @@ class PipelineRecord:
 
 def read_pipeline(folder: Path) -> PipelineRecord:
     """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
-    names = stage_names(folder)
-    own = {name: folder / name for name in names}
-    return PipelineRecord(folder, {n: read_run(f) if (f / RECIPE_FILE).is_file() else None for n, f in own.items()})
+    begun = {name: (folder / name / RECIPE_FILE).is_file() for name in stage_names(folder)}
+    return PipelineRecord(folder, {name: read_run(folder / name) if begun[name] else None for name in begun})
 
 
 def read_run(folder: Path) -> RunRecord:
