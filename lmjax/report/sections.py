@@ -52,7 +52,7 @@ class State(NamedTuple):
 def run_values(run: RunRecord, charts: Sequence[Chart]) -> dict[str, Any]:
     """The values of run.html; `charts` are the run's."""
     trains = run.shown.state is None
-    settings = [(part, rows) for part, rows in _parts(run.recipe) if rows]
+    settings = _parts(run.recipe)
     changed = [(part, [row[:2] for row in rows if row[2]]) for part, rows in settings]
     return {
         "kind": f"lmjax {run.stage}",
@@ -221,30 +221,27 @@ def _speed(run: RunRecord) -> Rows:
 
 def _parts(recipe: Any) -> list[tuple[str, list[SettingRow]]]:
     """The settings of each part of a recipe, those that are in none under "stage"."""
-    stage: list[SettingRow] = []
-    parts = []
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        made: Any = type(value)
-        if isinstance(value, TaskSettings):
-            task = value.plain()
-            rows = [(name, setting(plain), True) for name, plain in task["fields"].items()]
-            parts.append((field.name, [("class", task["task"], True), *rows]))
-        elif dataclasses.is_dataclass(value):
-            stock = field.default if dataclasses.is_dataclass(field.default) else made()
-            parts.append((field.name, _settings(value, stock)))
-        elif field.name != "name":
-            stage += _setting(field.name, value, field.default)
-    return [("stage", stage), *parts]
+    parts: dict[str, list[SettingRow]] = {"stage": []}
+    for path, value, changed in _settings(recipe):
+        part, _, name = path.partition(".")
+        if path != "name":
+            parts.setdefault(part if name else "stage", []).append((name or path, value, changed))
+    return list(parts.items())
 
 
-def _settings(part: Any, stock: Any, prefix: str = "") -> list[SettingRow]:
-    """The settings of a part; those of parts inside it have dotted names."""
+def _settings(part: Any, stock: Any = None, prefix: str = "") -> list[SettingRow]:
+    """The settings of a recipe or part, by dotted path; `stock` is the part with its default values."""
     rows: list[SettingRow] = []
     for field in dataclasses.fields(part):
-        name, value, default = f"{prefix}{field.name}", getattr(part, field.name), getattr(stock, field.name)
-        if dataclasses.is_dataclass(value):
-            rows += _settings(value, default, f"{name}.")
+        name, value = f"{prefix}{field.name}", getattr(part, field.name)
+        default = field.default if stock is None else getattr(stock, field.name)
+        kind: Any = type(value)
+        if isinstance(value, TaskSettings):
+            task = value.plain()
+            rows.append((f"{name}.class", task["task"], True))
+            rows += [(f"{name}.{key}", setting(plain), True) for key, plain in task["fields"].items()]
+        elif dataclasses.is_dataclass(value):
+            rows += _settings(value, default if dataclasses.is_dataclass(default) else kind(), f"{name}.")
         else:
             rows += _setting(name, value, default)
     return rows

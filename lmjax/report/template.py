@@ -6,7 +6,6 @@ written out. Out: a page, in which every value is escaped text; only the charts'
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jinja2
 
-# Code points that a page must not hold, or that would hide or reorder what stands around them: C0 and C1 controls
-# except newline and tab, directional embeddings, overrides and isolates, and surrogates, which UTF-8 cannot encode.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Code points that a page must not hold, or that would hide or reorder what stands around them, and what replaces them:
+# C0 and C1 controls except newline and tab, directional embeddings, overrides and isolates, and surrogates, which UTF-8
+# cannot encode. The control pictures block mirrors C0.
+_VISIBLE = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+_VISIBLE |= {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -26,7 +28,7 @@ def render(template: str, values: dict[str, Any]) -> str:
 
 def visible(value: object) -> Any:
     """A value as text in which every unprintable character is replaced by a visible one; markup stays as it is."""
-    return value if hasattr(value, "__html__") else _UNPRINTABLE.sub(_replacement, str(value))
+    return value if hasattr(value, "__html__") else str(value).translate(_VISIBLE)
 
 
 @cache
@@ -41,12 +43,3 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _replacement(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)  # the control pictures block mirrors C0
-    if code == 0x7F:
-        return "\u2421"
-    return "\ufffd" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
