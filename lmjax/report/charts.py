@@ -7,6 +7,7 @@ has at most `POINTS` points.
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -17,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lmjax.notation import rounded
-from lmjax.report.markup import Html, escaped
+from lmjax.notation import decimals, rounded
+from lmjax.report.template import visible
 
 POINTS = 300  # of one curve
 MARKED = 40  # points up to which each has a marker
@@ -73,13 +74,19 @@ class Series:
     values: np.ndarray
     role: Literal["first", "second"] = "first"
     marked: bool = False  # a marker at every point
-    told: bool = True  # its newest value stands beside its name
+    shows_newest: bool = True  # the newest value stands beside the label
     dashed: bool = False
 
     @property
     def broken(self) -> np.ndarray:
         """The steps whose value is NaN or infinite."""
         return self.steps[~np.isfinite(self.values)]
+
+    @property
+    def newest(self) -> str:
+        """The last value, written out."""
+        value = float(self.values[-1])
+        return decimals(value) if self.role == "second" or 0.1 <= abs(value) < 100 else rounded(value)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,11 @@ class Chart:
     series: tuple[Series, ...]
     from_zero: bool = False  # the value axis is linear and holds 0
     across: str = STEP  # what the horizontal axis counts
+
+    @property
+    def broken(self) -> bool:
+        """Whether a value is NaN or infinite."""
+        return any(len(series.broken) for series in self.series)
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
@@ -105,7 +117,7 @@ def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curv
     return Curve(*np.array(rows, np.float64).T)
 
 
-def svg(chart: Chart, size: tuple[int, int], last_step: int, cls: str) -> Html:
+def svg(chart: Chart, size: tuple[int, int], last_step: int, cls: str) -> str:
     """The chart as an inline SVG element of class `cls`, `size` CSS pixels large unless the page scales it."""
     drawing = _rendered(chart, size, last_step, format="svg", metadata={"Date": None}, transparent=True).decode()
     body = drawing[drawing.index(">", drawing.index("<svg")) + 1 : drawing.rindex("</svg>")]
@@ -116,8 +128,8 @@ def svg(chart: Chart, size: tuple[int, int], last_step: int, cls: str) -> Html:
     for role, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{role})")
     width, height = size
-    label = escaped(described(chart))
-    return Html(f'<svg class="{cls}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg>')
+    label = html.escape(visible(described(chart)))
+    return f'<svg class="{cls}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg>'
 
 
 def write_png(chart: Chart, folder: Path, last_step: int) -> Path:

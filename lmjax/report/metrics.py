@@ -11,9 +11,10 @@ import numpy as np
 
 from lmjax.notation import decimals, exact, percent, rounded
 from lmjax.report.charts import Chart, Series
-from lmjax.report.parts import Rows
 from lmjax.report.records import RunRecord
 from lmjax.stages.shown import TRAINING, Drawn, Told, one_curve
+
+Rows = list[tuple[str, str]]  # names and values
 
 EVERYWHERE = (
     one_curve("learning_rate", "Learning rate", "learning_rate", True),
@@ -41,13 +42,13 @@ def charts_of(run: RunRecord) -> list[Chart]:
     for name, title, curves, from_zero in (*run.shown.charts, *_own_metrics(run), *EVERYWHERE):
         if name in left_out:
             continue
-        found = tuple(
+        series = tuple(
             Series(label, *run.series(_metric(run, metric)), role="second" if marked else "first", marked=marked)
             for metric, label, marked in curves
             if run.last(_metric(run, metric)) is not None
         )
-        if found:
-            charts.append(Chart(name, title, found, from_zero))
+        if series:
+            charts.append(Chart(name, title, series, from_zero))
     at = 1 if charts else 0
     charts[at:at] = [*against_divergence(run), *_of_rankings(run)]
     return charts
@@ -59,32 +60,27 @@ def _own_metrics(run: RunRecord) -> list[Drawn]:
         return []
     named = {metric for chart in (*run.shown.charts, *EVERYWHERE) for metric, *_ in chart.curves}
     names = dict.fromkeys(name.removeprefix("validation_") for name in run.numbers if "/" not in name)
-    own = [name for name in names if name not in named | {"step", "loss", *SPEED} and f"validation_{name}" not in named]
+    named |= {"step", "loss", *SPEED}
     return [
         Drawn(name, name.replace("_", " "), ((name, "training", False), (f"validation_{name}", "validation", True)))
-        for name in own
+        for name in names
+        if name not in named and f"validation_{name}" not in named
     ]
 
 
 def tiles_of(run: RunRecord) -> list[tuple[str, str, str]]:
     """The handful of numbers that one asks for first: name, value, unit."""
-    values = [(told, run.last(_metric(run, told.metric))) for told in run.shown.tiles]
-    tiles = [(told.label, told.write(value), told.unit) for told, value in values if value is not None]
-    seen = run.seen
-    if seen is not None:
-        count, what = seen
-        tiles.append((what, rounded(count), "trained on"))
+    values = [(number, run.last(_metric(run, number.metric))) for number in run.shown.tiles]
+    tiles = [(number.label, number.write(value), number.unit) for number, value in values if value is not None]
+    if run.seen is not None:
+        amount, unit = run.seen
+        tiles.append((unit, rounded(amount), "trained on"))
     _, rates = run.series("tokens_per_second")
     return [*tiles, ("tokens/s", rounded(float(np.median(rates))), "median")] if len(rates) else tiles
 
 
-def last_training(run: RunRecord) -> Rows:
-    """The newest of what the steps logged."""
-    return told(run, run.shown.numbers)
-
-
-def told(run: RunRecord, numbers: tuple[Told, ...]) -> Rows:
-    """Those of the numbers that the log holds, at their newest."""
+def newest(run: RunRecord, numbers: tuple[Told, ...]) -> Rows:
+    """The newest value of those of the numbers that the log holds."""
     values = [(number, run.last(number.metric)) for number in numbers]
     return [(number.label, number.write(value)) for number, value in values if value is not None]
 
@@ -100,15 +96,14 @@ def against_divergence(run: RunRecord, best_of: list[dict[str, Any]] | None = No
     )
     charts = []
     for key, title, metric in kinds:
-        points = [line for line in run.lines if metric in line and "validation_kl" in line]
+        points = [(line["validation_kl"], line[metric]) for line in run.lines if {metric, "validation_kl"} <= set(line)]
         if not points:
             continue
-        divergences = np.array([line["validation_kl"] for line in points], np.float64)
-        values = np.array([line[metric] for line in points], np.float64)
+        divergences, values = np.array(points, np.float64).T
         series = [Series(run.recipe.name, divergences, values, marked=True)]
         if best_of:
-            pairs = np.array([(row["kl"], row[key]) for row in best_of], np.float64).T
-            series.append(Series(f"best of {best_of[-1]['n']}", pairs[0], pairs[1], role="second", marked=True))
+            divergences, values = np.array([(row["kl"], row[key]) for row in best_of], np.float64).T
+            series.append(Series(f"best of {best_of[-1]['n']}", divergences, values, role="second", marked=True))
         charts.append(Chart(f"{key}_over_kl", title, tuple(series), across="nats of KL"))
     return charts
 
@@ -125,8 +120,8 @@ def _of_rankings(run: RunRecord) -> list[Chart]:
     if bins and bins[-1]:
         confidence, right, _ = np.array(bins[-1], np.float64).T
         ends = np.array([0.5, 1.0])
-        series = Series("in the right order", confidence, right, role="second", marked=True, told=False)
-        ideal = Series("as confident", ends, ends, told=False)
+        series = Series("in the right order", confidence, right, role="second", marked=True, shows_newest=False)
+        ideal = Series("as confident", ends, ends, shows_newest=False)
         charts.append(Chart("calibration", "Calibration of pairs", (ideal, series), across="confidence"))
     return charts
 
@@ -164,6 +159,7 @@ def model_counts(run: RunRecord) -> Rows:
         ("FLOPs per token", rounded(counts["flops_per_token"])),
         ("FLOPs per token as 6N", rounded(counts["flops_per_token_6n"])),
     ]
-    if run.tokens is not None:
-        rows.append(("training FLOPs so far", rounded(counts["flops_per_token"] * run.tokens)))
+    amount, unit = run.seen or (0, "")
+    if unit == "tokens":
+        rows.append(("training FLOPs so far", rounded(counts["flops_per_token"] * amount)))
     return rows

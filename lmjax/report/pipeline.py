@@ -1,122 +1,83 @@
-"""The parts of a pipeline's page: its stages in order, what reward costs in divergence, samples side by side, curves.
+"""What a pipeline's page shows, as plain values for the template pipeline.html.
 
-In: the records of the stages. Out: markup of each part, or None to be left out; what a single run's page has, too, is
-made by the same functions.
+In: the records of the stages. Out: the stages in order, what reward costs in divergence, samples side by side, curves.
+What the records do not hold is empty.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from urllib.parse import quote
+from typing import Any
 
 from lmjax.notation import exact
-from lmjax.report import sections
-from lmjax.report.charts import Chart
-from lmjax.report.markup import Html, element, joined
+from lmjax.report.charts import NARROW, Chart
 from lmjax.report.metrics import against_divergence, charts_of, tiles_of
-from lmjax.report.parts import half_figures, section, small_figures
 from lmjax.report.records import PipelineRecord, RunRecord
+from lmjax.report.sections import Figure, State, best_of, figures, shape, state, warnings
 
-TOLD = 3  # numbers of a stage that stand beside its name
-
-
-def header(pipeline: PipelineRecord) -> Html:
-    """What the stages are, in a sentence, and how many are done."""
-    done = sum(run.done for run in pipeline.begun)
-    count = len(pipeline.stages)
-    state = "Done: " if done == count else "Not finished: "
-    bar = None if done == count else element("progress", value=done, max=count, aria_label="stages done")
-    said = element("p", element("b", state), f"{exact(done)} of {exact(count)} stages.")
-    return joined(
-        (
-            element("p", "lmjax pipeline", cls="kind"),
-            element("h1", pipeline.folder.resolve().name),
-            element("p", " \u2192 ".join(pipeline.stages), cls="lead"),
-            element("div", said, bar, cls="state done" if done == count else "state"),
-        )
-    )
+TILES = 3  # numbers of a stage that stand beside its name
 
 
-def warnings(pipeline: PipelineRecord) -> Html | None:
-    """What a reader must know of each stage before its numbers."""
-    found = [(run.recipe.name, sections.warnings(run)) for run in pipeline.begun]
-    parts = [element("div", element("h3", name), what) for name, what in found if what is not None]
-    return joined(parts) if parts else None
-
-
-def stages(pipeline: PipelineRecord) -> Html:
-    """Each stage with how far it came and its first numbers; its name leads to its own report."""
-    items = [element("li", *_stage(name, run)) for name, run in pipeline.stages.items()]
-    return section("Stages", element("ol", *items, cls="stages"))
-
-
-def _stage(name: str, run: RunRecord | None) -> tuple[Html, ...]:
-    if run is None:
-        return element("h3", name), element("p", element("b", "Not begun."), cls="state")
-    link = element("a", name, href=f"{quote(name)}/report.html")
-    told = [f"{label} {value} {unit}" for label, value, unit in tiles_of(run)[:TOLD]] if run.lines else []
-    numbers = element("p", "; ".join(told), cls="told") if told else None
-    heading = element("h3", link, " ", element("small", run.stage if run.stage != name else ""))
-    shown = element("p", sections.shape(run), cls="note"), sections.state(run), numbers
-    return heading, *(part for part in shown if part is not None)
+def pipeline_values(pipeline: PipelineRecord, charts: list[Chart]) -> dict[str, Any]:
+    """The values of pipeline.html; `charts` are those over divergence."""
+    runs = pipeline.begun
+    done, count = sum(run.done for run in runs), len(pipeline.stages)
+    text = f"{exact(done)} of {exact(count)} stages."
+    tables = [table for run in runs if (table := best_of(run))]
+    environments = [run.environment for run in runs if run.environment]
+    return {
+        "kind": "lmjax pipeline",
+        "heading": pipeline.folder.resolve().name,
+        "lead": " \u2192 ".join(pipeline.stages),
+        "state": State(True, text) if done == count else State(False, text, "stages", done, count),
+        "warnings": [(run.recipe.name, texts) for run in runs if (texts := warnings(run))],
+        "stages": [_stage(name, run) for name, run in pipeline.stages.items()],
+        "divergence": figures(charts, 1, small=NARROW),
+        "best_of": tables[-1] if tables else [],
+        "samples": _samples(runs),
+        "curves": [(run.recipe.name, drawn) for run in runs if (drawn := _curves(run))],
+        "environment": environments[-1] if environments else {},
+    }
 
 
 def divergence_charts(pipeline: PipelineRecord) -> list[Chart]:
     """Gold and proxy reward over the divergence of each policy, with best-of-n sampling beside it where recorded."""
-    charts: list[Chart] = []
-    for run in pipeline.begun:
-        made = against_divergence(run, pipeline.best_of(run))
-        charts += [dataclasses.replace(chart, name=f"{run.recipe.name}-{chart.name}") for chart in made]
-    return charts
+    return [
+        chart for run in pipeline.begun for chart in _named_after(run, against_divergence(run, pipeline.best_of(run)))
+    ]
 
 
-def divergence(charts: list[Chart]) -> Html | None:
-    if not charts:
-        return None
-    text = (
-        "The gold reward is the known one that labelers judge by; the proxy is what the policy learned from. "
-        "KL is the policy\u2019s divergence from where it started, in nats per response."
-    )
-    return section("Reward over divergence", element("p", text, cls="note"), half_figures(charts, 1))
+def _stage(name: str, run: RunRecord | None) -> dict[str, Any]:
+    """A stage with how far it came and its first numbers."""
+    if run is None:
+        return {"name": name, "begun": False}
+    tiles = tiles_of(run)[:TILES] if run.lines else []
+    return {
+        "name": name,
+        "begun": True,
+        "kind": run.stage if run.stage != name else "",
+        "shape": shape(run),
+        "state": state(run),
+        "numbers": "; ".join(f"{label} {value} {unit}" for label, value, unit in tiles),
+    }
 
 
-def best_of(pipeline: PipelineRecord) -> Html | None:
-    """Best-of-n sampling's table, of the last comparison that has one."""
-    tables = [table for run in pipeline.begun if (table := sections.best_of_table(run)) is not None]
-    return tables[-1] if tables else None
-
-
-def samples(pipeline: PipelineRecord) -> Html | None:
-    """What each stage wrote last, prompt by prompt."""
-    written: dict[str, list[Html]] = {}
-    for run in pipeline.begun:
+def _samples(runs: list[RunRecord]) -> dict[str, list[tuple[str, tuple[str, str]]]]:
+    """What each stage wrote last, by the recipe's prompt: the stage, the prompt as it was given, and what followed."""
+    written: dict[str, list[tuple[str, tuple[str, str]]]] = {}
+    for run in runs:
         if run.samples and (prompts := run.recipe.evaluation.prompts):
             newest = run.samples[max(run.samples)]
             for prompt, line in zip(prompts, newest, strict=False):  # those of the recipe come first
-                cell = element("div", element("h4", run.recipe.name), sections.sample(line))
-                written.setdefault(prompt, []).append(cell)
-    if not written:
-        return None
-    grids = [
-        element("div", element("h3", prompt), element("div", *cells, cls="beside"), cls="prompt")
-        for prompt, cells in written.items()
-    ]
-    note = element("p", "The newest of each stage. What it was given is underlined; the rest is its own.", cls="note")
-    return section("Samples", note, *grids)
+                written.setdefault(prompt, []).append((run.recipe.name, (line.get("prompt", ""), line["sample"])))
+    return written
 
 
-def curves(pipeline: PipelineRecord) -> Html | None:
-    """The charts of each stage."""
-    parts = []
-    for run in pipeline.begun:
-        charts = [c for c in charts_of(run) if not c.name.endswith("_over_kl")]
-        charts = [dataclasses.replace(chart, name=f"{run.recipe.name}-{chart.name}") for chart in charts]
-        if charts:
-            parts += [element("h3", run.recipe.name, cls="of"), small_figures(charts, run.reached)]
-    return section("Curves", *parts) if parts else None
+def _curves(run: RunRecord) -> list[Figure]:
+    """The charts of a stage, but for those that the pipeline has of its own."""
+    charts = [chart for chart in charts_of(run) if not chart.name.endswith("_over_kl")]
+    return figures(_named_after(run, charts), run.reached)
 
 
-def environment(pipeline: PipelineRecord) -> Html | None:
-    """Of the newest stage."""
-    known = [run for run in pipeline.begun if run.environment]
-    return sections.environment(known[-1]) if known else None
+def _named_after(run: RunRecord, charts: list[Chart]) -> list[Chart]:
+    return [dataclasses.replace(chart, name=f"{run.recipe.name}-{chart.name}") for chart in charts]

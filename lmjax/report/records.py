@@ -40,8 +40,7 @@ class RunRecord:
 
     @property
     def stage(self) -> str:
-        kind: str = self.recipe.kind
-        return kind
+        return str(self.recipe.kind)
 
     @cached_property
     def reached(self) -> int:
@@ -64,21 +63,9 @@ class RunRecord:
         return bool(self.summary) and self.summary.get("steps") == self.steps
 
     @property
-    def tokens(self) -> int | None:
-        """Tokens of all batches up to the last recorded step, padding included; None where the log does not tell."""
-        count, unit = self.seen or (0, "")
-        return count if unit == "tokens" else None
-
-    @property
     def seen(self) -> tuple[int, str] | None:
         """How much was trained on, and what it is counted in; None for a kind that trains nothing."""
         return None if self.shown.seen is None else self.shown.seen(self.recipe, self.reached)
-
-    @property
-    def row(self) -> int:
-        """Tokens of a row of the model's input."""
-        length: int = self.recipe.loading.sequence_length + self.recipe.sampled[1]
-        return length
 
     @cached_property
     def model(self) -> ModelSettings | None:
@@ -104,9 +91,10 @@ class RunRecord:
         rows = self.model.vocab_size or _tokenizer_entries(self.folder)
         if rows is None:
             return {}
-        return dataclasses.asdict(count(dataclasses.replace(self.model, vocab_size=rows), self.row))
+        row_tokens = self.recipe.loading.sequence_length + self.recipe.sampled[1]
+        return dataclasses.asdict(count(dataclasses.replace(self.model, vocab_size=rows), row_tokens))
 
-    @property
+    @cached_property
     def samples(self) -> dict[int, list[dict[str, Any]]]:
         """The lines that hold samples, by step."""
         by_step: dict[int, list[dict[str, Any]]] = {}
@@ -118,27 +106,23 @@ class RunRecord:
     @property
     def changes(self) -> list[tuple[int, str]]:
         """The fields of the recipe that changed between two runs, each with the steps that came before it."""
-        return [(line["step"], told) for line in self.lines for told in line.get(CHANGED, ())]
+        return [(line["step"], change) for line in self.lines for change in line.get(CHANGED, ())]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values, float64 [N] each, of the lines that hold the number `name`; empty where none does."""
-        steps, values = self._numbers.get(name, ((), ()))
+        steps, values = self.numbers.get(name, ((), ()))
         return np.array(steps, np.float64), np.array(values, np.float64)
 
     def last(self, name: str) -> float | None:
         """The newest value of a number; None where no line holds it."""
-        _, values = self._numbers.get(name, ((), ()))
+        _, values = self.numbers.get(name, ((), ()))
         return float(values[-1]) if values else None
 
     def of_sources(self, name: str) -> dict[str, float]:
-        """The newest value of a number that the log tells for each of several sources, by their names."""
-        found = [column.partition("/") for column in self._numbers]
-        return {source: self._numbers[f"{name}/{source}"][1][-1] for own, _, source in found if own == name and source}
-
-    @property
-    def numbers(self) -> list[str]:
-        """The names of all numbers that the log holds."""
-        return list(self._numbers)
+        """The newest value of a number that the log holds for each of several sources, by their names."""
+        prefix = f"{name}/"
+        columns = [column for column in self.numbers if column.startswith(prefix) and column != prefix]
+        return {column.removeprefix(prefix): self.numbers[column][1][-1] for column in columns}
 
     @property
     def training_loss(self) -> str:
@@ -146,7 +130,8 @@ class RunRecord:
         return "cross_entropy" if self.last("cross_entropy") is not None else "loss"
 
     @cached_property
-    def _numbers(self) -> dict[str, tuple[list[int], list[float]]]:
+    def numbers(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Steps and values of each number that the log holds, by its name."""
         columns: dict[str, tuple[list[int], list[float]]] = {}
         for line in self.lines:
             for name, value in line.items():
@@ -178,9 +163,8 @@ class PipelineRecord:
 
 def read_pipeline(folder: Path) -> PipelineRecord:
     """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
-    names = stage_names(folder)
-    own = {name: folder / name for name in names}
-    return PipelineRecord(folder, {n: read_run(f) if (f / RECIPE_FILE).is_file() else None for n, f in own.items()})
+    begun = {name: (folder / name / RECIPE_FILE).is_file() for name in stage_names(folder)}
+    return PipelineRecord(folder, {name: read_run(folder / name) if begun[name] else None for name in begun})
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -1,54 +1,79 @@
-"""The parts of a run's page, each a function of its record that gives its markup, or None to be left out."""
+"""What a run's page shows, as plain values for the template run.html.
+
+In: a run's record. Out: texts, and names with values already written out; what the record does not hold is empty.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmjax.notation import decimals, duration, exact, percent, rounded, setting
-from lmjax.report.charts import POINTS, Chart
-from lmjax.report.markup import Html, element, joined
-from lmjax.report.metrics import (
-    HELD_OUT,
-    last_training,
-    model_counts,
-    sources_seen,
-    tiles_of,
-    told,
-    validation_by_source,
-)
-from lmjax.report.parts import (
-    Rows,
-    details,
-    groups,
-    large_figure,
-    log_lines,
-    section,
-    small_figures,
-    spread,
-    table,
-    tiles,
-)
+from lmjax.report.charts import COMPACT, NARROW, POINTS, WIDE, Chart, svg
+from lmjax.report.metrics import HELD_OUT, Rows, model_counts, newest, sources_seen, tiles_of, validation_by_source
 from lmjax.report.records import RunRecord
 from lmjax.settings.stage import TaskSettings
+from lmjax.stages.shown import Told
 
 EARLIER_SAMPLES = 8  # evaluations whose samples are shown below the newest
 EVALUATION_ROWS = 20
+EVALUATED = (
+    Told("validation_loss", "validation loss"),
+    Told("validation_perplexity", "perplexity", rounded),
+    Told("bits_per_byte", "bits per byte", partial(decimals, places=3)),
+    Told("validation_accuracy", "accuracy", percent),
+)
+EPOCHS = Told("epochs", "epochs", partial(decimals, places=3))
+RATES = (
+    Told("tokens_per_second", "tokens per second", rounded),
+    Told("step_seconds", "time of a step", duration),
+    Told("mfu", "MFU", percent),
+    Told("input_wait", "waiting for data", percent),
+)
+
+Figure = tuple[Chart, list[str]]  # a chart and its drawings
+SettingRow = tuple[str, str, bool]  # name, value, and whether it differs from the default
 
 
-def header(run: RunRecord) -> Html:
-    """What was trained, in a sentence, and how far it came."""
-    return joined(
-        (
-            element("p", f"lmjax {run.stage}", cls="kind"),
-            element("h1", run.recipe.name),
-            element("p", shape(run), cls="lead"),
-            state(run),
-        )
-    )
+class State(NamedTuple):
+    """How far a run or pipeline is; with a `total` that is not reached, the page has a progress bar."""
+
+    done: bool
+    text: str
+    unit: str = ""
+    reached: int = 0
+    total: int | None = None
+
+
+def run_values(run: RunRecord, charts: Sequence[Chart]) -> dict[str, Any]:
+    """The values of run.html; `charts` are the run's."""
+    trains = run.shown.state is None
+    settings = _parts(run.recipe)
+    changed = [(part, [row[:2] for row in rows if row[2]]) for part, rows in settings]
+    return {
+        "kind": f"lmjax {run.stage}",
+        "heading": run.recipe.name,
+        "lead": shape(run),
+        "state": state(run),
+        "warnings": warnings(run),
+        "trains": trains,
+        "tiles": tiles_of(run) if trains and run.lines else [],
+        "best_of": [] if trains else best_of(run),
+        "charts": figures(charts[:1], run.reached, wide=WIDE, narrow=NARROW) + figures(charts[1:], run.reached),
+        "points": POINTS,
+        "thinned": any(len(series.values) > POINTS for chart in charts for series in chart.series),
+        "evaluations": _evaluations(run),
+        **_samples(run),
+        "numbers": _numbers(run),
+        "changed": [(part, rows) for part, rows in changed if rows],
+        "recipe_changes": [(exact(step), change) for step, change in run.changes],
+        "settings": settings,
+        "environment": run.environment,
+    }
 
 
 def shape(run: RunRecord) -> str:
@@ -63,175 +88,112 @@ def shape(run: RunRecord) -> str:
     return f"{size}{begun}: {model.layers} layers, width {exact(model.width)}, {heads} heads, context {context}."
 
 
-def state(run: RunRecord) -> Html:
+def state(run: RunRecord) -> State:
     """How far the run came."""
     if run.shown.state is not None:
-        said = run.shown.state(run.recipe, run.summary if run.done else {})
-        return element("p", element("b", "Done: " if run.done else "Not finished: "), said, cls="state")
-    each = f", each {run.shown.batch(run.recipe)}."
+        return State(run.done, run.shown.state(run.recipe, run.summary if run.done else {}))
+    batch = run.shown.batch(run.recipe)
     if run.done:
-        return element("p", element("b", "Done: "), f"{exact(run.steps or 0)} steps{each}", cls="state done")
+        return State(True, f"{exact(run.steps or 0)} steps, each {batch}.")
     of = "" if run.steps is None else f" of {exact(run.steps)}"
-    bar = None if run.steps is None else element("progress", value=run.reached, max=run.steps, aria_label="steps done")
-    return element(
-        "div", element("p", element("b", "Not finished: "), f"step {exact(run.reached)}{of}{each}"), bar, cls="state"
-    )
+    return State(False, f"step {exact(run.reached)}{of}, each {batch}.", "steps", run.reached, run.steps)
 
 
-def warnings(run: RunRecord) -> Html | None:
+def warnings(run: RunRecord) -> list[str]:
     """What a reader must know before the numbers: values that were not finite, steps that were skipped."""
-    found = []
+    texts = []
     for name, what in ((run.training_loss, "training loss"), ("validation_loss", "validation loss")):
         steps, values = run.series(name)
         broken = steps[~np.isfinite(values)]
         if len(broken):
-            found.append(
-                f"The {what} was not finite in {exact(len(broken))} of {log_lines(len(steps))}, "
+            texts.append(
+                f"The {what} was not finite in {exact(len(broken))} of {_log_lines(len(steps))}, "
                 f"first at step {exact(broken[0])}."
             )
     steps, skipped = run.series("skipped")
     if (skipped > 0).any():
-        found.append(
-            f"{log_lines(int((skipped > 0).sum()))} ended on a skipped step, whose loss or gradient was not finite; "
+        texts.append(
+            f"{_log_lines(int((skipped > 0).sum()))} ended on a skipped step, whose loss or gradient was not finite; "
             f"the first is step {exact(steps[skipped > 0][0])}."
         )
-    return element("ul", *(element("li", text) for text in found), cls="warnings") if found else None
+    return texts
 
 
-def highlights(run: RunRecord) -> Html | None:
-    """The handful of numbers that one asks for first."""
-    if run.shown.state is not None:
-        return best_of_table(run)
-    if not run.lines:
-        return element("p", "Nothing has been recorded yet.", cls="empty")
-    return tiles(tiles_of(run))
+def best_of(run: RunRecord) -> list[tuple[str, ...]]:
+    """How good the answer is that the reward model prefers among n: n, both rewards and the divergence."""
+    rows = run.summary.get("best_of", ())
+    return [(exact(r["n"]), decimals(r["gold"]), decimals(r["proxy"]), decimals(r["kl"], 3)) for r in rows]
 
 
-def best_of_table(run: RunRecord) -> Html | None:
-    """How good the answer is that the proxy prefers among n."""
-    rows = run.summary.get("best_of")
-    if not rows:
-        return None
-    titles = ("best of", "gold reward", "proxy reward", "nats of KL")
-    cells = [(exact(r["n"]), decimals(r["gold"]), decimals(r["proxy"]), decimals(r["kl"], 3)) for r in rows]
-    note = element("p", "The answer that the reward model prefers among n samples, on average.", cls="note")
-    return section("Best of n", note, table(titles, cells))
+def figures(charts: Sequence[Chart], last_step: int, **sizes: tuple[int, int]) -> list[Figure]:
+    """Each chart with a drawing of each size, by its class; small without sizes."""
+    sizes = sizes or {"small": COMPACT}
+    return [(chart, [svg(chart, size, last_step, cls) for cls, size in sizes.items()]) for chart in charts]
 
 
-def curves(run: RunRecord, charts: Sequence[Chart]) -> Html | None:
-    """The charts, the first one large, and the evaluations as a table."""
-    if not charts:
-        return None
-    first, *others = charts
-    thick = any(len(series.values) > POINTS for chart in charts for series in chart.series)
-    text = f"A line shows means of consecutive values, {POINTS} in all; its band goes from the lowest to the highest."
-    note = element("p", text, cls="note") if thick else None
-    drawn = large_figure(first, run.reached), small_figures(others, run.reached)
-    return section("Curves", note, *drawn, _evaluations(run))
-
-
-def samples(run: RunRecord) -> Html | None:
-    """What the model wrote at the newest evaluation, and below it how that came to be."""
-    by_step = run.samples
-    if not by_step:
-        return None
-    newest, *earlier = sorted(by_step, reverse=True)
-    shown = spread(earlier, EARLIER_SAMPLES)
-    some = f" ({len(shown)} of {exact(len(earlier))} evaluations)" if len(shown) < len(earlier) else ""
-    before = [joined((element("h3", f"Step {exact(step)}"), _texts(by_step[step]))) for step in shown]
-    return section(
-        "Samples",
-        element("p", f"Step {exact(newest)}. The prompt is underlined; the rest is the model\u2019s.", cls="note"),
-        _texts(by_step[newest]),
-        details(f"Earlier samples{some}", *before) if before else None,
-    )
-
-
-def numbers(run: RunRecord) -> Html:
-    """Counts of the model, and the last or typical value of everything that was measured."""
-    lists: list[tuple[str, Rows]] = [("Model", model_counts(run))]
-    if run.lines:
-        lists += [("Training", _training(run)), ("Validation", _validation(run)), ("Speed", _speed(run))]
-        lists += [("Validation by source", validation_by_source(run)), ("Epochs by source", sources_seen(run))]
-    return section("Numbers", groups(lists))
-
-
-def recipe(run: RunRecord) -> Html:
-    """The settings that differ from their defaults, part by part, and below them every one."""
-    settings = [(name, rows) for name, rows in _parts(run.recipe) if rows]
-    changed = [(name, [(row, value) for row, value, is_default in rows if not is_default]) for name, rows in settings]
-    every = [(n, [(row, v if is_default else element("b", v)) for row, v, is_default in rows]) for n, rows in settings]
-    flag = element("code", "--part.name value")
-    what = "The settings that differ from their defaults" if any(rows for _, rows in changed) else "All as by default"
-    note = element("p", f"{what}; ", flag, " on the command line.", cls="note")
-    shown = details(f"All {sum(len(rows) for _, rows in every)} settings", groups(every))
-    return section("Recipe", note, groups(changed), _changes(run), shown)
-
-
-def _changes(run: RunRecord) -> Html | None:
-    """What changed in the recipe between two runs of the workdir."""
-    if not run.changes:
-        return None
-    items = [element("li", f"after step {exact(step)}: ", element("code", told)) for step, told in run.changes]
-    return joined((element("h3", "Changed on the way"), element("ul", *items)))
-
-
-def environment(run: RunRecord) -> Html | None:
-    """Versions and devices."""
-    if not run.environment:
-        return None
-    return section("Environment", groups([("", list(run.environment.items()))]))
-
-
-def _evaluations(run: RunRecord) -> Html | None:
+def _evaluations(run: RunRecord) -> dict[str, Any]:
+    """The table of the evaluations, evenly thinned; a number that none of them has gets no column."""
     lines = [line for line in run.lines if "validation_loss" in line]
     if not lines:
-        return None
-    shown = spread(lines, EVALUATION_ROWS)
+        return {}
+    shown = _spread(lines, EVALUATION_ROWS)
+    numbers = [number for number in EVALUATED if any(number.metric in line for line in shown)]
     steps, losses = run.series(run.training_loss)
     rows = []
     for line in shown:
         before = losses[steps <= line["step"]]
-        rows.append(
-            (
-                exact(line["step"]),
-                decimals(float(before[-1])) if len(before) else "",
-                decimals(line["validation_loss"]),
-                rounded(line["validation_perplexity"]) if "validation_perplexity" in line else "",
-                decimals(line["bits_per_byte"], 3) if "bits_per_byte" in line else "",
-                percent(line["validation_accuracy"]) if "validation_accuracy" in line else "",
-            )
-        )
-    titles = ["step", "training loss", "validation loss", "perplexity", "bits per byte", "accuracy"]
-    kept = [column for column in range(len(titles)) if column < 3 or any(row[column] for row in rows)]
-    made = table([titles[c] for c in kept], [[row[c] for c in kept] for row in rows])
-    note = f" ({len(shown)} of {exact(len(lines))})" if len(shown) < len(lines) else ""
-    return details(f"Evaluations{note}", made)
+        training = decimals(float(before[-1])) if len(before) else ""
+        values = [number.write(line[number.metric]) if number.metric in line else "" for number in numbers]
+        rows.append((exact(line["step"]), training, *values))
+    return {
+        "titles": ["step", "training loss", *(number.label for number in numbers)],
+        "rows": rows,
+        "extent": f" ({len(shown)} of {exact(len(lines))})" if len(shown) < len(lines) else "",
+    }
 
 
-def _texts(lines: Sequence[dict[str, Any]]) -> Html:
-    """Prompts and what followed, in the direction of their script, and what it was worth where that is known."""
-    return joined(joined((sample(line), _worth(line))) for line in lines)
+def _samples(run: RunRecord) -> dict[str, Any]:
+    """What the model wrote at the newest evaluation, and at earlier ones, newest first and evenly thinned."""
+    steps = sorted(run.samples, reverse=True)
+    shown = _spread(steps[1:], EARLIER_SAMPLES)
+    texts = [(exact(step), [_sample(line) for line in run.samples[step]]) for step in (*steps[:1], *shown)]
+    thinned = len(shown) < len(steps) - 1
+    return {
+        "samples": texts,
+        "samples_extent": f" ({len(shown)} of {exact(len(steps) - 1)} evaluations)" if thinned else "",
+    }
 
 
-def sample(line: dict[str, Any]) -> Html:
-    """A prompt and what followed."""
-    return element("p", element("u", line.get("prompt", "")), line["sample"], cls="sample", dir="auto")
-
-
-def _worth(line: dict[str, Any]) -> Html | None:
+def _sample(line: dict[str, Any]) -> tuple[str, str, str]:
+    """A prompt, what followed, and what it was worth where that is known."""
     names = (("sample_reward", "reward"), ("sample_gold", "gold reward"))
-    known = [f"{label} {decimals(line[name], 3)}" for name, label in names if name in line]
-    return element("p", ", ".join(known), cls="note worth") if known else None
+    worth = [f"{label} {decimals(line[name], 3)}" for name, label in names if name in line]
+    return line.get("prompt", ""), line["sample"], ", ".join(worth)
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def _log_lines(number: int) -> str:
+    return "1 line of the log" if number == 1 else f"{exact(number)} lines of the log"
+
+
+def _numbers(run: RunRecord) -> list[tuple[str, Rows]]:
+    """Counts of the model, and the last or typical value of everything that was measured."""
+    lists = [("Model", model_counts(run))]
+    if run.lines:
+        lists += [("Training", _training(run)), ("Validation", _validation(run)), ("Speed", _speed(run))]
+        lists += [("Validation by source", validation_by_source(run)), ("Epochs by source", sources_seen(run))]
+    return lists
 
 
 def _training(run: RunRecord) -> Rows:
-    rows: Rows = [("recorded up to step", exact(run.reached))]
-    if run.seen is not None:
-        count, what = run.seen
-        rows.append((what, exact(count)))
-    whole = run.last("epochs")
-    return [*rows, *last_training(run), *([] if whole is None else [("epochs", decimals(whole, 3))])]
+    seen = [] if run.seen is None else [(run.seen[1], exact(run.seen[0]))]
+    return [("recorded up to step", exact(run.reached)), *seen, *newest(run, (*run.shown.numbers, EPOCHS))]
 
 
 def _validation(run: RunRecord) -> Rows:
@@ -243,70 +205,54 @@ def _validation(run: RunRecord) -> Rows:
     if finite.any():
         best = int(np.argmin(np.where(finite, losses, np.inf)))
         rows.append(("lowest loss", f"{decimals(float(losses[best]))} at step {exact(steps[best])}"))
-    return [*rows, *told(run, HELD_OUT)]
+    return [*rows, *newest(run, HELD_OUT)]
 
 
 def _speed(run: RunRecord) -> Rows:
     """Medians over the log: a rate's last value says little."""
-    rows: Rows = []
-    for name, label, write in (
-        ("tokens_per_second", "tokens per second", rounded),
-        ("step_seconds", "time of a step", duration),
-        ("mfu", "MFU", percent),
-        ("input_wait", "waiting for data", percent),
-    ):
-        _, values = run.series(name)
-        if len(values):
-            rows.append((label, write(float(np.median(values)))))
-    goodput = run.last("goodput")
-    if goodput is not None:
-        rows.append(("goodput", percent(goodput)))
+    logged = [(number, run.series(number.metric)[1]) for number in RATES]
+    rows = [(number.label, number.write(float(np.median(values)))) for number, values in logged if len(values)]
+    rows += newest(run, (Told("goodput", "goodput", percent),))
     steps, seconds = run.series("step_seconds")
     if len(steps):
         rows.append(("time in steps, about", duration(float(np.sum(np.diff(steps, prepend=0) * seconds)))))
     return rows
 
 
-def _parts(recipe: Any) -> list[tuple[str, list[tuple[str, object, bool]]]]:
+def _parts(recipe: Any) -> list[tuple[str, list[SettingRow]]]:
     """The settings of each part of a recipe, those that are in none under "stage"."""
-    own: list[tuple[str, object, bool]] = []
-    parts = []
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
+    parts: dict[str, list[SettingRow]] = {"stage": []}
+    for path, value, changed in _settings(recipe):
+        part, _, name = path.partition(".")
+        if path != "name":
+            parts.setdefault(part if name else "stage", []).append((name or path, value, changed))
+    return list(parts.items())
+
+
+def _settings(part: Any, stock: Any = None, prefix: str = "") -> list[SettingRow]:
+    """The settings of a recipe or part, by dotted path; `stock` is the part with its default values."""
+    rows: list[SettingRow] = []
+    for field in dataclasses.fields(part):
+        name, value = f"{prefix}{field.name}", getattr(part, field.name)
+        default = field.default if stock is None else getattr(stock, field.name)
+        kind: Any = type(value)
         if isinstance(value, TaskSettings):
             task = value.plain()
-            rows = [(name, setting(own), False) for name, own in task["fields"].items()]
-            parts.append((field.name, [("class", task["task"], False), *rows]))
+            rows.append((f"{name}.class", task["task"], True))
+            rows += [(f"{name}.{key}", setting(plain), True) for key, plain in task["fields"].items()]
         elif dataclasses.is_dataclass(value):
-            stock = field.default if dataclasses.is_dataclass(field.default) else _stock(value)
-            parts.append((field.name, _settings(value, stock)))
-        elif field.name != "name":
-            own += _setting(field.name, value, field.default)
-    return [("stage", own), *parts]
-
-
-def _stock(part: Any) -> Any:
-    return type(part)()
-
-
-def _settings(part: Any, stock: Any, prefix: str = "") -> list[tuple[str, object, bool]]:
-    """Name, value and whether it is the default, of a part's settings; those of parts inside have dotted names."""
-    rows: list[tuple[str, object, bool]] = []
-    for field in dataclasses.fields(part):
-        name, value, default = f"{prefix}{field.name}", getattr(part, field.name), getattr(stock, field.name)
-        if dataclasses.is_dataclass(value):
-            rows += _settings(value, default, f"{name}.")
+            rows += _settings(value, default if dataclasses.is_dataclass(default) else kind(), f"{name}.")
         else:
             rows += _setting(name, value, default)
     return rows
 
 
-def _setting(name: str, value: Any, default: Any) -> list[tuple[str, object, bool]]:
+def _setting(name: str, value: Any, default: Any) -> list[SettingRow]:
     """One row, or one per source."""
     if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
         places = [f" {i}" for i in range(1, len(value) + 1)] if len(value) > 1 else [""]
-        return [(f"{name}{n}", _source(v), value == default) for n, v in zip(places, value, strict=True)]
-    return [(name, setting(value), value == default)]
+        return [(f"{name}{n}", _source(v), value != default) for n, v in zip(places, value, strict=True)]
+    return [(name, setting(value), value != default)]
 
 
 def _source(source: Any) -> str:

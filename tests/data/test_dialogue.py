@@ -67,8 +67,8 @@ def test_a_conversation_is_written_by_the_template_of_the_recipe():
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"user": "no place"}, "template.user"),
-        ({"answer": "{text}{text}"}, "template.answer"),
+        ({"user": "no place"}, r"^TemplateSettings\.user = "),
+        ({"answer": "{text}{text}"}, r"^TemplateSettings\.answer = "),
         ({"assistant": ""}, "assistant"),
     ],
 )

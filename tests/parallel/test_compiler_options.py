@@ -30,5 +30,5 @@ def test_a_tpu_fusion_gets_the_vector_memory_of_the_recipe_or_what_is_usual_for_
 
 
 def test_no_vector_memory_is_refused():
-    with pytest.raises(UserError, match=r"compute\.vector_memory"):
+    with pytest.raises(UserError, match=r"^ComputeSettings\.vector_memory = 0: expected"):
         ComputeSettings(vector_memory=0)
