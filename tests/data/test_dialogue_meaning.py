@@ -225,7 +225,10 @@ def test_a_field_map_may_swap_names_and_gives_the_reward_function_the_files_own(
     ("settings", "message"),
     [
         ({"fields": {"prompt": "imputs"}}, "names a field 'imputs', which none of its 1 records has; .*'inputs'"),
-        ({"fields": {"promt": "inputs"}}, r"^DialogueSourceSettings\.fields = 'promt': expected a known place; did you mean 'prompt'"),
+        (
+            {"fields": {"promt": "inputs"}},
+            r"^DialogueSourceSettings\.fields = 'promt': expected a known place; did you mean 'prompt'",
+        ),
         ({"fields": (("prompt", "inputs"), ("answer", "inputs"))}, "each field once"),
         ({"fields": (("prompt", "inputs"), ("prompt", "other"))}, "each place once"),
         ({"fields": {"prompt": 3}}, r"^DialogueSourceSettings\.fields = "),

@@ -280,17 +280,17 @@ def test_two_processes_with_different_recipes_and_one_with_a_mistake_leave_with_
 
 
 LATE_MISTAKE = """
-import lmjax.runs.run as module
+import lmjax.stages.pretrain as module
 from lmjax.cli import main
 from lmjax.errors import UserError
 import sys, time, jax
-prepared, who = module.pretrain, int(sys.argv.pop())
-def pretrain(*arguments):
+train_task, who = module.train_task, int(sys.argv.pop())
+def late(*arguments):
     if jax.process_index() == who:
         time.sleep(1)
         raise UserError("the file went away")
-    return prepared(*arguments)
-module.pretrain = pretrain
+    return train_task(*arguments)
+module.train_task = late
 sys.exit(main(sys.argv[1:]))
 """
 
