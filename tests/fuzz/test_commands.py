@@ -119,8 +119,9 @@ def test_commands(tmp_path, monkeypatch, fields):
     def refuse(*_, **__):
         raise UserError("not in this test")
 
-    for name in ("load.load", "score.open_scorer", "prepare.train_tokenizer", "prepare.prepare_data"):
-        monkeypatch.setattr(f"lmjax.stages.{name}", refuse)
+    prepare = ("stages.prepare_data.train_tokenizer", "stages.prepare_data.prepare_data")
+    for name in ("runs.load.load", "runs.score.open_scorer", *prepare):
+        monkeypatch.setattr(f"lmjax.{name}", refuse)
     monkeypatch.setattr("lmjax.plan.planner.plan", refuse)
     monkeypatch.setattr("lmjax.plan.search.search", refuse)
     for name in ("_stage", "_pipeline"):
