@@ -102,7 +102,7 @@ def test_a_change_to_the_packages_own_sources_is_another_version(tmp_path, monke
         (tmp_path / place / "model" / "gpt.py").write_text(place)
     found = []
     for place in ("a", "b", "a"):
-        monkeypatch.setattr(module.lmjax, "__file__", str(tmp_path / place / "__init__.py"))
+        monkeypatch.setattr(module, "__file__", str(tmp_path / place / "plan" / "cache.py"))
         found.append(module._versions.__wrapped__()["sources"])
     assert found[0] == found[2] != found[1]
 
