@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -65,16 +65,22 @@ class Encoded(NamedTuple):
     empty: int
 
 
+class PrepareOptions(TypedDict, total=False):
+    """How `prepare_shards` writes, where it is not as by default."""
+
+    shard_tokens: int
+    workers: int | None
+    report: Report | None
+
+
 def open_shards(
     settings: SourceSettings,
     tokenizer: Encoder,
     folder: Path,
     *,
     fingerprint: str,
-    shard_tokens: int = SHARD_TOKENS,
-    workers: int | None = None,
-    report: Report | None = None,
     say: Say = lambda line: None,
+    **options: Unpack[PrepareOptions],
 ) -> TokenShards:
     """The token shards of any source: those at `settings.path`, or prepared from its text in `folder`.
 
@@ -85,16 +91,7 @@ def open_shards(
         verify_once(shards, tokenizer.vocab_size, say)
         return shards.part(settings.begin, settings.end)
     source = open_text(settings, say)
-    return find_or_prepare(
-        source,
-        tokenizer,
-        folder,
-        fingerprint=fingerprint,
-        shard_tokens=shard_tokens,
-        workers=workers,
-        report=report,
-        say=say,
-    )
+    return find_or_prepare(source, tokenizer, folder, fingerprint=fingerprint, say=say, **options)
 
 
 def open_text(settings: SourceSettings, say: Say) -> Documents:
@@ -111,16 +108,12 @@ def find_or_prepare(
     folder: Path,
     *,
     fingerprint: str,
-    shard_tokens: int = SHARD_TOKENS,
-    workers: int | None = None,
-    report: Report | None = None,
     say: Say = lambda line: None,
+    **options: Unpack[PrepareOptions],
 ) -> TokenShards:
     """The source's token shards in `folder`: verified once on this machine where they are there, or else prepared."""
     there = (folder / MANIFEST).is_file()
-    shards = prepare_shards(
-        source, tokenizer, folder, fingerprint=fingerprint, shard_tokens=shard_tokens, workers=workers, report=report
-    )
+    shards = prepare_shards(source, tokenizer, folder, fingerprint=fingerprint, **options)
     if there:
         verify_once(shards, tokenizer.vocab_size, say)
     return shards

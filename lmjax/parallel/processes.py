@@ -87,7 +87,7 @@ def tell(message: str, code: int, environment: Mapping[str, str] = os.environ) -
 
 
 def _place(arguments: dict[str, Any]) -> tuple[str, int, int] | None:
-    """The address of process 0, how many there are and which this is; None for one alone, or where nobody tells."""
+    """The address of process 0, how many there are and which this is; None for one alone, or an unknown one."""
     if not arguments:
         try:
             found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, COORDINATOR_SECONDS)

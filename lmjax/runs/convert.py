@@ -121,7 +121,7 @@ def _write_template(folder: Path, trained: Trained) -> list[str]:
 
 
 def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
-    """The recipe of an imported model: its shape and tokenizer; what it was trained on and how, nobody says."""
+    """The recipe of an imported model: its shape and tokenizer; the folder does not say how it was trained."""
     settings = model.settings
     kind: Any = "sentencepiece" if model.config.model_type == "llama" else "bpe"
     entries = settings.vocab_size or 0

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from lmjax.errors import nearest, require
 from lmjax.fields import ClosedFraction, PositiveInt, Settings, at_least, check_weights, require_local
 from lmjax.kinds import check_unused
-from lmjax.settings.data import DataSettings, Weight
+from lmjax.settings.data import LoadedRows, Weight
 
 TEXT = "{text}"  # where a turn's text goes in its template
 PLACES = (  # what a field map can give to a record's fields
@@ -84,7 +84,7 @@ class DialogueSourceSettings(Settings):
 
 
 @dataclass(frozen=True)
-class DialogueSettings(Settings):
+class DialogueSettings(LoadedRows, Settings):
     """What a batch of conversations holds. A batch is a pure function of these settings and the step."""
 
     train: tuple[DialogueSourceSettings, ...] = ()
@@ -103,15 +103,3 @@ class DialogueSettings(Settings):
 
     def check(self) -> None:
         check_weights("train", self.train)
-
-    @property
-    def loading(self) -> DataSettings:
-        """The same sizes and order, as the loader takes them."""
-        return DataSettings(
-            sequence_length=self.sequence_length,
-            batch_size=self.batch_size,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            prefetch=self.prefetch,
-            earlier_batches=self.earlier_batches,
-        )

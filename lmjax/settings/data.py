@@ -97,16 +97,15 @@ class DataSettings(Settings):
             require(self.ramp_tokens > 0, "ramp_tokens", self.ramp_tokens, "tokens above 0", "set its length")
 
 
-@dataclass(frozen=True)
-class RowSettings(Settings):
-    """What a batch of a task's rows holds. A batch is a pure function of these settings and the step."""
+class LoadedRows:
+    """Settings of rows that are not text of sources: the fields that the loader reads, which a subclass has."""
 
-    sequence_length: PositiveInt = 256  # tokens of a row, at most
-    batch_size: PositiveInt = 8  # rows per step, over all devices
-    shuffle: bool = True
-    seed: int = 0
-    prefetch: PositiveInt = 2  # batches prepared ahead
-    earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()  # as in DataSettings
+    sequence_length: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    prefetch: int
+    earlier_batches: tuple[tuple[int, int, int, int, int, int], ...]
 
     @property
     def loading(self) -> DataSettings:
@@ -119,3 +118,15 @@ class RowSettings(Settings):
             prefetch=self.prefetch,
             earlier_batches=self.earlier_batches,
         )
+
+
+@dataclass(frozen=True)
+class RowSettings(LoadedRows, Settings):
+    """What a batch of a task's rows holds. A batch is a pure function of these settings and the step."""
+
+    sequence_length: PositiveInt = 256  # tokens of a row, at most
+    batch_size: PositiveInt = 8  # rows per step, over all devices
+    shuffle: bool = True
+    seed: int = 0
+    prefetch: PositiveInt = 2  # batches prepared ahead
+    earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()  # as in DataSettings

@@ -220,7 +220,7 @@ class PPO(DialogueStage):
     kind: ClassVar[str] = "ppo"
 
     name: str = "ppo"
-    reference: str = ""  # what the policy is held near to: a stage or a checkpoint of the same shape; none: the start
+    reference: str = ""  # the reference policy: a stage or a checkpoint of the same shape; none: the initial checkpoint
     reward: RewardSettings = RewardSettings()
     ppo: PPOSettings = PPOSettings()
     kl: KLSettings = KLSettings()

@@ -12,7 +12,7 @@ CHANGES: Table = {Kind.CONSEQUENTIAL: ("beta", "label_smoothing")}
 
 KIND = fine_tuning(
     DPO,
-    Preferences(),
+    lambda resolved: Preferences(),
     shown=Shown(
         charts=(*RANKED, one_curve("margin", "Margin of the better answer", "margin")),
         tiles=RANKED_TILES,

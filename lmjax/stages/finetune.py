@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from jax.sharding import Mesh
-
 from lmjax.errors import UserError
 from lmjax.settings import Finetune
 from lmjax.stages.changes import EARLIER, TRAINING, Kind, Table
-from lmjax.stages.kind import Planned, StageKind
+from lmjax.stages.kind import fine_tuning
 from lmjax.stages.shown import Drawn, Shown, Told
-from lmjax.stages.train_stage import Outcome, train_task
-from lmjax.tasks.program import Cost, Program
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Session, Task, build_task
+from lmjax.tasks.task import Task
 
 CHANGES: Table = {
     Kind.FREE: ("rows.prefetch", f"rows.{EARLIER}.", "model."),
@@ -34,26 +30,13 @@ def task_of(resolved: ResolvedStage) -> Task:
     return stage.task
 
 
-def _train(resolved: ResolvedStage, session: Session) -> Outcome:
-    return train_task(task_of(resolved), resolved.opened(), session)
-
-
-def _build(resolved: ResolvedStage, mesh: Mesh) -> Program:
-    return build_task(task_of(resolved), resolved, mesh, resolved.of(Finetune).train.steps)
-
-
-def _cost(resolved: ResolvedStage) -> Cost:
-    return task_of(resolved).cost(resolved)
-
-
-KIND = StageKind(
-    settings=Finetune,
+KIND = fine_tuning(
+    Finetune,
+    task_of,
     shown=Shown(
         charts=(Drawn("loss", "Loss", (("loss", "training", False), ("validation_loss", "validation", True))),),
         tiles=(Told("validation_loss", "validation loss"), Told("loss", "training loss")),
         own_metrics=True,
     ),
     changes=(TRAINING, CHANGES),
-    train=_train,
-    programs={"train": Planned(_build, _cost)},
 )

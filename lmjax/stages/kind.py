@@ -51,17 +51,19 @@ class StageKind:
     describe_finished: Callable[[Path, Stage], list[str]] = lambda folder, stage: []  # lines of a pipeline's end
 
 
-def fine_tuning(settings: type[Stage], task: Task, shown: Shown, changes: Sequence[Table]) -> StageKind:
-    """A kind that trains a task on a model that is there already."""
+def fine_tuning(
+    settings: type[Stage], task_of: Callable[[ResolvedStage], Task], shown: Shown, changes: Sequence[Table]
+) -> StageKind:
+    """A kind that trains a task on a model that is there already; `task_of` gives the task of a stage."""
 
     def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
         stage = resolved.of(TrainingStage)
-        return build_task(task, resolved, mesh, stage.train.steps)
+        return build_task(task_of(resolved), resolved, mesh, stage.train.steps)
 
     return StageKind(
         settings=settings,
         shown=shown,
         changes=changes,
-        train=lambda resolved, session: train_task(task, resolved.opened(), session),
-        programs={"train": Planned(build, task.cost)},
+        train=lambda resolved, session: train_task(task_of(resolved), resolved.opened(), session),
+        programs={"train": Planned(build, lambda resolved: task_of(resolved).cost(resolved))},
     )

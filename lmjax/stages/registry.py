@@ -23,7 +23,7 @@ STAGES: dict[str, StageKind] = {}  # those that are imported, and those that a p
 
 
 def kind_of(stage: Stage) -> StageKind:
-    """What a stage's kind does. Raises KeyError for a kind that nobody registered."""
+    """What a stage's kind does. Raises KeyError for a kind that is not registered."""
     if stage.kind not in STAGES:
         STAGES[stage.kind] = importlib.import_module(MODULES[stage.kind]).KIND
     return STAGES[stage.kind]

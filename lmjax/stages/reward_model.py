@@ -15,7 +15,7 @@ CHANGES: Table = {
 
 KIND = fine_tuning(
     RewardModel,
-    Rankings(),
+    lambda resolved: Rankings(),
     shown=Shown(
         charts=(
             *RANKED,

@@ -13,7 +13,7 @@ CHANGES: Table = {Kind.FREE: ("reward_model",), Kind.CONSEQUENTIAL: ("mix.", "mi
 
 KIND = fine_tuning(
     SFT,
-    Demonstrations(),
+    lambda resolved: Demonstrations(),
     shown=Shown(
         charts=(LOSS, one_curve("reward", "Reward by the reward model, validation", "validation_reward", marked=True)),
         tiles=(*LANGUAGE_TILES, Told("validation_accuracy", "accuracy", percent, "of answers\u2019 tokens")),
