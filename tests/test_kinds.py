@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lmjax.cli import _overridden
+from lmjax.commands.command import overridden_recipe
 from lmjax.errors import UserError
 from lmjax.settings import DataSettings, DialogueSourceSettings, Pretrain, SourceSettings, TokenizerSettings
 from lmjax.settings.recipe_files import from_json, to_json
@@ -100,7 +100,7 @@ def test_what_a_kind_uses_is_accepted():
 
 def quickstart(*overrides):
     options = argparse.Namespace(recipe="quickstart", parser=argparse.ArgumentParser("lmjax"))
-    return _overridden(options, list(overrides)).stages
+    return overridden_recipe(options, list(overrides)).stages
 
 
 def test_a_path_given_to_the_quickstart_is_what_it_trains_on():

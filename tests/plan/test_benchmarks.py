@@ -87,15 +87,16 @@ def test_the_pages_print_both_of_maxtext_s_columns_and_what_follows_from_them(pa
         assert float(saved_at_same.strip("%")) == pytest.approx(100 * (1 - found / same), abs=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 @pytest.mark.parametrize(
     ("name", "cycles", "at_same", "collectives"),
     [
-        pytest.param("gpt2_124m", 0.75, 0.64, 1.01, marks=pytest.mark.slow),
+        ("gpt2_124m", 0.75, 0.64, 1.01),
         ("gpt3_6b", 0.90, 0.91, 1.0),
-        pytest.param("gpt3_22b", 0.90, 0.94, 1.0, marks=pytest.mark.slow),
-        pytest.param("gpt3_175b", 0.90, 1.035, 1.0, marks=pytest.mark.slow),
+        ("gpt3_22b", 0.90, 0.94, 1.0),
+        ("gpt3_175b", 0.90, 1.035, 1.0),
     ],
 )
 def test_a_benchmark_fits_and_takes_no_more_cycles_and_collectives_beside_maxtext(name, cycles, at_same, collectives):

@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from lmjax.cli import _overridden, _parser
+from lmjax.cli import parser
+from lmjax.commands.command import overridden_recipe
 from lmjax.errors import UserError
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.slices import find_slice
@@ -79,8 +80,8 @@ def test_the_options_are_what_run_needs_to_be_told(tmp_path):
     assert shlex.join(options) == (
         "--mesh.fsdp 4 --mesh.tensor 2 --compute.remat full --compute.attention_block 512 --train.microbatches 4"
     )
-    arguments, rest = _parser().parse_known_args(["run", str(path), *options])
-    assert _overridden(arguments, rest) == chosen.applied(recipe)
+    arguments, rest = parser().parse_known_args(["run", str(path), *options])
+    assert overridden_recipe(arguments, rest) == chosen.applied(recipe)
 
 
 def test_a_block_of_the_recipes_own_can_be_taken_back(tmp_path):

@@ -230,8 +230,8 @@ def recipe():
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    """`lmjax plan --auto` as a user runs it."""
+def command(tmp_path_factory):
+    """A function from words to what `lmjax plan small.py --auto` does, as a user runs it."""
     folder = tmp_path_factory.mktemp("search")
     (folder / "small.py").write_text(FILE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
@@ -241,15 +241,22 @@ def searched(tmp_path_factory):
         command = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--auto", *words]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
-    first = run("--limit", "2", "--json")
+    return run
+
+
+@pytest.fixture(scope="module")
+def searched(command):
+    """What a first search of two candidates found and said."""
+    first = command("--limit", "2", "--json")
     assert first.returncode == 0, first.stderr
-    return folder, run, json.loads(first.stdout), first.stderr
+    return json.loads(first.stdout), first.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_a_real_search_ranks_steps_that_fit(searched):
-    _, _, found, said = searched
+    found, said = searched
     assert len(found["results"]) == 2 and not found["refused"]
     for each in found["results"]:
         assert each["fits"] and 0 < each["peak_hbm_gib"] < 15.75 and each["gcycles"] > 0 and not each["cached"]
@@ -259,11 +266,12 @@ def test_a_real_search_ranks_steps_that_fit(searched):
     assert "left" in said.splitlines()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
-def test_the_same_search_again_prints_from_the_cache(searched):
-    _, run, found, _ = searched
-    done = run("--limit", "2")
+def test_the_same_search_again_prints_from_the_cache(command, searched):
+    found, _ = searched
+    done = command("--limit", "2")
     assert done.returncode == 0, done.stderr
     assert all("compiled earlier" in line for line in done.stderr.splitlines()), done.stderr
     table = done.stdout.splitlines()
@@ -282,9 +290,8 @@ def test_the_same_search_again_prints_from_the_cache(searched):
         (["--data.batch-size", "1", "--data.sequence-length", "100", "--topology", "v5e-64"], "--auto: any mesh of 64"),
     ],
 )
-def test_mistakes_are_said_in_a_line(searched, words, said):
-    _, run, _, _ = searched
-    done = run(*words)
+def test_mistakes_are_said_in_a_line(command, words, said):
+    done = command(*words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import lmjax
 from lmjax import cli
+from lmjax.commands.command import overridden_recipe
 from lmjax.errors import UserError
 from lmjax.runs.pipeline import plan_stages, run_stages
 from lmjax.runs.provenance import claim_provenance
@@ -255,8 +256,8 @@ def recipe():
 
 
 def parsed(path, overrides):
-    options = cli._parser().parse_args(["run", str(path)])
-    return cli._overridden(options, overrides)
+    options = cli.parser().parse_args(["run", str(path)])
+    return overridden_recipe(options, overrides)
 
 
 def test_a_field_of_a_stage_is_set_under_the_stages_name(tmp_path, capsys):

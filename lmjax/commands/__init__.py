@@ -1,0 +1,1 @@
+"""The commands, one module for those of a kind. Each has `add`, which declares what it parses."""

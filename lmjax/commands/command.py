@@ -1,0 +1,52 @@
+"""What commands share: how one is declared, and how its words become paths and recipes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmjax.errors import UserError
+from lmjax.files import user_path
+
+Command = Callable[[argparse.Namespace, list[str]], int]  # (options, overrides of a recipe's fields) -> exit code
+
+
+def add_command(commands: Any, name: str, call: Command, text: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(call=call, takes_overrides=False, parser=command)
+    return command
+
+
+def path_of(text: str) -> Path:
+    """A path as an argument gives it: `~` is a home folder."""
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def overridden_recipe(options: argparse.Namespace, overrides: list[str]) -> Any:
+    from lmjax.runs.overrides import overridden
+    from lmjax.settings.recipe_files import load_recipe
+
+    return overridden(load_recipe(options.recipe), overrides, options.recipe, options.parser.prog)
+
+
+def pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:
+    """The recipe, or the first stage of its pipeline, which must be a pretraining."""
+    from lmjax.stages.registry import kind_of
+
+    first = overridden_recipe(options, overrides).stages[0]
+    if not kind_of(first).prepares_text:
+        what = f"{options.recipe}: expected a recipe that pretrains, or a pipeline that begins so"
+        raise UserError(f"{what}; it is of the stage {type(first).__name__}")
+    return first

@@ -1,0 +1,45 @@
+"""`lmjax run` trains, `lmjax report` writes the page of what was trained."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import lmjax
+from lmjax.commands.command import add_command, overridden_recipe, path_of
+
+
+def add(commands: Any) -> None:
+    run = add_command(
+        commands, "run", _run, "train what a recipe says; the same command resumes", "lmjax run quickstart"
+    )
+    run.set_defaults(takes_overrides=True)
+    run.add_argument(
+        "recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes"
+    )
+    run.add_argument("--workdir", type=path_of, help="where everything is written (default: runs/NAME)")
+    text = "where runs share their tokens (default: the folder cache beside the workdir)"
+    run.add_argument("--cache", type=path_of, metavar="DIR", help=text)
+    run.add_argument("--force", action="store_true", help="resume although the recipe changes the rest of the run")
+    run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
+    run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
+    run.add_argument("--executable", type=path_of, metavar="FILE", help="the step, as lmjax plan --save wrote it")
+    run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
+    run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100\n  lmjax run instructgpt --from reward"
+    report = add_command(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")
+    report.add_argument("workdir", type=path_of)
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    recipe = overridden_recipe(options, ["--help"] if options.fields else overrides)
+    chosen = {"only": options.only, "start_from": options.start_from, "executable": options.executable}
+    chosen["cache"] = options.cache
+    result = lmjax.run(recipe, workdir=options.workdir, force=options.force, **chosen)
+    return result.exit_code
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.report.page import write_report
+
+    print(write_report(options.workdir))
+    return 0
