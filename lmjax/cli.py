@@ -92,13 +92,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command with all of its commands."""
-    parser = _Parser("lmjax", description="A JAX/Flax training stack for language models.")
-    parser.add_argument("--version", action="version", version=f"lmjax {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    """Reads every command; what a command does not know is left for the recipe's fields."""
+    whole = _Parser("lmjax", description="A JAX/Flax training stack for language models.")
+    whole.add_argument("--version", action="version", version=f"lmjax {__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add(commands)
-    return parser
+    return whole
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from lmjax.files import user_path
 Command = Callable[[argparse.Namespace, list[str]], int]  # (options, overrides of a recipe's fields) -> exit code
 
 
-def add_command(commands: Any, name: str, call: Command, text: str, example: str) -> argparse.ArgumentParser:
+def add_command(commands: Any, name: str, call: Command, text: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser for the command `name`, whose help is `text` and then the examples; `call` does what it says."""
     command = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
+        epilog="\n  ".join(("example:", *examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -35,6 +36,7 @@ def path_of(text: str) -> Path:
 
 
 def overridden_recipe(options: argparse.Namespace, overrides: list[str]) -> Any:
+    """The recipe that `options` name, a stage or a pipeline, with the fields that `overrides` set."""
     from lmjax.runs.overrides import overridden
     from lmjax.settings.recipe_files import load_recipe
 

@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     text = "compile a recipe's step for a TPU slice that is not attached; estimate memory and time"
-    plan = add_command(commands, "plan", _plan, text, "lmjax plan gpt2 --topology v5e-16 --mesh fsdp=16")
+    examples = ("gpt2 --topology v5e-16 --mesh fsdp=16", "gpt3:6.7b --topology v5p-128 --auto --limit 12")
+    plan = add_command(commands, "plan", _plan, text, *(f"lmjax plan {example}" for example in examples))
     plan.set_defaults(takes_overrides=True)
     plan.add_argument("recipe", metavar="RECIPE")
     plan.add_argument("--topology", help="a slice such as v5e-256, v5p-1024 or 2xv6e-64 (default: plan.topology)")
@@ -38,7 +39,6 @@ def _add_plan(commands: Any) -> None:
         help="of a pretraining: its step, its validation, or the continuation of a batch of prompts (default: train)",
     )
     plan.add_argument("--explain", action="store_true", help="show how every parameter and activation is cut")
-    plan.epilog = (plan.epilog or "") + "\n  lmjax plan gpt3:6.7b --topology v5p-128 --auto --limit 12"
     text = "rank mesh, microbatches, remat policy and kernel block by compiling the most promising, under the HBM limit"
     plan.add_argument("--auto", action="store_true", help=text)
     text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
@@ -85,11 +85,7 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = planned_recipe(stage, options.topology, options.mesh)
     if options.explain:
         print(*explanation(recipe, before), sep="\n", file=sys.stderr if options.json else sys.stdout, flush=True)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    found = plan(recipe, hlo=options.hlo, save=options.save, step=options.step, before=before, say=say)
+    found = plan(recipe, hlo=options.hlo, save=options.save, step=options.step, before=before, say=_say)
     print(found.to_json() if options.json else "\n".join(lines(found)))
     return 0
 
@@ -109,8 +105,12 @@ def _search(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = planned_recipe(pretraining(options, overrides), options.topology)
     mesh = None if options.mesh is None else parse_mesh(options.mesh)
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
-    cache = Cache(say=lambda line: print(line, file=sys.stderr, flush=True))
+    cache = Cache(say=_say)
     found = search(recipe, mesh, limit, cache=cache, watch=watching)
     command = run_command(found, options.recipe, overrides)
     print(to_json(found, command) if options.json else "\n".join(lines(found, command)))
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ from lmjax.commands.command import add_command, overridden_recipe, path_of
 
 def add(commands: Any) -> None:
     run = add_command(
-        commands, "run", _run, "train what a recipe says; the same command resumes", "lmjax run quickstart"
+        *(commands, "run", _run, "train what a recipe says; the same command resumes"),
+        *("lmjax run quickstart", "lmjax run gpt2:355m --train.steps 100", "lmjax run instructgpt --from reward"),
     )
     run.set_defaults(takes_overrides=True)
     run.add_argument(
@@ -25,17 +26,14 @@ def add(commands: Any) -> None:
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
     run.add_argument("--executable", type=path_of, metavar="FILE", help="the step, as lmjax plan --save wrote it")
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
-    run.epilog = (run.epilog or "") + "\n  lmjax run gpt2:355m --train.steps 100\n  lmjax run instructgpt --from reward"
     report = add_command(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")
     report.add_argument("workdir", type=path_of)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = overridden_recipe(options, ["--help"] if options.fields else overrides)
-    chosen = {"only": options.only, "start_from": options.start_from, "executable": options.executable}
-    chosen["cache"] = options.cache
-    result = lmjax.run(recipe, workdir=options.workdir, force=options.force, **chosen)
-    return result.exit_code
+    names = ("workdir", "force", "only", "start_from", "executable", "cache")
+    return lmjax.run(recipe, **{name: getattr(options, name) for name in names}).exit_code
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:

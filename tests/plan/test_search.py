@@ -238,8 +238,8 @@ def command(tmp_path_factory):
     environment["XDG_CACHE_HOME"] = str(folder / "cache")  # not here, where its lmjax/ would hide the package
 
     def run(*words):
-        command = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--auto", *words]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        whole = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--auto", *words]
+        return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True)
 
     return run
 
