@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 # Where eight devices share a busy core, the last may join a collective minutes after the first; XLA would
 # end the whole process after 40 s.
@@ -23,6 +24,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell starts what it runs in the background deaf to SIGINT, which tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(os.environ.get("LMJAX_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -1,5 +1,7 @@
 """Whole files, JSON of a known form, and names that cannot leave their folder."""
 
+import os
+import sys
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
@@ -12,6 +14,7 @@ from lmjax.files import (
     parse_json,
     read_json,
     read_text,
+    run_file,
     safe_name,
     sha256,
     write_whole,
@@ -126,3 +129,13 @@ def test_a_message_of_ten_thousand_characters_is_cut_in_the_middle_wherever_it_i
         assert len(message) < 2_000
         assert message.startswith("a.json:3: field = x") and message.endswith("expected a number; fix it")
     assert str(UserError("a.json:3: as it is")) == "a.json:3: as it is"
+
+
+def test_a_python_file_is_run_as_it_is_however_quickly_it_was_edited(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as for a user, whatever the tests' environment says
+    path = tmp_path / "mine.py"
+    for value in (1, 2):
+        path.write_text(f"value = {value}\n")
+        os.utime(path, (1e9, 1e9))
+        assert run_file(path, "mine").value == value
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside a user's file"

@@ -10,7 +10,6 @@ response. The scores of several functions are added up; a function returns None 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import math
 import threading
@@ -24,6 +23,7 @@ import numpy as np
 
 from lmjax.data.conversations import Prompt
 from lmjax.errors import UserError, nearest, shortened, text_of
+from lmjax.files import run_file
 from lmjax.settings.renamed import module_hint
 
 _RESPONSES = ("responses", "completions")
@@ -257,9 +257,6 @@ def _batch(responses: Sequence[str], records: Sequence[Prompt]) -> str:
 
 
 def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"lmjax_reward_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_file(path, f"lmjax_reward_{path.stem}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import inspect
 import json
 import re
@@ -20,7 +19,7 @@ from typing import Any
 import lmjax.settings
 from lmjax.errors import FieldError, UserError, joined, nearest, shortened, text_of
 from lmjax.fields import Settings, checked, described, field_types, require_local, unchecked
-from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text
+from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text, run_file
 from lmjax.kinds import without_unused
 from lmjax.settings import Pipeline, Stage
 from lmjax.settings.renamed import module_hint, renamed_fields, renamed_function
@@ -121,14 +120,10 @@ def _find(name: str) -> Path:
 
 
 def _recipe_function(path: Path) -> typing.Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(f"lmjax_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
     source = read_bytes(path)
     if not any(b"coding" in line for line in source.splitlines()[:2]):  # PEP 263: Python knows how to read it
         decode_text(source, path)
-    module = importlib.util.module_from_spec(spec)
-    loader = spec.loader
-    _run_user_code(path, lambda: loader.exec_module(module))
+    module = _run_user_code(path, lambda: run_file(path, f"lmjax_recipe_{path.stem}"))
     make = getattr(module, "recipe", None)
     if not inspect.isfunction(make):
         raise UserError(f"{path}: expected a function recipe() that returns a recipe; add one")
