@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from lmjax.parallel.placement import (
     shardings_of,
 )
 from lmjax.rl.learner import MIX, POLICY, Learner
-from lmjax.rl.reward_function import load_function, load_functions
+from lmjax.rl.reward_function import RewardFunction, load_function, load_functions
 from lmjax.rl.rollout import Rollout, Vocabulary
 from lmjax.run_files import METRICS_FILE
 from lmjax.settings import PPO, DataSettings, Stage
@@ -50,6 +50,7 @@ from lmjax.tasks.conversations import dialogue_stage, mix_shares, open_conversat
 from lmjax.tasks.program import Cost, Program, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, TaskData
+from lmjax.tokenizers.tokenizer import Tokenizer
 from lmjax.training.loop import Metrics, UnfinishedStepError
 from lmjax.training.record import read_metrics
 
@@ -57,82 +58,132 @@ from lmjax.training.record import read_metrics
 def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
     """Trains to the stage's last iteration, or until a stop is asked for; the same call resumes."""
     resolved = resolved.opened()
-    recipe, display = resolved.of(PPO), session.display
-    start, scorer, tokenizer = resolved.start, resolved.scorer, resolved.tokenizer
-    assert start is not None and tokenizer is not None and recipe.model is not None
+    recipe, start = resolved.of(PPO), resolved.start
+    assert start is not None
     dialogue_stage(resolved)
-    reward, functions = recipe.reward, recipe.reward.functions_by_field
-    function = load_functions(functions, reward.timeout) if functions else None
-    gold = load_function(reward.known_reward, "reward.known_reward", reward.timeout) if reward.known_reward else None
+    rewards = _open_rewards(recipe)
     resolved.check_lengths()
     mesh = resolved.mesh()
-    rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, display)
-    held_out, asked = open_conversations(recipe.dialogue.validation, "prompt", resolved, display)
+    rows, records = open_conversations(recipe.dialogue.train, "prompt", resolved, session.display)
+    held_out = PromptSet(*open_conversations(recipe.dialogue.validation, "prompt", resolved, session.display))
     steps = planned_steps(recipe, TaskData(rows, (), epoch_rows=sum(map(len, rows))))
-    prompts = PromptSet(rows, records)
-    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
-    learner, axes = ppo_learner(recipe, resolved.model, resolved.reward_model, vocabulary, jax.default_backend(), steps)
-    abstract = ppo_state(learner, axes, mesh)
-    reference_start = open_reference(recipe.reference, resolved.folder, start) if recipe.reference else start
-    reference = reference_start.language_model(abstract.params[POLICY])
-    frozen = {"reference": reference}
-    if scorer is not None and learner.reward is not None:
-        frozen["reward"] = scorer.reward_model(abstract_params(learner.reward, mesh))
-    phases = compile_phases(learner, mesh, abstract, frozen)
-
-    def score(rollout: Rollout, prompts: Sequence[str], records: Sequence[Prompt]) -> Any:
-        if function is None:
-            return phases.score(frozen["reward"], rollout)
-        scores = function(prompts, response_texts(rollout, tokenizer), records)
-        with jax.transfer_guard("allow"):  # what a Python function says comes from the host
-            return place_rows({"scores": scores}, mesh)["scores"]
-
-    whole = _iteration(learner, abstract, mesh) if function is None and gold is None else None
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if whole is not None:
-            return whole(state, frozen, batch)
-        rollout, texts, records = phases.roll(state, batch), prompts.texts(recipe, batch), prompts.asked(recipe, batch)
-        with _saving(state):
-            scores = score(rollout, texts, records)
-        state, metrics = phases.learn(state, reference, rollout, scores, batch)
-        if gold is None:
-            return state, metrics
-        with _saving(state):
-            golds = gold(texts, response_texts(rollout, tokenizer), records)  # while devices learn
-        return state, metrics | {"gold": Weighted(*jax.device_put((golds.sum(), np.float32(len(golds)))))}
-
-    evaluate = PolicyEvaluation(
-        recipe,
-        tokenizer,
-        learner.policy,
-        PromptSet(held_out, asked),
-        mesh,
-        roll=phases.roll,
-        score=score,
-        divergence=lambda state, rollout: phases.divergence(state, reference, rollout),
-        gold=gold,
-        samples=samples_asked(recipe.evaluation, recipe.dialogue.template, tokenizer, start.settings.context),
-        stop=session.stop,
-    )
-    batch_at = _batches(resolved, prompts, learner, mesh, session, steps)
-    row, ramp = recipe.dialogue.sequence_length + learner.ppo.response_tokens, BatchRamp(recipe.loading)
+    reference = open_reference(recipe.reference, resolved.folder, start) if recipe.reference else start
+    iteration = _open_iteration(resolved, reference, PromptSet(rows, records), rewards, mesh, steps)
+    learner, row = iteration.learner, recipe.dialogue.sequence_length + recipe.ppo.response_tokens
+    ramp = BatchRamp(recipe.loading)
     training = Training(
         recipe=recipe,
         steps=steps,
         mesh=mesh,
-        abstract=abstract,
-        fresh=lambda: _fresh(learner, abstract, start, scorer, frozen, recipe.train.seed, reference_start),
-        step=step,
-        batch_at=batch_at,
+        abstract=iteration.abstract,
+        fresh=lambda: _fresh(
+            learner, iteration.abstract, start, resolved.scorer, iteration.frozen, recipe.train.seed, reference
+        ),
+        step=iteration.step(),
+        batch_at=_batches(resolved, iteration.prompts, learner, mesh, session, steps),
         tokens_in=lambda at: ramp.batch_size_at(at) * learner.ppo.group * row,
         flops_per_token=count(start.settings, row).flops_per_token * learner.ppo.epochs,
-        evaluate=evaluate,
+        evaluate=_evaluation(iteration, held_out, start, session),
         evaluates_fresh=True,
     )
     tokens = sum(map(training.tokens_in, range(steps)))
     state = train(training, resolved, session)
     return Outcome(state, steps, start.settings, row, tokens, training.flops_per_token, mesh.devices.size)
+
+
+class Rewards(NamedTuple):
+    """The Python functions that score responses; None where the recipe names none."""
+
+    trained: RewardFunction | None  # on which the policy is trained, in place of a reward model
+    known: RewardFunction | None
+
+
+def _open_rewards(recipe: PPO) -> Rewards:
+    reward, functions = recipe.reward, recipe.reward.functions_by_field
+    return Rewards(
+        load_functions(functions, reward.timeout) if functions else None,
+        load_function(reward.known_reward, "reward.known_reward", reward.timeout) if reward.known_reward else None,
+    )
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What an iteration of a run is computed with."""
+
+    recipe: PPO
+    tokenizer: Tokenizer
+    prompts: PromptSet
+    rewards: Rewards
+    learner: Learner
+    mesh: Mesh
+    abstract: TrainState
+    frozen: dict[str, Any]  # parameters by the model's name: "reference", and "reward" where there is such a model
+    phases: Phases
+
+    def score(self, rollout: Rollout, prompts: Sequence[str], records: Sequence[Prompt]) -> Any:
+        """The rewards of a rollout's responses, by the recipe's functions or else by its reward model."""
+        if self.rewards.trained is None:
+            return self.phases.score(self.frozen["reward"], rollout)
+        scores = self.rewards.trained(prompts, response_texts(rollout, self.tokenizer), records)
+        with jax.transfer_guard("allow"):  # the scores of a Python function come from the host
+            return place_rows({"scores": scores}, self.mesh)["scores"]
+
+    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """One iteration: one program with a reward model alone, or else phases around the Python functions."""
+        if self.rewards != (None, None):
+            return self._step_in_phases
+        whole = _iteration(self.learner, self.abstract, self.mesh)
+        return lambda state, batch: whole(state, self.frozen, batch)
+
+    def _step_in_phases(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rollout = self.phases.roll(state, batch)
+        texts, records = self.prompts.texts(self.recipe, batch), self.prompts.asked(self.recipe, batch)
+        with _saving(state):
+            scores = self.score(rollout, texts, records)
+        state, metrics = self.phases.learn(state, self.frozen["reference"], rollout, scores, batch)
+        known = self.rewards.known
+        if known is None:
+            return state, metrics
+        with _saving(state):
+            golds = known(texts, response_texts(rollout, self.tokenizer), records)  # while devices learn
+        return state, metrics | {"gold": Weighted(*jax.device_put((golds.sum(), np.float32(len(golds)))))}
+
+
+def _open_iteration(
+    resolved: ResolvedStage,
+    reference: InitialCheckpoint,
+    prompts: PromptSet,
+    rewards: Rewards,
+    mesh: Mesh,
+    steps: int,
+) -> Iteration:
+    """The models of a run, of which the frozen ones are read."""
+    recipe, tokenizer, scorer = resolved.of(PPO), resolved.tokenizer, resolved.scorer
+    assert tokenizer is not None
+    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.eos_id)
+    learner, axes = ppo_learner(recipe, resolved.model, resolved.reward_model, vocabulary, jax.default_backend(), steps)
+    abstract = ppo_state(learner, axes, mesh)
+    frozen = {"reference": reference.language_model(abstract.params[POLICY])}
+    if scorer is not None and learner.reward is not None:
+        frozen["reward"] = scorer.reward_model(abstract_params(learner.reward, mesh))
+    phases = compile_phases(learner, mesh, abstract, frozen)
+    return Iteration(recipe, tokenizer, prompts, rewards, learner, mesh, abstract, frozen, phases)
+
+
+def _evaluation(
+    iteration: Iteration, held_out: PromptSet, start: InitialCheckpoint, session: Session
+) -> PolicyEvaluation:
+    recipe, phases, reference = iteration.recipe, iteration.phases, iteration.frozen["reference"]
+    samples = samples_asked(recipe.evaluation, recipe.dialogue.template, iteration.tokenizer, start.settings.context)
+    return PolicyEvaluation(
+        *(recipe, iteration.tokenizer, iteration.learner.policy, held_out, iteration.mesh),
+        roll=phases.roll,
+        score=iteration.score,
+        divergence=lambda state, rollout: phases.divergence(state, reference, rollout),
+        gold=iteration.rewards.known,
+        samples=samples,
+        stop=session.stop,
+    )
 
 
 @contextmanager
