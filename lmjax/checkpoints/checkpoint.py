@@ -73,7 +73,7 @@ class Checkpointer:
             CARRIED: DIGESTS_FILE,
         }
         self._saving = 0  # the step whose checkpoint is being written
-        keep: list[Any] = [policies.LatestN(settings.keep_last)]
+        keep: list[Any] = [policies.LatestN(settings.keep_last), policies.CustomSteps(settings.at)]
         if settings.keep_every:
             keep.append(policies.EveryNSteps(settings.keep_every))
         if settings.keep_best:

@@ -16,7 +16,8 @@ class Count:
     """Exact counts.
 
     `embedding_parameters` are the token and position tables, without an untied head, as in Kaplan et al. 2020, section
-    2.1. `flops_per_token` is of a training step, forward and backward, a multiply and an add being
+    2.1; `parameters_with_head` are the others and the head, also a tied one, as in Porian et al. 2024.
+    `flops_per_token` is of a training step, forward and backward, a multiply and an add being
     two: 6 for every parameter of a matrix that a token is multiplied with, the head included, plus the attention
     scores and their use, 12 x heads x head_dim x (keys that a query sees, on average over the row) per layer.
     `flops_per_token_6n` is 6 x all parameters.
@@ -25,6 +26,7 @@ class Count:
     parameters: int
     embedding_parameters: int
     non_embedding_parameters: int
+    parameters_with_head: int
     flops_per_token: int
     flops_per_token_6n: int
 
@@ -48,7 +50,8 @@ def count(settings: ModelSettings, sequence_length: int | None = None) -> Count:
     total = tables + head + settings.layers * layer + (norm if settings.norm.final else 0) + _relative(settings)
     multiplied = settings.layers * matrices + vocab * settings.width
     scores = 12 * settings.attention.heads * settings.head_dim * _seen_keys(settings, length)
-    return Count(total, tables, total - tables, 6 * multiplied + math.floor(scores), 6 * total)
+    with_head = total - tables + (vocab * settings.width if settings.tied_head else 0)
+    return Count(total, tables, total - tables, with_head, 6 * multiplied + math.floor(scores), 6 * total)
 
 
 @dataclass(frozen=True)

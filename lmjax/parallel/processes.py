@@ -63,6 +63,13 @@ def join(facts: Callable[[], Facts], environment: Mapping[str, str] = os.environ
         peers.watch()
 
 
+def launched(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes of one run the launcher has started; 1 for a process that is alone."""
+    arguments = _arguments(environment)
+    place = None if arguments is None else _place(arguments)
+    return 1 if place is None else place[1]
+
+
 def tell(message: str, code: int, environment: Mapping[str, str] = os.environ) -> bool:
     """Tells the other processes of this run, once, that this one ends with `code`, and why. False where it is alone.
 

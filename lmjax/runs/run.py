@@ -263,6 +263,7 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "validation_reward",
         "validation_kl",
         "validation_gold",
+        "epochs",
         "tokens_per_second",
         "prompt",
         "sample",

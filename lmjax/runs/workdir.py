@@ -35,24 +35,34 @@ class Begun:
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this run, by its first process. Raises UserError when another run has it.
+def held(path: Path) -> Iterator[bool]:
+    """Whether this process holds the lock at `path` while the context lasts; False where another one has it.
 
-    A killed run leaves no lock.
+    A killed process leaves no lock. Raises UserError where the file cannot be written.
     """
-    if not is_first():
-        yield
-        return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
     except OSError as error:
-        raise UserError(f"{workdir}: cannot be written: {error.strerror}; choose another --workdir") from error
+        raise UserError(f"{path.parent}: cannot be written: {error.strerror}; choose another --workdir") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{workdir}: another run is using it; wait for it, or choose another --workdir") from error
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder for this run, by its first process. Raises UserError when another run has it."""
+    if not is_first():
+        yield
+        return
+    with held(workdir / ".lock") as mine:
+        if not mine:
+            raise UserError(f"{workdir}: another run is using it; wait for it, or choose another --workdir")
         yield
 
 

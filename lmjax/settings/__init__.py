@@ -13,6 +13,7 @@ from lmjax.settings.model import AttentionSettings, FeedForwardSettings, ModelSe
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
+from lmjax.settings.sweep import Sweep, SweepRun
 from lmjax.settings.training import (
     CheckpointSettings,
     ComputeSettings,
@@ -57,6 +58,8 @@ __all__ = [
     "ScheduleSettings",
     "SourceSettings",
     "Stage",
+    "Sweep",
+    "SweepRun",
     "TemplateSettings",
     "TokenizerSettings",
     "TrainSettings",

@@ -21,7 +21,7 @@ from lmjax.errors import FieldError, UserError, joined, nearest, shortened, text
 from lmjax.fields import Settings, checked, described, field_types, require_local, unchecked
 from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text, run_file
 from lmjax.kinds import without_unused
-from lmjax.settings import Pipeline, Stage
+from lmjax.settings import Pipeline, Stage, Sweep
 from lmjax.settings.renamed import module_hint, renamed_fields, renamed_function
 from lmjax.settings.stage import KINDS, SavedTask, TaskSettings
 
@@ -81,7 +81,23 @@ def _without_idle_weights(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(spec: str) -> Any:
-    """Reads `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where the recipe offers sizes."""
+    """The stage or pipeline of `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where it has
+    sizes. Raises UserError, also for a sweep."""
+    recipe, path = _load(spec)
+    if isinstance(recipe, Sweep):
+        raise UserError(f"{path}: a sweep of {len(recipe.runs)} runs; expected a stage or a pipeline; use lmjax sweep")
+    return recipe
+
+
+def load_sweep(spec: str) -> Sweep:
+    """As `load_recipe`, of a sweep."""
+    recipe, path = _load(spec)
+    if not isinstance(recipe, Sweep):
+        raise UserError(f"{path}: a {type(recipe).__name__}; expected a Sweep; use lmjax run")
+    return recipe
+
+
+def _load(spec: str) -> tuple[Any, Path]:
     require_local("RECIPE", spec)
     name, _, size = spec.partition(":")
     path = _find(name)
@@ -94,9 +110,9 @@ def load_recipe(spec: str) -> Any:
         known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
         raise UserError(f"{name}: {path} has no size {shortened(size)}; {known}")
     recipe = _run_user_code(path, lambda: _made(lambda: make(size) if size else make()))
-    if type(recipe) not in (Pipeline, *KINDS.values()):
+    if type(recipe) not in (Pipeline, Sweep, *KINDS.values()):
         raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
-    return recipe
+    return recipe, path
 
 
 def recipe_names() -> list[str]:

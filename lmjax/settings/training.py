@@ -149,6 +149,7 @@ class CheckpointSettings(Settings):
     every: PositiveInt = 500  # steps; the last step is always saved
     keep_last: PositiveInt = 2
     keep_every: PositiveInt | None = None  # steps whose multiples are never deleted
+    at: tuple[int, ...] = ()  # further steps that are saved, and never deleted
     keep_best: NonNegativeInt = 0  # by best_by: then every step that is saved is evaluated, too
     best_by: Literal["validation_loss", "validation_reward"] = "validation_loss"  # a low loss, or a high reward
     select_best: bool = False  # others load and are initialised from the best one that was kept, not the last
@@ -156,6 +157,7 @@ class CheckpointSettings(Settings):
     def check(self) -> None:
         kept = not self.select_best or self.keep_best > 0
         require(kept, "keep_best", self.keep_best, "1 or more with select_best", "set it to 1")
+        require(all(step > 0 for step in self.at), "at", self.at, "steps above 0", "leave the others out")
 
 
 @dataclass(frozen=True)

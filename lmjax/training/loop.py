@@ -36,6 +36,10 @@ class UnfinishedStepError(UserError):
         self.state = state
 
 
+class DivergedError(UserError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What the loop runs. The functions that may be slow (`evaluate`, `save`) are called between steps."""
@@ -89,8 +93,8 @@ class Window:
 def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
     """Runs the steps from `state.step` to `job.steps`, or until `stop` asks; what it returns has been saved.
 
-    Raises UserError when `job.abort_after_skipped` steps in a row had a loss or gradient that is not finite, and what
-    a step raises; where that is an UnfinishedStepError, its state is saved first.
+    Raises DivergedError when `job.abort_after_skipped` steps in a row had a loss or gradient that is not finite, and
+    what a step raises; where that is an UnfinishedStepError, its state is saved first.
     """
     if stop.signal is not None:
         return state
@@ -129,7 +133,7 @@ def fit(job: Job, state: TrainState, stop: StopRequest) -> TrainState:
 
 def save_due(checkpoint: CheckpointSettings, done: int, steps: int) -> bool:
     """Whether a checkpoint is written after so many of a run's steps."""
-    return done == steps or done % checkpoint.every == 0
+    return done == steps or done % checkpoint.every == 0 or done in checkpoint.at
 
 
 def evaluation_due(evaluation: EvaluationSettings, checkpoint: CheckpointSettings, done: int, steps: int) -> bool:
@@ -190,7 +194,7 @@ def _settle(job: Job, window: Window, step: int, metrics: Metrics) -> None:
     done = step + 1
     window.add(jax.device_get(metrics))
     if window.skipped_in_a_row >= job.abort_after_skipped:
-        raise UserError(
+        raise DivergedError(
             f"step {step}: {window.skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
             f"(train.abort_after_skipped = {job.abort_after_skipped}); lower optimizer.learning_rate, or look at the "
             f"batch of step {step - job.abort_after_skipped + 1}"

@@ -1,0 +1,55 @@
+"""`lmjax sweep` trains the runs of a sweep that its table lacks, or says what they would cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from lmjax.commands.command import add_command, path_of
+
+
+def add(commands: object) -> None:
+    sweep = add_command(
+        *(commands, "sweep", _sweep, "train the runs of a sweep that its table lacks; the same command continues"),
+        *("lmjax sweep isoflop.py --dry-run", "lmjax sweep isoflop.py --shard 2/4"),
+    )
+    sweep.add_argument(
+        "recipe", metavar="RECIPE", help="a file whose recipe() returns a Sweep, or a name in experiments/"
+    )
+    sweep.add_argument("--workdir", type=path_of, help="where table and runs are written (default: runs/NAME)")
+    sweep.add_argument("--cache", type=path_of, metavar="DIR", help="where tokens are kept (default: in the workdir)")
+    sweep.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
+    sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
+    sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
+    sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
+    sweep.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def _sweep(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.errors import require
+    from lmjax.runs.sweep import run_sweep
+    from lmjax.runs.sweep_plan import planned, shown
+    from lmjax.scaling.sweep_table import write_parquet
+    from lmjax.settings.recipe_files import load_sweep
+
+    sweep = load_sweep(options.recipe)
+    require(options.dry_run or not options.json, "--json", True, "--dry-run with it", "leave it out")
+    workdir = options.workdir or Path("runs") / sweep.name
+    if options.dry_run:
+        runs = planned(sweep, workdir, options.shard)
+        print(json.dumps(runs, indent=2) if options.json else shown(runs))
+        return 0
+    result = run_sweep(sweep, workdir, shard=options.shard, cache=options.cache, verbose=options.verbose)
+    print(f"{len(result.rows)} of {len(sweep.runs)} runs have a row: {result.table}")
+    if options.parquet:
+        write_parquet(result.rows, options.parquet)
+    return result.exit_code
