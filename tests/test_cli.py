@@ -41,7 +41,18 @@ def recipe():
 """
 
 COMMANDS = [
-    *(["run"], ["count"], ["plan"], ["generate"], ["chat"], ["score"], ["report"], ["import-hf"], ["export-hf"]),
+    *(
+        ["run"],
+        ["sweep"],
+        ["count"],
+        ["plan"],
+        ["generate"],
+        ["chat"],
+        ["score"],
+        ["report"],
+        ["import-hf"],
+        ["export-hf"],
+    ),
     *(["tokenizer", "train"], ["data", "prepare"]),
 ]
 

@@ -29,11 +29,12 @@ from lmjax.settings import (
     ScheduleSettings,
     SourceSettings,
     Stage,
+    Sweep,
     TokenizerSettings,
     TrainSettings,
 )
 
-NEED = (DialogueSourceSettings, Pipeline, PPO, Compare)  # fields that have no default that works
+NEED = (DialogueSourceSettings, Pipeline, Sweep, PPO, Compare)  # fields that have no default that works
 PARTS = [getattr(lmjax.settings, name) for name in lmjax.settings.__all__]
 PARTS = [part for part in PARTS if not issubclass(part, (Stage, *NEED))]
 FORM = re.compile(r"^(?P<field>[\w., ]+) = (?P<value>.+?): expected (?P<expected>.+?); (?P<fix>.+)$", re.S)
@@ -109,6 +110,7 @@ WRONG = [
     (EvaluationSettings, {"temperature": -0.5}, "temperature", "-0.5", "0 for greedy"),
     (CheckpointSettings, {"keep_best": -1}, "keep_best", "-1", "0 for none"),
     (CheckpointSettings, {"keep_last": 0}, "keep_last", "0", "2"),
+    (CheckpointSettings, {"at": (0, 5)}, "at", "(0, 5)", "leave the others out"),
     (LogSettings, {"profile": (5, 2)}, "profile", "(5, 2)", "(10, 12)"),
     (LogSettings, {"profile": (5,)}, "profile", "(5,)", "leave it out"),
 ]

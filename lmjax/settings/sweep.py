@@ -19,7 +19,7 @@ class SweepRun(Settings):
     from the step at which its own rate begins to fall, and ends as a run of its own from the beginning would.
     """
 
-    stage: Pretrain
+    stage: Pretrain = Pretrain()
     trunk: str = ""
     budget: PositiveFloat | None = None  # FLOPs that the run was designed for; its row has them
     reason: str = ""  # the arithmetic of its rate and batch, and the source of the rule
