@@ -25,6 +25,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import LossFunction, Weighted
 from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.rates import model_rates
 from lmjax.optim.schedules import Schedule, make_schedule, token_clock
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import ROWS_AND_TIME
@@ -84,7 +85,7 @@ class NextToken(Task):
         ramp = BatchRamp(stage.data)
         clock = token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
         schedule = make_schedule(stage.optimizer.schedule, stage.optimizer.learning_rate, steps, clock)
-        return make_optimizer(stage.optimizer, schedule, axes), schedule
+        return make_optimizer(stage.optimizer, schedule, axes, model_rates(axes, resolved.model)), schedule
 
     def summary(self, sums: Sums) -> Values:
         """The loss per token, its exponential and, where bytes were counted, bits per byte."""
