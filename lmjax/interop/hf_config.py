@@ -95,7 +95,7 @@ def _obstacles(settings: ModelSettings, config: Mapping[str, Any]) -> list[str]:
         back = _flat(_canonical(parse_config(config, CONFIG).settings))
     except UserError as error:
         return [str(error)]
-    pairs = ((name, value, back[name]) for name, value in _flat(_canonical(settings)).items())
+    pairs = ((name, value, back.get(name)) for name, value in _flat(_canonical(settings)).items())
     return [f"{name} = {value!r}: expected {only!r}" for name, value, only in pairs if value != only]
 
 
@@ -289,6 +289,7 @@ def _canonical(settings: ModelSettings) -> ModelSettings:
         positions = PositionSettings()
     elif positions.kind == "rotary":
         positions = PositionSettings(kind="rotary", rotary_base=positions.rotary_base)
+    computes_alike = settings.base_ratio == 1 and settings.base_head_dim == settings.head_dim
     return dataclasses.replace(
         settings,
         attention=attention,
@@ -296,6 +297,7 @@ def _canonical(settings: ModelSettings) -> ModelSettings:
         norm=dataclasses.replace(norm, bias=norm.bias or norm.kind == "rmsnorm"),
         positions=positions,
         scaled_residual_init=False,  # of how training began, which a trained model no longer shows
+        mup=None if computes_alike else settings.mup,
     )
 
 

@@ -88,20 +88,20 @@ def attention(
     mask: Mask,
     *,
     implementation: str,
-    scaled: bool = True,
+    scale: float | None = None,
     bias: jax.Array | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     interpret: bool = False,
     block: int | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K) + bias, over the keys that `mask` shows) v, per head; softmax in float32.
+    """softmax(scale x q k^T + bias, over the keys that `mask` shows) v, per head; softmax in float32.
 
-    `bias` is [1 or B, H, T, S]; `key` draws the dropout of the weights; only `einsum` supports these two. `interpret`
-    runs the Pallas kernel in its interpreter, for platforms other than TPU; `block` is the largest number of queries,
-    and of keys, in one block of the kernel.
+    `scale` is 1 / sqrt(K) where it is None. `bias` is [1 or B, H, T, S]; `key` draws the dropout of the weights; only
+    `einsum` supports these two. `interpret` runs the Pallas kernel in its interpreter, for platforms other than TPU;
+    `block` is the largest number of queries, and of keys, in one block of the kernel.
     """
-    scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scaled else 1.0
+    scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
     if implementation != "einsum" and (bias is not None or (key is not None and dropout_rate)):
         raise UserError(f"model.attention.implementation = {implementation!r}: bias and dropout need 'einsum'")
     if implementation == "splash":
@@ -138,7 +138,7 @@ def _einsum(
 
 
 def cached_attention(
-    q_BTHK: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, scaled: bool, bias: jax.Array | None
+    q_BTHK: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, scale: float, bias: jax.Array | None
 ) -> jax.Array:
     """`attention` by einsum to the keys and values of a `LayerCache`, in the cache's memory layout."""
     B, T, H, K = q_BTHK.shape
@@ -148,7 +148,7 @@ def cached_attention(
     def over_heads(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (B, H, T, S)).reshape(*lead, -1, S)
 
-    q = q_BTHK * jnp.asarray(1 / math.sqrt(K) if scaled else 1.0, q_BTHK.dtype)
+    q = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
     q_BHGTK = jnp.moveaxis(q.reshape(B, T, Hkv, H // Hkv, K), 1, 3)
     rows = q_BHGTK.reshape(*lead, -1, K)
     scores = jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32)

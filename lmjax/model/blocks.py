@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -34,10 +35,21 @@ class BlockContext:
     block: int | None = None  # the largest number of queries, and of keys, in a block of a fused kernel
 
     @property
+    def hidden_std(self) -> float:
+        """The initial standard deviation of a matrix from width to width: see MuPSettings."""
+        return self.settings.init_std * self.settings.base_ratio**0.5
+
+    @property
     def residual_std(self) -> float:
         """The initial standard deviation of projections into the residual stream (Radford et al. 2019, section 2.3)."""
         settings = self.settings
-        return settings.init_std / (2 * settings.layers) ** 0.5 if settings.scaled_residual_init else settings.init_std
+        return self.hidden_std / (2 * settings.layers) ** 0.5 if settings.scaled_residual_init else self.hidden_std
+
+    @property
+    def attention_scale(self) -> float:
+        """The factor of the scores: 1 / sqrt(head_dim); under muP it falls as 1 / head_dim from the base model's."""
+        base = self.settings.base_head_dim
+        return (1 / math.sqrt(base) if self.settings.attention.scaled else 1.0) * (base / self.settings.head_dim)
 
 
 @functools.partial(
@@ -87,7 +99,7 @@ class Attention(nn.Module):
         heads, width = settings.attention, settings.head_dim
         make = functools.partial(
             Dense,
-            std=settings.init_std,
+            std=context.hidden_std,
             bias=heads.bias,
             dtype=context.dtype,
             flatten=context.flatten,
@@ -111,7 +123,7 @@ class Attention(nn.Module):
         bias = around.bias if memory is None else None
         if cache is not None:
             cache = _write(cache, mask.offset, k, v)
-            y = cached_attention(q, cache.keys, cache.values, mask, scaled=heads.scaled, bias=bias)
+            y = cached_attention(q, cache.keys, cache.values, mask, scale=context.attention_scale, bias=bias)
         else:
             y = attention(
                 q,
@@ -119,7 +131,7 @@ class Attention(nn.Module):
                 v,
                 mask,
                 implementation=context.attention,
-                scaled=heads.scaled,
+                scale=context.attention_scale,
                 bias=bias,
                 dropout_rate=heads.dropout,
                 key=key,
@@ -149,10 +161,10 @@ class FeedForward(nn.Module):
         shape = settings.feed_forward
         make = functools.partial(Dense, bias=shape.bias, dtype=context.dtype, flatten=context.flatten)
         up = ((settings.feed_forward_width,), ("embed", "mlp"))
-        hidden = checkpoint_name(make(*up, std=settings.init_std, name="up")(x), UP)
+        hidden = checkpoint_name(make(*up, std=context.hidden_std, name="up")(x), UP)
         hidden = ACTIVATIONS[shape.activation](hidden)
         if shape.gated:
-            hidden = hidden * make(*up, std=settings.init_std, name="gate")(x)
+            hidden = hidden * make(*up, std=context.hidden_std, name="gate")(x)
         hidden = constrain(hidden, "batch", "time", "act_mlp")
         return make((settings.width,), ("mlp", "embed"), std=context.residual_std, name="down")(hidden)
 

@@ -60,5 +60,5 @@ class Head(nn.Module):
 
 
 def head_table(settings: ModelSettings, params: dict[str, Any]) -> Any:
-    """The float32 matrix [V, D] that turns hidden states into logits, among a model's parameters."""
+    """The float32 table [V, D] of logits, among a model's parameters."""
     return params["tokens" if settings.tied_head else "head"]

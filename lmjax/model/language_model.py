@@ -129,8 +129,9 @@ class LanguageModel:
         return Outputs(x, {})
 
     def head(self, params: Params) -> jax.Array:
-        """The float32 matrix [V, D] that turns hidden states into logits."""
-        return head_table(self.settings, params)
+        """The float32 matrix [V, D] that turns hidden states into logits; under muP the table times its multiplier."""
+        table, ratio = head_table(self.settings, params), self.settings.base_ratio
+        return table if ratio == 1 else table * ratio
 
     def project(self, params: Params, hidden_BTD: jax.Array, entries: int | None = None) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states.

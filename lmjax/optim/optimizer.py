@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lmjax.optim.adafactor import scale_by_adafactor
+from lmjax.optim.rates import Rates, scale_by
 from lmjax.optim.schedules import Schedule
 from lmjax.settings import OptimizerSettings
 
@@ -33,13 +34,14 @@ def decay_mask(logical_axes: Any, decay_embeddings: bool) -> Any:
 
 
 def make_optimizer(
-    settings: OptimizerSettings, schedule: Schedule, logical_axes: Any
+    settings: OptimizerSettings, schedule: Schedule, logical_axes: Any, rates: Rates = Rates()
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by the global norm, then the optimizer, then decoupled weight decay, then the learning rate.
 
     Weight decay is multiplied by the learning rate (Loshchilov & Hutter 2019). The rate is that of the `step` which
     `update` receives, not of a count in the state, so that a skipped step does not set it back. Without bias correction
-    Adam is BERT's (Devlin et al. 2019, the released code). `logical_axes` is the model's tree of axis names.
+    Adam is BERT's (Devlin et al. 2019, the released code). `logical_axes` is the model's tree of axis names; `rates`
+    multiplies the rate of each parameter, with or without its decay.
     """
     parts: list[optax.GradientTransformation] = []
     if settings.clip_norm is not None:
@@ -48,9 +50,13 @@ def make_optimizer(
         parts.append(scale_by_adafactor(logical_axes, settings.parameter_scale))
     else:
         parts.append(_adam(settings))
+    if rates.updates is not None:
+        parts.append(scale_by(rates.updates))
     if settings.weight_decay:
         mask = decay_mask(logical_axes, settings.decay_embeddings)
         parts.append(optax.add_decayed_weights(settings.weight_decay, mask))
+    if rates.whole is not None:
+        parts.append(scale_by(rates.whole))
     return optax.chain(*parts, _scale_by_schedule(schedule))
 
 

@@ -15,12 +15,12 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 def make_schedule(
     settings: ScheduleSettings,
-    peak: float,
+    peak: float | jax.Array,
     steps: int,
     tokens_at: Schedule | None = None,
     field: str = "optimizer.schedule",
 ) -> Schedule:
-    """The learning rate of a step, as a function that can be traced.
+    """The learning rate of a step, as a function that can be traced; so can `peak` be, a float32 scalar.
 
     `steps` is the run's length, in steps; `tokens_at(step)` the tokens read before a step, needed where the schedule
     counts tokens. The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and
@@ -31,7 +31,8 @@ def make_schedule(
     known = not in_tokens or tokens_at is not None
     require(known, f"{field}.unit", "tokens", "'steps' where no tokens are counted", "use 'steps'")
     clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
-    length, warmup = float(clock(steps)), float(settings.warmup)  # tokens may be more than an int32 holds
+    with jax.ensure_compile_time_eval():  # also where the peak is traced
+        length, warmup = float(clock(steps)), float(settings.warmup)  # tokens may be more than an int32 holds
     rises_only = settings.decay is None and length <= warmup
     end = float(settings.decay) if settings.decay is not None else max(length, warmup + 1.0)
     falls = settings.stable * end

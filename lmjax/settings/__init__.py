@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
-from lmjax.settings.model import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
+from lmjax.settings.model import (
+    AttentionSettings,
+    FeedForwardSettings,
+    ModelSettings,
+    MuPSettings,
+    NormSettings,
+    PositionSettings,
+)
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
@@ -45,6 +52,7 @@ __all__ = [
     "LogSettings",
     "MeshSettings",
     "ModelSettings",
+    "MuPSettings",
     "NormSettings",
     "OptimizerSettings",
     "PPOSettings",

@@ -64,6 +64,27 @@ class PositionSettings(Settings):
 
 
 @dataclass(frozen=True)
+class MuPSettings(Settings):
+    """The maximal update parametrisation (muP): the base model, whose rates and deviations models of other widths take.
+
+    Yang & Hu et al. 2022, "Tensor Programs V", Table 8 (the form that allows tied embeddings), for Adam; r is
+    base_width / width, and heads x head_dim and feed_forward.width are taken to grow with the width:
+
+    - matrices from width to width begin at init_std x sqrt(r) and learn at the rate x r; weight decay stays as it is
+      (lmjax/optim/rates.py);
+    - the embeddings, the table of logits, positions, norms and biases begin and learn as in the base model;
+    - logits are multiplied by r, and the base model's scale of attention scores by base_head_dim / head_dim: scores
+      fall as 1 / head_dim instead of its root.
+
+    A model of the base's shape is what it is without muP, bit for bit. What a task adds to the language model, such as
+    a scalar head, is no part of it. Logits of a fresh model still fall as 1 / sqrt(width), as the paper's do.
+    """
+
+    base_width: PositiveInt = 128
+    base_head_dim: PositiveInt | None = None  # None: as in this model, which then is the base model
+
+
+@dataclass(frozen=True)
 class ModelSettings(Settings):
     """The shape of a decoder or, where attention is not causal, of an encoder."""
 
@@ -79,6 +100,7 @@ class ModelSettings(Settings):
     dropout: Fraction = 0.0  # after the embeddings and on each residual branch
     init_std: PositiveFloat = 0.02
     scaled_residual_init: bool = True  # residual projections at init_std / sqrt(2 x layers) (GPT-2)
+    mup: MuPSettings | None = None  # None: the standard parametrisation
 
     def check(self) -> None:
         heads = self.attention.heads
@@ -89,10 +111,36 @@ class ModelSettings(Settings):
         require(repeats, "layers", self.layers, f"a multiple of the attention pattern's {period}", "change one")
         even = self.positions.kind != "rotary" or self.head_dim % 2 == 0
         require(even, "attention.head_dim", self.head_dim, "an even number for rotary positions", "change it")
+        if self.mup is not None:
+            self._check_base(self.mup)
+
+    def _check_base(self, mup: MuPSettings) -> None:
+        base, head_dim, ratio = mup.base_width, self.base_head_dim, self.base_ratio
+        known = mup.base_head_dim is not None or ratio == 1
+        expected = f"the head_dim of the base model, whose width {base} is not this one's {self.width}"
+        grown = self.head_dim * ratio
+        fix = f"use {self.head_dim} if wider models have more heads, {grown:g} if they have wider ones"
+        require(known, "mup.base_head_dim", None, expected, fix)
+        heads, inner = self.attention.heads * self.head_dim * ratio / head_dim, self.feed_forward_width * ratio
+        whole = heads.is_integer() and inner.is_integer() and heads > 0
+        expected = (
+            f"a base model of whole sizes, not {heads:g} heads of {head_dim} and a feed_forward.width of {inner:g}"
+        )
+        require(whole, "mup.base_width", base, expected, "name the width and the head_dim of the base model")
 
     @property
     def head_dim(self) -> int:
         return self.attention.head_dim or self.width // self.attention.heads
+
+    @property
+    def base_ratio(self) -> float:
+        """base_width / width under muP; 1 in the standard parametrisation."""
+        return 1.0 if self.mup is None else self.mup.base_width / self.width
+
+    @property
+    def base_head_dim(self) -> int:
+        """That of muP's base model; the model's own in the standard parametrisation."""
+        return (self.mup and self.mup.base_head_dim) or self.head_dim
 
     @property
     def kv_heads(self) -> int:

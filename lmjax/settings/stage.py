@@ -217,6 +217,14 @@ class TrainingStage(Stage):
     def steps(self) -> int | None:
         return self.train.steps
 
+    def check(self) -> None:
+        super().check()
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        named = {name: value.name for name, value in values.items() if isinstance(value, OptimizerSettings)}
+        for field, name in named.items() if self.model is not None and self.model.mup is not None else ():
+            fix = "use it, or leave model.mup out"
+            require(name == "adamw", f"{field}.name", name, "'adamw' with model.mup, whose rates are Adam's", fix)
+
     def best_by(self) -> set[str]:
         """The metrics of its evaluations by which a best checkpoint can be chosen."""
         return {"validation_loss"}

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lmjax.model.heads import ScalarModel, init_scalar, scalar_axes
 from lmjax.model.language_model import LanguageModel
 from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.rates import model_rates
 from lmjax.optim.schedules import Schedule, make_schedule
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import parameter_shardings, state_shardings, with_shardings
@@ -37,10 +38,11 @@ def ppo_learner(
     if recipe.ppo.baseline != "group":
         axes[VALUE] = value.logical_axes() if recipe.ppo.baseline == "value" else scalar_axes()
     updates = steps * recipe.ppo.epochs * recipe.ppo.minibatches
-    optimizer, schedule = _optimizer(recipe, "optimizer", updates, axes[POLICY])
+    optimizer, schedule = _optimizer(recipe, "optimizer", updates, axes[POLICY], policy_settings)
     optimizers = {POLICY: optimizer}
     if VALUE in axes:
-        optimizers[VALUE] = _optimizer(recipe, "value_optimizer", updates, axes[VALUE])[0]
+        shape = reward_settings or policy_settings
+        optimizers[VALUE] = _optimizer(recipe, "value_optimizer", updates, axes[VALUE], shape)[0]
     learner = Learner(
         *(policy, value, reward, vocabulary, recipe.ppo, recipe.kl, recipe.reward, optimizers),
         schedule=schedule,
@@ -73,8 +75,8 @@ def ppo_state(learner: Learner, axes: dict[str, Any], mesh: Mesh) -> TrainState:
 
 
 def _optimizer(
-    recipe: PPO, field: Literal["optimizer", "value_optimizer"], steps: int, logical_axes: Any
+    recipe: PPO, field: Literal["optimizer", "value_optimizer"], steps: int, logical_axes: Any, model: ModelSettings
 ) -> tuple[optax.GradientTransformation, Schedule]:
     settings: OptimizerSettings = getattr(recipe, field)
     schedule = make_schedule(settings.schedule, settings.learning_rate, steps, field=f"{field}.schedule")
-    return make_optimizer(settings, schedule, logical_axes), schedule
+    return make_optimizer(settings, schedule, logical_axes, model_rates(logical_axes, model)), schedule

@@ -36,7 +36,8 @@ CHANGES: Table = {
     ),
     Kind.BREAKING: (
         *("start", "tokenizer.", "model.layers", "model.width", "model.context", "model.vocab_size", "model.tied_head"),
-        *("model.init_std", "model.scaled_residual_init", "model.attention.heads", "model.attention.kv_heads"),
+        *("model.init_std", "model.scaled_residual_init", "model.mup."),
+        *("model.attention.heads", "model.attention.kv_heads"),
         *("model.attention.head_dim", "model.attention.bias", "model.attention.scaled", "model.attention.causal"),
         *("model.feed_forward.width", "model.feed_forward.gated", "model.feed_forward.bias"),
         *("model.norm.kind", "model.norm.position", "model.norm.final", "model.norm.bias"),

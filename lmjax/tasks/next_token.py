@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import TARGETS, WEIGHTS, Batch, BatchSpec, language_fields
@@ -24,8 +23,7 @@ from lmjax.generate.decode import check_prompts
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import LossFunction, Weighted
-from lmjax.optim.optimizer import make_optimizer
-from lmjax.optim.schedules import Schedule, make_schedule, token_clock
+from lmjax.optim.schedules import Schedule, token_clock
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import ROWS_AND_TIME
 from lmjax.settings import Pretrain
@@ -77,14 +75,9 @@ class NextToken(Task):
             model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=resolved.entries
         )
 
-    def optimizer(
-        self, resolved: ResolvedStage, steps: int, axes: Any
-    ) -> tuple[optax.GradientTransformation, Schedule]:
-        stage = resolved.of(Pretrain)
-        ramp = BatchRamp(stage.data)
-        clock = token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
-        schedule = make_schedule(stage.optimizer.schedule, stage.optimizer.learning_rate, steps, clock)
-        return make_optimizer(stage.optimizer, schedule, axes), schedule
+    def clock(self, resolved: ResolvedStage) -> Schedule:
+        ramp = BatchRamp(resolved.of(Pretrain).data)
+        return token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
 
     def summary(self, sums: Sums) -> Values:
         """The loss per token, its exponential and, where bytes were counted, bits per byte."""

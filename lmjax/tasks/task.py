@@ -29,6 +29,7 @@ from lmjax.evaluate.validation import Sums, mean_of, sums_by_source, values_of
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
+from lmjax.optim.rates import model_rates
 from lmjax.optim.schedules import Schedule, make_schedule
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import (
@@ -163,12 +164,20 @@ class Task(TaskSettings, ABC):
         return ()
 
     def optimizer(
-        self, resolved: ResolvedStage, steps: int, axes: Any
+        self, resolved: ResolvedStage, steps: int, axes: Any, peak: float | jax.Array | None = None
     ) -> tuple[optax.GradientTransformation, Schedule]:
-        """The optimizer of parameters with these axes, for so many updates, and its learning rate."""
-        settings = resolved.settings.optimizer  # type: ignore[attr-defined]
-        schedule = make_schedule(settings.schedule, settings.learning_rate, steps)
-        return make_optimizer(settings, schedule, axes), schedule
+        """The optimizer of parameters with these axes, for so many updates, and its learning rate.
+
+        `peak` stands in for optimizer.learning_rate, and may be traced.
+        """
+        settings = resolved.of(TrainingStage).optimizer
+        peak = settings.learning_rate if peak is None else peak
+        schedule = make_schedule(settings.schedule, peak, steps, self.clock(resolved))
+        return make_optimizer(settings, schedule, axes, model_rates(axes, resolved.model)), schedule
+
+    def clock(self, resolved: ResolvedStage) -> Schedule | None:
+        """The tokens that are read before a step, where the task counts them."""
+        return None
 
     def summary(self, sums: Sums) -> Values:
         """The numbers of an evaluation, from the sums over a validation set: means of the loss and of every metric."""

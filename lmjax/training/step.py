@@ -27,7 +27,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int = 1,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     schedule: Schedule | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Step:
@@ -35,8 +35,8 @@ def make_train_step(
 
     The batch is cut into `microbatches` parts whose loss sums, weights and gradients of sums are added up; the one
     division is by the weight of the whole batch, over all devices. Its rng is fold_in(key(seed), step), and one more
-    fold per microbatch. A step whose loss or gradient is not finite leaves parameters and optimizer state as they
-    were and counts 1 in `skipped`. The optimizer's `update` receives the `step`.
+    fold per microbatch; `seed` may be traced, as an int32 scalar. A step whose loss or gradient is not finite leaves
+    parameters and optimizer state as they were and counts 1 in `skipped`. The optimizer's `update` receives the `step`.
 
     Under shard_map or pmap, `axis_name` is the axis, or axes, over which to sum; the state is the same on every
     device, and each device draws dropout of its own.

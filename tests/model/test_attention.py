@@ -43,19 +43,19 @@ def attended_by_loop(q, k, v, seen, scale, bias):
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("rows_of_bias", [0, 1, 2])
-@pytest.mark.parametrize(("causal", "band", "scaled"), [(True, None, True), (True, 3, False), (False, 2, True)])
-def test_einsum_is_a_loop_over_queries_and_heads(kv_heads, rows_of_bias, causal, band, scaled):
+@pytest.mark.parametrize(("causal", "band", "scale"), [(True, None, None), (True, 3, 1.0), (False, 2, 0.3)])
+def test_einsum_is_a_loop_over_queries_and_heads(kv_heads, rows_of_bias, causal, band, scale):
     T, width = 12, 8
     q, k, v = arrays(T, 4, kv_heads, width)
     segments = jnp.asarray([[1] * 5 + [2] * 7, [1] * 2 + [2] * 9 + [3]], jnp.int32)
     mask = Mask(causal, band, segments, segments)
     bias = np.random.default_rng(3).normal(size=(rows_of_bias, 4, T, T)).astype(np.float32) if rows_of_bias else None
     found = attention(
-        q, k, v, mask, implementation="einsum", scaled=scaled, bias=None if bias is None else jnp.asarray(bias)
+        q, k, v, mask, implementation="einsum", scale=scale, bias=None if bias is None else jnp.asarray(bias)
     )
     wide = [np.asarray(x, np.float64) for x in (q, k, v)]
     seen = np.asarray(mask.visible(T, T))
-    expected = attended_by_loop(*wide, seen, width**-0.5 if scaled else 1.0, bias)
+    expected = attended_by_loop(*wide, seen, width**-0.5 if scale is None else scale, bias)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
