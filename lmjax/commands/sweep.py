@@ -21,6 +21,8 @@ def add(commands: object) -> None:
     sweep.add_argument("--workdir", type=path_of, help="where table and runs are written (default: runs/NAME)")
     sweep.add_argument("--cache", type=path_of, metavar="DIR", help="where tokens are kept (default: in the workdir)")
     sweep.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
+    text = "train up to N runs that differ in seed and rate alone as one program; they leave rows, and no checkpoints"
+    sweep.add_argument("--together", type=int, default=1, metavar="N", help=text)
     sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
     sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
     sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
@@ -48,7 +50,9 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
         runs = planned(sweep, workdir, options.shard)
         print(json.dumps(runs, indent=2) if options.json else shown(runs))
         return 0
-    result = run_sweep(sweep, workdir, shard=options.shard, cache=options.cache, verbose=options.verbose)
+    require(options.together > 0, "--together", options.together, "a number above 0", "leave it out for one by one")
+    names = ("shard", "cache", "together", "verbose")
+    result = run_sweep(sweep, workdir, **{name: getattr(options, name) for name in names})
     print(f"{len(result.rows)} of {len(sweep.runs)} runs have a row: {result.table}")
     if options.parquet:
         write_parquet(result.rows, options.parquet)

@@ -28,6 +28,7 @@ RULES: dict[str, Rule] = {
     "positions": Rule((), "a small table"),
     "norm": Rule((), "small vectors"),
     "layers": Rule((), "the scan runs over it"),
+    "runs": Rule((), "models that train together; each is cut as one alone"),
     "pair": Rule((), "key and value side by side"),
     # activations
     "batch": Rule(("replica", "data", "fsdp"), "rows are independent of each other"),

@@ -256,8 +256,9 @@ def _setting(name: str, value: Any, default: Any) -> list[SettingRow]:
 
 
 def _source(source: Any) -> str:
-    """A source in one line: kind and path, and what else differs from the defaults."""
+    """A source, or a run of several, in one line: kind and path, where it has them, and what differs from defaults."""
     others = [f for f in dataclasses.fields(source) if f.name not in ("kind", "path")]
     given = [(f.name, getattr(source, f.name)) for f in others if getattr(source, f.name) != f.default]
-    place = source.path if source.kind == "file" else f"{source.kind} {source.path}".strip()
-    return ", ".join((place, *(f"{name} {setting(value)}" for name, value in given)))
+    kind, path = getattr(source, "kind", ""), getattr(source, "path", "")
+    place = path if kind == "file" else f"{kind} {path}".strip()
+    return ", ".join(filter(None, (place, *(f"{name} {setting(value)}" for name, value in given))))

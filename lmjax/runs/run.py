@@ -264,6 +264,7 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "validation_kl",
         "validation_gold",
         "epochs",
+        "longest_skip",
         "tokens_per_second",
         "prompt",
         "sample",

@@ -8,15 +8,12 @@ a lock ends with its process.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
+import functools
 import shutil
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lmjax.checkpoints.checkpoint import checkpoints_in
 from lmjax.errors import UserError, clear_disk_errors, require, text_of
@@ -24,23 +21,21 @@ from lmjax.fields import require_local
 from lmjax.files import user_path, write_whole
 from lmjax.parallel import processes
 from lmjax.parallel.start_jax import prepare_jax
-from lmjax.run_files import RECIPE_FILE
 from lmjax.runs.run import Result, run
+from lmjax.runs.sweep_rows import RUNS, TABLE_FILE, cell, check_table, ended_row, of_member, said, varying
 from lmjax.runs.sweep_size import size_of
+from lmjax.runs.sweep_units import digest, digest_of, share_of, shared
 from lmjax.runs.workdir import held
 from lmjax.scaling.sweep_table import DIVERGED, DONE, FAILED, Row, SweepTable
-from lmjax.settings import ModelSettings, Sweep, SweepRun
-from lmjax.settings.recipe_files import difference, flat, plain, read_recipe, to_json
+from lmjax.settings import Member, PretrainTogether, Sweep, SweepRun
+from lmjax.settings.recipe_files import flat, plain
 from lmjax.settings.stage import naming
+from lmjax.tasks.next_token_together import LONGEST_SKIP
 from lmjax.tasks.resolved import resolve
 from lmjax.training.loop import DivergedError
 
-TABLE_FILE, RUNS, CACHE, CLAIMS = "table.jsonl", "runs", "cache", "claims"
+CACHE, CLAIMS = "cache", "claims"
 ERROR_FILE = "error.txt"  # in the folder of a run that failed: the traceback
-ALWAYS = (  # fields of a run that its row has, also where all runs have the same
-    *("model.layers", "model.width", "data.batch_size", "data.sequence_length", "train.steps", "train.seed"),
-    "optimizer.learning_rate",
-)
 
 
 @dataclass(frozen=True)
@@ -66,14 +61,16 @@ def run_sweep(
     *,
     shard: tuple[int, int] = (1, 1),
     cache: Path | str | None = None,
+    together: int = 1,
     verbose: bool = False,
     say: Callable[[str], None] = print,
 ) -> SweepResult:
     """Trains what the table in `workdir` (default: runs/NAME) lacks; the same call continues.
 
     `shard` (i, n) takes the i-th of n shares, counted from 1. A run that fails or diverges is tried once more, and is
-    then a row that says so. `cache` is where tokens are kept, by default in the workdir. Raises UserError for mistakes
-    in the sweep or its data, a table of another sweep and a full disk; the rows so far stay.
+    then a row that says so. `cache` is where tokens are kept, by default in the workdir. Up to `together` runs that
+    differ in seed and peak rate alone are trained by one program; each has its row, and none its checkpoints. Raises
+    UserError for mistakes in the sweep or its data, a table of another sweep and a full disk; the rows so far stay.
     """
     require_local("workdir", workdir)
     many, fix = processes.launched(), "start them apart, such as in an array of jobs, each with its --shard"
@@ -90,68 +87,18 @@ def run_sweep(
         with naming(own):
             resolve(own, folder=folder).check_lengths()
     elsewhere: list[str] = []
-    for unit in share_of(sweep, shard):
+    for unit in share_of(sweep, shard, together):
         with held(folder / CLAIMS / f"{unit[0].name}.lock") as mine:
             if not mine:
                 elsewhere += [one.name for one in unit if one.name not in table.rows()]
                 continue
-            for one in unit:
-                result = worker.finish(one)
-                if result is not None and result.signal is not None:
-                    return SweepResult(table.path, table.rows(), (), result.signal)
+            for train in worker.parts(unit):
+                signal = train()
+                if signal is not None:
+                    return SweepResult(table.path, table.rows(), (), signal)
     if elsewhere:
         say(f"{len(elsewhere)} runs are being worked on by other processes: {', '.join(elsewhere)}")
     return SweepResult(table.path, table.rows(), tuple(elsewhere))
-
-
-def share_of(sweep: Sweep, shard: tuple[int, int] = (1, 1)) -> list[list[SweepRun]]:
-    """The i-th of n shares: runs alone, or a trunk and its cooldowns; the cheapest first.
-
-    Shares are as even in FLOPs as handing the dearest to the least laden makes them.
-    """
-    share, shares = shard
-    require(1 <= share <= shares, "--shard", f"{share}/{shares}", "I/N with I from 1 to N", "use 1/1 for all")
-    sizes = {one.name: size_of(one).flops_spent for one in sweep.runs}
-    units = [[one, *(other for other in sweep.runs if other.trunk == one.name)] for one in sweep.runs if not one.trunk]
-    costs = [sum(sizes[one.name] for one in unit) for unit in units]
-    laden, taken = [0.0] * shares, []
-    for number in sorted(range(len(units)), key=lambda number: (-costs[number], number)):
-        least = laden.index(min(laden))
-        laden[least] += costs[number]
-        if least == share - 1:
-            taken.append(number)
-    return [units[number] for number in sorted(taken, key=lambda number: (costs[number], number))]
-
-
-def digest(one: SweepRun) -> str:
-    """What the run is, by which its row is known: its recipe and its trunk."""
-    return hashlib.sha256(f"{one.trunk}\n{to_json(one.stage)}".encode()).hexdigest()[:16]
-
-
-def check_table(sweep: Sweep, folder: Path, rows: dict[str, Row]) -> None:
-    """Raises UserError where the table is of another sweep, or has a row of a run that is now another one."""
-    for row in rows.values():
-        if row.get("sweep") != sweep.name:
-            what = f"{folder / TABLE_FILE}: row {row['name']!r} is of the sweep {row.get('sweep')!r}"
-            raise UserError(f"{what}; expected those of {sweep.name!r}; choose another --workdir")
-    for one in sweep.runs:
-        if one.name in rows and rows[one.name].get("recipe") != digest(one):
-            kept = folder / RUNS / one.name / RECIPE_FILE
-            changed = difference(read_recipe(kept), one.stage) if kept.exists() else []
-            raise UserError(
-                f"{folder / TABLE_FILE}: row {one.name!r} is of another recipe than the sweep's run of that name"
-                + "".join(f"\n  {line}" for line in changed)
-                + "\nexpected the same; choose another --workdir, or another name for the run"
-            )
-
-
-def varying(sweep: Sweep) -> tuple[str, ...]:
-    """The fields of the recipes that rows have: those that differ between runs, and the ones in ALWAYS."""
-    recipes = [flat(plain(stage)) for stage in sweep.stages]
-    names = dict.fromkeys(name for recipe in recipes for name in recipe)
-    differ = [name for name in names if len({repr(recipe.get(name)) for recipe in recipes}) > 1]
-    hidden = ("name", "checkpoint.")
-    return tuple(dict.fromkeys((*ALWAYS, *(name for name in differ if not name.startswith(hidden)))))
 
 
 @dataclass(frozen=True)
@@ -165,23 +112,62 @@ class _Worker:
     verbose: bool
     say: Callable[[str], None]
 
-    def finish(self, one: SweepRun) -> Result | None:
-        """Trains the run, unless the table has it, and appends its row; None where there is nothing to train."""
+    def parts(self, unit: Sequence[SweepRun]) -> Iterator[Callable[[], int | None]]:
+        """What brings the unit's runs to their rows, one after the other; each gives the signal that stopped it."""
+        if len(unit) > 1 and not unit[1].trunk:
+            yield functools.partial(self._finish_together, unit)
+        for one in unit:
+            yield functools.partial(self._finish, one)
+
+    def _finish(self, one: SweepRun) -> int | None:
+        """Trains the run, unless the table has it, and appends its row."""
         if one.name in self.table.rows():
             return None
-        size, place = size_of(one), f"{self.sweep.runs.index(one) + 1}/{len(self.sweep.runs)}"
-        self.say(f"{place} {one.name}: {size}")
+        self.say(f"{self.sweep.runs.index(one) + 1}/{len(self.sweep.runs)} {one.name}: {size_of(one)}")
         result, row = self._tried(one)
         if not row:
-            return result
+            return None if result is None else result.signal
+        self._append(one, row)
+        return None
+
+    def _append(self, one: SweepRun, row: Row) -> None:
         fields = flat(plain(one.stage))
         self.table.append(
             {"name": one.name, "sweep": self.sweep.name, "recipe": digest(one), **row}
-            | {"trunk": one.trunk, "budget": one.budget, **dataclasses.asdict(size)}
-            | {name: _cell(fields.get(name)) for name in varying(self.sweep)}
+            | {"trunk": one.trunk, "budget": one.budget, **dataclasses.asdict(size_of(one))}
+            | {name: cell(fields.get(name)) for name in varying(self.sweep)}
         )
-        self.say(f"  {_said(row)}")
-        return result
+        self.say(f"  {said(row)}")
+
+    def _finish_together(self, unit: Sequence[SweepRun]) -> int | None:
+        """Trains the runs in one program, unless the table has one; those that fail or diverge are left to be alone."""
+        own = self.folder / RUNS / f"together-{digest_of(unit)}"
+        rows = self.table.rows()
+        left = [one for one in unit if one.name not in rows]
+        if not left or (len(left) < len(unit) and not own.exists()):
+            return None
+        self.say(f"{len(unit)} runs together, each {size_of(unit[0])}: {', '.join(one.name for one in unit)}")
+        stage = dataclasses.replace(shared(unit[0]), name=own.name)
+        members = tuple(Member(one.name, one.stage.train.seed, one.stage.optimizer.learning_rate) for one in unit)
+        fields = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+        try:
+            result = run(PretrainTogether(**fields, members=members), own, quiet=not self.verbose, cache=self.cache)
+        except UserError as error:
+            if not isinstance(error, DivergedError):
+                raise
+            self.say(f"  all diverged: {error}; each is tried alone")
+            return None
+        except Exception as error:  # such as too little memory
+            self.say(f"  failed: {type(error).__name__}: {text_of(error)[:200]}; each is tried alone")
+            return None
+        if result.signal is not None:
+            return result.signal
+        for one in left:
+            row = ended_row(of_member(result.summary, one.name), resolve(one.stage).model)
+            skipped = result.summary[f"{LONGEST_SKIP}/{one.name}"]
+            if row["status"] == DONE and skipped < one.stage.train.abort_after_skipped:
+                self._append(one, row | {"wall_seconds": row["wall_seconds"] / len(unit), "together": len(unit)})
+        return None
 
     def _tried(self, one: SweepRun) -> tuple[Result | None, Row]:
         """The run's result and what its row says of how it ended, at the second try where the first one fails.
@@ -197,7 +183,7 @@ class _Worker:
             result, row = self._try(one, own)
             if row.get("status", DONE) == DONE or aside.exists():
                 return result, row
-            self.say(f"  {_said(row)}; it is tried once more")
+            self.say(f"  {said(row)}; it is tried once more")
             own.rename(aside)
 
     def _try(self, one: SweepRun, own: Path) -> tuple[Result | None, Row]:
@@ -211,7 +197,7 @@ class _Worker:
         except Exception as error:  # of this run, such as too little memory: the others go on
             write_whole(own / ERROR_FILE, traceback.format_exc())
             return None, {"status": FAILED, "error": f"{type(error).__name__}: {text_of(error)}"[:1000]}
-        return result, {} if result.signal is not None else _ended(result, resolve(one.stage).model)
+        return result, {} if result.signal is not None else ended_row(result.summary, resolve(one.stage).model)
 
     def _run(self, one: SweepRun, own: Path) -> Result:
         if one.trunk and not checkpoints_in(own):
@@ -230,32 +216,3 @@ class _Worker:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(found[0].path, partial)
             partial.rename(target)
-
-
-def _ended(result: Result, model: ModelSettings) -> Row:
-    """What the summary of a finished run gives its row. A loss above that of a uniform guess has diverged."""
-    summary = result.summary
-    loss, guess = summary["validation_loss"], math.log(model.vocab_size or 0)
-    good = loss <= guess  # not where it is NaN
-    fault = {} if good else {"error": f"its validation loss is {loss:.4g}, above the {guess:.4g} of a uniform guess"}
-    names = ("bits_per_byte", "epochs", "wall_seconds", "tokens_per_second", "device_kind", "devices")
-    return {
-        "status": DONE if good else DIVERGED,
-        "loss": loss,
-        "training_loss": summary["loss"],
-        **{name: summary.get(name) for name in names},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **fault,
-    }
-
-
-def _cell(value: Any) -> Any:
-    """A field's value as a cell of a table: numbers and strings stay, others are written out."""
-    return value if value is None or isinstance(value, str | int | float) else repr(value)
-
-
-def _said(row: Row) -> str:
-    if row["status"] != DONE:
-        return f"{row['status']}: {row['error']}"
-    bits = "" if row["bits_per_byte"] is None else f", {row['bits_per_byte']:.4f} bits per byte"
-    return f"loss {row['loss']:.4f}{bits}, {row['wall_seconds']:.1f} s"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.runs.sweep import TABLE_FILE, check_table, share_of
+from lmjax.runs.sweep_rows import TABLE_FILE, check_table
 from lmjax.runs.sweep_size import seconds_of, size_of
+from lmjax.runs.sweep_units import share_of
 from lmjax.scaling.ladder import Size
 from lmjax.scaling.sweep_table import SweepTable
 from lmjax.settings import Sweep

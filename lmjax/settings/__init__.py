@@ -20,7 +20,7 @@ from lmjax.settings.model import (
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
-from lmjax.settings.sweep import Sweep, SweepRun
+from lmjax.settings.sweep import Member, PretrainTogether, Sweep, SweepRun
 from lmjax.settings.training import (
     CheckpointSettings,
     ComputeSettings,
@@ -50,6 +50,7 @@ __all__ = [
     "Finetune",
     "KLSettings",
     "LogSettings",
+    "Member",
     "MeshSettings",
     "ModelSettings",
     "MuPSettings",
@@ -60,6 +61,7 @@ __all__ = [
     "PlanSettings",
     "PositionSettings",
     "Pretrain",
+    "PretrainTogether",
     "RewardModel",
     "RewardSettings",
     "RowSettings",

@@ -1,14 +1,54 @@
-"""A sweep: named pretraining runs whose results are the rows of one table."""
+"""A sweep: named pretraining runs whose results are the rows of one table; and runs that train together."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lmjax.errors import FieldError, require
 from lmjax.fields import PositiveFloat, Settings, check_name
 from lmjax.settings.stages import Pretrain
+
+
+@dataclass(frozen=True)
+class Member(Settings):
+    """One of several runs that train together: what it has of its own."""
+
+    name: str = "run"
+    seed: int = 0  # as train.seed
+    learning_rate: PositiveFloat = 3e-4  # as optimizer.learning_rate
+
+    def check(self) -> None:
+        check_name(self.name)
+        fits = 0 <= self.seed < 2**31
+        require(fits, "seed", self.seed, "a whole number from 0 to 2^31 - 1", "use a smaller one")
+
+
+@dataclass(frozen=True)
+class PretrainTogether(Pretrain):
+    """Pretraining of several models in one program, on the same batches, from seeds and at peak rates of their own.
+
+    Small models leave a device idle between their small products; together they do not. Each run is what it would be
+    alone, up to rounding. `train.seed` and `optimizer.learning_rate` are not used.
+    """
+
+    kind: ClassVar[str] = "pretrain_together"
+
+    name: str = "together"
+    members: tuple[Member, ...] = (Member(),)
+
+    def check(self) -> None:
+        super().check()
+        names = [one.name for one in self.members]
+        fits = len(set(names)) == len(names) > 0
+        require(fits, "members", names, "at least one run, of different names", "set the name of each")
+        require(not self.start, "start", self.start, "none for runs that train together", "train them one by one")
+        prompts = self.evaluation.prompts
+        require(not prompts, "evaluation.prompts", prompts, "none for runs that train together", "leave them out")
+        best = self.checkpoint.keep_best
+        require(best == 0, "checkpoint.keep_best", best, "0 for runs that train together", "leave it out")
 
 
 @dataclass(frozen=True)

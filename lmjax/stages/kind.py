@@ -15,7 +15,7 @@ from lmjax.stages.shown import Shown
 from lmjax.stages.train_stage import Outcome, train_task
 from lmjax.tasks.program import Cost, Program
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Session, Task, build_task
+from lmjax.tasks.task import Session, Task
 
 
 class Trained(TypedDict):
@@ -58,7 +58,7 @@ def fine_tuning(
 
     def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
         stage = resolved.of(TrainingStage)
-        return build_task(task_of(resolved), resolved, mesh, stage.train.steps)
+        return task_of(resolved).build(resolved, mesh, stage.train.steps)
 
     return StageKind(
         settings=settings,

@@ -24,7 +24,7 @@ from lmjax.stages.train_stage import Outcome, train_task
 from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.program import Cost, Program, language_cost, platform_of
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Session, build_task
+from lmjax.tasks.task import Session
 
 CHANGES: Table = {
     Kind.FREE: ("data.validation.", "data.prefetch", f"data.{EARLIER}.", "model.attention.implementation"),
@@ -46,8 +46,8 @@ CHANGES: Table = {
 }
 
 
-def pretrain(resolved: ResolvedStage, session: Session) -> Outcome:
-    """Makes, or finds, the tokenizer and the token shards, and trains on them.
+def pretrain(resolved: ResolvedStage, session: Session, task: NextToken = NextToken()) -> Outcome:
+    """Makes, or finds, the tokenizer and the token shards, and trains the task on them.
 
     With an initial checkpoint, tokenizer and model are that one's, and the optimizer begins anew.
     """
@@ -61,11 +61,12 @@ def pretrain(resolved: ResolvedStage, session: Session) -> Outcome:
         prepared = prepare(stage, resolved.folder, session.display, session.cache, start=resolved.start)
     if resolved.start is None:
         resolved = resolved.with_tokenizer(prepared.tokenizer, prepared.tokenizer_folder)
-    return train_task(NextToken(tuple(prepared.train), tuple(prepared.validation)), resolved, session)
+    task = dataclasses.replace(task, train=tuple(prepared.train), validation=tuple(prepared.validation))
+    return train_task(task, resolved, session)
 
 
 def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:
-    return build_task(NextToken(), resolved, mesh, resolved.of(Pretrain).train.steps)
+    return NextToken().build(resolved, mesh, resolved.of(Pretrain).train.steps)
 
 
 def _step_cost(resolved: ResolvedStage) -> Cost:

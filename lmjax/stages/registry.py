@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MODULES = {  # imported when a stage of the kind is first asked for
     "pretrain": "lmjax.stages.pretrain",
+    "pretrain_together": "lmjax.stages.pretrain_together",
     "finetune": "lmjax.stages.finetune",
     "sft": "lmjax.stages.sft",
     "compare": "lmjax.stages.compare",

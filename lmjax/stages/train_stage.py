@@ -31,7 +31,7 @@ from lmjax.settings import ModelSettings, TrainingStage
 from lmjax.settings.recipe_files import flat, to_json
 from lmjax.tasks.program import Program
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun, build_task
+from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
 from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
 from lmjax.training.record import Recorder
 from lmjax.training.stop import Interrupted
@@ -81,7 +81,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     mesh, model = resolved.mesh(), resolved.model
     data = task.open(resolved, session)
     steps = planned_steps(stage, data)
-    program = build_task(task, resolved, mesh, steps)
+    program = task.build(resolved, mesh, steps)
     loader = RowLoader(data.train, data.weights, stage.loading)
     for line in data.shares(loader, steps):
         session.display.say(line)
@@ -103,7 +103,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         fresh=lambda: _fresh(task, program, resolved, mesh, frozen),
         step=lambda state, batch: compiled(state, *frozen, batch),
         batch_at=lambda at: place_batch(lambda rows: loader.batch_at(at, rows), loader.batch_size_at(at), mesh, axes),
-        tokens_in=lambda at: loader.batch_size_at(at) * row,
+        tokens_in=lambda at: loader.batch_size_at(at) * row * task.copies,
         flops_per_token=counted.flops_per_token,
         evaluate=task.evaluation(run),
         finish=task.finish(run),

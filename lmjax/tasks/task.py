@@ -179,6 +179,30 @@ class Task(TaskSettings, ABC):
         """The tokens that are read before a step, where the task counts them."""
         return None
 
+    def build(self, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
+        """The training step on a mesh, whose devices need not be attached, for so many steps in all."""
+        stage = resolved.of(TrainingStage)
+        model = self.model(resolved, platform_of(mesh))
+        optimizer, schedule = self.optimizer(resolved, steps, model.logical_axes())
+        parts, seed = stage.train.microbatches, stage.train.seed
+
+        def step(state: TrainState, *rest: Any) -> tuple[TrainState, Any]:
+            *frozen, batch = rest
+            loss_fn = self.loss(model, resolved, *frozen)
+            return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
+
+        abstract = abstract_state(model, optimizer, mesh)
+        frozen = tuple(abstract_params(each, mesh) for each in self.frozen_models(model))
+        spec = self.spec(resolved)
+        batch = abstract_batch(spec, mesh)
+        jitted = jit_step(step, abstract, mesh, stage.compute, frozen=frozen, batch=shardings_of(batch))
+        return Program(model, optimizer, abstract, frozen, spec, batch, jitted, schedule)
+
+    @property
+    def copies(self) -> int:
+        """How many models read each batch."""
+        return 1
+
     def summary(self, sums: Sums) -> Values:
         """The numbers of an evaluation, from the sums over a validation set: means of the loss and of every metric."""
         others = {f"validation_{name}": mean_of(pair) for name, pair in sums.items() if name != "loss"}
@@ -224,26 +248,6 @@ class Task(TaskSettings, ABC):
 def _with_trunk(params: Any, keys: Sequence[str], trunk: Any) -> Any:
     first, *rest = keys
     return params | {first: _with_trunk(params[first], rest, trunk) if rest else trunk}
-
-
-def build_task(task: Task, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
-    """The training step of a task on a mesh, whose devices need not be attached, for so many steps in all."""
-    stage = resolved.of(TrainingStage)
-    model = task.model(resolved, platform_of(mesh))
-    optimizer, schedule = task.optimizer(resolved, steps, model.logical_axes())
-    parts, seed = stage.train.microbatches, stage.train.seed
-
-    def step(state: TrainState, *rest: Any) -> tuple[TrainState, Any]:
-        *frozen, batch = rest
-        loss_fn = task.loss(model, resolved, *frozen)
-        return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
-
-    abstract = abstract_state(model, optimizer, mesh)
-    frozen = tuple(abstract_params(each, mesh) for each in task.frozen_models(model))
-    spec = task.spec(resolved)
-    batch = abstract_batch(spec, mesh)
-    jitted = jit_step(step, abstract, mesh, stage.compute, frozen=frozen, batch=shardings_of(batch))
-    return Program(model, optimizer, abstract, frozen, spec, batch, jitted, schedule)
 
 
 def replaced(resolved: ResolvedStage, **fields: Any) -> ResolvedStage:

@@ -22,8 +22,9 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.runs import run as run_module
 from lmjax.runs import sweep as module
 from lmjax.runs.run import Result
-from lmjax.runs.sweep import digest, run_sweep, share_of
+from lmjax.runs.sweep import run_sweep
 from lmjax.runs.sweep_size import seconds_of, size_of
+from lmjax.runs.sweep_units import digest, share_of
 from lmjax.scaling.ladder import cooldowns, grid, search
 from lmjax.scaling.rules import fixed
 from lmjax.scaling.sweep_table import SweepTable

@@ -23,7 +23,6 @@ from lmjax.settings import (
 )
 from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.resolved import resolve
-from lmjax.tasks.task import build_task
 from lmjax.tasks.together import runs_together
 
 B, T, STEPS = 4, 16, 6
@@ -84,7 +83,7 @@ def test_runs_that_train_together_are_the_runs_alone(own_batches, compared):
             optimizer=dataclasses.replace(RECIPE.optimizer, learning_rate=rate),
         )
         mesh, resolved = make_mesh(recipe.mesh, jax.devices()[:1]), resolve(recipe)
-        program = build_task(NextToken(), resolved, mesh, STEPS)
+        program = NextToken().build(resolved, mesh, STEPS)
         state = init_state(program.model, program.optimizer, seed, mesh)
         jax.tree.map(np.testing.assert_array_equal, of_run(fresh, run), jax.tree.map(np.asarray, state))
         for at in range(STEPS):
