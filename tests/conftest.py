@@ -28,11 +28,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell starts what it runs in the background deaf to SIGINT, which tests send to themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ("tests.trained",)
+
 SHARED_DATA = Path(os.environ.get("LMJAX_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 # Folders whose files take longest: they begin first, so that no process waits for the other at the end.
-LONGEST = ("plan", "stages", "rlhf", "bucket", "model", "invariants", "generate", "objective")
+LONGEST = ("plan", "stages", "runs", "evaluate", "rl", "bucket")
+LONGEST += ("commands", "tasks", "model", "invariants", "generate", "objective")
 
 
 def pytest_make_parametrize_id(val, argname):

@@ -1,6 +1,5 @@
 """A bucket on the loopback interface, and a recipe of a few steps."""
 
-import random
 from collections.abc import Callable
 
 import jax
@@ -8,18 +7,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import lmjax
-from lmjax.settings import (
-    AttentionSettings,
-    CheckpointSettings,
-    DataSettings,
-    EvaluationSettings,
-    LogSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Pretrain,
-    SourceSettings,
-    TrainSettings,
-)
+from lmjax.settings import CheckpointSettings, EvaluationSettings, Pretrain
+from tests.tiny import over, pretrain, sentences
 
 
 @pytest.fixture(scope="session")
@@ -75,23 +64,9 @@ def another_machine(tmp_path_factory, monkeypatch) -> Callable[[], None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[..., Pretrain]:
-    """A function from parts of a recipe to a recipe of 6 steps, saved and evaluated after every second."""
-    path = tmp_path_factory.mktemp("texts") / "text.txt"
-    rng = random.Random(0)
-    path.write_text("".join(" ".join(rng.choices(("the", "cat", "sat", "on", "mats"), k=9)) + "\n" for _ in range(99)))
-    source = (SourceSettings(kind="text", path=str(path), documents="line"),)
-
-    def make(**changes) -> Pretrain:
-        parts = {
-            "name": "tiny",
-            "data": DataSettings(train=source, validation=source, sequence_length=16, batch_size=8),
-            "model": ModelSettings(layers=1, width=16, context=48, attention=AttentionSettings(heads=2), dropout=0.1),
-            "optimizer": OptimizerSettings(learning_rate=1e-2),
-            "train": TrainSettings(steps=6),
-            "evaluation": EvaluationSettings(every=2, batches=1),
-            "checkpoint": CheckpointSettings(every=2, keep_last=2, keep_best=1),
-            "log": LogSettings(every=1, tensorboard=False),
-        }
-        return Pretrain(**(parts | changes))
-
-    return make
+    """A function from values of fields to a recipe of 6 steps, saved and evaluated after every second."""
+    source = sentences(tmp_path_factory.mktemp("texts") / "text.txt", 99)
+    checkpoint = CheckpointSettings(every=2, keep_last=2, keep_best=1)
+    own = {"model__context": 48, "model__dropout": 0.1, "train__steps": 6, "checkpoint": checkpoint}
+    own["evaluation"] = EvaluationSettings(every=2, batches=1)
+    return lambda **changes: pretrain(source, **over(own, changes))

@@ -1,13 +1,10 @@
 """A workdir on a bucket: what is killed goes on anywhere to the same bits, nothing is lost, and one run has it."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
@@ -18,17 +15,11 @@ from lmjax.checkpoints.checkpoint import Checkpoint
 from lmjax.checkpoints.remote_workdir import mirror, staged
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.settings import (
-    SFT,
-    CheckpointSettings,
-    DialogueSettings,
-    DialogueSourceSettings,
-    LogSettings,
-    Pipeline,
-    TrainSettings,
-)
+from lmjax.settings import CheckpointSettings, DialogueSourceSettings, Pipeline
 from lmjax.settings.recipe_files import to_json
 from lmjax.training.record import read_metrics
+from tests.running import assert_same_bits
+from tests.tiny import sft, write_rows
 
 URL = "gs://bucket/runs/one"
 KEPT = ("step", "loss", "grad_norm", "learning_rate", "epochs", "validation_loss")  # of a line: no times
@@ -50,13 +41,6 @@ def copied(bucket, prefix, folder):
 def state(folder):
     """All arrays of a checkpoint."""
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state")
-
-
-def same_bits(one, other):
-    one, other = map(jax.tree_util.tree_leaves_with_path, (one, other))
-    assert [path for path, _ in one] == [path for path, _ in other]
-    for (path, x), (_, y) in zip(one, other, strict=True):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), jax.tree_util.keystr(path)
 
 
 def ran(recipe, workdir=URL, **options):
@@ -82,7 +66,7 @@ def test_a_killed_run_goes_on_from_an_empty_machine_to_the_same_bits(bucket, ano
     assert str(result.workdir) == URL
     for step in (4, 6):
         copy = copied(bucket, f"{CHECKPOINTS}/{step}", tmp_path / "copy" / str(step))
-        same_bits(state(copy), state(tmp_path / f"here/checkpoints/pretrain/{step}"))
+        assert_same_bits(state(copy), state(tmp_path / f"here/checkpoints/pretrain/{step}"))
     own, expected = (
         [{name: line[name] for name in line if name in KEPT} for line in read_metrics(folder)]
         for folder in (copied(bucket, "runs/one", tmp_path / "mirrored"), tmp_path / "here")
@@ -92,8 +76,8 @@ def test_a_killed_run_goes_on_from_an_empty_machine_to_the_same_bits(bucket, ano
 
     another_machine()
     loaded, local = lmjax.load(URL), lmjax.load(tmp_path / "here")
-    same_bits(loaded.params, local.params)
-    same_bits(lmjax.load(tmp_path / "copy" / "6").params, local.params)
+    assert_same_bits(loaded.params, local.params)
+    assert_same_bits(lmjax.load(tmp_path / "copy" / "6").params, local.params)
     before = {name: stored.generation for name, stored in bucket.items() if "/checkpoints/" in name}
     assert ran(tiny()).summary["steps"] == 6  # it is done
     assert before == {name: stored.generation for name, stored in bucket.items() if "/checkpoints/" in name}
@@ -129,7 +113,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_steps_are_run_again(finished,
     del bucket["runs/one/summary.json"]
     another_machine()
     ran(tiny())
-    same_bits(lmjax.load(URL).params, whole)
+    assert_same_bits(lmjax.load(URL).params, whole)
     assert any(name.startswith(f"{CHECKPOINTS}/6.damaged/state") for name in bucket)
 
 
@@ -144,20 +128,15 @@ def test_a_run_that_was_copied_to_a_bucket_goes_on_there(bucket, storage, tiny, 
     for path in (tmp_path / "here").rglob("*"):
         if path.is_file() and path.name not in ("summary.json", ".lock"):
             storage.put("bucket", f"runs/one/{path.relative_to(tmp_path / 'here').as_posix()}", path.read_bytes())
-    same_bits(lmjax.load(URL).params, lmjax.load(tmp_path / "here").params)
+    assert_same_bits(lmjax.load(URL).params, lmjax.load(tmp_path / "here").params)
     assert ran(tiny()).summary["steps"] == 6
     assert f"{CHECKPOINTS}/4/commit_success.txt" in bucket
 
 
 @pytest.mark.slow
 def test_stages_of_a_pipeline_go_on_from_each_other_on_the_bucket(bucket, another_machine, tiny, tmp_path):
-    rows = [{"prompt": c, "answer": c * 2} for c in "abcdefgh"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dialogue = DialogueSettings(
-        train=(DialogueSourceSettings(str(tmp_path / "rows.jsonl")),), sequence_length=32, batch_size=8
-    )
-    own = {"dialogue": dialogue, "log": LogSettings(tensorboard=False)}
-    pipeline = Pipeline("two", (tiny(name="base", train=TrainSettings(steps=2)), SFT(start="base", **own)))
+    source = write_rows(tmp_path / "rows.jsonl", [{"prompt": c, "answer": c * 2} for c in "abcdefgh"])
+    pipeline = Pipeline("two", (tiny(name="base", train__steps=2), sft(source, epochs=1.0)))
     ran(pipeline)
     assert lmjax.load(URL).recipe.name == "sft"
     assert {"runs/one/report.html", "runs/one/sft/report.html", "runs/one/base/summary.json"} <= bucket.keys()
@@ -167,8 +146,8 @@ def test_stages_of_a_pipeline_go_on_from_each_other_on_the_bucket(bucket, anothe
     assert "runs/one/sft.old/recipe.json" in bucket
     assert {name.split("/")[5] for name in bucket if name.startswith("runs/one/sft.old/checkpoints/sft/")} == {"1"}
     # A stage on this machine starts from one on the bucket.
-    ran(SFT(start=f"{URL}/base", **own), tmp_path / "sft")
-    same_bits(lmjax.load(tmp_path / "sft").params, lmjax.load(URL).params)
+    ran(sft(source, epochs=1.0, start=f"{URL}/base"), tmp_path / "sft")
+    assert_same_bits(lmjax.load(tmp_path / "sft").params, lmjax.load(URL).params)
 
 
 def test_the_run_that_began_last_has_the_workdir(bucket, tiny, another_machine):
@@ -222,9 +201,8 @@ def test_a_bucket_that_is_absent_or_refuses_is_told_and_nothing_is_made(bucket, 
         lmjax.run(tiny(), url, quiet=True)
     with pytest.raises(UserError, match=rf"{url}: cannot be read or written"):
         lmjax.load(url)
-    sft = SFT(start=url, dialogue=DialogueSettings(train=(DialogueSourceSettings("a.jsonl"),)))
     with pytest.raises(UserError, match=rf"{url}: cannot be read or written"):
-        lmjax.run(sft, "gs://bucket/runs/sft", quiet=True)
+        lmjax.run(sft((DialogueSourceSettings("a.jsonl"),), start=url), "gs://bucket/runs/sft", quiet=True)
 
 
 @pytest.mark.parametrize("url", ["gs://bucket", "gs://bucket/a b", "gs://bucket/../x", "gs://bucket/a//b", "gs:///x"])

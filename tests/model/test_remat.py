@@ -15,15 +15,8 @@ from lmjax.objective.next_token import language_loss
 from lmjax.plan.compile import compile_step
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
-from lmjax.settings import (
-    AttentionSettings,
-    ComputeSettings,
-    DataSettings,
-    MeshSettings,
-    ModelSettings,
-    PlanSettings,
-    Pretrain,
-)
+from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings
+from tests.tiny import for_slice
 
 pytestmark = pytest.mark.usefixtures("optimized")  # what programs keep and move is read off them
 
@@ -110,13 +103,7 @@ def test_a_policy_that_offloads_is_refused_where_there_is_no_other_memory():
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_a_plans_hbm_falls_by_what_is_offloaded():
-    model = ModelSettings(layers=8, width=256, context=512, vocab_size=512, attention=AttentionSettings(heads=2))
-    recipe = Pretrain(
-        data=DataSettings(sequence_length=512, batch_size=64),
-        model=model,
-        mesh=MeshSettings(data=2, fsdp=2),
-        plan=PlanSettings(topology="v5e-4"),
-    )
+    recipe = for_slice(layers=8, width=256, length=512, data__batch_size=64, mesh=MeshSettings(data=2, fsdp=2))
     plans = {
         remat: compile_step(target_of(recipe).with_fields(compute=ComputeSettings(remat=remat)), find_slice("v5e-4"))
         for remat in ("projections", "projections_offloaded")

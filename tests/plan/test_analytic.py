@@ -15,19 +15,13 @@ from lmjax.plan.estimate import estimate
 from lmjax.plan.predict import KEPT, Analyst, products, rates_of
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, ModelSettings, PlanSettings, Pretrain
+from lmjax.settings import AttentionSettings, DataSettings, FeedForwardSettings, ModelSettings
+from tests.tiny import for_slice
 
-RECIPE = Pretrain(
-    name="small",
-    data=DataSettings(sequence_length=512, batch_size=32),
-    model=ModelSettings(layers=6, width=512, context=512, vocab_size=4096, attention=AttentionSettings(heads=4)),
-    plan=PlanSettings(topology="v5e-4"),
+RECIPE = for_slice(
+    layers=6, width=512, length=512, model__vocab_size=4096, model__attention__heads=4, data__batch_size=32
 )
-SMALL = dataclasses.replace(
-    RECIPE,
-    data=DataSettings(sequence_length=256, batch_size=64),
-    model=ModelSettings(layers=4, width=256, context=256, vocab_size=2048, attention=AttentionSettings(heads=2)),
-)
+SMALL = for_slice(layers=4, width=256, length=256, model__vocab_size=2048, data__batch_size=64)
 WHERE = find_slice("v5e-4")
 FACTOR = {"memory": 1.5, "seconds": 2.0}  # to which a prediction is held, in both directions
 

@@ -11,20 +11,10 @@ from lmjax.commands.command import overridden_recipe
 from lmjax.errors import UserError
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.slices import find_slice
-from lmjax.settings import (
-    AttentionSettings,
-    ComputeSettings,
-    DataSettings,
-    MeshSettings,
-    ModelSettings,
-    Pretrain,
-    TrainSettings,
-)
+from lmjax.settings import ComputeSettings, MeshSettings, Pretrain, TrainSettings
+from tests.tiny import changed, for_slice
 
-RECIPE = Pretrain(
-    data=DataSettings(sequence_length=512, batch_size=8),
-    model=ModelSettings(layers=2, width=256, context=512, vocab_size=512, attention=AttentionSettings(heads=2)),
-)
+RECIPE = for_slice(width=256, length=512)
 
 
 def test_candidates_are_all_that_divides_devices_rows_heads_and_sequence():
@@ -53,15 +43,13 @@ def test_a_given_mesh_is_kept():
 
 
 def test_microbatches_divide_every_batch_of_a_ramp():
-    ramping = Pretrain(
-        data=DataSettings(sequence_length=512, batch_size=8, ramp_from=4, ramp_tokens=10_000), model=RECIPE.model
-    )
+    ramping = changed(RECIPE, data__ramp_from=4, data__ramp_tokens=10_000)
     found = candidates(ramping, find_slice("v5e-1"))
     assert {each.microbatches for each in found} == {1, 2, 4}
 
 
 def test_a_batch_that_no_mesh_divides_is_an_error_that_says_which():
-    odd = Pretrain(data=DataSettings(sequence_length=128, batch_size=3), model=RECIPE.model)
+    odd = changed(RECIPE, data__sequence_length=128, data__batch_size=3)
     with pytest.raises(UserError, match=r"--auto: any mesh of 64 devices .*data\.batch_size"):
         candidates(odd, find_slice("v5e-64"))
     with pytest.raises(UserError, match=r"--auto: the mesh does not divide"):

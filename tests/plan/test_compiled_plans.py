@@ -8,27 +8,12 @@ from lmjax.model.flops import count
 from lmjax.parallel.chips import GIB
 from lmjax.plan.planner import plan
 from lmjax.plan.target import target_of
-from lmjax.settings import (
-    AttentionSettings,
-    DataSettings,
-    DialogueSettings,
-    DialogueSourceSettings,
-    MeshSettings,
-    ModelSettings,
-    PlanSettings,
-    Pretrain,
-    RewardModel,
-)
+from lmjax.settings import AttentionSettings, DialogueSettings, DialogueSourceSettings, MeshSettings, RewardModel
+from tests.tiny import for_slice
 
 pytestmark = [pytest.mark.tpu, pytest.mark.xdist_group("tpu")]
 
-MODEL = ModelSettings(layers=2, width=128, context=128, vocab_size=512, attention=AttentionSettings(heads=2))
-TINY = Pretrain(
-    data=DataSettings(sequence_length=128, batch_size=8),
-    model=MODEL,
-    mesh=MeshSettings(fsdp=2),
-    plan=PlanSettings(topology="v5e-4"),
-)
+TINY = for_slice(mesh=MeshSettings(fsdp=2))
 
 
 @pytest.mark.slow
@@ -67,8 +52,8 @@ def test_every_kind_of_chip_and_two_slices_are_compiled_for(topology, replica, c
 )
 def test_attention_of_one_row_of_one_layer_on_one_device_is_counted(heads):
     """A device's only row has no axis of rows in the compiled kernels."""
-    model = ModelSettings(layers=1, width=64, context=4096, vocab_size=512, attention=heads)
-    stage = Pretrain(data=DataSettings(sequence_length=4096, batch_size=1), model=model)
+    stage = for_slice(layers=1, width=64, length=4096, data__batch_size=1, model__attention=heads)
+    model = stage.model
     found = plan(stage, "v5e-1").estimate
     scores = 12 * model.attention.heads * model.head_dim * 4097 / 2 * 4096 / 1e12  # all that causal queries need
     assert scores > 0.6 * found.model_tflop
@@ -82,7 +67,7 @@ def test_a_validation_is_a_third_of_a_step_s_work_and_holds_no_moments():
     found = plan(TINY, step="eval").estimate
     assert found.step == "eval" and found.fits
     assert found.model_tflop == pytest.approx(target_of(TINY).cost.flops / 3 / found.devices / 1e12)
-    parameters = 4 * count(MODEL).parameters / 2  # float32, cut in two; heads of 64 fill half of a register
+    parameters = 4 * count(TINY.model).parameters / 2  # float32, cut in two; heads of 64 fill half of a register
     assert parameters < found.arguments_gib * GIB < 1.5 * parameters
     assert found.executed_tflop == pytest.approx(found.model_tflop, rel=0.1)
 
@@ -91,7 +76,7 @@ def test_a_stage_that_learns_from_rankings_is_planned_for_all_its_answers():
     dialogue = DialogueSettings(
         train=(DialogueSourceSettings(path="rows.jsonl"),), sequence_length=128, batch_size=4, most_answers=3
     )
-    stage = RewardModel(start="sft", model=MODEL, dialogue=dialogue, mesh=TINY.mesh, plan=TINY.plan)
+    stage = RewardModel(start="sft", model=TINY.model, dialogue=dialogue, mesh=TINY.mesh, plan=TINY.plan)
     found = plan(stage).estimate
     assert found.fits and found.recipe == "reward" and found.rows_per_step == 4 * 3
     assert found.tokens_per_second == pytest.approx(4 * 3 * 128 / found.step_seconds)

@@ -8,18 +8,12 @@ import pytest
 from lmjax.errors import UserError
 from lmjax.parallel.chips import GIB
 from lmjax.plan.compile import Compiled, OutOfMemory
-from lmjax.plan.estimate import (
-    AxisTraffic,
-    ImpossibleEstimateError,
-    _bound,
-    collective_traffic,
-    estimate,
-    kernel_work,
-)
+from lmjax.plan.estimate import AxisTraffic, ImpossibleEstimateError, _bound, collective_traffic, estimate, kernel_work
 from lmjax.plan.hlo import Array, Collective, KernelCall
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, Pretrain
+from lmjax.settings import AttentionSettings, MeshSettings
+from tests.tiny import for_slice
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")
 
@@ -104,11 +98,7 @@ def test_a_splash_kernel_without_queries_and_keys_is_an_internal_error():
         kernel_work(call, AttentionSettings(heads=12), 2048)
 
 
-RECIPE = Pretrain(
-    data=DataSettings(sequence_length=128, batch_size=32),
-    model=ModelSettings(layers=2, width=64, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
-    mesh=MeshSettings(fsdp=4),
-)
+RECIPE = for_slice(width=64, data__batch_size=32, mesh=MeshSettings(fsdp=4))
 TEXT = """\
 HloModule m
 ENTRY %main (a: bf16[16,64], b: bf16[64,32]) -> bf16[16,32] {

@@ -18,25 +18,17 @@ from lmjax.plan.target import target_of
 from lmjax.settings import (
     PPO,
     AttentionSettings,
-    DataSettings,
     DialogueSettings,
     MeshSettings,
-    ModelSettings,
-    PlanSettings,
     PPOSettings,
-    Pretrain,
     RewardModel,
     RewardSettings,
 )
+from tests.tiny import for_slice
 
-RECIPE = Pretrain(
-    data=DataSettings(sequence_length=32, batch_size=8),
-    model=ModelSettings(
-        layers=2, width=16, context=32, vocab_size=512, attention=AttentionSettings(heads=4, kv_heads=2)
-    ),
-    mesh=MeshSettings(data=2, fsdp=2, tensor=2),
-    plan=PlanSettings(topology="v5e-8"),
-)
+GROUPED = AttentionSettings(heads=4, kv_heads=2)
+CUBE = MeshSettings(data=2, fsdp=2, tensor=2)
+RECIPE = for_slice(width=16, length=32, model__attention=GROUPED, mesh=CUBE, plan__topology="v5e-8")
 NOT_CONSTRAINED = {"tokens [B, T]", "logits [B, T, V]"}
 
 

@@ -23,32 +23,12 @@ from lmjax.plan.planner import alternatives, parse_mesh, plan, planned_recipe
 from lmjax.plan.report import lines
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
-from lmjax.settings import (
-    AttentionSettings,
-    ComputeSettings,
-    DataSettings,
-    EvaluationSettings,
-    MeshSettings,
-    ModelSettings,
-    PlanSettings,
-    Pretrain,
-)
+from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, PlanSettings, Pretrain
+from tests.tiny import for_slice, write_recipe
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
 
-SMALL = """
-from lmjax.settings import Pretrain
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings
-
-def recipe():
-    return Pretrain(
-        name="small",
-        data=DataSettings(sequence_length=128, batch_size=8),
-        model=ModelSettings(layers=3, width=128, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
-        mesh=MeshSettings(data=1, fsdp=2, tensor=2),
-        plan=PlanSettings(topology="v5e-4"),
-    )
-"""
+SMALL = for_slice(layers=3, mesh=MeshSettings(data=1, fsdp=2, tensor=2))
 
 
 def test_mesh_text_is_read_and_data_takes_what_is_left():
@@ -129,7 +109,7 @@ def test_what_does_not_fit_is_answered_with_the_first_that_does(monkeypatch):
 def planned(tmp_path_factory):
     """`lmjax plan` as a user runs it, in a process of its own whose environment says nothing of TPUs."""
     folder = tmp_path_factory.mktemp("plan")
-    (folder / "small.py").write_text(SMALL)
+    write_recipe(folder / "small.py", SMALL)
     command = [sys.executable, "-m", "lmjax.cli", "plan", "small.py", "--json", "--explain"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
     done = subprocess.run(
@@ -234,12 +214,7 @@ def test_an_independent_reader_of_the_written_text_finds_the_same_cycles(planned
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_the_loop_of_sampling_counts_as_often_as_it_makes_a_token():
-    recipe = Pretrain(
-        data=DataSettings(sequence_length=128, batch_size=8),
-        model=ModelSettings(layers=2, width=128, context=128, vocab_size=512, attention=AttentionSettings(heads=2)),
-        evaluation=EvaluationSettings(sample_tokens=96),
-        plan=PlanSettings(topology="v5e-4"),
-    )
+    recipe = for_slice(evaluation__sample_tokens=96)
     found = plan(recipe, step="generate").estimate
     assert found.step == "generate" and found.unknown_loops == 0
     assert found.tokens_per_second == pytest.approx(8 * 96 / found.step_seconds)
@@ -251,10 +226,9 @@ def test_the_loop_of_sampling_counts_as_often_as_it_makes_a_token():
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_both_gradients_of_a_table_that_is_embedding_and_head_are_summed_over_copies_as_one():
-    model = ModelSettings(layers=1, width=128, context=128, vocab_size=4096, attention=AttentionSettings(heads=2))
-    data = DataSettings(sequence_length=128, batch_size=8)
-    found = plan(Pretrain(data=data, model=model, mesh=MeshSettings(data=4), plan=PlanSettings(topology="v5e-4")))
-    table, others = 4096 * 128, count(model).parameters - 4096 * 128
+    recipe = for_slice(layers=1, model__vocab_size=4096, mesh=MeshSettings(data=4))
+    found = plan(recipe)
+    table, others = 4096 * 128, count(recipe.model).parameters - 4096 * 128
     most = 4 * table + 4 * others + 64  # float32, and some numbers; the table twice, once in bfloat16, is more
     assert most < 6 * table
     assert 4 * table <= found.estimate.collective_gib * GIB <= most
@@ -263,9 +237,7 @@ def test_both_gradients_of_a_table_that_is_embedding_and_head_are_summed_over_co
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_the_heads_gradient_is_exchanged_once_and_not_chunk_by_chunk():
-    model = ModelSettings(layers=1, width=128, context=128, vocab_size=4096, attention=AttentionSettings(heads=2))
-    data = DataSettings(sequence_length=128, batch_size=8)
-    recipe = Pretrain(data=data, model=model, mesh=MeshSettings(data=1, fsdp=4), plan=PlanSettings(topology="v5e-4"))
+    recipe = for_slice(layers=1, model__vocab_size=4096, mesh=MeshSettings(data=1, fsdp=4))
     chunked = (dataclasses.replace(recipe, compute=ComputeSettings(loss_chunk=chunk)) for chunk in (128, 32))
     two, eight = (plan(each).estimate.collective_gib for each in chunked)
     assert eight == pytest.approx(two, rel=0.01)
@@ -274,14 +246,12 @@ def test_the_heads_gradient_is_exchanged_once_and_not_chunk_by_chunk():
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 def test_a_step_that_does_not_fit_is_an_answer():
-    huge = ModelSettings(layers=1, width=4096, context=128, vocab_size=400_000, attention=AttentionSettings(heads=32))
-    recipe = Pretrain(
-        data=DataSettings(sequence_length=128, batch_size=1), model=huge, plan=PlanSettings(topology="v5e-1")
-    )
+    huge = {"width": 4096, "model__vocab_size": 400_000, "model__attention__heads": 32, "data__batch_size": 1}
+    recipe = for_slice(layers=1, plan__topology="v5e-1", **huge)
     refusal = compile_step(target_of(recipe), find_slice("v5e-1"))
     assert isinstance(refusal, OutOfMemory)
     assert refusal.available == round(15.75 * GIB)
-    assert refusal.needed > 12 * count(huge).parameters
+    assert refusal.needed > 12 * count(recipe.model).parameters
 
 
 def test_planning_leaves_this_process_its_devices():
@@ -292,7 +262,7 @@ def test_planning_leaves_this_process_its_devices():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A recipe file, and libtpu's devices without libtpu: nothing is compiled."""
-    (tmp_path / "small.py").write_text(SMALL)
+    write_recipe(tmp_path / "small.py", SMALL)
     monkeypatch.setattr(planner, "slice_mesh", lambda target, where: None)
     return tmp_path
 

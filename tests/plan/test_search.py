@@ -23,14 +23,10 @@ from lmjax.plan.predict import Analyst
 from lmjax.plan.search import search
 from lmjax.plan.search_display import watching
 from lmjax.plan.tables import lines, run_command, to_json
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, PlanSettings, Pretrain
+from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings, PlanSettings
+from tests.tiny import changed, for_slice, write_recipe
 
-RECIPE = Pretrain(
-    name="small",
-    data=DataSettings(sequence_length=256, batch_size=8),
-    model=ModelSettings(layers=4, width=256, context=256, vocab_size=2048, attention=AttentionSettings(heads=2)),
-    plan=PlanSettings(topology="v5e-4"),
-)
+RECIPE = for_slice(layers=4, width=256, length=256, model__vocab_size=2048)
 
 
 class FakeCompiler:
@@ -213,27 +209,11 @@ def test_without_a_terminal_every_candidate_is_a_line_with_the_time_left(monkeyp
     ]
 
 
-FILE = """
-from lmjax.settings import Pretrain
-from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, PlanSettings
-
-def recipe():
-    return Pretrain(
-        name="small",
-        data=DataSettings(sequence_length=256, batch_size=64),
-        model=ModelSettings(
-            layers=4, width=256, context=256, vocab_size=2048, attention=AttentionSettings(heads=2)
-        ),
-        plan=PlanSettings(topology="v5e-4"),
-    )
-"""
-
-
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """A function from words to what `lmjax plan small.py --auto` does, as a user runs it."""
     folder = tmp_path_factory.mktemp("search")
-    (folder / "small.py").write_text(FILE)
+    write_recipe(folder / "small.py", changed(RECIPE, data__batch_size=64))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_", "XLA_"))}
     environment["XDG_CACHE_HOME"] = str(folder / "cache")  # not here, where its lmjax/ would hide the package
 

@@ -1,164 +1,111 @@
-"""A recipe of a few steps over a few kilobytes of text, and what its runs are compared by."""
+"""The pipeline of all kinds of stages that tests of what they learn share, and what JAX has compiled for a test."""
 
-import json
-import random
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import lmjax
-from lmjax.optim.train_state import TrainState
-from lmjax.parallel.mesh import make_mesh
 from lmjax.settings import (
-    AttentionSettings,
-    CheckpointSettings,
-    DataSettings,
     DialogueSettings,
     DialogueSourceSettings,
-    EvaluationSettings,
-    LogSettings,
-    MeshSettings,
-    ModelSettings,
-    OptimizerSettings,
+    KLSettings,
     Pipeline,
-    Pretrain,
-    RewardModel,
-    SourceSettings,
-    TrainSettings,
+    PPOSettings,
+    RewardSettings,
+    ScheduleSettings,
 )
-from lmjax.stages.pretrain import pretrain
-from lmjax.tasks.resolved import resolve
-from lmjax.tasks.task import Session
-from lmjax.training.progress import ProgressDisplay
-from lmjax.training.record import read_metrics
-from lmjax.training.stop import StopRequest
+from tests import tiny
+
+FUNCTIONS = """
+def letters(prompts, responses):
+    assert prompts[0].startswith('User: ')
+    return [r.count('a') for r in responses]
+
+def broken(prompts, responses):
+    return [float('nan')] * len(responses)
+
+def short(prompts, responses):
+    return [0.0]
+"""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _programs_are_compiled_once(tmp_path_factory):
-    """Every run compiles the same few programs: they are kept in a folder of this test session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
+class Files(NamedTuple):
+    """Conversations about single letters, and reward functions."""
+
+    folder: Path
+    demonstrations: tuple[DialogueSourceSettings, ...]
+    rankings: tuple[DialogueSourceSettings, ...]
+    contrary: tuple[DialogueSourceSettings, ...]  # rankings by one who likes what the others do not
+    prompts: tuple[DialogueSourceSettings, ...]
+    scores: Path  # the functions
+
+    def dialogue(self, name: str, **changes: Any) -> DialogueSettings:
+        """Training and validation on the same."""
+        own = {"train": getattr(self, name), "validation": getattr(self, name)}
+        return tiny.dialogue(**(own | changes))
 
 
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory) -> Path:
-    """A folder with train.txt and validation.txt: lines of words, every one another document."""
-    folder = tmp_path_factory.mktemp("texts")
-    rng = random.Random(0)
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "to", "sea"]
-    for name, lines in (("train", 200), ("validation", 12)):
-        (folder / f"{name}.txt").write_text("".join(" ".join(rng.choices(words, k=8)) + "\n" for _ in range(lines)))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny(texts) -> Callable[..., Pretrain]:
-    """A function from parts of a recipe to a recipe of 10 steps over 8 rows of 16 bytes.
-
-    Most tests leave model, optimizer and steps as they are, so that all compile the same programs.
-    """
-    sources = {
-        name: (SourceSettings(kind="text", path=str(texts / f"{name}.txt"), documents="line"),)
-        for name in ("train", "validation")
+def files(tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("rlhf")
+    ranked = [(c, [c * 2, c, "zzz"], [0, 1, 2 if c < "h" else 1]) for c in tiny.LETTERS]
+    records = {
+        "sft": [{"prompt": c, "answer": c * 2} for c in tiny.LETTERS],
+        "ranks": [{"prompt": c, "answers": answers, "ranks": ranks} for c, answers, ranks in ranked],
+        "contrary": [{"prompt": c, "answers": [c * 2, c], "ranks": [1, 0]} for c in "abcdefgh"],
+        "prompts": [{"prompt": c} for c in tiny.LETTERS],
     }
-    attention = AttentionSettings(heads=2)
-    parts = {
-        "name": "tiny",
-        "model": ModelSettings(layers=1, width=16, context=16, vocab_size=384, attention=attention, dropout=0.1),
-        "optimizer": OptimizerSettings(learning_rate=1e-2),
-        "train": TrainSettings(steps=10),
-        "evaluation": EvaluationSettings(every=100),
-        "checkpoint": CheckpointSettings(every=4),
-        "log": LogSettings(every=1, tensorboard=False),
-    }
-
-    def make(data: dict | None = None, **changes) -> Pretrain:
-        return Pretrain(
-            **{"data": DataSettings(**{"sequence_length": 16, "batch_size": 8, **sources, **(data or {})})}
-            | parts
-            | changes
-        )
-
-    return make
+    (folder / "scores.py").write_text(FUNCTIONS)
+    sources = (tiny.write_rows(folder / f"{name}.jsonl", own) for name, own in records.items())
+    return Files(folder, *sources, folder / "scores.py")
 
 
 @pytest.fixture(scope="session")
-def train() -> Callable[..., TrainState]:
-    """A function (recipe, workdir) -> the state that pretraining ends with, on some of the devices."""
-
-    def run(recipe: Pretrain, workdir: Path, stop: StopRequest | None = None, devices: int = 2) -> TrainState:
-        workdir.mkdir(exist_ok=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                "lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:devices])
-            )
-            session = Session(stop or StopRequest(), ProgressDisplay(silent=True))
-            return pretrain(resolve(recipe, folder=workdir), session).state
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def write_rows() -> Callable[[Path, list], tuple[DialogueSourceSettings, ...]]:
-    """A function that writes records to a file and gives the source that reads them."""
-
-    def write(path: Path, rows: list) -> tuple[DialogueSourceSettings, ...]:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return (DialogueSourceSettings(path=str(path)),)
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def common() -> dict:
-    """What every stage that goes on from `rewarded` sets."""
-    return {"mesh": MeshSettings(data=8), "log": LogSettings(every=1, tensorboard=False)}
-
-
-@pytest.fixture(scope="session")
-def rewarded(tmp_path_factory, write_rows, common) -> Path:
-    """A pipeline's workdir with `base`, a language model, and `reward`, trained on it for a few steps."""
-    folder = tmp_path_factory.mktemp("rewarded")
-    letters = "abcdefghijklmnop"
-    (folder / "text.txt").write_text("\n".join(f"User: {c}\nAssistant: {c}{c}" for c in letters * 20))
-    rankings = write_rows(folder / "ranks.jsonl", [{"prompt": c, "chosen": c * 2, "rejected": c} for c in letters])
-    text = (SourceSettings(kind="text", path=str(folder / "text.txt")),)
-    optimizer = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
-    base = Pretrain(
-        name="base",
-        data=DataSettings(train=text, validation=text, sequence_length=32, batch_size=8),
-        model=ModelSettings(layers=1, width=16, context=48, attention=AttentionSettings(heads=2)),
-        train=TrainSettings(steps=2),
-        **common,
+def stages(files) -> dict[str, Any]:
+    """One stage of each kind by name, each a few steps on all devices, evaluated and saved after every second."""
+    common = {"evaluation__every": 2, "checkpoint__every": 2, "checkpoint__keep_last": 9}
+    base, validated = tiny.base(files.folder, **common), {"dialogue__validation": files.rankings}
+    mix = {"mix": base.data.train}
+    rewards = RewardSettings(source="reward", known_reward=f"{files.scores}:letters", no_eos_penalty=0.5)
+    made = (
+        base,
+        tiny.sft(
+            files.demonstrations,
+            dialogue__validation=files.demonstrations,
+            dropout=0.1,
+            epochs=2.0,
+            **mix,
+            **common,
+        ),
+        tiny.reward_model(
+            files.rankings, start="sft", held_out_labelers=files.contrary, epochs=10.0, **validated, **common
+        ),
+        tiny.dpo(files.rankings, start="sft", epochs=2.0, beta=0.5, **validated, **common),
+        tiny.ppo(
+            files.prompts,
+            start="sft",
+            reward=rewards,
+            dialogue__validation=files.prompts * 2,
+            ppo=PPOSettings(response_tokens=6, epochs=2, minibatches=1, ema_decay=0.5, ptx_coefficient=2.0),
+            kl=KLSettings(target=3.0),
+            mix_length=32,
+            train__steps=4,
+            optimizer__schedule=ScheduleSettings(warmup=2),
+            **mix,
+            **common,
+        ),
     )
-    dialogue = DialogueSettings(train=rankings, sequence_length=32, batch_size=8, too_long="skip")
-    reward = RewardModel(start="base", dialogue=dialogue, epochs=2.0, optimizer=optimizer, **common)
-    assert lmjax.run(Pipeline("rewarded", (base, reward)), folder / "run", quiet=True).exit_code == 0
-    return folder / "run"
+    return {stage.name: stage for stage in made}
 
 
-@pytest.fixture
-def record() -> Callable[[Path, str], dict[int, float]]:
-    """A function (workdir, name) -> the values of that name in the record, by step."""
-    return lambda folder, name: {line["step"]: line[name] for line in read_metrics(folder) if name in line}
-
-
-@pytest.fixture
-def assert_same_bits() -> Callable[..., None]:
-    """A function that compares two trees of arrays bit for bit."""
-
-    def compare(a, b) -> None:
-        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-            x, y = np.asarray(x), np.asarray(y)
-            assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
-
-    return compare
+@pytest.fixture(scope="session")
+def ran(compiled_once, files, stages) -> Path:
+    """The pipeline's workdir after a run of all stages."""
+    result = lmjax.run(Pipeline("all", tuple(stages.values())), files.folder / "run", quiet=True)
+    assert result.exit_code == 0
+    return files.folder / "run"
 
 
 @pytest.fixture

@@ -22,19 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lmjax.runs.load
 import lmjax.runs.run
-from lmjax.settings import (
-    AttentionSettings,
-    CheckpointSettings,
-    DataSettings,
-    EvaluationSettings,
-    LogSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Pretrain,
-    SourceSettings,
-    TrainSettings,
-)
+from lmjax.settings import EvaluationSettings, Pretrain
 from lmjax.training.record import read_metrics
+from tests import tiny
 
 EVERY = 2  # steps between checkpoints
 PATIENCE = 600.0  # seconds until something that has to happen is given up
@@ -42,19 +32,16 @@ PATIENCE = 600.0  # seconds until something that has to happen is given up
 
 def make_recipe(folder: Path, kills: int) -> Pretrain:
     """A run long enough that it cannot end before so many kills."""
-    text = folder / "text.txt"
-    rng = random.Random(0)
-    text.write_text("".join(" ".join(rng.choices(("the", "cat", "sat", "on", "mats"), k=9)) + "\n" for _ in range(200)))
-    sources = (SourceSettings(kind="text", path=str(text), documents="line"),)
-    return Pretrain(
+    source = tiny.sentences(folder / "text.txt", 200)
+    return tiny.pretrain(
+        source,
         name="killed",
-        data=DataSettings(train=sources, validation=sources, sequence_length=16, batch_size=4, isolate_documents=True),
-        model=ModelSettings(layers=1, width=16, context=16, attention=AttentionSettings(heads=2), dropout=0.1),
-        optimizer=OptimizerSettings(learning_rate=1e-2),
-        train=TrainSettings(steps=10 * EVERY + 5 * EVERY * kills),
+        data__batch_size=4,
+        data__isolate_documents=True,
+        model__dropout=0.1,
+        train__steps=10 * EVERY + 5 * EVERY * kills,
         evaluation=EvaluationSettings(every=1000, batches=1),
-        checkpoint=CheckpointSettings(every=EVERY),
-        log=LogSettings(every=1, tensorboard=False),
+        checkpoint__every=EVERY,
     )
 
 

@@ -12,24 +12,9 @@ from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
 from lmjax.plan.target import target_of
 from lmjax.runs.workdir import claim
-from lmjax.settings import (
-    SFT,
-    AttentionSettings,
-    DataSettings,
-    EvaluationSettings,
-    LogSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Pipeline,
-    Pretrain,
-    ScheduleSettings,
-    SourceSettings,
-    TokenizerSettings,
-    TrainSettings,
-)
+from lmjax.settings import SFT, AttentionSettings, ModelSettings, Pipeline, TokenizerSettings
 from lmjax.settings.recipe_files import from_json
-
-CONSTANT = OptimizerSettings(learning_rate=0.01, schedule=ScheduleSettings(kind="constant"))
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +25,12 @@ def text(tmp_path_factory):
     return folder
 
 
-def recipe_of(text, file, **changes):
-    source = SourceSettings(kind="text", path=str(text / file))
-    common = {
-        "tokenizer": TokenizerSettings(kind="bpe", vocab_size=270),
-        "data": DataSettings(train=(source,), validation=(source,), sequence_length=16, batch_size=8),
-        "model": ModelSettings(layers=1, width=16, context=16, attention=AttentionSettings(heads=2)),
-        "optimizer": CONSTANT,
-        "train": TrainSettings(steps=4),
-        "evaluation": EvaluationSettings(every=100),
-        "log": LogSettings(every=1, tensorboard=False),
-    }
-    return Pretrain(**common | changes)
+def recipe_of(folder, file, **changes):
+    constant = {"optimizer__schedule__kind": "constant", "train__steps": 4}
+    tokenizer = TokenizerSettings(kind="bpe", vocab_size=270)
+    return tiny.pretrain(
+        tiny.text(folder / file), **({"tokenizer": tokenizer, "name": "pretrain"} | constant | changes)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +50,8 @@ def further(text, base, **changes):
 def test_it_begins_with_the_weights_tokenizer_and_shape_of_its_start_and_a_fresh_optimizer(
     text, base, tmp_path, capsys
 ):
-    still = dataclasses.replace(CONSTANT, learning_rate=1e-30, weight_decay=0.0)
-    lmjax.run(further(text, base, optimizer=still, train=TrainSettings(steps=1)), tmp_path / "further")
+    still = {"optimizer__learning_rate": 1e-30, "optimizer__weight_decay": 0.0}
+    lmjax.run(further(text, base, **still, train__steps=1), tmp_path / "further")
     assert f"initialised from {base}: its tokenizer and its model" in capsys.readouterr().out
     before, after = lmjax.load(base), lmjax.load(tmp_path / "further")
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)  # a rate of 1e-30 moves nothing
@@ -85,18 +64,18 @@ def test_it_begins_with_the_weights_tokenizer_and_shape_of_its_start_and_a_fresh
 
 
 def test_it_goes_on_learning_and_resumes_bit_for_bit(text, base, tmp_path):
-    lmjax.run(further(text, base, train=TrainSettings(steps=3)), tmp_path / "parts", quiet=True)
-    lmjax.run(further(text, base, train=TrainSettings(steps=6)), tmp_path / "parts", quiet=True)
-    lmjax.run(further(text, base, train=TrainSettings(steps=6)), tmp_path / "whole", quiet=True)
+    lmjax.run(further(text, base, train__steps=3), tmp_path / "parts", quiet=True)
+    lmjax.run(further(text, base, train__steps=6), tmp_path / "parts", quiet=True)
+    lmjax.run(further(text, base, train__steps=6), tmp_path / "whole", quiet=True)
     parts, whole = lmjax.load(tmp_path / "parts"), lmjax.load(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
     numbers = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    scratch = lmjax.run(recipe_of(text, "two.txt", train=TrainSettings(steps=1)), tmp_path / "scratch", quiet=True)
+    scratch = lmjax.run(recipe_of(text, "two.txt", train__steps=1), tmp_path / "scratch", quiet=True)
     assert numbers["validation_loss"] < scratch.summary["validation_loss"] - 0.5
 
 
 def test_a_stage_of_a_pipeline_is_a_start_and_is_known_to_a_plan(text, base, tmp_path):
-    one, two = recipe_of(text, "one.txt", name="one"), further(text, base, start="one", train=TrainSettings(steps=2))
+    one, two = recipe_of(text, "one.txt", name="one"), further(text, base, start="one", train__steps=2)
     assert target_of(two, before=(one,)).recipe.model == dataclasses.replace(one.model, vocab_size=270)
     result = lmjax.run(Pipeline("both", (one, two)), tmp_path, quiet=True)
     assert result.summary["further"]["steps"] == 2
@@ -104,9 +83,8 @@ def test_a_stage_of_a_pipeline_is_a_start_and_is_known_to_a_plan(text, base, tmp
 
 
 def test_rows_that_its_start_cannot_read_are_refused(text, base, tmp_path):
-    data = dataclasses.replace(further(text, base).data, sequence_length=32)
     with pytest.raises(UserError, match=r"data.sequence_length = 32: expected at most the model's context of 16"):
-        lmjax.run(further(text, base, data=data), tmp_path / "long", quiet=True)
+        lmjax.run(further(text, base, data__sequence_length=32), tmp_path / "long", quiet=True)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -21,6 +21,7 @@ from lmjax.tasks.resolved import resolve
 from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
+from tests.running import assert_same_bits
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def pretrain(mesh, monkeypatch):
     return run
 
 
-def test_a_loaded_step_trains_to_the_bits_of_a_compiled_one(tiny, file, pretrain, tmp_path, assert_same_bits):
+def test_a_loaded_step_trains_to_the_bits_of_a_compiled_one(tiny, file, pretrain, tmp_path):
     loaded, said = pretrain(tiny(), tmp_path / "loaded", file)
     assert f"the step was loaded from {file}" in said
     compiled, _ = pretrain(tiny(), tmp_path / "compiled")
@@ -81,7 +82,7 @@ def test_what_does_not_decide_the_step_may_differ_and_what_does_is_named(tiny, f
     with pytest.raises(UserError, match=r"differs in optimizer\.weight_decay 0\.1, here 0\.2; compile it anew"):
         pretrain(tiny(optimizer=optimizer), tmp_path / "decay", file)
     with pytest.raises(UserError, match=r"differs in data\.batch_size 8, here 16"):
-        pretrain(tiny(data={"batch_size": 16}), tmp_path / "rows", file)
+        pretrain(tiny(data__batch_size=16), tmp_path / "rows", file)
 
 
 def test_the_file_is_no_part_of_the_recipe(tiny, file):

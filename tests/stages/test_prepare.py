@@ -16,15 +16,7 @@ from lmjax.data import write_shards
 from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.token_cache import TokenCache
 from lmjax.errors import UserError
-from lmjax.settings import (
-    SFT,
-    DialogueSettings,
-    DialogueSourceSettings,
-    ModelSettings,
-    Pretrain,
-    SourceSettings,
-    TokenizerSettings,
-)
+from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings, Pretrain, SourceSettings, TokenizerSettings
 from lmjax.stages import prepare_data as module
 from lmjax.stages.prepare_data import Prepared, prepare, prepare_data, train_tokenizer
 from lmjax.tasks.conversations import open_mix
@@ -33,6 +25,7 @@ from lmjax.tasks.task import Session
 from lmjax.tokenizers.tokenizer import load_tokenizer
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
+from tests.tiny import text, write_recipe
 
 BPE = TokenizerSettings(kind="bpe", vocab_size=270)
 
@@ -95,11 +88,15 @@ def test_what_is_made_is_told(tmp_path, tiny):
 def test_what_a_folder_leaves_out_and_what_is_bad_are_told(tmp_path, tiny):
     folder = tmp_path / "texts"
     folder.mkdir()
-    for name, text in (("a.jsonl", b'{"text": "good"}\n{"text": "caf\xe9"}\n'), ("._a.jsonl", b"\x00"), ("b.md", b"x")):
-        (folder / name).write_bytes(text)
+    for name, content in (
+        ("a.jsonl", b'{"text": "good"}\n{"text": "caf\xe9"}\n'),
+        ("._a.jsonl", b"\x00"),
+        ("b.md", b"x"),
+    ):
+        (folder / name).write_bytes(content)
     display = Display()
     source = SourceSettings(path=str(folder), on_bad_record="skip")
-    prepare(tiny(data={"train": (source,)}), tmp_path / "run", display)
+    prepare(tiny(data__train=(source,)), tmp_path / "run", display)
     assert display.said[0] == f"source jsonl {folder}: not read: 1 hidden, 1 of another ending"
     bad = f"1 bad records skipped, such as {folder}/a.jsonl:2: byte 0xe9 is not UTF-8"
     assert f"5 tokens in 1 documents, {bad}" in display.said[1]
@@ -131,7 +128,7 @@ def test_another_tokenizer_or_source_in_one_workdir_has_a_place_of_its_own(tmp_p
 def test_an_edited_text_is_never_taken_for_the_prepared_one(tmp_path, tiny, texts):
     path = tmp_path / "train.txt"
     path.write_bytes((texts / "train.txt").read_bytes())
-    recipe = tiny(data={"train": (SourceSettings(kind="text", path=str(path)),)})
+    recipe = tiny(data__train=text(path))
     prepare(recipe, tmp_path / "run", Display())
     with path.open("a") as file:
         file.write("one more line\n")
@@ -141,7 +138,7 @@ def test_an_edited_text_is_never_taken_for_the_prepared_one(tmp_path, tiny, text
 
 def test_a_tokenizer_larger_than_the_table_is_an_error_before_anything_is_encoded(tmp_path, tiny):
     train_tokenizer(tiny(tokenizer=BPE), tmp_path / "bpe", Display())
-    table = ModelSettings(layers=1, width=16, context=16, vocab_size=269)
+    table = dataclasses.replace(tiny().model, vocab_size=269)
     loaded = tiny(tokenizer=TokenizerSettings(kind="bpe", path=str(tmp_path / "bpe")), model=table)
     message = r"model.vocab_size = 269: expected at least the tokenizer's 270 entries; raise it"
     with pytest.raises(UserError, match=message):
@@ -155,11 +152,11 @@ def test_a_tokenizer_larger_than_the_table_is_an_error_before_anything_is_encode
 
 def test_skipped_records_are_counted_aloud(tmp_path, tiny, texts):
     (tmp_path / "bad.txt").write_bytes((texts / "train.txt").read_bytes() + b"\xff\xfe\n")
-    source = SourceSettings(kind="text", path=str(tmp_path / "bad.txt"), documents="line")
+    source = text(tmp_path / "bad.txt", documents="line")[0]
     with pytest.raises(UserError, match=r"bad.txt:201: byte 0xff is not UTF-8"):
-        prepare(tiny(data={"train": (source,)}), tmp_path / "run", Display())
+        prepare(tiny(data__train=(source,)), tmp_path / "run", Display())
     display = Display()
-    prepare(tiny(data={"train": (dataclasses.replace(source, on_bad_record="skip"),)}), tmp_path / "run", display)
+    prepare(tiny(data__train=(dataclasses.replace(source, on_bad_record="skip"),)), tmp_path / "run", display)
     assert any("200 documents, 1 bad records skipped" in line for line in display.said)
 
 
@@ -175,10 +172,10 @@ def test_skipped_records_are_counted_aloud(tmp_path, tiny, texts):
 def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, texts, tokenizer):
     path = tmp_path / "train.txt"
     path.write_bytes((texts / "train.txt").read_bytes())
-    source = SourceSettings(kind="text", path=str(path), documents="line")
+    source = text(path, documents="line")[0]
     train = (dataclasses.replace(source, end=0.9, weight=1.0), dataclasses.replace(source, end=0.5, weight=0.5))
     validation = (dataclasses.replace(source, begin=0.9),)
-    recipe = tiny(tokenizer=tokenizer, data={"train": train, "validation": validation})
+    recipe = tiny(tokenizer=tokenizer, data__train=train, data__validation=validation)
     from_text = _batches(recipe, prepare(recipe, tmp_path / "run", Display()))
     overrides = prepare_data(recipe, tmp_path / "prepared", Display())
     path.unlink()  # nothing but the shards is read from here on
@@ -190,23 +187,9 @@ def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, te
     _assert_equal(from_text, _batches(shards, prepare(shards, tmp_path / "again", Display())))
 
 
-RECIPE = """
-from lmjax.settings import Pretrain
-from lmjax.settings import DataSettings, ModelSettings, SourceSettings, TokenizerSettings
-
-def recipe():
-    text = SourceSettings(kind="text", path={path!r}, documents="line")
-    return Pretrain(
-        tokenizer=TokenizerSettings(kind="bpe", vocab_size=300),
-        data=DataSettings(train=(text,), validation=(text,), sequence_length=16),
-        model=ModelSettings(layers=1, width=16, context=16),
-    )
-"""
-
-
-def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_them(tmp_path, texts, capsys):
-    spec = tmp_path / "mine.py"
-    spec.write_text(RECIPE.format(path=str(texts / "train.txt")))
+def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_them(tmp_path, tiny, capsys):
+    bpe = {"tokenizer": dataclasses.replace(BPE, vocab_size=300), "model__vocab_size": None}
+    spec = write_recipe(tmp_path / "mine.py", tiny(**bpe, data__validation=tiny().data.train))
     out = tmp_path / "tokenizer"
     assert main(["tokenizer", "train", str(spec), "--out", str(out), "--tokenizer.vocab-size", "280"]) == 0
     assert f"bpe tokenizer of 280 entries written to {out}" in capsys.readouterr().out
@@ -253,7 +236,7 @@ def test_a_run_finds_the_tokenizer_and_the_tokens_of_another_one(tmp_path, tiny,
 def test_an_edited_text_is_never_served_from_the_cache(tmp_path, tiny, texts):
     path, cache = tmp_path / "train.txt", TokenCache(tmp_path / "cache")
     path.write_bytes((texts / "train.txt").read_bytes())
-    recipe = tiny(tokenizer=BPE, data={"train": (SourceSettings(kind="text", path=str(path)),)})
+    recipe = tiny(tokenizer=BPE, data__train=text(path))
     before = prepare(recipe, tmp_path / "one", Display(), cache)
     path.write_bytes(path.read_bytes().replace(b"mat", b"hat"))
     with pytest.raises(UserError, match=r"made from another source, which differs in contents"):
@@ -268,7 +251,7 @@ def test_a_workdir_with_tokens_of_its_own_as_older_versions_made_them_is_not_enc
     monkeypatch.chdir(tmp_path)
     Path("train.txt").write_text("one\ntwo\nthree\n")
     source = SourceSettings(kind="text", path="train.txt", documents="line", weight=2.0)
-    recipe = tiny(data={"train": (source,), "validation": (source,), "sequence_length": 4})
+    recipe = tiny(data__train=(source,), data__validation=(source,), data__sequence_length=4)
     older = prepare(recipe, Path("run"), Display())
     assert [path.name for path in Path("run/tokens").iterdir()] == ["text-54590978b543"], "as commit c60ae93 named it"
     mixed = Path("mixed/tokens/mix-0-141bbe4068e7")  # as that commit named the text that a stage mixes in

@@ -17,30 +17,19 @@ from lmjax.model.heads import TRUNK, ScalarModel
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import abstract_params
 from lmjax.rl.rollout import Vocabulary
-from lmjax.settings import (
-    PPO,
-    SFT,
-    CheckpointSettings,
-    DialogueSettings,
-    EvaluationSettings,
-    MeshSettings,
-    OptimizerSettings,
-    PPOSettings,
-    RewardModel,
-    RewardSettings,
-    TrainSettings,
-)
+from lmjax.settings import CheckpointSettings, MeshSettings, RewardSettings
 from lmjax.stages.ppo import _fresh
 from lmjax.stages.ppo_learner import ppo_learner, ppo_state
+from tests.running import saved_parameter, values_of
+from tests.tiny import NO_DECAY, dialogue, ppo, reward_model, sft, write_rows
 
-pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
-RATE = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
+# One process trains the reward model.
+pytestmark = [pytest.mark.xdist_group("rewarded"), pytest.mark.usefixtures("two_devices")]
 
 
 @pytest.fixture
-def prompts(tmp_path, write_rows):
-    sources = write_rows(tmp_path / "prompts.jsonl", [{"prompt": c} for c in "abcdefgh"])
-    return DialogueSettings(train=sources, sequence_length=24, batch_size=8)
+def prompts(tmp_path):
+    return write_rows(tmp_path / "prompts.jsonl", [{"prompt": c} for c in "abcdefgh"])
 
 
 @pytest.fixture
@@ -48,8 +37,7 @@ def begun(rewarded, prompts, tmp_path):
     """A function (baseline, whether a reward model judges) -> the learner, its first state and the reward model."""
 
     def begin(baseline, judged=True):
-        ppo = PPOSettings(response_tokens=4, baseline=baseline)
-        recipe = PPO(reward=RewardSettings(source="reward"), dialogue=prompts, ppo=ppo)
+        recipe = ppo(prompts, dialogue__sequence_length=24, ppo__baseline=baseline)
         start, judge = (open_initial(str(rewarded / name), tmp_path) for name in ("base", "reward"))
         mesh = make_mesh(MeshSettings(), jax.devices()[:1])
         vocabulary = Vocabulary(start.tokenizer.vocab_size, start.tokenizer.eos_id)
@@ -89,27 +77,15 @@ def test_values_begin_at_0_where_no_reward_model_gives_them(begun, baseline, jud
         jax.tree.map(np.testing.assert_array_equal, state.params["value"][TRUNK], frozen["reference"])
 
 
-def test_a_value_head_is_trained_beside_the_policy(rewarded, common, prompts, record):
-    recipe = PPO(
-        name="headed",
-        start="base",
-        reward=RewardSettings(source="reward"),
-        dialogue=prompts,
-        ppo=PPOSettings(response_tokens=4, baseline="value_head"),
-        train=TrainSettings(steps=2),
-        optimizer=RATE,
-        value_optimizer=RATE,
-        **common,
-    )
+def test_a_value_head_is_trained_beside_the_policy(rewarded, prompts):
+    headed = {"dialogue__sequence_length": 24, "ppo__baseline": "value_head", "value_optimizer": NO_DECAY}
+    recipe = ppo(prompts, name="headed", train__steps=2, **headed)
     result = lmjax.run(recipe, rewarded / "headed", quiet=True)
     assert result.exit_code == 0 and result.summary["steps"] == 2
-    explained = record(rewarded / "headed", "value_explained")
+    explained = values_of(rewarded / "headed", "value_explained")
     assert list(explained) == [1, 2] and np.isfinite(list(explained.values())).all()
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = {"kernel": jax.ShapeDtypeStruct((16,), "float32", sharding=one)}
-    like |= {"bias": jax.ShapeDtypeStruct((), "float32", sharding=one)}
-    head = find_checkpoint(rewarded / "headed").restore({"params": {"value": like}})["params"]["value"]
-    assert np.abs(head["kernel"]).max() > 1e-3 and abs(head["bias"]) > 1e-3  # both were 0
+    kernel = saved_parameter(rewarded / "headed", "value", "kernel", shape=(16,))
+    assert np.abs(kernel).max() > 1e-3 and abs(saved_parameter(rewarded / "headed", "value", "bias")) > 1e-3  # were 0
 
 
 GRADERS = """
@@ -129,37 +105,33 @@ FAILS_AT = int(os.environ.get("FAILS_AT", 0))
 """
 
 
-def test_a_grader_that_fails_loses_no_iteration_and_sees_its_records(
-    rewarded, common, tmp_path, write_rows, monkeypatch, record
-):
+def test_a_grader_that_fails_loses_no_iteration_and_sees_its_records(rewarded, tmp_path, monkeypatch):
     (tmp_path / "graders.py").write_text(GRADERS)
     rows = [{"prompt": c * 9, "ground_truth": ord(c)} for c in "abcdefgh"]
     sources = write_rows(tmp_path / "asked.jsonl", rows)
-    recipe = PPO(
+    functions = {"source": f"{tmp_path}/graders.py:matches", "functions": (f"{tmp_path}/graders.py:silent",)}
+    recipe = ppo(
+        sources,
         name="graded",
         start=str(rewarded / "base"),
-        reward=RewardSettings(source=f"{tmp_path}/graders.py:matches", functions=(f"{tmp_path}/graders.py:silent",)),
-        dialogue=DialogueSettings(train=sources, sequence_length=19, batch_size=8, shuffle=False, too_long="right"),
-        ppo=PPOSettings(response_tokens=4, baseline="value_head"),
-        train=TrainSettings(steps=4),
-        evaluation=EvaluationSettings(every=100),
-        checkpoint=CheckpointSettings(every=100),
-        optimizer=RATE,
-        value_optimizer=RATE,
-        **common,
+        reward=RewardSettings(**functions),
+        dialogue=dialogue(sources, sequence_length=19, shuffle=False, too_long="right"),
+        ppo__baseline="value_head",
+        train__steps=4,
+        value_optimizer=NO_DECAY,
     )
     monkeypatch.setenv("FAILS_AT", "3")
     expected = r"graders\.py:7: TimeoutError: the grader is down; the 8 responses to the prompts of .*asked\.jsonl:1, "
     with pytest.raises(UserError, match=r"reward\.source = .*" + expected):
         lmjax.run(recipe, tmp_path / "graded", quiet=True)
     assert find_checkpoint(tmp_path / "graded").path.name == "2"
-    assert list(record(tmp_path / "graded", "reward")) == [1, 2]
+    assert list(values_of(tmp_path / "graded", "reward")) == [1, 2]
     seen = []
     monkeypatch.setattr("builtins.seen", seen, raising=False)
     monkeypatch.delenv("FAILS_AT")
     (tmp_path / "graders.py").write_text(GRADERS.replace("seen = []", ""))
     assert lmjax.run(recipe, tmp_path / "graded", quiet=True, force=True).exit_code == 0
-    assert list(record(tmp_path / "graded", "reward")) == [1, 2, 3, 4]
+    assert list(values_of(tmp_path / "graded", "reward")) == [1, 2, 3, 4]
     texts = tuple(f"User: {c * 2}\nAssistant:" for c in "abcdefgh")  # what is left of the prompts in 19 tokens
     assert seen == [(texts, tuple(map(ord, "abcdefgh")))] * 2
 
@@ -169,16 +141,13 @@ def mean_score(checkpoint, file, capsys):
     return np.mean([json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()])
 
 
-def test_the_demonstrations_of_a_recipe_score_0_and_not_the_best_answers(
-    rewarded, common, tmp_path, write_rows, capsys
-):
+def test_the_demonstrations_of_a_recipe_score_0_and_not_the_best_answers(rewarded, tmp_path, capsys):
     letters = "abcdefghijk"  # not a multiple of the rows of a batch
     rankings = write_rows(tmp_path / "ranks.jsonl", [{"prompt": c, "chosen": c * 2, "rejected": c} for c in letters])
     best = tmp_path / "best.jsonl"
     write_rows(best, [{"prompt": c, "answer": c * 2} for c in letters])
     others = write_rows(tmp_path / "others.jsonl", [{"prompt": c, "answer": "zzz"} for c in letters])
-    dialogue = DialogueSettings(train=rankings, sequence_length=32, batch_size=8)
-    recipe = RewardModel(start="base", dialogue=dialogue, epochs=3.0, optimizer=RATE, **common)
+    recipe = reward_model(rankings, epochs=3.0)
     for name, demonstrations, zero, not_zero in (
         ("others", others, tmp_path / "others.jsonl", best),
         ("usual", (), best, tmp_path / "others.jsonl"),
@@ -189,24 +158,15 @@ def test_the_demonstrations_of_a_recipe_score_0_and_not_the_best_answers(
         assert abs(mean_score(rewarded / name, not_zero, capsys)) > 1e-2
 
 
-def test_sft_is_chosen_by_its_validation_loss(rewarded, common, tmp_path, write_rows, record):
+def test_sft_is_chosen_by_its_validation_loss(rewarded, tmp_path):
     """What is trained on says other than the validation set, which a few steps learn to write and more unlearn."""
     train = write_rows(tmp_path / "train.jsonl", [{"prompt": c, "answer": c * 2} for c in "abcdefgh"])
     held_out = write_rows(tmp_path / "held.jsonl", [{"prompt": c, "answer": c * 3} for c in "ijklmnop"])
     best = CheckpointSettings(every=2, keep_last=1, keep_best=1, best_by="validation_loss", select_best=True)
-    recipe = SFT(
-        name="chosen",
-        start="base",
-        dialogue=DialogueSettings(train=train, validation=held_out, sequence_length=32, batch_size=8),
-        epochs=None,
-        train=TrainSettings(steps=12),
-        optimizer=dataclasses.replace(RATE, learning_rate=0.1),
-        evaluation=EvaluationSettings(every=2),
-        checkpoint=best,
-        **common,
-    )
+    rates = {"train__steps": 12, "epochs": None, "optimizer__learning_rate": 0.1}
+    recipe = sft(train, name="chosen", dialogue__validation=held_out, evaluation__every=2, checkpoint=best, **rates)
     lmjax.run(recipe, rewarded / "chosen", quiet=True)
-    losses = record(rewarded / "chosen", "validation_loss")
+    losses = values_of(rewarded / "chosen", "validation_loss")
     lowest = min(losses, key=losses.get)
     assert list(losses) == [2, 4, 6, 8, 10, 12] and lowest < 12
     assert lmjax.load(rewarded / "chosen").step == lowest

@@ -1,6 +1,5 @@
 """A task of a recipe's own, as CONTRIBUTING.md writes it: it trains, resumes, is planned and is reported."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,25 +9,15 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.cli import main
 from lmjax.errors import UserError
 from lmjax.parallel.mesh import make_mesh
 from lmjax.plan.target import target_of
 from lmjax.runs.pipeline import plan_stages
-from lmjax.settings import (
-    AttentionSettings,
-    CheckpointSettings,
-    DataSettings,
-    EvaluationSettings,
-    LogSettings,
-    ModelSettings,
-    Pipeline,
-    Pretrain,
-    SourceSettings,
-    TrainSettings,
-)
+from lmjax.settings import CheckpointSettings, LogSettings, OptimizerSettings, Pipeline
 from lmjax.settings.recipe_files import from_json, load_recipe, to_json
+from tests.running import lines_of
+from tests.tiny import changed, pretrain, text
 
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 LENGTH, STEPS = 16, 30
@@ -49,14 +38,8 @@ def folder(tmp_path_factory):
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "text.txt").write_text("abyz " * 400)
-    source = SourceSettings(kind="text", path=str(folder / "text.txt"))
-    base = Pretrain(
-        name="base",
-        data=DataSettings(train=(source,), validation=(source,), sequence_length=LENGTH, batch_size=8),
-        model=ModelSettings(layers=1, width=16, context=LENGTH, attention=AttentionSettings(heads=2)),
-        train=TrainSettings(steps=2),
-        log=LogSettings(tensorboard=False),
-    )
+    plain = {"optimizer": OptimizerSettings(), "train__steps": 2}
+    base = pretrain(text(folder / "text.txt"), name="base", **plain)
     lmjax.run(base, folder / "base", quiet=True)
     return folder
 
@@ -66,20 +49,16 @@ def recipe(folder, monkeypatch):
     """The stage that the file's recipe() returns, in few steps."""
     monkeypatch.chdir(folder)
     stage = load_recipe("sentiment.py")
-    return dataclasses.replace(
+    return changed(
         stage,
-        rows=dataclasses.replace(stage.rows, sequence_length=LENGTH, batch_size=8),
-        train=TrainSettings(steps=STEPS),
-        optimizer=dataclasses.replace(stage.optimizer, learning_rate=0.01),
-        evaluation=EvaluationSettings(every=10),
+        rows__sequence_length=LENGTH,
+        rows__batch_size=8,
+        train__steps=STEPS,
+        optimizer__learning_rate=0.01,
+        evaluation__every=10,
         checkpoint=CheckpointSettings(every=10, keep_last=5),
         log=LogSettings(every=5, tensorboard=False),
     )
-
-
-def params_of(workdir, step):
-    shapes = find_checkpoint(workdir / "checkpoints" / "finetune" / str(step))
-    return [path.read_bytes() for path in sorted((shapes.path / "state" / "d").iterdir())]
 
 
 def test_it_trains_and_its_report_shows_its_own_metrics_and_values(recipe, folder, tmp_path):
@@ -93,31 +72,17 @@ def test_it_trains_and_its_report_shows_its_own_metrics_and_values(recipe, folde
 
 
 def test_it_resumes_to_the_numbers_of_an_uninterrupted_run(recipe, folder, tmp_path):
-    lmjax.run(recipe, tmp_path / "whole", quiet=True)
-    short = dataclasses.replace(recipe, train=TrainSettings(steps=20), checkpoint=recipe.checkpoint)
-    constant = dataclasses.replace(recipe.optimizer.schedule, kind="constant")
-    short, longer = (
-        dataclasses.replace(each, optimizer=dataclasses.replace(each.optimizer, schedule=constant))
-        for each in (short, recipe)
-    )
+    longer = changed(recipe, optimizer__schedule__kind="constant")
+    short = changed(longer, train__steps=20)
     lmjax.run(longer, tmp_path / "uninterrupted", quiet=True)
     lmjax.run(short, tmp_path / "resumed", quiet=True)
     lmjax.run(longer, tmp_path / "resumed", quiet=True)
-    numbers = [
-        [
-            line
-            for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-            if "loss" in line
-        ]
-        for name in ("uninterrupted", "resumed")
-    ]
-    for one, other in zip(*numbers, strict=True):
+    for one, other in zip(lines_of(tmp_path / "uninterrupted"), lines_of(tmp_path / "resumed"), strict=True):
         assert (one["step"], one["loss"], one["grad_norm"]) == (other["step"], other["loss"], other["grad_norm"])
 
 
 def test_it_is_planned_as_it_runs(recipe, folder):
-    model = dataclasses.replace(load_model(folder), vocab_size=257)
-    target = target_of(dataclasses.replace(recipe, model=model))
+    target = target_of(changed(recipe, model=changed(load_model(folder), vocab_size=257)))
     text = target.lower(make_mesh(recipe.mesh, jax.devices()[:1])).as_text()
     assert f"tensor<8x{LENGTH}xi32>" in text and "tensor<8xi32>" in text  # tokens and labels
     assert target.cost.flops > 0 and target.cost.rows == 8
@@ -131,15 +96,15 @@ def test_its_recipe_keeps_names_and_values_and_no_code(recipe, folder, tmp_path)
     text = to_json(recipe)
     again = from_json(text)
     assert to_json(again) == text and again.language_model == recipe.language_model == ("params", "trunk")
-    lmjax.run(dataclasses.replace(recipe, train=TrainSettings(steps=1)), tmp_path / "run", quiet=True)
+    lmjax.run(changed(recipe, train__steps=1), tmp_path / "run", quiet=True)
     assert len(lmjax.load(tmp_path / "run").generate("ab", max_tokens=2)) == 1  # the trunk is a language model
     with pytest.raises(UserError, match=r"finetune.task: expected an object of a class that extends Task.*sentiment"):
         lmjax.run(again, tmp_path / "other", quiet=True)
 
 
 def test_a_value_of_it_that_changes_is_a_change_of_the_recipe(recipe, folder, tmp_path):
-    lmjax.run(dataclasses.replace(recipe, train=TrainSettings(steps=1)), tmp_path / "run", quiet=True)
-    other = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, train="held.jsonl"))
+    lmjax.run(changed(recipe, train__steps=1), tmp_path / "run", quiet=True)
+    other = changed(recipe, task__train="held.jsonl")
     with pytest.raises(UserError, match=r"task.fields.train: 'train.jsonl' -> 'held.jsonl'"):
         lmjax.run(other, tmp_path / "run", quiet=True)
 
@@ -150,5 +115,5 @@ def test_it_is_a_stage_of_a_pipeline_and_the_command_line_sets_its_fields(folder
     assert main([*command, "--rows.sequence-length", "16", "--task.train", "held.jsonl"]) == 0
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["task"]["fields"]["train"] == "held.jsonl"
     base = from_json((folder / "base" / "recipe.json").read_text())
-    pipeline = Pipeline("both", (base, dataclasses.replace(load_recipe("sentiment.py"), start="base")))
+    pipeline = Pipeline("both", (base, changed(load_recipe("sentiment.py"), start="base")))
     assert [plan.action for plan in plan_stages(pipeline, tmp_path / "pipe")] == ["run", "run"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings, LogSettings, TrainSettings
 from lmjax.settings.recipe_files import from_json
+from tests.tiny import sft, write_rows
 
 OLD = sorted((Path(__file__).parents[1] / "golden").glob("run_*"))
 
@@ -33,15 +33,8 @@ def test_an_old_checkpoint_gives_the_logits_and_the_text_that_it_gave(old):
 
 def test_an_old_checkpoint_is_a_start_for_a_stage(old, tmp_path):
     folder, _ = old
-    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi", "response": "Hello"}\n' * 8)
-    source = DialogueSourceSettings(path=str(tmp_path / "a.jsonl"))
-    stage = SFT(
-        start=str(folder),
-        dialogue=DialogueSettings(train=(source,), validation=(source,), sequence_length=32, batch_size=8),
-        train=TrainSettings(steps=1),
-        epochs=None,
-        log=LogSettings(tensorboard=False),
-    )
+    source = write_rows(tmp_path / "a.jsonl", [{"prompt": "Hi", "response": "Hello"}] * 8)
+    stage = sft(source, start=str(folder), dialogue__validation=source, train__steps=1, epochs=None)
     summary = lmjax.run(stage, workdir=tmp_path / "sft", quiet=True).summary
     assert summary["steps"] == 1 and np.isfinite(summary["validation_loss"])
 

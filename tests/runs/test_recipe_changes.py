@@ -3,11 +3,9 @@
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 import signal
 
-import jax
 import pytest
 
 import lmjax
@@ -15,7 +13,6 @@ from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.fields import field_types
-from lmjax.parallel.mesh import make_mesh
 from lmjax.report.page import write_report
 from lmjax.runs.pipeline import Plan, run_stages
 from lmjax.runs.recipe_changes import adopted, changes_of, kinds_of
@@ -38,7 +35,8 @@ from lmjax.settings.recipe_files import from_json
 from lmjax.settings.stage import KINDS
 from lmjax.stages.changes import Kind
 from lmjax.stages.registry import kind_of
-from lmjax.training.record import Recorder, read_metrics
+from tests.running import assert_same_bits, interrupted, lines_of
+from tests.tiny import text
 
 
 def leaves(settings, prefix=""):
@@ -162,87 +160,65 @@ def test_a_ramp_that_changes_goes_on_by_the_tokens_that_were_read(step):
     assert from_json(lmjax.settings.recipe_files.to_json(changed)) == changed
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
-
-
-def stopped_after(step, recipe, folder, monkeypatch, **options):
+def stopped_after(step, recipe, folder, **options):
     """Runs until the line of a step has been written."""
-    write = Recorder.write
-
-    def sending(recorder, at, values):
-        write(recorder, at, values)
-        if at == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "write", sending)
+    with interrupted(step, signal.SIGTERM):
         assert run(recipe, folder, quiet=True, **options).exit_code == 143
     return find_checkpoint(folder).step
 
 
-def test_a_mistake_before_the_first_step_binds_nothing(quick, tmp_path, tiny):
+def test_a_mistake_before_the_first_step_binds_nothing(two_devices, tmp_path, tiny):
     right = tiny()
-    missing = (SourceSettings(kind="text", path=str(tmp_path / "none.txt")),)
-    wrong = dataclasses.replace(
-        right, data=dataclasses.replace(right.data, train=missing), train=TrainSettings(steps=9)
-    )
+    wrong = tiny(data__train=text(tmp_path / "none.txt"), train__steps=9)
     with pytest.raises(UserError, match=r"none\.txt"):
         run(wrong, tmp_path / "w", quiet=True)
     assert run(right, tmp_path / "w", quiet=True).summary["steps"] == 10
-    assert [line["step"] for line in read_metrics(tmp_path / "w") if "loss" in line] == list(range(1, 11))
-    assert not any("changed" in line for line in read_metrics(tmp_path / "w"))
+    assert [line["step"] for line in lines_of(tmp_path / "w")] == list(range(1, 11))
+    assert not lines_of(tmp_path / "w", "changed")
 
 
-def test_a_forced_mistake_binds_nothing_either(quick, tmp_path, tiny, monkeypatch):
+def test_a_forced_mistake_binds_nothing_either(two_devices, tmp_path, tiny):
     right, folder = tiny(), tmp_path / "w"
-    step = stopped_after(4, right, folder, monkeypatch)
-    missing = (SourceSettings(kind="text", path=str(tmp_path / "none.txt")),)
+    step = stopped_after(4, right, folder)
     with pytest.raises(UserError, match=r"none\.txt"):
-        run(dataclasses.replace(right, data=dataclasses.replace(right.data, train=missing)), folder, force=True)
+        run(tiny(data__train=text(tmp_path / "none.txt")), folder, force=True)
     assert run(right, folder, quiet=True).summary["steps"] == 10
-    assert step >= 4 and not any("changed" in line for line in read_metrics(folder))
+    assert step >= 4 and not lines_of(folder, "changed")
 
 
-def test_changes_are_lines_of_the_log_and_of_the_report_and_batches_go_on_bitwise(
-    quick, tmp_path, tiny, monkeypatch, assert_same_bits
-):
+def test_changes_are_lines_of_the_log_and_of_the_report_and_batches_go_on_bitwise(two_devices, tmp_path, tiny):
     recipe, folder = tiny(), tmp_path / "w"
-    step = stopped_after(4, recipe, folder, monkeypatch)
-    smaller = tiny({"batch_size": 4}, optimizer=recipe.optimizer)
+    step = stopped_after(4, recipe, folder)
+    smaller = tiny(data__batch_size=4)
     with pytest.raises(UserError, match=r"data\.batch_size: 8 -> 4\n.*--force"):
         run(smaller, folder, quiet=True)
     again = tmp_path / "again"
     shutil.copytree(folder, again)
     assert run(smaller, folder, quiet=True, force=True).exit_code == 0
-    (line,) = [line for line in read_metrics(folder) if "changed" in line]
+    (line,) = lines_of(folder, "changed")
     assert line == {"step": step, "changed": ["data.batch_size: 8 -> 4"]}
     assert "data.batch_size: 8 -&gt; 4" in write_report(folder).read_text()
     kept = json.loads((folder / "recipe.json").read_text())["data"]["earlier_batches"]
     assert kept == [[step, 8, 16, 0, 0, 4]]
     # stopped once more on the way, and resumed without --force: the same bits
-    assert step < stopped_after(7, smaller, again, monkeypatch, force=True) < 10
+    assert step < stopped_after(7, smaller, again, force=True) < 10
     assert run(smaller, again, quiet=True).exit_code == 0
     assert_same_bits(lmjax.load(again).params, lmjax.load(folder).params)
-    told = [[line for line in read_metrics(where) if "epochs" in line][-1]["epochs"] for where in (folder, again)]
+    told = [lines_of(where, "epochs")[-1]["epochs"] for where in (folder, again)]
     assert told[0] == told[1]
 
 
 WORDPIECE = TokenizerSettings(kind="wordpiece", vocab_size=37)
 
 
-def test_other_data_keep_the_tokenizer_of_the_weights(quick, tmp_path, tiny, monkeypatch):
+def test_other_data_keep_the_tokenizer_of_the_weights(two_devices, tmp_path, tiny):
     """Another tokenizer gives the same ids other meanings: the loss would jump, without an error."""
     recipe, folder = tiny(tokenizer=WORDPIECE), tmp_path / "w"
-    stopped_after(4, recipe, folder, monkeypatch)
+    stopped_after(4, recipe, folder)
     (before,) = {path.read_bytes() for path in folder.glob("tokenizer-*/tokenizer.json")}
     other = tmp_path / "other.txt"
     other.write_text("".join(f"zebras quickly jumped over {n} lazy dogs\n" for n in range(100)) * 2)
-    changed = dataclasses.replace(
-        recipe, data=dataclasses.replace(recipe.data, train=(SourceSettings(kind="text", path=str(other)),))
-    )
-    assert run(changed, folder, quiet=True, force=True).exit_code == 0
+    assert run(tiny(tokenizer=WORDPIECE, data__train=text(other)), folder, quiet=True, force=True).exit_code == 0
     assert {path.read_bytes() for path in folder.glob("tokenizer-*/tokenizer.json")} == {before}
     find_checkpoint(folder).unpack_tokenizer(tmp_path / "unpacked")
     assert (tmp_path / "unpacked" / "tokenizer.json").read_bytes() == before

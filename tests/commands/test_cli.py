@@ -1,11 +1,8 @@
 """The command line: every command has help and an example, and a user's mistake is one clear line and exit code 2."""
 
-import contextlib
-import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,26 +16,9 @@ from lmjax.cli import main
 from lmjax.model.presets import PRESETS
 from lmjax.settings.recipe_files import from_json, to_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
-RECIPE = """
-from lmjax.settings import Pretrain
-from lmjax.settings import (
-    AttentionSettings, CheckpointSettings, DataSettings, EvaluationSettings, ModelSettings,
-    SourceSettings, TrainSettings,
-)
-
-def recipe():
-    text = SourceSettings(kind="text", path={text!r}, documents="line")
-    return Pretrain(
-        name="small",
-        data=DataSettings(train=(text,), validation=(text,), sequence_length=16, batch_size=8),
-        model=ModelSettings(layers=1, width=16, context=64, attention=AttentionSettings(heads=2)),
-        train=TrainSettings(steps=1000),
-        evaluation=EvaluationSettings(every=1000),
-        checkpoint=CheckpointSettings(every=1000),
-    )
-"""
+pytestmark = pytest.mark.xdist_group("commands")  # one process trains what they share
 
 COMMANDS = [
     *(
@@ -55,38 +35,6 @@ COMMANDS = [
     ),
     *(["tokenizer", "train"], ["data", "prepare"]),
 ]
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory) -> str:
-    """A recipe file of a small run."""
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "text.txt").write_text("the cat sat on the mat\nand ran to the sea\n" * 40)
-    (folder / "small.py").write_text(RECIPE.format(text=str(folder / "text.txt")))
-    return str(folder / "small.py")
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory, spec) -> Path:
-    """Where `lmjax run` has trained three steps."""
-    folder = tmp_path_factory.mktemp("workdir")
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        overrides = ["--train.steps", "3", "--evaluation.every", "3", "--log.no-tensorboard", "--log.every", "1"]
-        assert main(["run", spec, "--workdir", str(folder), *overrides]) == 0
-    assert said.getvalue().endswith(f"report: {folder / 'report.html'}\n")
-    return folder
-
-
-def _fails(capsys, *arguments: str) -> str:
-    """The error that a command prints, which is one and has no traceback."""
-    try:
-        code = main(list(arguments))
-    except SystemExit as leaving:
-        code = leaving.code
-    captured = capsys.readouterr()
-    assert code == 2
-    assert "Traceback" not in captured.err and captured.out == ""
-    return captured.err
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -147,16 +95,16 @@ def test_the_fields_of_a_recipe_are_listed_with_their_values(capsys):
         (["tokenizer", "train", "quickstart"], "required: --out"),
     ],
 )
-def test_a_mistake_is_an_error_of_its_own_and_exit_code_2(capsys, arguments, message):
-    assert message in _fails(capsys, *arguments)
+def test_a_mistake_is_an_error_of_its_own_and_exit_code_2(fails, arguments, message):
+    assert message in fails(*arguments)
 
 
-def test_a_broken_recipe_file_is_named_with_its_line(capsys, tmp_path):
+def test_a_broken_recipe_file_is_named_with_its_line(fails, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def recipe():\n    return\n  x\n")
-    assert _fails(capsys, "run", str(path)).startswith(f"lmjax: {path}:3: IndentationError: ")
+    assert fails("run", str(path)).startswith(f"lmjax: {path}:3: IndentationError: ")
     path.write_text("def recipe():\n    return 3\n")
-    assert _fails(capsys, "run", str(path)).startswith(f"lmjax: {path}: recipe() returned int; return one of")
+    assert fails("run", str(path)).startswith(f"lmjax: {path}: recipe() returned int; return one of")
 
 
 def test_overrides_reach_nested_and_tuple_fields_with_their_types(monkeypatch, capsys):
@@ -237,129 +185,12 @@ def test_a_recipe_can_be_counted_with_overrides(capsys, spec):
     assert json.loads(capsys.readouterr().out)["parameters"] == 354_823_168
 
 
-def test_a_finished_run_says_so_and_a_changed_one_is_refused(capsys, spec, workdir):
+def test_a_finished_run_says_so_and_a_changed_one_is_refused(capsys, spec, workdir, fails):
     given = ["--evaluation.every", "3", "--log.no-tensorboard", "--log.every", "1"]
     assert main(["run", spec, "--workdir", str(workdir), "--train.steps", "3", *given]) == 0
     assert capsys.readouterr().out.startswith(f"{workdir} is done.\nfinal: loss ")
-    error = _fails(capsys, "run", spec, "--workdir", str(workdir), "--train.steps", "4", *given)
+    error = fails("run", spec, "--workdir", str(workdir), "--train.steps", "4", *given)
     assert f"lmjax: {workdir}: its recipe differs from this one in\n  train.steps: 3 -> 4\n" in error
-
-
-def test_several_prompts_are_continued(capsys, workdir):
-    greedy = ["--temperature", "0", "--max-tokens", "4"]
-    assert main(["generate", str(workdir), "--prompt", "the cat", "--prompt", "a", *greedy]) == 0
-    said = capsys.readouterr().out
-    expected = lmjax.load(workdir).generate(["the cat", "a"], temperature=0.0, max_tokens=4)
-    assert said == f"the cat{expected[0].text}\na{expected[1].text}\n"
-
-
-def test_a_prompt_is_read_from_standard_input_without_its_last_line_end(capsys, workdir, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("the\ncat\n"))
-    assert main(["generate", str(workdir), "--temperature", "0", "--max-tokens", "4", "--json"]) == 0
-    written = json.loads(capsys.readouterr().out)
-    (expected,) = lmjax.load(workdir).generate("the\ncat", temperature=0.0, max_tokens=4)
-    assert written["prompt"] == "the\ncat" and written["text"] == expected.text
-    assert written["tokens"] == expected.tokens and len(written["log_probs"]) == len(expected.tokens)
-    assert written["finish_reason"] in ("length", "eos")
-
-
-def test_seeds_decide_what_is_drawn(capsys, workdir):
-    def drawn(seed: str) -> str:
-        assert main(["generate", str(workdir), "--prompt", "the", "--max-tokens", "12", "--seed", seed]) == 0
-        return capsys.readouterr().out
-
-    assert drawn("1") == drawn("1") != drawn("2")
-
-
-def test_the_most_likely_tokens_are_shown_in_a_table_of_percentages(capsys, workdir):
-    arguments = ["--prompt", "the", "--max-tokens", "3", "--temperature", "0", "--top", "5"]
-    assert main(["generate", str(workdir), *arguments]) == 0
-    said = capsys.readouterr().out
-    rows = [line for line in said.splitlines() if line.count("%") == 6]
-    assert len(rows) == 3 and all(f"#{rank}" in said for rank in range(1, 6))
-    assert main(["generate", str(workdir), *arguments, "--json"]) == 0
-    steps = json.loads(capsys.readouterr().out)["alternatives"]
-    assert [len(step) for step in steps] == [5, 5, 5]
-    for row, step in zip(rows, steps, strict=True):
-        shares = [float(share) for share in re.findall(r"([\d.]+)%", row)]
-        assert shares[1:] == pytest.approx([100 * share for _, share in step], abs=0.051)
-        assert shares[1:] == sorted(shares[1:], reverse=True)
-        assert shares[0] == shares[1], "greedy: the chosen one is the most likely"
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (["--top-k", "0"], "top_k = 0: expected a number above 0"),
-        (["--top-p", "1.5"], "top_p = 1.5: expected a probability"),
-        (["--temperature", "-1"], "temperature = -1.0: expected 0 or more"),
-        (["--max-tokens", "0"], "max_tokens = 0: expected a number above 0"),
-        (["--stop", ""], "stop = ('',): expected strings that are not empty"),
-        (["--top-k", "x"], "invalid int value: 'x'"),
-    ],
-)
-def test_a_sampling_setting_that_cannot_be_is_refused(capsys, workdir, option, message):
-    assert message in _fails(capsys, "generate", str(workdir), "--prompt", "a", *option)
-
-
-def test_a_conversation_can_be_piped_in(capsys, workdir, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n"))
-    assert main(["chat", str(workdir), "--max-tokens", "3", "--temperature", "0"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("> ") == 3 and said.endswith("> \n")
-    (first,) = lmjax.load(workdir).generate("User: hello\nAssistant:", max_tokens=3, temperature=0.0)
-    assert said.startswith(f"> {first.text}")
-
-
-@pytest.fixture
-def ascii_terminal(monkeypatch):
-    """Standard streams as PYTHONIOENCODING=ascii makes them; a function from what is typed to where output goes."""
-
-    def opened(typed: bytes = b""):
-        out, err = io.BytesIO(), io.BytesIO()
-        for name, raw in (("stdout", out), ("stderr", err)):
-            monkeypatch.setattr(f"sys.{name}", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="ascii"))
-        return out, err
-
-    return opened
-
-
-def test_a_terminal_that_has_only_ascii_shows_every_text_and_reads_utf_8(ascii_terminal, workdir, tmp_path):
-    given = [str(workdir), "--max-tokens", "2", "--temperature", "0"]
-    out, _ = ascii_terminal()
-    assert main(["generate", *given, "--prompt", "caf\u00e9 \U0001f600", "--top", "2"]) == 0
-    assert out.getvalue().startswith(rb"caf\u00e9 \ud83d\ude00")
-    out, _ = ascii_terminal("caf\u00e9\n".encode())
-    assert main(["generate", *given, "--json"]) == 0
-    assert json.loads(out.getvalue())["prompt"] == "caf\u00e9"
-    out, err = ascii_terminal("caf\u00e9\n".encode() + b"\xff\nthe\n")
-    assert main(["chat", *given]) == 0
-    assert out.getvalue().count(b"> ") == 4 and b"lone surrogate U+DCFF" in out.getvalue()
-    assert b"no chat template" in err.getvalue()
-    out, err = ascii_terminal(b"\xff")
-    assert main(["generate", *given]) == 2 and b"lone surrogate U+DCFF" in err.getvalue()
-    copy = tmp_path / "\u00e9"
-    shutil.copytree(workdir, copy)
-    out, _ = ascii_terminal()
-    assert main(["report", str(copy)]) == 0 and rb"\u00e9" in out.getvalue()
-    out, err = ascii_terminal()
-    assert main(["count", "gpt\u00e9"]) == 2 and rb"gpt\u00e9" in err.getvalue()
-
-
-def test_a_text_that_the_context_ends_is_told_of_on_standard_error_and_may_slide(capsys, workdir):
-    given = ["generate", str(workdir), "--prompt", "the cat " * 7, "--temperature", "0", "--max-tokens"]
-    assert main([*given, "999999999999"]) == 0
-    said = capsys.readouterr()
-    full = "where the model's context of 64 is full; --beyond-context slide continues\n"
-    assert said.err == f"the text ends after 8 tokens, {full}" and said.out.startswith("the cat the cat")
-    assert main([*given, "40", "--beyond-context", "slide", "--json"]) == 0
-    said = capsys.readouterr()
-    assert said.err == "" and len(json.loads(said.out)["tokens"]) == 40
-    assert main([*given, "40", "--prompt", "a", "--json"]) == 0
-    said = capsys.readouterr()
-    assert [json.loads(line)["context_full"] for line in said.out.splitlines()] == [True, False]
-    assert said.err == f"prompt 1 ends after 8 tokens, {full}"
 
 
 def test_the_report_is_written_again(capsys, workdir):

@@ -1,6 +1,5 @@
 """Running a recipe in a workdir: to its end, through signals and a full disk, and once more when it is done."""
 
-import contextlib
 import json
 import os
 import re
@@ -17,21 +16,20 @@ import lmjax
 from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
 from lmjax.parallel import start_jax as platform
-from lmjax.parallel.mesh import make_mesh
 from lmjax.report.page import write_report
 from lmjax.runs import run as module
 from lmjax.runs.run import run
 from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
 from lmjax.stages import pretrain as stage
 from lmjax.stages import train_stage
-from lmjax.training.record import Recorder, read_metrics
+from lmjax.training.record import read_metrics
+from tests.running import assert_same_bits, interrupted, lines_of
 
 STEPS = 10  # of the recipe `tiny`
 
 
 @pytest.fixture(autouse=True)
-def _two_devices_and_no_report(monkeypatch):
-    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+def _no_report(two_devices, monkeypatch):
     monkeypatch.setattr(module, "write_report", lambda folder: folder / "report.html")
 
 
@@ -45,23 +43,7 @@ def _final(workdir: Path):
     return lmjax.load(workdir).params
 
 
-@contextlib.contextmanager
-def _signal_after(step: int, *numbers: int):
-    """Sends this process signals when the line of a step has been written."""
-    with pytest.MonkeyPatch.context() as patch:
-        write = Recorder.write
-
-        def sending(recorder, at, values) -> None:
-            write(recorder, at, values)
-            if at == step:
-                for number in numbers:
-                    os.kill(os.getpid(), number)
-
-        patch.setattr(Recorder, "write", sending)
-        yield
-
-
-def test_a_run_ends_with_its_loss_a_sample_and_the_report(tmp_path, tiny, capsys, monkeypatch, whole, assert_same_bits):
+def test_a_run_ends_with_its_loss_a_sample_and_the_report(tmp_path, tiny, capsys, monkeypatch, whole):
     monkeypatch.setattr(module, "write_report", write_report)
     evaluation = EvaluationSettings(every=5, prompts=("the", "a "), sample_tokens=3)
     result = run(tiny(evaluation=evaluation), tmp_path / "run")
@@ -96,10 +78,8 @@ def test_a_finished_run_says_so_and_trains_nothing(tmp_path, tiny, capsys, monke
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_bits(
-    tmp_path, tiny, capsys, whole, assert_same_bits, number, code
-):
-    with _signal_after(5, number):
+def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_bits(tmp_path, tiny, capsys, whole, number, code):
+    with interrupted(5, number):
         stopped = run(tiny(), tmp_path)
     assert (stopped.exit_code, stopped.summary) == (code, {})
     assert find_checkpoint(tmp_path).step == 6
@@ -107,13 +87,11 @@ def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_bits(
     assert not (tmp_path / "summary.json").exists()
     assert run(tiny(), tmp_path).exit_code == 0
     assert_same_bits(_final(tmp_path), whole)
-    assert [line["step"] for line in read_metrics(tmp_path) if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, STEPS + 1))
 
 
-def test_a_second_signal_is_obeyed_at_once_and_costs_only_the_steps_since_the_last_checkpoint(
-    tmp_path, tiny, whole, assert_same_bits
-):
-    with _signal_after(6, signal.SIGINT, signal.SIGINT), pytest.raises(KeyboardInterrupt):
+def test_a_second_signal_is_obeyed_at_once_and_costs_only_the_steps_since_the_last_checkpoint(tmp_path, tiny, whole):
+    with interrupted(6, signal.SIGINT, signal.SIGINT), pytest.raises(KeyboardInterrupt):
         run(tiny(), tmp_path)
     assert find_checkpoint(tmp_path).step == 4
     assert run(tiny(), tmp_path).exit_code == 0
@@ -141,10 +119,10 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, tiny, capsys, mo
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_run_goes_on_from_the_one_before_it(
-    tmp_path, tiny, capsys, whole, assert_same_bits
+    tmp_path, tiny, capsys, whole
 ):
     recipe = tiny(checkpoint=CheckpointSettings(every=1))
-    with _signal_after(6, signal.SIGTERM):
+    with interrupted(6, signal.SIGTERM):
         run(recipe, tmp_path)
     checkpoints = tmp_path / "checkpoints" / "pretrain"
     *_, before, newest = sorted(int(path.name) for path in checkpoints.iterdir())
@@ -157,7 +135,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_run_goes_on_from_the_on
     assert f"{checkpoints / str(newest)} is damaged: " in (said := capsys.readouterr().out)
     assert "; trying the one before it\n" in said
     assert_same_bits(_final(tmp_path), whole)
-    assert [line["step"] for line in read_metrics(tmp_path) if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, STEPS + 1))
 
 
 def test_a_changed_recipe_is_refused_unless_forced(tmp_path, tiny, capsys):
@@ -169,7 +147,7 @@ def test_a_changed_recipe_is_refused_unless_forced(tmp_path, tiny, capsys):
         run(longer, tmp_path)
     assert capsys.readouterr().out == "", "quiet says nothing, and neither does an error"
     assert run(longer, tmp_path, force=True).summary["steps"] == 12
-    assert [line["step"] for line in read_metrics(tmp_path) if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 13))
     assert run(longer, tmp_path).exit_code == 0
 
 
@@ -195,9 +173,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # the error holds memory maps of the shards
 
 
-def test_a_full_disk_stops_with_a_clear_error_and_freeing_space_goes_on(
-    small_disk, tiny, whole, assert_same_bits, capfd, caplog
-):
+def test_a_full_disk_stops_with_a_clear_error_and_freeing_space_goes_on(small_disk, tiny, whole, capfd, caplog):
     recipe = tiny(checkpoint=CheckpointSettings(every=1, keep_last=100))
     workdir = small_disk("1m") / "run"
     with pytest.raises(
@@ -209,7 +185,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_freeing_space_goes_on(
     small_disk("50m")
     assert run(recipe, workdir).exit_code == 0
     assert_same_bits(_final(workdir), whole)
-    assert [line["step"] for line in read_metrics(workdir) if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines_of(workdir)] == list(range(1, STEPS + 1))
     assert "Traceback" not in capfd.readouterr().err
     assert not [entry for entry in caplog.records if entry.exc_info], "no thread logs it beside the error"
 

@@ -17,6 +17,7 @@ from lmjax.settings import ComputeSettings, TokenizerSettings
 from lmjax.stages.prepare_data import prepare
 from lmjax.tokenizers.tokenizer import tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
+from tests.running import assert_same_bits
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def loaded(trained):
     return lmjax.load(trained[1])
 
 
-def test_parameters_recipe_step_and_tokenizer_come_back(trained, assert_same_bits):
+def test_parameters_recipe_step_and_tokenizer_come_back(trained):
     recipe, folder, state = trained
     loaded = lmjax.load(folder)
     assert_same_bits(loaded.params, state.params)

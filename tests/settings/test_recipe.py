@@ -27,7 +27,7 @@ from lmjax.settings import (
 from lmjax.settings.recipe_files import difference, from_json, load_recipe, to_json
 from lmjax.settings.stage import KINDS
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 def _specs() -> list[str]:

@@ -4,29 +4,17 @@ import dataclasses
 import os
 import signal
 
-import jax
 import pytest
 
 import lmjax
-from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
 from lmjax.evaluate.policy import PolicyEvaluation
 from lmjax.model.heads import SCALAR
-from lmjax.settings import (
-    DPO,
-    PPO,
-    SFT,
-    CheckpointSettings,
-    DialogueSettings,
-    EvaluationSettings,
-    OptimizerSettings,
-    PPOSettings,
-    RewardModel,
-    RewardSettings,
-    TrainSettings,
-)
+from lmjax.settings import DPO, PPO, SFT, CheckpointSettings, EvaluationSettings, RewardModel
 from lmjax.tasks.task import TaskRun
 from lmjax.training.record import read_metrics
+from tests.running import saved_parameter, values_of
+from tests.tiny import RATE, stage, write_rows
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
 
@@ -34,36 +22,21 @@ LETTERS = "abcdefghijklmnopqrstuvwx"  # 24 records, three batches; the other sou
 
 
 @pytest.fixture
-def make(rewarded, common, tmp_path, write_rows):
+def make(rewarded, two_devices, tmp_path):
     """A function from a kind of stage to its recipe: one step, two validation sources and room for two batches."""
-
-    def source(name, records):
-        return write_rows(tmp_path / f"{name}.jsonl", records)[0]
+    records = {SFT: lambda c: {"prompt": c, "answer": c * 2}, PPO: lambda c: {"prompt": c}}
+    judged = {SFT: {"reward_model": "reward"}}
 
     def of(kind, **changes):
-        record = {
-            SFT: lambda c: {"prompt": c, "answer": c * 2},
-            PPO: lambda c: {"prompt": c},
-        }.get(kind, lambda c: {"prompt": c, "chosen": c * 2, "rejected": c})
-        many = source("many", [record(c) for c in LETTERS])
-        few = source("few", [record(c) for c in "ABCDEFGH"])
-        dialogue = DialogueSettings(
-            train=(many,), validation=(many, few), sequence_length=32, batch_size=8, packing=False, shuffle=False
+        record = records.get(kind, lambda c: {"prompt": c, "chosen": c * 2, "rejected": c})
+        many, few = (
+            write_rows(tmp_path / f"{name}.jsonl", [record(c) for c in letters])
+            for name, letters in (("many", LETTERS), ("few", "ABCDEFGH"))
         )
-        own = {}
-        if kind is PPO:
-            own = {"ppo": PPOSettings(response_tokens=4), "reward": RewardSettings(source="reward")}
-        elif kind is SFT:
-            own = {"reward_model": "reward"}
-        parts = common | {
-            "start": "base",
-            "dialogue": dialogue,
-            "epochs": None,
-            "train": TrainSettings(steps=1),
-            "optimizer": OptimizerSettings(learning_rate=1e-2),
-            "evaluation": EvaluationSettings(every=100, batches=2, sample_tokens=4),
-        }
-        return kind(name=kind.__name__.lower(), **(parts | own | changes))
+        dialogue = {"dialogue__validation": many + few, "dialogue__packing": False, "dialogue__shuffle": False}
+        evaluation = EvaluationSettings(every=100, batches=2, sample_tokens=4)
+        parts = {"optimizer": RATE, "train__steps": 1, "epochs": None, "evaluation": evaluation}
+        return stage(kind, many, name=kind.__name__.lower(), **(dialogue | parts | judged.get(kind, {}) | changes))
 
     return of
 
@@ -131,14 +104,12 @@ def test_a_signal_in_a_policys_first_evaluation_is_honoured_at_its_next_batch(re
     assert batches == [0, 1], "of four"
     assert "stopped at step 0 of 1; the same command resumes" in capsys.readouterr().out
     assert lmjax.run(recipe, rewarded / "asked", quiet=True).exit_code == 0
-    told = [line["step"] for line in read_metrics(rewarded / "asked") if "validation_reward" in line]
+    told = list(values_of(rewarded / "asked", "validation_reward"))
     assert told == [0, 1]
 
 
 def bias_of(folder):
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = {SCALAR: {"bias": jax.ShapeDtypeStruct((), "float32", sharding=one)}}
-    return float(find_checkpoint(folder).restore({"params": like})["params"][SCALAR]["bias"])
+    return float(saved_parameter(folder, SCALAR, "bias"))
 
 
 def test_a_reward_model_stopped_while_it_is_centred_is_centred_by_the_next_run(rewarded, make, monkeypatch):

@@ -1,4 +1,4 @@
-"""The programs of PPO, GRPO, SFT, DPO and reward models: how often they are compiled, and how many logits they hold.
+"""How many logits the programs of PPO, GRPO, SFT, DPO and reward models hold.
 
 What a program holds is read off the compiler's plan of its temporary memory for two vocabularies: only arrays with a
 place for each entry of the vocabulary grow with it. Those are logits, and gradients and updates of the embedding, which
@@ -6,13 +6,10 @@ are smaller than all logits by the width over the number of tokens; there is roo
 """
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from lmjax.parallel.mesh import make_mesh
-from lmjax.parallel.placement import ROWS as ROWS_ALONE
-from lmjax.parallel.placement import abstract_params, batch_sharding, jit_step, on_mesh, place_rows
+from lmjax.parallel.placement import abstract_params, on_mesh
 from lmjax.plan.target import target_of
 from lmjax.rl.rollout import Vocabulary
 from lmjax.settings import (
@@ -30,8 +27,6 @@ from lmjax.settings import (
     SourceSettings,
 )
 from lmjax.stages.ppo_learner import ppo_learner, ppo_state
-
-from .conftest import first_state, make_learner, models, parameters, ragged_prompts
 
 pytestmark = pytest.mark.usefixtures("optimized")  # what a program holds is read off it
 ROWS, LENGTH, PROMPT, WIDTH = 4, 64, 8, 8
@@ -113,24 +108,3 @@ def test_no_program_holds_more_than_all_logits_once(program):
 @pytest.mark.parametrize("program", ["sft", "dpo"])
 def test_programs_whose_chunk_is_the_whole_batch_are_seen_to_hold_more(program):
     assert logits_held(program, chunk=10**6) > 1.9
-
-
-def test_an_iteration_is_compiled_once_whatever_its_prompts():
-    learner = make_learner()
-    mesh, own = one_device(), parameters()
-    policy, scalar = models()
-    axes = {"policy": policy.logical_axes(), "value": scalar.logical_axes()}
-    abstract = ppo_state(learner, axes, mesh)
-    begin = jax.tree.map(jnp.copy, first_state(learner))  # its parameters are other tests', and a step takes them
-    state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), begin, abstract)
-    frozen = jax.device_put({name: own[name] for name in ("reference", "reward")}, mesh.devices.flat[0])
-    rows = batch_sharding(mesh, ROWS_ALONE)
-    iterate = jit_step(learner.iterate, abstract, mesh, frozen=(jax.tree.map(jnp.copy, frozen),), batch=rows)
-    lengths = set()
-    for iteration in range(4):
-        prompts = {name: np.roll(array, iteration, axis=0) for name, array in ragged_prompts().items()}
-        prompts["tokens"] = np.where(prompts["segments"] > 0, prompts["tokens"] % (5 + iteration), 0)
-        state, metrics = iterate(state, frozen, place_rows(prompts, mesh))
-        lengths.add(float(metrics["response_length"].sum))
-    assert len(lengths) > 1  # the loop over tokens ended in other places
-    assert iterate._cache_size() == 1

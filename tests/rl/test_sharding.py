@@ -1,4 +1,4 @@
-"""An iteration on a mesh of eight devices is the iteration on one, for every baseline and with pretraining mixed in."""
+"""An iteration on a mesh of eight devices is the iteration on one, for every baseline; it is compiled once."""
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +92,17 @@ def test_an_iteration_does_not_depend_on_the_mesh(changes, settings):
     (one, metrics), (eight, metrics_on_mesh) = iteration(learner, MeshSettings(), 1), iteration(learner, settings, 8)
     close(one, eight)
     close(metrics, metrics_on_mesh, rtol=1e-5)  # sums over tokens, some of them large
+
+
+def test_an_iteration_is_compiled_once_whatever_its_prompts():
+    learner, mesh = make_learner(), make_mesh(MeshSettings(), jax.devices()[:1])
+    abstract, state, frozen = placed_on(learner, mesh)
+    iterate = jit_step(learner.iterate, abstract, mesh, frozen=(frozen,), batch=batch_sharding(mesh, ROWS))
+    lengths = set()
+    for iteration in range(4):
+        prompts = {name: np.roll(array, iteration, axis=0) for name, array in ragged_prompts().items()}
+        prompts["tokens"] = np.where(prompts["segments"] > 0, prompts["tokens"] % (5 + iteration), 0)
+        state, metrics = iterate(state, frozen, place_rows(prompts, mesh))
+        lengths.add(float(metrics["response_length"].sum))
+    assert len(lengths) > 1  # the loop over tokens ended in other places
+    assert iterate._cache_size() == 1

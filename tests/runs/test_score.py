@@ -14,6 +14,7 @@ from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.placement import abstract_params
 from lmjax.runs.score import Scored, correlation, open_scorer, score_file
+from tests.tiny import write_rows
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
 
@@ -48,7 +49,7 @@ def plain_score(checkpoint, prompt, answer):
     return float(model.values(params, {name: jnp.asarray(x)[None] for name, x in row.items()})[0, -1])
 
 
-def test_every_response_of_every_shape_of_record_has_its_score(rewarded, tmp_path, write_rows, capsys):
+def test_every_response_of_every_shape_of_record_has_its_score(rewarded, tmp_path, capsys):
     write_rows(tmp_path / "mixed.jsonl", RECORDS)
     code, lines, err = scored(capsys, rewarded / "reward", tmp_path / "mixed.jsonl", "--json")
     rows = [json.loads(line) for line in lines]
@@ -61,7 +62,7 @@ def test_every_response_of_every_shape_of_record_has_its_score(rewarded, tmp_pat
     assert "1 of 12 responses: the beginning of the prompt is cut" in err
 
 
-def test_the_correlation_with_the_given_rewards_is_told_behind_the_scores(rewarded, tmp_path, write_rows, capsys):
+def test_the_correlation_with_the_given_rewards_is_told_behind_the_scores(rewarded, tmp_path, capsys):
     write_rows(tmp_path / "mixed.jsonl", RECORDS)
     _, lines, err = scored(capsys, rewarded / "reward", tmp_path / "mixed.jsonl", "--json")
     given = [row for row in map(json.loads, lines) if "reward" in row]
@@ -75,7 +76,7 @@ def test_the_correlation_with_the_given_rewards_is_told_behind_the_scores(reward
     assert [line.split(maxsplit=1)[1] for line in lines] == [json.dumps(answer) for answer in ANSWERS[2:9]]
 
 
-def test_a_score_that_is_no_number_is_an_error(rewarded, tmp_path, write_rows, monkeypatch):
+def test_a_score_that_is_no_number_is_an_error(rewarded, tmp_path, monkeypatch):
     monkeypatch.setattr("lmjax.runs.score.scores_of", lambda recipe, start, rows: iter([np.array([np.nan])]))
     file = tmp_path / "answers.jsonl"
     write_rows(file, [{"prompt": "a", "completion": "b", "label": True}])
@@ -95,7 +96,7 @@ def test_the_correlation_is_that_of_the_responses_with_rewards():
         assert np.isnan(r) and count == sum(x.reward is not None for x in undefined)
 
 
-def test_a_bad_record_is_an_error_or_named_and_left_out(rewarded, tmp_path, write_rows, capsys):
+def test_a_bad_record_is_an_error_or_named_and_left_out(rewarded, tmp_path, capsys):
     write_rows(tmp_path / "bad.jsonl", [RECORDS[0], {"prompt": "q"}, RECORDS[1]])
     code, lines, err = scored(capsys, rewarded / "reward", tmp_path / "bad.jsonl")
     assert code == 2 and not lines and "bad.jsonl:2: expected a response: no answer" in err and "--skip-bad" in err

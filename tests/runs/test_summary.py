@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
 import signal
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 import lmjax
@@ -16,48 +14,30 @@ from lmjax.data import write_shards
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
 from lmjax.model.flops import count
-from lmjax.parallel.mesh import make_mesh
 from lmjax.runs import run as module
 from lmjax.runs.run import run
-from lmjax.settings import SFT, DialogueSettings, LogSettings, Pipeline, TrainSettings
-from lmjax.training.record import Recorder, read_metrics
+from lmjax.settings import Pipeline
+from lmjax.training.record import read_metrics
+from tests.running import interrupted
+from tests.tiny import sft, write_recipe, write_rows
 
-RAMP = {"ramp_from": 2, "ramp_tokens": 16 * 24, "ramp_sizes": 4}  # of 16 tokens a row
+RAMP = {"data__ramp_from": 2, "data__ramp_tokens": 16 * 24, "data__ramp_sizes": 4}  # of 16 tokens a row
 TIMES = ("wall_seconds", "tokens_per_second")
 
 
 @pytest.fixture(autouse=True)
-def _two_devices_and_no_report(monkeypatch):
-    monkeypatch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:2]))
+def _no_report(two_devices, monkeypatch):
     monkeypatch.setattr(module, "write_report", lambda folder, stages=True: folder / "report.html")
 
 
-@pytest.fixture
-def stopped(monkeypatch):
-    """A function (step, recipe, workdir) that runs until it is told to stop at the line of a step."""
-
-    def call(step, recipe, workdir, number=signal.SIGTERM):
-        with monkeypatch.context() as patch:
-            write = Recorder.write
-
-            def sending(recorder, at, values) -> None:
-                write(recorder, at, values)
-                if at == step and "loss" in values:
-                    os.kill(os.getpid(), number)
-
-            patch.setattr(Recorder, "write", sending)
-            return run(recipe, workdir, quiet=True)
-
-    return call
-
-
-@pytest.fixture
-def chats(write_rows, tmp_path):
-    return write_rows(tmp_path / "chats.jsonl", [{"prompt": "Hi", "response": "Hello"}] * 16)
+def stopped(step, recipe, workdir, number=signal.SIGTERM):
+    """Runs until it is told to stop at the line of a step."""
+    with interrupted(step, number):
+        return run(recipe, workdir, quiet=True)
 
 
 def test_a_summary_holds_what_a_scaling_fit_needs(tmp_path, tiny):
-    recipe = tiny(data=RAMP)
+    recipe = tiny(**RAMP)
     before = time.monotonic()
     summary = run(recipe, tmp_path / "run", quiet=True).summary
     ramp = BatchRamp(recipe.data)
@@ -75,8 +55,8 @@ def test_a_summary_holds_what_a_scaling_fit_needs(tmp_path, tiny):
     assert run(recipe, tmp_path / "run", quiet=True).summary == summary, "a finished run reads it again"
 
 
-def test_an_interrupted_run_has_the_summary_of_an_uninterrupted_one_and_its_seconds_add_up(tmp_path, tiny, stopped):
-    recipe = tiny(data=RAMP, log=LogSettings(every=3, tensorboard=False))
+def test_an_interrupted_run_has_the_summary_of_an_uninterrupted_one_and_its_seconds_add_up(tmp_path, tiny):
+    recipe = tiny(**RAMP, log__every=3)
     whole = run(recipe, tmp_path / "whole", quiet=True).summary
     seconds = []
     for step in (3, 6):
@@ -93,7 +73,7 @@ def test_an_interrupted_run_has_the_summary_of_an_uninterrupted_one_and_its_seco
     assert cut == whole
 
 
-def test_the_seconds_of_steps_that_are_run_again_count_too(tmp_path, tiny, stopped):
+def test_the_seconds_of_steps_that_are_run_again_count_too(tmp_path, tiny):
     stopped(6, tiny(), tmp_path / "run", signal.SIGINT)
     lines = read_metrics(tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -102,7 +82,7 @@ def test_the_seconds_of_steps_that_are_run_again_count_too(tmp_path, tiny, stopp
     assert summary["wall_seconds"] > 1000.0 > lines[-1]["wall_seconds"]
 
 
-def test_a_record_without_times_is_said(tmp_path, tiny, stopped, capsys):
+def test_a_record_without_times_is_said(tmp_path, tiny, capsys):
     stopped(6, tiny(), tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -111,29 +91,20 @@ def test_a_record_without_times_is_said(tmp_path, tiny, stopped, capsys):
     assert f"{path}: does not tell how long earlier runs took; wall_seconds leaves them out" in capsys.readouterr().out
 
 
-def _pipeline(tiny, chats) -> Pipeline:
-    text, model = tiny().data.train, dataclasses.replace(tiny().model, context=48)
-    dialogue = DialogueSettings(train=chats, sequence_length=32, batch_size=8, too_long="skip")
-    sft = SFT(
-        name="sft",
-        start="base",
-        dialogue=dialogue,
-        train=TrainSettings(steps=3),
-        epochs=None,
-        mix=text,
-        mix_share=0.5,
-        log=LogSettings(every=1, tensorboard=False),
-    )
-    return Pipeline("both", (tiny(name="base", model=model), sft))
+def _pipeline(tiny, folder) -> Pipeline:
+    chats = write_rows(folder / "chats.jsonl", [{"prompt": "Hi", "response": "Hello"}] * 16)
+    mixed = {"mix": tiny().data.train, "mix_share": 0.5}
+    tuned = sft(chats, dialogue__too_long="skip", train__steps=3, epochs=None, **mixed)
+    return Pipeline("both", (tiny(name="base", model__context=48), tuned))
 
 
-def test_the_stages_of_a_pipeline_and_other_runs_encode_a_text_once(tmp_path, tiny, chats, monkeypatch, capsys):
+def test_the_stages_of_a_pipeline_and_other_runs_encode_a_text_once(tmp_path, tiny, monkeypatch, capsys):
     encoded = []
     encode = write_shards._encode
     monkeypatch.setattr(
         write_shards, "_encode", lambda source, *rest: encoded.append(source.name) or encode(source, *rest)
     )
-    summary = run(_pipeline(tiny, chats), tmp_path / "runs" / "both").summary
+    summary = run(_pipeline(tiny, tmp_path), tmp_path / "runs" / "both").summary
     assert len(encoded) == len(set(encoded)) == 2, "train.txt and validation.txt"
     assert summary["sft"]["tokens"] == 3 * 8 * 32
     said = capsys.readouterr().out
@@ -148,13 +119,7 @@ def test_the_stages_of_a_pipeline_and_other_runs_encode_a_text_once(tmp_path, ti
 def test_the_cache_can_be_named_and_must_then_be_a_folder_of_this_machine_that_can_be_written(
     tmp_path, tiny, texts, capsys
 ):
-    recipe = tmp_path / "mine.py"
-    recipe.write_text(
-        "from lmjax.settings import *\n"
-        f"text = SourceSettings(kind='text', path={str(texts / 'train.txt')!r}, documents='line')\n"
-        "def recipe():\n    return Pretrain(data=DataSettings(train=(text,), validation=(text,), sequence_length=16),\n"
-        "        model=ModelSettings(layers=1, width=16, context=16), train=TrainSettings(steps=1))\n"
-    )
+    recipe = write_recipe(tmp_path / "mine.py", tiny(train__steps=1))
     command = ["run", str(recipe), "--workdir", str(tmp_path / "run")]
     assert main([*command, "--cache", "gs://bucket/cache"]) == 2
     assert "--cache = 'gs://bucket/cache': expected a path of this machine" in capsys.readouterr().err
