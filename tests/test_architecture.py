@@ -17,7 +17,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     *("version", "errors", "fields", "files", "bucket", "kinds", "notation", "run_files", "settings"),
     *("tokenizers", "data", "model", "objective", "optim", "parallel", "checkpoints", "training"),
-    *("generate", "interop", "rl", "evaluate", "tasks", "stages", "report", "plan", "runs", "commands", "cli"),
+    *(
+        "generate",
+        "interop",
+        "rl",
+        "evaluate",
+        "tasks",
+        "stages",
+        "report",
+        "plan",
+        "scaling",
+        "runs",
+        "commands",
+        "cli",
+    ),
 )
 
 

@@ -42,6 +42,7 @@ def recipe():
 
 COMMANDS = [
     *(["run"], ["count"], ["plan"], ["generate"], ["chat"], ["score"], ["report"], ["import-hf"], ["export-hf"]),
+    ["fit"],
     *(["tokenizer", "train"], ["data", "prepare"]),
 ]
 

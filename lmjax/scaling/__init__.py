@@ -1,0 +1,1 @@
+"""Scaling laws: a table of finished runs is read, fitted by several published methods, drawn and extrapolated."""

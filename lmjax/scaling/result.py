@@ -1,0 +1,108 @@
+"""What a fit gives: values with intervals, how well it fits, and how well it predicts rows that it has not seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lmjax.scaling.bootstrap import LEVEL, Interval
+from lmjax.scaling.table import Table, described
+
+MOST_SHOWN = 6  # residuals, or budgets that are left out, as text; JSON has all
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The errors (prediction / measured - 1) of rows that the fit was made without: what they are, how many were
+    fitted and predicted, the mean and the largest error."""
+
+    what: str
+    fitted: int
+    rows: int
+    mean_error: float
+    largest_error: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A fit of a table. `intervals` hold the 2.5% and 97.5% quantiles over bootstrap samples; `residuals` [R] are
+    log(prediction / loss), `points` the compute-optimal (C, N, D, loss) that a method found, `converted` what the
+    exponents are in other conventions, `lack_of_fit` numbers by name."""
+
+    method: str
+    formula: str
+    table: Table
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    samples: int
+    convention: str = ""
+    notes: tuple[str, ...] = ()
+    residuals: np.ndarray = field(default_factory=lambda: np.empty(0))
+    lack_of_fit: dict[str, float] = field(default_factory=dict)
+    held_out: tuple[HeldOut, ...] = ()
+    points: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
+    converted: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Values by name beside their intervals, ready for `json.dumps`; what is not finite is None."""
+        out: dict[str, Any] = {"method": self.method, "formula": self.formula, "rows": len(self.table)}
+        out |= {name: _finite(value) for name, value in self.values.items()}
+        out["intervals"] = {name: [_finite(end) for end in ends] for name, ends in self.intervals.items()}
+        out |= {"level": LEVEL, "bootstrap_samples": self.samples, "convention": self._convention}
+        out["converted"] = list(self.converted)
+        if self.lack_of_fit:
+            out["lack_of_fit"] = {name: _finite(value) for name, value in self.lack_of_fit.items()}
+            out["largest_residuals"] = [
+                {"row": self.table.places[row], "log_residual": float(self.residuals[row])} for row in self._largest()
+            ]
+        out["held_out"] = [vars(part) for part in self.held_out]
+        if len(self.points):
+            names = ("C", "N", "D", "loss")
+            out["points"] = [dict(zip(names, map(_finite, row), strict=True)) for row in self.points]
+        return out | {"notes": [*self.table.notes, *self.notes]}
+
+    def lines(self) -> list[str]:
+        """The result as text: a table of values with intervals, then what it is worth."""
+        out = [f"{self.method}: {self.formula}", f"  {described(self.table)}", f"  {self._convention}"]
+        head = f"{100 * LEVEL:.0f}% of {self.samples} bootstrap samples" if self.intervals else ""
+        out.append(f"  {'':10} {'value':<14}{head}")
+        for name, value in self.values.items():
+            out.append(f"  {name:10} {value:<14.6g}{_range(self.intervals.get(name))}".rstrip())
+        for each in self.converted:
+            out.append(f"  {'a':10} {each['a']:<14.6g}{_range(each['interval']):24}where {each['convention']}")
+        out += [f"  optimum at C {c:.4g}: N {n:.4g}, D {d:.4g}, loss {loss:.5g}" for c, n, d, loss in self._points()]
+        if self.lack_of_fit:
+            numbers = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.lack_of_fit.items())
+            out.append(f"  lack of fit: {numbers}")
+            worst = (f"{self.table.places[row]} {self.residuals[row]:+.3f}" for row in self._largest())
+            out.append(f"  largest log(prediction / loss): {'; '.join(worst)}")
+        if self.held_out:
+            out.append(f"  {'fitted to rows below':26} {'fitted':>7}{'predicted':>10}{'mean error':>12}{'largest':>10}")
+        for part in self.held_out[-MOST_SHOWN:]:
+            errors = f"{100 * part.mean_error:>+11.2f}%{100 * part.largest_error:>+9.2f}%"
+            out.append(f"  {part.what:26} {part.fitted:>7}{part.rows:>10}{errors}")
+        return out + [f"  note: {note}" for note in (*self.table.notes, *self.notes)]
+
+    @property
+    def _convention(self) -> str:
+        return self.convention or self.table.convention
+
+    def _largest(self) -> np.ndarray:
+        return np.argsort(-np.abs(self.residuals))[:MOST_SHOWN]
+
+    def _points(self) -> np.ndarray:
+        """At most a dozen, from the first to the last."""
+        shown = np.unique(np.linspace(0, len(self.points) - 1, min(len(self.points), 12)).round().astype(int))
+        return self.points[shown]
+
+
+def _range(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:.5g} to {ends[1]:.5g}" if ends else ""
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
