@@ -11,8 +11,8 @@ from typing import Any
 from lmjax.commands.command import add_command, path_of
 from lmjax.errors import UserError
 
-METHODS = ("chinchilla", "isoflop")
-ROLES = ("params", "tokens", "flops", "loss", "budget")
+METHODS = ("chinchilla", "isoflop", "envelope", "kaplan")
+ROLES = ("params", "tokens", "flops", "loss", "budget", "steps")
 MOST_SAMPLES = 100_000
 
 
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         'lmjax fit runs.csv --params-column "Model Size" --where dataset=comma --json',
     )
     fit.add_argument("table", type=path_of, metavar="TABLE")
-    text = "chinchilla: approach 3; isoflop: approach 2 (default: chinchilla)"
+    text = "chinchilla: approach 3 (default); isoflop: approach 2; envelope: approach 1; kaplan: its five power laws"
     fit.add_argument("--method", choices=(*METHODS, "all"), default="chinchilla", help=text)
     _add_selection(fit)
     text = "samples for intervals, 0 for none (default: 200)"
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     fit.add_argument("--seed", type=int, default=0, help="of the bootstrap samples (default: 0)")
     text = "a prediction above a row costs X times one below it (default: 1); runs that are badly tuned then pull less"
     fit.add_argument("--asymmetry", type=float, default=1.0, metavar="X", help=text)
-    fit.add_argument("--json", action="store_true", help="print one object; of all methods a list")
+    fit.add_argument("--json", action="store_true", help="print one object; of kaplan and all: a list")
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
     results, failed = fit_table(table, options.method, how)
     if options.json:
         printed = [result.to_json() for result in results]
-        print(json.dumps(printed if options.method == "all" else printed[0], allow_nan=False))
+        print(json.dumps(printed if options.method in ("kaplan", "all") else printed[0], allow_nan=False))
     else:
         print("\n\n".join("\n".join(result.lines()) for result in results))
     for line in failed:

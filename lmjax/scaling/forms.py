@@ -61,6 +61,12 @@ def fit_form(
     return minimize(form.residuals, starts_SMP, (log_L, *data), weights_SR, asymmetry)
 
 
+def residuals_of(form: Form, theta: np.ndarray, log_L: np.ndarray, data: tuple[np.ndarray, ...]) -> np.ndarray:
+    """log(prediction / loss) [R] at theta."""
+    with float64():
+        return np.asarray(form.residuals(*map(jnp.asarray, (theta, log_L, *data))))
+
+
 def grid(*axes: np.ndarray) -> np.ndarray:
     """Every combination [G, K] of the values of K axes."""
     return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)

@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping
 from lmjax.errors import UserError
 from lmjax.scaling.approach3 import approach3
 from lmjax.scaling.bootstrap import FitOptions
+from lmjax.scaling.envelope import approach1
 from lmjax.scaling.isoflop import approach2
+from lmjax.scaling.kaplan import kaplan
 from lmjax.scaling.result import Result
 from lmjax.scaling.table import Table
 
 METHODS: Mapping[str, Callable[[Table, FitOptions], list[Result]]] = {
     "chinchilla": approach3,
     "isoflop": approach2,
+    "envelope": approach1,
+    "kaplan": kaplan,
 }
 ALL = "all"
 AGREE = 0.01  # between exponents
