@@ -57,6 +57,8 @@ def approach3(table: Table, options: FitOptions) -> list[Result]:
         lack_of_fit=lack_of_fit(table, residuals_R, constants=5),
         held_out=_held_out(table, best, options),
         converted=_converted(table, best, sampled, options),
+        fit=best,
+        sampled=sampled,
     )
     return [result]
 

@@ -70,6 +70,24 @@ class ChinchillaFit:
         params = self.G * (flops / 6) ** self.a
         return params, flops / 6 / params
 
+    def frontier(self, flops: np.ndarray | float) -> np.ndarray:
+        """The loss of the optimum at C = 6 N D = `flops`: E + K (C / 6)^-(alpha beta / (alpha + beta))."""
+        return self.E + np.exp(self._log_k - self._gamma * np.log(np.asarray(flops) / 6))
+
+    def flops_of(self, loss: np.ndarray | float) -> np.ndarray:
+        """The FLOPs at which the optimum has this loss; NaN where it never does."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return 6 * np.exp((self._log_k - np.log(loss - self.E)) / self._gamma)
+
+    @property
+    def _gamma(self) -> np.ndarray:
+        return self.alpha * self.a
+
+    @property
+    def _log_k(self) -> np.ndarray:
+        log_G = np.log(self.G)
+        return np.logaddexp(self.log_A - self.alpha * log_G, self.log_B + self.beta * log_G)
+
     def take(self, index: Any) -> ChinchillaFit:
         """The fit of sample `index`, or of several."""
         return ChinchillaFit(*(value[index] for value in vars(self).values()))

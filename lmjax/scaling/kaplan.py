@@ -18,7 +18,7 @@ from lmjax.scaling.bootstrap import FitOptions, drawn, intervals
 from lmjax.scaling.forms import Form, fit_form, grid, residuals_of
 from lmjax.scaling.goodness import lack_of_fit
 from lmjax.scaling.result import Result
-from lmjax.scaling.table import Table
+from lmjax.scaling.table import Table, grouped
 
 PF_DAY = 8.64e19  # FLOPs
 B_STAR, ALPHA_B = 2.1e8, 0.21  # tokens; of the critical batch size, section 5.1
@@ -68,11 +68,11 @@ STEPS, BATCHES = Form(2, _steps), Form(4, _batches)
 
 
 def _of_params(table: Table, options: FitOptions) -> Result:
-    return _of_one(table, options, "N", table.params, table.params, "runs of most tokens or best tuned")
+    return _of_one(table, options, "N", table.params, grouped(table.params), "runs of most tokens or best tuned")
 
 
 def _of_tokens(table: Table, options: FitOptions) -> Result:
-    return _of_one(table, options, "D", table.tokens, table.tokens, "models that are large enough")
+    return _of_one(table, options, "D", table.tokens, grouped(table.tokens), "models that are large enough")
 
 
 def _of_compute(table: Table, options: FitOptions) -> Result:
@@ -91,9 +91,9 @@ def _of_one(table: Table, options: FitOptions, name: str, x: np.ndarray, group: 
         c, alpha = theta.T
         return {f"alpha_{name}": alpha, f"{name}_c": _exp(mean + c / alpha)}
 
-    formula = f"loss = ({name}_c/{name})^alpha_{name} of the lowest loss at each {name}"
-    law = _Law(f"L({name})", formula, POWER, (log_x - mean,), grid(EXPONENTS), values)
-    note = f"the law is of {which}: rows of higher loss at one {name} are left out"
+    formula = f"loss = ({name}_c/{name})^alpha_{name} of the lowest loss about each {name}"
+    law = _Law(f"L({name})", formula, POWER, (log_x - mean,), grid(EXPONENTS), values, terms=1)
+    note = f"the law is of {which}: rows of higher loss at about the same {name} are left out"
     return law.fit(table, options, group, (note,))
 
 
@@ -157,11 +157,17 @@ class _Law:
     data: tuple[np.ndarray, ...]
     starts: np.ndarray
     values: Values
+    terms: int = 2
 
     def fit(
         self, table: Table, options: FitOptions, group: np.ndarray | None = None, notes: tuple[str, ...] = ()
     ) -> Result:
         """The result; where `group` [R] is given, of the row of lowest loss of each group, in each sample too."""
+        rows = len(table) if group is None else len(np.unique(group))
+        constants = self.form.exponents + self.terms
+        if rows <= constants:
+            what = f"{self.name} is not fitted: {rows} rows for its {constants} constants"
+            raise UserError(f"{what}, expected at least {constants + 1}; add runs")
         log_L = np.log(table.loss)
 
         def minimum(weights_SR: np.ndarray, near: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +189,7 @@ class _Law:
             samples=options.samples,
             notes=notes,
             residuals=residuals_R,
-            lack_of_fit=lack_of_fit(table.take(used), residuals_R, constants=theta.shape[1]),
+            lack_of_fit=lack_of_fit(table.take(used), residuals_R, constants=constants),
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lmjax.scaling.bootstrap import LEVEL, Interval
-from lmjax.scaling.table import Table, described
+from lmjax.scaling.chinchilla import ChinchillaFit
+from lmjax.scaling.table import Table
 
 MOST_SHOWN = 6  # residuals, or budgets that are left out, as text; JSON has all
 
@@ -31,7 +32,7 @@ class HeldOut:
 class Result:
     """A fit of a table. `intervals` hold the 2.5% and 97.5% quantiles over bootstrap samples; `residuals` [R] are
     log(prediction / loss), `points` the compute-optimal (C, N, D, loss) that a method found, `converted` what the
-    exponents are in other conventions, `lack_of_fit` numbers by name."""
+    exponents are in other conventions, `lack_of_fit` numbers by name, `fit` and `sampled` those of approach 3."""
 
     method: str
     formula: str
@@ -46,6 +47,8 @@ class Result:
     held_out: tuple[HeldOut, ...] = ()
     points: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
     converted: tuple[dict[str, Any], ...] = ()
+    fit: ChinchillaFit | None = None
+    sampled: ChinchillaFit | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Values by name beside their intervals, ready for `json.dumps`; what is not finite is None."""
@@ -67,7 +70,7 @@ class Result:
 
     def lines(self) -> list[str]:
         """The result as text: a table of values with intervals, then what it is worth."""
-        out = [f"{self.method}: {self.formula}", f"  {described(self.table)}", f"  {self._convention}"]
+        out = [f"{self.method}: {self.formula}", f"  {len(self.table)} runs; {self._convention}"]
         head = f"{100 * LEVEL:.0f}% of {self.samples} bootstrap samples" if self.intervals else ""
         out.append(f"  {'':10} {'value':<14}{head}")
         for name, value in self.values.items():
@@ -85,7 +88,7 @@ class Result:
         for part in self.held_out[-MOST_SHOWN:]:
             errors = f"{100 * part.mean_error:>+11.2f}%{100 * part.largest_error:>+9.2f}%"
             out.append(f"  {part.what:26} {part.fitted:>7}{part.rows:>10}{errors}")
-        return out + [f"  note: {note}" for note in (*self.table.notes, *self.notes)]
+        return out + [f"  note: {note}" for note in self.notes]
 
     @property
     def _convention(self) -> str:

@@ -32,8 +32,7 @@ from lmjax.scaling.row_conditions import fitting
 
 ROLES = ("params", "tokens", "flops", "loss", "budget", "steps", "accuracy")
 EXTRA = ("steps", "accuracy", "params_other", "held_out")
-_SAME_BUDGET = 0.1  # between neighbours' log FLOPs: runs that are not further apart are of one budget
-_WIDEST_BUDGET = 0.25  # of log FLOPs
+_NEAR, _WIDEST = 0.1, 0.25  # logs of neighbours and of a whole group of values that count as about equal
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def make_table(params: Any, tokens: Any, loss: Any, steps: Any = None) -> Table:
     N, D, L = (np.asarray(values, np.float64) for values in (params, tokens, loss))
     places = tuple(f"row {number}" for number in range(1, len(L) + 1))
     extra = {} if steps is None else {"steps": np.asarray(steps, np.float64)}
-    return Table(N, D, 6 * N * D, L, budgets_of(6 * N * D), extra, places)
+    return Table(N, D, 6 * N * D, L, grouped(6 * N * D), extra, places)
 
 
 def read_table(path: Path, selection: Selection = Selection()) -> Table:
@@ -143,23 +142,20 @@ def read_table(path: Path, selection: Selection = Selection()) -> Table:
     return _reduced(_table(values, used, places, notes), selection)
 
 
-def budgets_of(flops_R: np.ndarray) -> np.ndarray:
-    """The budget of each run: the geometric mean of the group of about equal FLOPs that it belongs to."""
-    order, logs = np.argsort(flops_R), np.log(flops_R)
+def grouped(values_R: np.ndarray) -> np.ndarray:
+    """For each value, the geometric mean of the group of about equal ones that it belongs to: of FLOPs, the budget."""
+    logs = np.log(values_R)
     groups: list[list[int]] = []
-    for index in order.tolist():
+    for index in np.argsort(values_R).tolist():
         group = groups[-1] if groups else []
-        near = (
-            group and logs[index] - logs[group[-1]] <= _SAME_BUDGET and logs[index] - logs[group[0]] <= _WIDEST_BUDGET
-        )
-        if near:
+        if group and logs[index] - logs[group[-1]] <= _NEAR and logs[index] - logs[group[0]] <= _WIDEST:
             group.append(index)
         else:
             groups.append([index])
-    budget_R = np.empty_like(flops_R)
+    out_R = np.empty_like(values_R)
     for group in groups:
-        budget_R[group] = np.exp(logs[group].mean())
-    return budget_R
+        out_R[group] = np.exp(logs[group].mean())
+    return out_R
 
 
 def _records(path: Path, notes: list[str]) -> Rows:
@@ -222,7 +218,7 @@ def _table(
         notes.append(f"tokens are computed: D = C / 6 N, with C from the column {columns[role]!r}")
         D = values[role] / (6 * N)
     C = 6 * N * D if C is None else C
-    budget = values["budget"] if "budget" in values else budgets_of(C)
+    budget = values["budget"] if "budget" in values else grouped(C)
     extra = {role: values[role] for role in EXTRA if role in values}
     return Table(N, D, C, values["loss"], budget, extra, tuple(places), columns, tuple(notes))
 
@@ -260,6 +256,7 @@ def repeats(table: Table) -> np.ndarray:
 
 
 def described(table: Table) -> str:
-    """The table in one line: rows and the ranges of its columns."""
+    """The table as text: rows, the ranges of its columns, and a line for each note."""
     ranges = (("N", table.params), ("D", table.tokens), ("C", table.flops), ("loss", table.loss))
-    return f"{len(table)} runs: " + ", ".join(f"{name} {v.min():.4g} to {v.max():.4g}" for name, v in ranges)
+    numbers = ", ".join(f"{name} {v.min():.4g} to {v.max():.4g}" for name, v in ranges)
+    return "\n".join([f"{len(table)} runs: {numbers}", *(f"  {note}" for note in table.notes)])
