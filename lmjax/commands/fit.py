@@ -14,7 +14,7 @@ from lmjax.commands.command import add_command, path_of
 from lmjax.errors import UserError
 
 METHODS = ("chinchilla", "isoflop", "envelope", "kaplan")
-ROLES = ("params", "tokens", "flops", "loss", "budget", "steps")
+ROLES = ("params", "tokens", "flops", "loss", "budget", "steps", "accuracy")
 MOST_SAMPLES = 100_000
 
 
@@ -44,7 +44,8 @@ def add(commands: Any) -> None:
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
     for role in ROLES:
-        command.add_argument(f"--{role}-column", metavar="NAME", help=f"of {role} (default: by common names)")
+        default = "adds the second step, from loss to accuracy" if role == "accuracy" else "default: by common names"
+        command.add_argument(f"--{role}-column", metavar="NAME", help=f"of {role} ({default})")
     text = "use rows where COLUMN=VALUE (or != < <= > >=); may be repeated"
     command.add_argument("--where", action="append", default=[], metavar="CONDITION", help=text)
     text = "rows that are predicted instead of fitted; may be repeated, then rows that fit all conditions"
@@ -67,6 +68,10 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
     table, held_out = read_selected(options.table, options, options.where).split()
     how = FitOptions(options.bootstrap, options.seed, options.asymmetry, held_out)
     results, failed = fit_table(table, options.method, how)
+    if options.accuracy_column is not None:
+        from lmjax.scaling.accuracy import second_step
+
+        results += [second_step(result, how) for result in results if result.fit is not None]
     saved = _savings(table, options, how)
     if options.plot is not None:
         from lmjax.scaling.plot import write_plot
@@ -74,6 +79,7 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
         write_plot(options.plot, table, results, held_out)
     if options.json:
         printed = [result.to_json() for result in results]
+        printed[0] |= {"accuracy": printed.pop()} if options.accuracy_column is not None else {}
         printed[0] |= {"savings": [saving._asdict() for saving in saved]} if saved else {}
         print(json.dumps(printed if options.method in ("kaplan", "all") else printed[0], allow_nan=False))
     else:
@@ -117,6 +123,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--asymmetry {options.asymmetry:g}: expected 1 (symmetric) to 1000; 10 is heavy")
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise UserError(f"--plot {options.plot}: expected a file that ends in .png")
+    if options.accuracy_column is not None and options.method not in ("chinchilla", "all"):
+        raise UserError(f"--accuracy-column with --method {options.method}: expected chinchilla, which predicts a loss")
     if options.against_where is not None and options.against is None:
         raise UserError("--against-where: it chooses rows of a second table; name one by --against")
 

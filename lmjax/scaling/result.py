@@ -18,21 +18,23 @@ MOST_SHOWN = 6  # residuals, or budgets that are left out, as text; JSON has all
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The errors (prediction / measured - 1) of rows that the fit was made without: what they are, how many were
-    fitted and predicted, the mean and the largest error."""
+    """The errors of rows that the fit was made without: what they are, how many were fitted and predicted, the mean and
+    the largest error: prediction / measured - 1 of a loss, prediction - measured of an accuracy."""
 
     what: str
     fitted: int
     rows: int
     mean_error: float
     largest_error: float
+    of: str = "loss"
 
 
 @dataclass(frozen=True)
 class Result:
     """A fit of a table. `intervals` hold the 2.5% and 97.5% quantiles over bootstrap samples; `residuals` [R] are
     log(prediction / loss), `points` the compute-optimal (C, N, D, loss) that a method found, `converted` what the
-    exponents are in other conventions, `lack_of_fit` numbers by name, `fit` and `sampled` those of approach 3."""
+    exponents are in other conventions, `lack_of_fit` numbers by name, `predictions` are of rows held out, `fit` and
+    `sampled` those of approach 3."""
 
     method: str
     formula: str
@@ -47,6 +49,7 @@ class Result:
     held_out: tuple[HeldOut, ...] = ()
     points: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
     converted: tuple[dict[str, Any], ...] = ()
+    predictions: tuple[dict[str, Any], ...] = ()
     fit: ChinchillaFit | None = None
     sampled: ChinchillaFit | None = None
 
@@ -59,10 +62,13 @@ class Result:
         out["converted"] = list(self.converted)
         if self.lack_of_fit:
             out["lack_of_fit"] = {name: _finite(value) for name, value in self.lack_of_fit.items()}
+        if len(self.residuals):
             out["largest_residuals"] = [
                 {"row": self.table.places[row], "log_residual": float(self.residuals[row])} for row in self._largest()
             ]
         out["held_out"] = [vars(part) for part in self.held_out]
+        if self.predictions:
+            out["predictions"] = list(self.predictions)
         if len(self.points):
             names = ("C", "N", "D", "loss")
             out["points"] = [dict(zip(names, map(_finite, row), strict=True)) for row in self.points]
@@ -81,14 +87,28 @@ class Result:
         if self.lack_of_fit:
             numbers = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.lack_of_fit.items())
             out.append(f"  lack of fit: {numbers}")
+        if len(self.residuals):
             worst = (f"{self.table.places[row]} {self.residuals[row]:+.3f}" for row in self._largest())
             out.append(f"  largest log(prediction / loss): {'; '.join(worst)}")
         if self.held_out:
             out.append(f"  {'fitted to rows below':26} {'fitted':>7}{'predicted':>10}{'mean error':>12}{'largest':>10}")
         for part in self.held_out[-MOST_SHOWN:]:
-            errors = f"{100 * part.mean_error:>+11.2f}%{100 * part.largest_error:>+9.2f}%"
+            unit = "%" if part.of == "loss" else "p"
+            errors = f"{100 * part.mean_error:>+11.2f}{unit}{100 * part.largest_error:>+9.2f}{unit}"
             out.append(f"  {part.what:26} {part.fitted:>7}{part.rows:>10}{errors}")
-        return out + [f"  note: {note}" for note in self.notes]
+        return out + self._predicted() + [f"  note: {note}" for note in self.notes]
+
+    def _predicted(self) -> list[str]:
+        """The predictions of the runs of most compute."""
+        if not self.predictions:
+            return []
+        out = ["  accuracy predicted from N and D (p: points of 100), of the runs held out that have the most compute:"]
+        for each in self.predictions[-MOST_SHOWN:]:
+            ends = f" ({_range(each['interval'])})" if each["interval"] else ""
+            loss = f"loss {each['predicted_loss']:.4g}, measured {each['loss']:.4g}"
+            accuracy = f"accuracy {each['predicted_accuracy']:.4f}{ends}, measured {each['accuracy']:.4f}"
+            out.append(f"  {each['row']}: N {each['N']:.3g}, D {each['D']:.3g}: {loss}; {accuracy}")
+        return out
 
     @property
     def _convention(self) -> str:
