@@ -21,18 +21,8 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("commands")  # one process trains what they share
 
 COMMANDS = [
-    *(
-        ["run"],
-        ["sweep"],
-        ["count"],
-        ["plan"],
-        ["generate"],
-        ["chat"],
-        ["score"],
-        ["report"],
-        ["import-hf"],
-        ["export-hf"],
-    ),
+    *(["run"], ["sweep"], ["fit"], ["count"], ["plan"], ["generate"], ["chat"], ["score"], ["report"]),
+    *(["import-hf"], ["export-hf"], ["tokenizer", "train"], ["data", "prepare"]),
     *(["tokenizer", "train"], ["data", "prepare"]),
 ]
 
