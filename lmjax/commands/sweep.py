@@ -5,15 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmjax.commands.command import add_command, path_of
+
+if TYPE_CHECKING:
+    from lmjax.settings import Sweep
 
 
 def add(commands: object) -> None:
     sweep = add_command(
         *(commands, "sweep", _sweep, "train the runs of a sweep that its table lacks; the same command continues"),
-        *("lmjax sweep isoflop.py --dry-run", "lmjax sweep isoflop.py --shard 2/4"),
+        *(
+            "lmjax sweep isoflop.py --dry-run",
+            "lmjax sweep isoflop.py --shard 2/4",
+            "lmjax sweep isoflop.py --plan --topology v5e-64",
+        ),
     )
     sweep.add_argument(
         "recipe", metavar="RECIPE", help="a file whose recipe() returns a Sweep, or a name in experiments/"
@@ -24,9 +33,12 @@ def add(commands: object) -> None:
     text = "train up to N runs that differ in seed and rate alone as one program; they leave rows, and no checkpoints"
     sweep.add_argument("--together", type=int, default=1, metavar="N", help=text)
     sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
+    text = "the same for a TPU slice that is not attached: each distinct shape is compiled for it; gives slice-hours"
+    sweep.add_argument("--plan", action="store_true", help=text)
+    sweep.add_argument("--topology", help="with --plan: a slice such as v5e-64 or 2xv6e-64")
     sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
     sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
-    sweep.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    sweep.add_argument("--json", action="store_true", help="with --dry-run or --plan: print JSON")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -44,8 +56,13 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.settings.recipe_files import load_sweep
 
     sweep = load_sweep(options.recipe)
-    require(options.dry_run or not options.json, "--json", True, "--dry-run with it", "leave it out")
+    untrained = options.dry_run or options.plan
+    require(untrained or not options.json, "--json", True, "--dry-run or --plan with it", "leave it out")
+    both = "--plan and --topology together"
+    require(bool(options.topology) == options.plan, "--topology", options.topology, both, "add the other: see --help")
     workdir = options.workdir or Path("runs") / sweep.name
+    if options.plan:
+        return _plan(options, sweep, workdir)
     if options.dry_run:
         runs = planned(sweep, workdir, options.shard)
         print(json.dumps(runs, indent=2) if options.json else shown(runs))
@@ -57,3 +74,19 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     if options.parquet:
         write_parquet(result.rows, options.parquet)
     return result.exit_code
+
+
+def _plan(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> int:
+    from lmjax.plan.cache import Cache
+    from lmjax.runs.slice_hours import SlicePlanner
+    from lmjax.runs.sweep_plan import planned, shown_on, totals
+
+    planner = SlicePlanner(options.topology, Cache(say=_say), _say)
+    runs = planned(sweep, workdir, options.shard, planner.time_of)
+    text = json.dumps(totals(runs, planner.where) | {"runs": runs}, indent=2) if options.json else None
+    print(text or shown_on(runs, planner.where))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

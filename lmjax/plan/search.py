@@ -118,6 +118,21 @@ def search(
     )
 
 
+def compiled(recipe: Pretrain, where: Slice, cache: Cache) -> Result:
+    """What the compiler says of a recipe's step on a slice, which is kept in the cache.
+
+    Call `slice_devices(where)` before: what it finds missing is no refusal of the recipe.
+    """
+    try:
+        target = target_of(recipe)
+        outcome = compile_step(target, where)
+        result = Result(estimate(target, where, slice_mesh(target, where), outcome))
+    except (UserError, jax.errors.JaxRuntimeError) as error:  # a mesh that cannot be laid out; a kernel too large
+        result = Result(refusal=str(error).splitlines()[0])
+    cache.put(recipe, where.name, result)
+    return result
+
+
 def _choose(promising: list[Candidate], limit: int, compiler: _Compiler) -> Iterator[Candidate]:
     """The first `limit`, but at most half of them on one mesh, and none that needs more than one that did not fit."""
     on_mesh: Counter[tuple[int, ...]] = Counter()
@@ -143,18 +158,8 @@ class _Compiler:
         recipe = candidate.applied(self.recipe)
         kept = self.cache.get(recipe, self.where.name)
         show(len(self.tried), candidate, kept is not None)
-        result = kept or self._compiled(recipe)
-        if kept is None:
-            self.cache.put(recipe, self.where.name, result)
+        result = kept or compiled(recipe, self.where, self.cache)
         self.tried.append(Tried(candidate, self.predicted[candidate], result, kept is not None))
-
-    def _compiled(self, recipe: Pretrain) -> Result:
-        try:
-            target = target_of(recipe)
-            outcome = compile_step(target, self.where)
-        except (UserError, jax.errors.JaxRuntimeError) as error:  # a mesh that cannot be laid out; a kernel too large
-            return Result(refusal=str(error).splitlines()[0])
-        return Result(estimate(target, self.where, slice_mesh(target, self.where), outcome))
 
     def rules_out(self, candidate: Candidate) -> bool:
         """Whether one on the same mesh that is predicted to need no more did not fit."""

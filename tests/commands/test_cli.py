@@ -23,7 +23,6 @@ pytestmark = pytest.mark.xdist_group("commands")  # one process trains what they
 COMMANDS = [
     *(["run"], ["sweep"], ["fit"], ["count"], ["plan"], ["generate"], ["chat"], ["score"], ["report"]),
     *(["import-hf"], ["export-hf"], ["tokenizer", "train"], ["data", "prepare"]),
-    *(["tokenizer", "train"], ["data", "prepare"]),
 ]
 
 
