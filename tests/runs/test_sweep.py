@@ -41,6 +41,7 @@ from lmjax.settings import (
     TrainSettings,
 )
 from lmjax.training.loop import DivergedError
+from lmjax.training.record import read_metrics
 
 RECIPE = """
 from pathlib import Path
@@ -180,12 +181,8 @@ def test_a_cooldown_equals_a_run_of_its_own_bit_for_bit(tmp_path, base):
     assert row["flops_spent"] == pytest.approx(row["flops"] * 2 / 10)
     ours, other = (lmjax.load(folder) for folder in (tmp_path / "sweep/runs" / branch.name, tmp_path / "alone"))
     jax.tree.map(np.testing.assert_array_equal, ours.params, other.params)
-    steps = [json.loads(line)["step"] for line in _lines(tmp_path / "sweep/runs" / branch.name / "metrics.jsonl")]
-    assert min(steps) > branch.cooldown_step
-
-
-def _lines(path):
-    return [line for line in path.read_text().splitlines() if '"loss"' in line]
+    record = read_metrics(tmp_path / "sweep/runs" / branch.name)
+    assert min(line["step"] for line in record if "loss" in line) > branch.cooldown_step
 
 
 def test_a_run_that_fails_once_is_tried_once_more(tmp_path, pair, trained):
