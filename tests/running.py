@@ -20,6 +20,11 @@ def on_devices(patch: pytest.MonkeyPatch, count: int = 2) -> None:
     patch.setattr("lmjax.tasks.resolved.make_mesh", lambda settings: make_mesh(settings, jax.devices()[:count]))
 
 
+def without_charts(patch: pytest.MonkeyPatch) -> None:
+    """Reports are written as ever, but nothing is drawn in them: drawing takes a third of a short run."""
+    patch.setattr("lmjax.report.charts._rendered", lambda *chart, **options: b"<svg></svg>")
+
+
 @contextlib.contextmanager
 def at_line(step: int, act: Callable[[], Any]) -> Iterator[None]:
     """Calls `act` when the line of a step has been written, which is when the step after it is under way."""

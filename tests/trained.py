@@ -17,7 +17,7 @@ from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
 from tests import tiny as recipes
-from tests.running import on_devices
+from tests.running import on_devices, without_charts
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +73,12 @@ def two_devices(compiled_once, monkeypatch) -> None:
     on_devices(monkeypatch)
 
 
+@pytest.fixture
+def no_charts(monkeypatch) -> None:
+    """What a test runs has reports without drawings."""
+    without_charts(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def rewarded(compiled_once, tmp_path_factory) -> Path:
     """A pipeline's workdir with `base`, a language model, and `reward`, trained on it for a few steps."""
@@ -81,5 +87,8 @@ def rewarded(compiled_once, tmp_path_factory) -> Path:
     rankings = recipes.write_rows(folder / "ranks.jsonl", ranked)
     reward = recipes.reward_model(rankings, dialogue__too_long="skip", epochs=2.0)
     pipeline = Pipeline("rewarded", (recipes.base(folder), reward))
-    assert lmjax.run(pipeline, folder / "run", quiet=True).exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        on_devices(patch)
+        without_charts(patch)
+        assert lmjax.run(pipeline, folder / "run", quiet=True).exit_code == 0
     return folder / "run"

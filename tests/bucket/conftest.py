@@ -1,6 +1,7 @@
 """A bucket on the loopback interface, and a recipe of a few steps."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import pytest
@@ -32,7 +33,7 @@ def storage(tmp_path_factory):
 
 
 @pytest.fixture
-def bucket(storage):
+def bucket(storage, no_charts):
     """What the bucket holds, by name; empty."""
     storage.buckets["bucket"].clear()
     return storage.buckets["bucket"]
@@ -43,6 +44,14 @@ def _whole_run(storage, tiny):
     """What the bucket holds when the run of `tiny` in gs://bucket/runs/one is done."""
     assert lmjax.run(tiny(), "gs://bucket/runs/one", quiet=True).exit_code == 0
     return dict(storage.buckets["bucket"])
+
+
+@pytest.fixture(scope="session")
+def here(storage, tiny, tmp_path_factory) -> Path:
+    """The same run in a folder of this machine, which nothing changes."""
+    folder = tmp_path_factory.mktemp("here") / "run"
+    assert lmjax.run(tiny(), folder, quiet=True).exit_code == 0
+    return folder
 
 
 @pytest.fixture

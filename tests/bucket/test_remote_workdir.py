@@ -51,7 +51,9 @@ def ran(recipe, workdir=URL, **options):
 
 # A checkpoint is being written as one after it is; or it is not yet; or it is the last.
 @pytest.mark.parametrize("line", [5, pytest.param(4, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_from_an_empty_machine_to_the_same_bits(bucket, another_machine, tiny, tmp_path, line):
+def test_a_killed_run_goes_on_from_an_empty_machine_to_the_same_bits(
+    bucket, another_machine, tiny, here, tmp_path, line
+):
     (tmp_path / "recipe.json").write_text(to_json(tiny()))
     script = [sys.executable, str(Path(__file__).with_name("kill.py")), str(tmp_path / "recipe.json"), URL, str(line)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[2]), *sys.path))}
@@ -62,20 +64,19 @@ def test_a_killed_run_goes_on_from_an_empty_machine_to_the_same_bits(bucket, ano
 
     another_machine()
     result = ran(tiny())
-    ran(tiny(), tmp_path / "here")
     assert str(result.workdir) == URL
     for step in (4, 6):
         copy = copied(bucket, f"{CHECKPOINTS}/{step}", tmp_path / "copy" / str(step))
-        assert_same_bits(state(copy), state(tmp_path / f"here/checkpoints/pretrain/{step}"))
+        assert_same_bits(state(copy), state(here / f"checkpoints/pretrain/{step}"))
     own, expected = (
         [{name: line[name] for name in line if name in KEPT} for line in read_metrics(folder)]
-        for folder in (copied(bucket, "runs/one", tmp_path / "mirrored"), tmp_path / "here")
+        for folder in (copied(bucket, "runs/one", tmp_path / "mirrored"), here)
     )
     assert own == expected and [line["step"] for line in own if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert {"report.html", "loss.png", "summary.json"} <= {path.name for path in (tmp_path / "mirrored").iterdir()}
 
     another_machine()
-    loaded, local = lmjax.load(URL), lmjax.load(tmp_path / "here")
+    loaded, local = lmjax.load(URL), lmjax.load(here)
     assert_same_bits(loaded.params, local.params)
     assert_same_bits(lmjax.load(tmp_path / "copy" / "6").params, local.params)
     before = {name: stored.generation for name, stored in bucket.items() if "/checkpoints/" in name}
@@ -123,12 +124,11 @@ def test_what_was_not_written_whole_is_no_checkpoint(finished):
     assert lmjax.load(URL).step == 4
 
 
-def test_a_run_that_was_copied_to_a_bucket_goes_on_there(bucket, storage, tiny, tmp_path):
-    ran(tiny(), tmp_path / "here")
-    for path in (tmp_path / "here").rglob("*"):
+def test_a_run_that_was_copied_to_a_bucket_goes_on_there(bucket, storage, tiny, here):
+    for path in here.rglob("*"):
         if path.is_file() and path.name not in ("summary.json", ".lock"):
-            storage.put("bucket", f"runs/one/{path.relative_to(tmp_path / 'here').as_posix()}", path.read_bytes())
-    assert_same_bits(lmjax.load(URL).params, lmjax.load(tmp_path / "here").params)
+            storage.put("bucket", f"runs/one/{path.relative_to(here).as_posix()}", path.read_bytes())
+    assert_same_bits(lmjax.load(URL).params, lmjax.load(here).params)
     assert ran(tiny()).summary["steps"] == 6
     assert f"{CHECKPOINTS}/4/commit_success.txt" in bucket
 

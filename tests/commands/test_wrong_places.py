@@ -5,25 +5,14 @@ import os
 import pytest
 
 from lmjax.cli import main
-
-RECIPE = """
-from lmjax.settings import Pretrain
-from lmjax.settings import *
-
-def recipe():
-    return Pretrain(
-        data=DataSettings(sequence_length=16, batch_size=8),
-        model=ModelSettings(layers=1, width=16, context=16, attention=AttentionSettings(heads=2)),
-        train=TrainSettings(steps=1),
-    )
-"""
+from tests.tiny import pretrain, write_recipe
 
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """A working directory with a recipe, a `file`, a `folder` and recipes that are none."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.py").write_text(RECIPE)
+    write_recipe(tmp_path / "small.py", pretrain(train__steps=1))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "a_folder.py").mkdir()

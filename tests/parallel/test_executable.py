@@ -17,14 +17,11 @@ from lmjax.parallel.executable import identity, load_executable, save_executable
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import batch_sharding, init_state
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, Pretrain
+from lmjax.settings import MeshSettings
 from lmjax.settings.recipe_files import to_json
+from tests.tiny import pretrain
 
-RECIPE = Pretrain(
-    data=DataSettings(sequence_length=16, batch_size=8),
-    model=ModelSettings(layers=1, width=16, context=16, vocab_size=258, attention=AttentionSettings(heads=2)),
-    mesh=MeshSettings(data=2, fsdp=2, tensor=2),
-)
+RECIPE = pretrain(model__vocab_size=258, mesh=MeshSettings(data=2, fsdp=2, tensor=2))
 # What the other process does: it knows the recipe as JSON, and where to write.
 OTHER = """
 import os, sys

@@ -16,29 +16,20 @@ from lmjax.errors import PeerLostError, UserError
 from lmjax.parallel import rendezvous
 from lmjax.parallel.processes import _arguments
 from lmjax.parallel.rendezvous import different, meet
+from lmjax.settings import EvaluationSettings, MeshSettings, TrainSettings
+from tests.tiny import pretrain, text, write_recipe
 
-RECIPE = """
-from lmjax.settings import Pretrain
-from lmjax.settings import *
 
-def recipe():
-    return Pretrain(
-        name="tiny",
-        data=DataSettings(
-            train=(SourceSettings(kind="text", path="text.txt"),),
-            validation=(SourceSettings(kind="text", path="text.txt"),),
-            sequence_length=16,
-            batch_size=8,
-        ),
-        model=ModelSettings(layers=2, width=16, context=16, attention=AttentionSettings(heads=2), dropout=0.1),
-        optimizer=OptimizerSettings(learning_rate=1e-2),
+def recipe_of(steps):
+    return pretrain(
+        text("text.txt"),
+        model__layers=2,
+        model__dropout=0.1,
         mesh=MeshSettings(fsdp=4),
-        train=TrainSettings(steps=STEPS, seed=3),
-        evaluation=EvaluationSettings(every=STEPS, batches=1),
-        checkpoint=CheckpointSettings(every=5),
-        log=LogSettings(every=1, tensorboard=False),
+        train=TrainSettings(steps=steps, seed=3),
+        evaluation=EvaluationSettings(every=steps, batches=1),
+        checkpoint__every=5,
     )
-"""
 
 
 @pytest.fixture
@@ -49,7 +40,7 @@ def start(tmp_path):
     started = []
 
     def begin(workdir, processes, devices, steps=30, of_each=None, program=("-m", "lmjax.cli")):
-        (tmp_path / "tiny.py").write_text(RECIPE.replace("STEPS", str(steps)))
+        write_recipe(tmp_path / "tiny.py", recipe_of(steps))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -9,28 +9,19 @@ import pytest
 from lmjax.cli import main
 from lmjax.plan import compile as compiling
 from lmjax.plan import planner, search
+from lmjax.settings import Compare, DialogueSourceSettings, Pipeline
+from tests.tiny import for_slice, sft, write_recipe
 
 INSTALL = "pip install -c constraints.txt -e '.[tpu]'"
-RECIPE = """
-from lmjax.settings import SFT, Compare, Pipeline, Pretrain
-from lmjax.settings import DialogueSettings, DialogueSourceSettings
-from lmjax.settings import AttentionSettings, DataSettings, ModelSettings, PlanSettings
 
-def pretraining():
-    return Pretrain(
-        name="base",
-        data=DataSettings(sequence_length=128, batch_size=8),
-        model=ModelSettings(layers=1, width=96, context=128, vocab_size=512, attention=AttentionSettings(heads=12)),
-        plan=PlanSettings(topology={topology!r}),
-    )
 
-def recipe():
-    if not {pipeline}:
-        return pretraining()
-    dialogue = DialogueSettings(train=(DialogueSourceSettings(path="rows.jsonl"),), sequence_length=128, batch_size=8)
-    tuned = SFT(start="base", dialogue=dialogue)
-    return Pipeline("all", (pretraining(), tuned, Compare(start="sft", known_reward="a:b", dialogue=dialogue)))
-"""
+def recipe_of(topology, pipeline=False):
+    """Pretraining alone or in a pipeline with what is not planned."""
+    twelve = {"width": 96, "model__attention__heads": 12, "plan__topology": topology}
+    base, rows = for_slice(layers=1, name="base", **twelve), (DialogueSourceSettings(path="rows.jsonl"),)
+    tuned = sft(rows, dialogue__sequence_length=128)
+    compared = Compare(start="sft", known_reward="a:b", dialogue=tuned.dialogue)
+    return Pipeline("all", (base, tuned, compared)) if pipeline else base
 
 
 @pytest.fixture
@@ -38,7 +29,7 @@ def mistaken(tmp_path, monkeypatch, capsys):
     """A function from arguments to the one line that `lmjax plan` says of them; CPU devices stand for a slice's."""
 
     def run(*arguments, pipeline=False, topology="v5e-8"):
-        (tmp_path / "small.py").write_text(RECIPE.format(pipeline=pipeline, topology=topology))
+        write_recipe(tmp_path / "small.py", recipe_of(topology, pipeline))
         assert main(["plan", str(tmp_path / "small.py"), *arguments]) == 2
         said = capsys.readouterr()
         assert said.out == ""
@@ -121,7 +112,7 @@ def test_an_unknown_program_is_refused_with_those_there_are(capsys):
 
 @pytest.mark.parametrize("option", ["--explain", "--auto"])
 def test_where_libtpu_is_missing_the_plan_says_how_the_readme_installs_it(tmp_path, monkeypatch, capsys, option):
-    (tmp_path / "small.py").write_text(RECIPE.format(pipeline=False, topology="v5e-8"))
+    write_recipe(tmp_path / "small.py", recipe_of("v5e-8"))
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else find(name, *rest)

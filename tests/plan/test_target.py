@@ -1,7 +1,6 @@
 """The programs that are planned: they are those that run, they allocate nothing, and their FLOPs can be worked out."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -15,24 +14,17 @@ from lmjax.parallel.placement import jit_step
 from lmjax.plan.planner import chosen
 from lmjax.plan.target import target_of
 from lmjax.settings import (
-    DPO,
     PPO,
-    SFT,
     AttentionSettings,
     Compare,
-    DataSettings,
-    DialogueSettings,
     DialogueSourceSettings,
     EvaluationSettings,
     MeshSettings,
     ModelSettings,
+    OptimizerSettings,
     Pipeline,
     PlanSettings,
     PPOSettings,
-    Pretrain,
-    RewardModel,
-    RewardSettings,
-    SourceSettings,
     TrainSettings,
 )
 from lmjax.settings.recipe_files import load_recipe
@@ -46,11 +38,13 @@ from lmjax.tasks.task import Session
 from lmjax.tokenizers.byte import ByteTokenizer
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
+from tests import tiny as recipes
+from tests.tiny import dpo, pretrain, reward_model, sft, text, write_rows
 
 ENTRIES = ByteTokenizer.eos_id + 1
 SMALL = ModelSettings(layers=2, width=16, context=64, vocab_size=ENTRIES, attention=AttentionSettings(heads=2))
 LARGE = dataclasses.replace(SMALL, layers=3, width=32)
-ANSWERS = 3
+ANSWERS, MESH = 3, MeshSettings(data=2, fsdp=4)
 
 
 def target_in(pipeline, name, step="train"):
@@ -69,7 +63,7 @@ def files(tmp_path_factory):
         "prompt": {"prompt": "a"},
     }
     for name, row in rows.items():
-        (folder / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 8)
+        write_rows(folder / f"{name}.jsonl", [row] * 8)
     (folder / "text.txt").write_text("some text\n" * 400)
     return folder
 
@@ -78,33 +72,20 @@ def files(tmp_path_factory):
 def pipeline(files):
     """A pipeline of all stages, two models wide, none of which has run."""
 
-    def parts(name, length):
+    def made(kind, name, length=32, **changes):
         sources = (DialogueSourceSettings(path=str(files / f"{name}.jsonl")),)
-        dialogue = DialogueSettings(train=sources, sequence_length=length, batch_size=8, most_answers=ANSWERS)
-        mesh, train = MeshSettings(data=2, fsdp=4), TrainSettings(steps=7)
-        return {"dialogue": dialogue, "mesh": mesh, "train": train, "epochs": None}
+        read = {"dialogue__sequence_length": length, "dialogue__most_answers": ANSWERS, "mesh": MESH, "start": "sft"}
+        return kind(sources, epochs=None, train__steps=7, **(read | changes))
 
-    data = DataSettings(sequence_length=32, batch_size=8)
-    base = Pretrain(
-        name="base",
-        model=SMALL,
-        data=data,
-        evaluation=EvaluationSettings(sample_tokens=8),
-        mesh=MeshSettings(data=2, fsdp=4),
-    )
-    tuned = SFT(start="base", dropout=0.1, **parts("sft", 32))
-    ranked = RewardModel(start="elsewhere", model=LARGE, **parts("rank", 32))
-    direct = DPO(start="sft", **parts("rank", 32))
-    learned = PPO(
-        start="sft",
-        reward=RewardSettings(source="reward"),
-        ppo=PPOSettings(response_tokens=16, group=2, epochs=2, ema_decay=0.5, ptx_coefficient=2.0, ptx_rows=2),
-        mix=(SourceSettings(kind="text", path=str(files / "text.txt")),),
-        mix_length=24,
-        plan=PlanSettings(topology="v5e-8"),
-        **parts("prompt", 16),
-    )
-    compared = Compare(start="sft", known_reward="nobody:knows", dialogue=parts("prompt", 16)["dialogue"])
+    given = {"data__sequence_length": 32, "optimizer": OptimizerSettings(), "train": TrainSettings()}
+    base = pretrain(name="base", model=SMALL, mesh=MESH, evaluation__sample_tokens=8, **given)
+    tuned = made(sft, "sft", start="base", dropout=0.1)
+    ranked = made(reward_model, "rank", start="elsewhere", model=LARGE)
+    direct = made(dpo, "rank")
+    sampled = PPOSettings(response_tokens=16, group=2, epochs=2, ema_decay=0.5, ptx_coefficient=2.0, ptx_rows=2)
+    mixed = {"mix": text(files / "text.txt"), "mix_length": 24, "plan": PlanSettings(topology="v5e-8")}
+    learned = made(recipes.ppo, "prompt", 16, ppo=sampled, **mixed)
+    compared = Compare(start="sft", known_reward="nobody:knows", dialogue=learned.dialogue)
     return Pipeline("all", (base, tuned, compared, ranked, direct, learned))
 
 

@@ -108,6 +108,11 @@ def ran(compiled_once, files, stages) -> Path:
     return files.folder / "run"
 
 
+@pytest.fixture(autouse=True)
+def _reports_are_not_drawn(no_charts):
+    """Besides that of `ran`, which is there before."""
+
+
 @pytest.fixture
 def lowered():
     """The names of the functions that JAX has lowered for its compiler, each as often as that happened."""

@@ -24,7 +24,7 @@ LENGTH, STEPS = 16, 30
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(compiled_once, tmp_path_factory):
     """The example in a recipe file, its data, and what it is initialised from."""
     folder = tmp_path_factory.mktemp("own")
     (code,) = re.findall(r"```python\n(# sentiment\.py.*?)```", GUIDE.read_text(), re.S)
@@ -71,7 +71,7 @@ def test_it_trains_and_its_report_shows_its_own_metrics_and_values(recipe, folde
     assert last["validation_right"] == 1.0
 
 
-def test_it_resumes_to_the_numbers_of_an_uninterrupted_run(recipe, folder, tmp_path):
+def test_it_resumes_to_the_numbers_of_an_uninterrupted_run(recipe, two_devices, no_charts, tmp_path):
     longer = changed(recipe, optimizer__schedule__kind="constant")
     short = changed(longer, train__steps=20)
     lmjax.run(longer, tmp_path / "uninterrupted", quiet=True)
@@ -92,7 +92,7 @@ def load_model(folder):
     return from_json((folder / "base" / "recipe.json").read_text()).model
 
 
-def test_its_recipe_keeps_names_and_values_and_no_code(recipe, folder, tmp_path):
+def test_its_recipe_keeps_names_and_values_and_no_code(recipe, no_charts, tmp_path):
     text = to_json(recipe)
     again = from_json(text)
     assert to_json(again) == text and again.language_model == recipe.language_model == ("params", "trunk")
@@ -102,7 +102,7 @@ def test_its_recipe_keeps_names_and_values_and_no_code(recipe, folder, tmp_path)
         lmjax.run(again, tmp_path / "other", quiet=True)
 
 
-def test_a_value_of_it_that_changes_is_a_change_of_the_recipe(recipe, folder, tmp_path):
+def test_a_value_of_it_that_changes_is_a_change_of_the_recipe(recipe, no_charts, tmp_path):
     lmjax.run(changed(recipe, train__steps=1), tmp_path / "run", quiet=True)
     other = changed(recipe, task__train="held.jsonl")
     with pytest.raises(UserError, match=r"task.fields.train: 'train.jsonl' -> 'held.jsonl'"):
