@@ -27,8 +27,9 @@ from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.program import Program, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, TaskRun
+from lmjax.tasks.together import step_of_one
 from lmjax.training.loop import Values
-from lmjax.training.step import Metrics, make_train_step
+from lmjax.training.step import Metrics
 
 LONGEST_SKIP = "longest_skip"  # the most steps in a row that a run has skipped
 STACKED = TrainState(None, 0, 0)  # type: ignore[arg-type]  # the axes of runs, as vmap takes them
@@ -73,12 +74,8 @@ class NextTokenTogether(NextToken):
     def build(self, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
         stage = resolved.of(Pretrain)
         alone = self.model(resolved, platform_of(mesh))
-        axes, loss_fn, parts = alone.logical_axes(), self.loss(alone, resolved), stage.train.microbatches
         model = StackedModels(alone, tuple(one.seed for one in self.members))
-
-        def one(state: TrainState, seed: jax.Array, rate: jax.Array, batch: Any) -> tuple[TrainState, Metrics]:
-            optimizer, schedule = self.optimizer(resolved, steps, axes, rate)
-            return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
+        one = step_of_one(self, alone, resolved, steps)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             seeds, rates = jnp.asarray(model.seeds, jnp.int32), jnp.asarray(self._rates, jnp.float32)
@@ -86,12 +83,10 @@ class NextTokenTogether(NextToken):
             mapped = jax.vmap(one, in_axes=(STACKED, 0, 0, None), out_axes=(STACKED, 0))
             new, metrics = mapped(runs, seeds, rates, batch)
             skipped = jnp.where(metrics["skipped"] > 0, state.opt_state.skipped + 1, 0)
-            longest = jnp.maximum(state.opt_state.longest, skipped)
-            return TrainState(new.step, new.params, OptimizerStates(new.opt_state, skipped, longest)), self._named(
-                metrics
-            )
+            states = OptimizerStates(new.opt_state, skipped, jnp.maximum(state.opt_state.longest, skipped))
+            return TrainState(new.step, new.params, states), self._named(metrics)
 
-        optimizer = self._stacked(self.optimizer(resolved, steps, axes)[0])
+        optimizer = self._stacked(self.optimizer(resolved, steps, alone.logical_axes())[0])
         abstract, spec = abstract_state(model, optimizer, mesh), self.spec(resolved)
         batch = abstract_batch(spec, mesh)
         jitted = jit_step(step, abstract, mesh, stage.compute, batch=shardings_of(batch))

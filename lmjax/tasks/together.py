@@ -53,18 +53,30 @@ def runs_together(task: Task, resolved: ResolvedStage, steps: int, *, own_batche
     model = task.model(resolved, jax.default_backend())
     alone = not task.frozen_models(model)
     require(alone, "task", type(task).__name__, "one without frozen models for runs that train together", "use another")
-    loss_fn, axes, parts = task.loss(model, resolved), model.logical_axes(), stage.train.microbatches
+    axes, step = model.logical_axes(), step_of_one(task, model, resolved, steps)
 
     def fresh(seed: jax.Array) -> TrainState:
         return TrainState.create(model.init(jax.random.key(seed)), task.optimizer(resolved, steps, axes)[0])
-
-    def step(state: TrainState, seed: jax.Array, rate: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
-        optimizer, schedule = task.optimizer(resolved, steps, axes, rate)
-        own = make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)
-        return own(state, batch)
 
     return RunsTogether(
         jax.jit(jax.vmap(fresh)),
         jax.jit(jax.vmap(step, in_axes=(0, 0, 0, 0 if own_batches else None)), donate_argnums=0),
         jax.jit(jax.vmap(task.read(model, resolved), in_axes=(0, None))),
     )
+
+
+def step_of_one(
+    task: Task, model: Any, resolved: ResolvedStage, steps: int
+) -> Callable[[TrainState, jax.Array, jax.Array, Batch], tuple[TrainState, Metrics]]:
+    """(state, seed, rate, batch) -> (state, metrics) of one of the runs, to be mapped over states, seeds and rates."""
+    loss_fn, axes, parts = (
+        task.loss(model, resolved),
+        model.logical_axes(),
+        resolved.of(TrainingStage).train.microbatches,
+    )
+
+    def step(state: TrainState, seed: jax.Array, rate: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        optimizer, schedule = task.optimizer(resolved, steps, axes, rate)
+        return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
+
+    return step
