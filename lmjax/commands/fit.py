@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     fit.add_argument("table", type=path_of, metavar="TABLE")
     text = "chinchilla: approach 3 (default); isoflop: approach 2; envelope: approach 1; kaplan: its five power laws"
     fit.add_argument("--method", choices=(*METHODS, "all"), default="chinchilla", help=text)
-    _add_selection(fit)
+    add_selection(fit)
     text = "samples for intervals, 0 for none (default: 200)"
     fit.add_argument("--bootstrap", type=int, default=200, metavar="N", help=text)
     fit.add_argument("--seed", type=int, default=0, help="of the bootstrap samples (default: 0)")
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     fit.add_argument("--json", action="store_true", help="print one object; of kaplan and all: a list")
 
 
-def _add_selection(command: argparse.ArgumentParser) -> None:
+def add_selection(command: argparse.ArgumentParser) -> None:
     for role in ROLES:
         default = "adds the second step, from loss to accuracy" if role == "accuracy" else "default: by common names"
         command.add_argument(f"--{role}-column", metavar="NAME", help=f"of {role} ({default})")

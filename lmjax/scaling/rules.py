@@ -69,7 +69,7 @@ def gpt3(trained: Trained) -> Hyperparameters:
     size = math.log(parameters)
     rate = math.exp(np.interp(size, sizes, rates))
     tokens = math.exp(np.interp(size, sizes, batches))
-    rows = _rows(tokens, trained)
+    rows = whole_rows(tokens, trained)
     inside = "interpolated" if sizes[0] <= size <= sizes[-1] else "the nearest end"
     reason = (
         f"GPT-3's table 2.1, {inside}: rate {rate:.3g} and {tokens:,.0f} tokens of batch at {parameters:,} "
@@ -89,7 +89,7 @@ def porian(trained: Trained) -> Hyperparameters:
     size = trained.counted.parameters_with_head
     ratio = size / 108e6
     rate, tokens = 0.0047 * ratio ** (-1 / 3), 160 * 2048 * ratio ** (2 / 3)
-    rows = _rows(tokens, trained)
+    rows = whole_rows(tokens, trained)
     steps = trained.tokens / (rows * trained.sequence_length)
     warmup = min(size / (rows * trained.sequence_length), 0.2 * steps)
     reason = (
@@ -136,7 +136,7 @@ def inverse_width(learning_rate: float, base_width: int, batch_size: int, warmup
     return rule
 
 
-def _rows(tokens: float, trained: Trained) -> int:
+def whole_rows(tokens: float, trained: Trained) -> int:
     """The power of two of rows nearest to a batch of so many tokens, at most an eighth of the run's steps' worth."""
     wanted = math.log2(max(1.0, tokens / trained.sequence_length))
     most = math.log2(max(1.0, trained.tokens / trained.sequence_length / 8))

@@ -29,6 +29,7 @@ from lmjax.scaling.columns import (
     plain,
 )
 from lmjax.scaling.row_conditions import fitting
+from lmjax.scaling.sweep_table import DIVERGED, FAILED
 
 ROLES = ("params", "tokens", "flops", "loss", "budget", "steps", "accuracy")
 EXTRA = ("steps", "accuracy", "params_other", "held_out")
@@ -111,7 +112,7 @@ def make_table(params: Any, tokens: Any, loss: Any, steps: Any = None) -> Table:
 def read_table(path: Path, selection: Selection = Selection()) -> Table:
     """The runs of a file. Raises UserError naming the file and row, column or option."""
     notes: list[str] = []
-    found = _records(path, notes)
+    found = _ended_well(_records(path, notes), notes)
     for text in selection.where:
         fits = fitting("--where", text, found, path)
         notes.append(f"--where {text}: {sum(fits)} of {len(found)} rows")
@@ -176,6 +177,16 @@ def _records(path: Path, notes: list[str]) -> Rows:
     return read  # type: ignore[return-value]
 
 
+def _ended_well(found: Rows, notes: list[str]) -> Rows:
+    """The rows without those that say of themselves, as a sweep's do, that their run failed or diverged."""
+    bad = [place for place, row in found if row.get("status") in (FAILED, DIVERGED)]
+    if bad:
+        notes.append(
+            f"{len(bad)} of {len(found)} rows say that their run failed or diverged, and are left out: {bad[0]}"
+        )
+    return [(place, row) for place, row in found if row.get("status") not in (FAILED, DIVERGED)]
+
+
 def _is_torn(path: Path) -> bool:
     """Whether a file of lines ends without a line feed, as where its writer was killed."""
     return suffix_of(path) == ".jsonl" and not path.read_bytes().endswith(b"\n")
@@ -194,6 +205,8 @@ def _good(
     for role in ("loss", *SIZES):
         if role in values:
             bad = ~(np.isfinite(values[role]) & (values[role] > 0))
+            if role == "budget" and ("tokens" in values or "flops" in values):
+                bad &= ~np.isnan(values[role])  # a run of no profile has no budget
             wrong += [
                 f"{places[row]}: {columns[role]} = {values[role][row]:g}" for row in np.flatnonzero(bad & good).tolist()
             ]
@@ -218,7 +231,8 @@ def _table(
         notes.append(f"tokens are computed: D = C / 6 N, with C from the column {columns[role]!r}")
         D = values[role] / (6 * N)
     C = 6 * N * D if C is None else C
-    budget = values["budget"] if "budget" in values else grouped(C)
+    budget = values.get("budget", np.full_like(C, np.nan))
+    budget = np.where(np.isnan(budget), grouped(C), budget)
     extra = {role: values[role] for role in EXTRA if role in values}
     return Table(N, D, C, values["loss"], budget, extra, tuple(places), columns, tuple(notes))
 

@@ -1,0 +1,113 @@
+"""The run that a forecast speaks of: its recipe, from a run of the sweep, and what it takes of a slice.
+
+In: a forecast, the sweep's rows and a pretraining recipe that gives data, tokenizer and the shape's proportions. Out:
+the recipe of the compute-optimal run, laid out by `lmjax plan --auto` where a slice is named, and its chip-hours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmjax.errors import UserError
+from lmjax.model.flops import Count, count
+from lmjax.plan.cache import Cache
+from lmjax.plan.planner import planned_recipe
+from lmjax.plan.search import Watch, search
+from lmjax.plan.tables import named
+from lmjax.run_files import RECIPE_FILE
+from lmjax.runs.sweep_rows import RUNS
+from lmjax.scaling.forecast import Forecast
+from lmjax.scaling.ladder import dial, run_name
+from lmjax.scaling.rules import Rule, Trained
+from lmjax.scaling.sweep_table import DONE, Row
+from lmjax.settings import ModelSettings, Pretrain
+from lmjax.settings.recipe_files import read_recipe
+
+MOST_LAYERS = 512
+
+
+@dataclass(frozen=True)
+class Slices:
+    """What the run takes of a slice: the layout that was chosen, seconds of a step, hours, and chips x hours."""
+
+    topology: str
+    layout: str
+    step_seconds: float
+    hours: float
+    chip_hours: float
+
+
+@dataclass(frozen=True)
+class Design:
+    """The recipe of a forecast's run, its exact size, the arithmetic of rate and batch, and its time on a slice."""
+
+    recipe: Pretrain
+    counted: Count
+    tokens: int
+    reason: str
+    slices: Slices | None = None
+
+
+def base_of(rows: dict[str, Row], table: Path) -> Pretrain:
+    """The recipe of the sweep's largest finished run, from its folder beside the table. Raises UserError."""
+    done = [row for row in rows.values() if row.get("status") == DONE]
+    for row in sorted(done, key=lambda row: -row["parameters"]):
+        kept = table.parent / RUNS / row["name"] / RECIPE_FILE
+        if kept.exists():
+            stage = read_recipe(kept)
+            if isinstance(stage, Pretrain):
+                return stage
+    raise UserError(f"{table}: no run's recipe is in {table.parent / RUNS}; give --base with a pretraining recipe")
+
+
+def design(found: Forecast, base: Pretrain, rule: Rule) -> Design:
+    """The recipe nearest to the forecast's parameters on the proportions of `base`, for the forecast's tokens."""
+    vocabulary = base.model.vocab_size or base.tokenizer.planned_vocab_size
+    if vocabulary is None:
+        raise UserError("model.vocab_size: expected the tokenizer's size; set it in the base recipe")
+
+    def counted(model: ModelSettings) -> Count:
+        return count(dataclasses.replace(model, vocab_size=vocabulary), base.data.sequence_length)
+
+    def away(model: ModelSettings) -> float:
+        return abs(math.log(counted(model).parameters / found.params))
+
+    aspect = max(1, round(base.model.width / base.model.layers))
+    model = min((dial(base.model, layers, aspect=aspect) for layers in range(1, MOST_LAYERS + 1)), key=away)
+    length = base.data.sequence_length
+    chosen = rule(Trained(model, counted(model), found.tokens, length))
+    steps = max(1, round(found.tokens / (chosen.batch_size * length)))
+    tokens = steps * chosen.batch_size * length
+    schedule = dataclasses.replace(base.optimizer.schedule, warmup=chosen.warmup)
+    rate = float(f"{chosen.learning_rate:.4g}")
+    optimizer = dataclasses.replace(base.optimizer, learning_rate=rate, schedule=schedule)
+    recipe = dataclasses.replace(
+        base,
+        name=run_name(found.flops, counted(model).parameters, tokens),
+        model=model,
+        data=dataclasses.replace(base.data, batch_size=chosen.batch_size, ramp_from=None, ramp_tokens=0),
+        optimizer=optimizer,
+        train=dataclasses.replace(base.train, steps=steps, microbatches=1),
+        checkpoint=dataclasses.replace(base.checkpoint, at=()),
+    )
+    return Design(recipe, counted(model), tokens, chosen.reason)
+
+
+def on_slice(planned: Design, topology: str, limit: int, watch: Watch, say: Any) -> Design:
+    """The design with the mesh, microbatches and remat policy that are quickest on the slice, and its chip-hours.
+
+    Raises UserError where nothing fits the slice, or where it is unknown.
+    """
+    found = search(planned_recipe(planned.recipe, topology), None, limit, cache=Cache(say=say), watch=watch)
+    if not found.ranked:
+        raise UserError(f"--topology {topology}: no layout of {planned.recipe.name} fits; name a larger slice")
+    best = found.ranked[0]
+    hours = best.seconds * planned.recipe.train.steps / 3600
+    recipe = best.candidate.applied(planned.recipe)
+    plan = dataclasses.replace(recipe.plan, topology=topology)
+    slices = Slices(topology, named(best.candidate), best.seconds, hours, hours * found.where.chips)
+    return dataclasses.replace(planned, recipe=dataclasses.replace(recipe, plan=plan), slices=slices)

@@ -1,0 +1,46 @@
+"""A recipe as the source of a Python file that makes it: fields that have their default are left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lmjax.errors import UserError
+from lmjax.settings.stage import Stage, TaskSettings
+
+WIDTH = 100  # of a call on one line
+
+
+def source_of(stage: Stage, docstring: str) -> str:
+    """A recipe file whose recipe() returns the stage. Raises UserError for a stage with a task of the user's own."""
+    names: set[str] = set()
+    body = _written(stage, names, "    ")
+    quoted = docstring.replace("\\", "\\\\").replace('"""', "'''")
+    lines = [f'"""{quoted}"""', "", "from lmjax.settings import (", *(f"    {name}," for name in sorted(names)), ")"]
+    return "\n".join([*lines, "", "", f"def recipe() -> {type(stage).__name__}:", f"    return {body}", ""])
+
+
+def _written(value: Any, names: set[str], indent: str) -> str:
+    if isinstance(value, TaskSettings):
+        raise UserError("task: a task of one's own stands in no recipe that is written; expected a task of lmjax's")
+    if isinstance(value, tuple):
+        return _call("", [_written(item, names, indent + "    ") for item in value], indent, tuple_of=len(value))
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    names.add(type(value).__name__)
+    fields = [field for field in dataclasses.fields(value) if getattr(value, field.name) != _default(field)]
+    parts = [f"{field.name}={_written(getattr(value, field.name), names, indent + '    ')}" for field in fields]
+    return _call(type(value).__name__, parts, indent)
+
+
+def _call(name: str, parts: list[str], indent: str, tuple_of: int = 0) -> str:
+    comma = "," if tuple_of == 1 else ""
+    line = f"{name}({', '.join(parts)}{comma})"
+    if len(line) <= WIDTH and "\n" not in line:
+        return line
+    inner = "".join(f"{indent}    {part},\n" for part in parts)
+    return f"{name}(\n{inner}{indent})"
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else dataclasses.MISSING

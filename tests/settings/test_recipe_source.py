@@ -1,0 +1,31 @@
+"""A recipe that is written as a file is the same recipe when it is read."""
+
+import dataclasses
+
+import pytest
+
+from lmjax.errors import UserError
+from lmjax.settings import Finetune, Pretrain
+from lmjax.settings.recipe_files import load_recipe, recipe_names
+from lmjax.settings.recipe_source import source_of
+from lmjax.settings.stage import SavedTask
+
+STAGES = [stage for name in recipe_names() for stage in load_recipe(name).stages]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_published_stage_comes_back(stage, tmp_path):
+    path = tmp_path / "written.py"
+    path.write_text(source_of(stage, 'As "written" in\\n a """test"""'))
+    assert load_recipe(str(path)) == stage
+
+
+def test_defaults_are_left_out():
+    body = source_of(dataclasses.replace(Pretrain(), name="small"), "Small.")
+    assert body.splitlines()[-2:] == ["def recipe() -> Pretrain:", "    return Pretrain(name='small')"]
+
+
+def test_a_task_of_ones_own_cannot_be_written():
+    stage = Finetune(start="base", task=SavedTask("mine", (), ()))
+    with pytest.raises(UserError, match=r"task: .*; expected a task of lmjax's"):
+        source_of(stage, "Mine.")
