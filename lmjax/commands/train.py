@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import lmjax
 from lmjax.commands.command import add_command, overridden_recipe, path_of
+from lmjax.run_files import TABLE_FILE
 
 
 def add(commands: Any) -> None:
@@ -26,7 +28,9 @@ def add(commands: Any) -> None:
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
     run.add_argument("--executable", type=path_of, metavar="FILE", help="the step, as lmjax plan --save wrote it")
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
-    report = add_command(commands, "report", _report, "write report.html of a run", "lmjax report runs/quickstart")
+    report = add_command(
+        commands, "report", _report, "write report.html of a run or a sweep", "lmjax report runs/quickstart"
+    )
     report.add_argument("workdir", type=path_of)
 
 
@@ -37,6 +41,13 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:
+    table = options.workdir / TABLE_FILE
+    if table.is_file():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # for its fits, in float64
+        from lmjax.scaling.sweep_page import write_sweep_report
+
+        print(write_sweep_report(options.workdir, table))
+        return 0
     from lmjax.report.page import write_report
 
     print(write_report(options.workdir))

@@ -18,8 +18,7 @@ from lmjax.plan.cache import Cache
 from lmjax.plan.planner import planned_recipe
 from lmjax.plan.search import Watch, search
 from lmjax.plan.tables import named
-from lmjax.run_files import RECIPE_FILE
-from lmjax.runs.sweep_rows import RUNS
+from lmjax.run_files import RECIPE_FILE, RUNS
 from lmjax.scaling.forecast import Forecast
 from lmjax.scaling.ladder import dial, run_name
 from lmjax.scaling.rules import Rule, Trained

@@ -21,8 +21,9 @@ from lmjax.fields import require_local
 from lmjax.files import user_path, write_whole
 from lmjax.parallel import processes
 from lmjax.parallel.start_jax import prepare_jax
+from lmjax.run_files import RUNS, TABLE_FILE
 from lmjax.runs.run import Result, run
-from lmjax.runs.sweep_rows import RUNS, TABLE_FILE, cell, check_table, ended_row, of_member, said, varying
+from lmjax.runs.sweep_rows import cell, check_table, ended_row, of_member, said, varying
 from lmjax.runs.sweep_size import size_of
 from lmjax.runs.sweep_units import digest, digest_of, share_of, shared
 from lmjax.runs.workdir import held

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.plan.slices import Slice
+from lmjax.run_files import TABLE_FILE
 from lmjax.runs.slice_hours import SliceTime
-from lmjax.runs.sweep_rows import TABLE_FILE, check_table
+from lmjax.runs.sweep_rows import check_table
 from lmjax.runs.sweep_size import seconds_of, size_of
 from lmjax.runs.sweep_units import share_of
 from lmjax.scaling.ladder import Size

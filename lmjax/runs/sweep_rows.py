@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError
-from lmjax.run_files import RECIPE_FILE
+from lmjax.run_files import RECIPE_FILE, RUNS, TABLE_FILE
 from lmjax.runs.sweep_units import digest
 from lmjax.scaling.sweep_table import DIVERGED, DONE, Row
 from lmjax.settings import ModelSettings, Sweep
 from lmjax.settings.recipe_files import difference, flat, plain, read_recipe
 
-TABLE_FILE, RUNS = "table.jsonl", "runs"  # in a sweep's workdir
 ALWAYS = (  # fields of a run that its row has, also where all runs have the same
     *("model.layers", "model.width", "data.batch_size", "data.sequence_length", "train.steps", "train.seed"),
     "optimizer.learning_rate",
