@@ -63,6 +63,7 @@ def run(
     start_from: str | None = None,
     executable: Path | None = None,
     cache: Path | str | None = None,
+    report: bool = True,
 ) -> Result:
     """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
 
@@ -70,11 +71,12 @@ def run(
     and `start_from` runs that stage and all behind it anew. `executable` is the file of a pretraining step that
     `lmjax plan` compiled. `cache` is the folder where runs share their token shards, by default `cache` beside the
     workdir. Where the default one cannot be written, tokens are kept in the workdir; a named one is then an error.
+    Without `report` a stage has none until `lmjax report` writes it.
     SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data, and when the disk is
     full.
     """
     with processes.telling_others():
-        return _run(recipe, workdir, force, quiet, only, start_from, executable, cache)
+        return _run(recipe, workdir, force, quiet, only, start_from, executable, cache, report)
 
 
 def _run(
@@ -86,6 +88,7 @@ def _run(
     start_from: str | None,
     executable: Path | None,
     cache: Path | str | None,
+    report: bool,
 ) -> Result:
     require_local("workdir", workdir, bucket=True)
     require_local("cache", cache)
@@ -117,7 +120,7 @@ def _run(
             if isinstance(recipe, Pipeline):
                 result = _pipeline(recipe, folder, stop, display, tokens, only, start_from, force)
             else:
-                result = _stage(recipe, folder, stop, display, tokens, force, executable)
+                result = _stage(recipe, folder, stop, display, tokens, force, executable, report)
             return dataclasses.replace(result, workdir=asked)
         except Stopped:
             display.say("stopped; the same command resumes")
@@ -168,6 +171,7 @@ def _stage(
     cache: TokenCache,
     force: bool,
     executable: Path | None = None,
+    report: bool = True,
 ) -> Result:
     recipe, changes = place.claim(folder, recipe, force)
     claim_provenance(recipe, folder, force)
@@ -185,7 +189,7 @@ def _stage(
         if processes.is_first():
             write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2))
     if processes.is_first():
-        _say_result(display, summary, write_report(folder))
+        _say_result(display, summary, write_report(folder) if report else None)
     processes.barrier("finished")
     share(folder)
     return Result(folder, None, summary)
@@ -274,7 +278,7 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
     return {name: merged[name] for name in (*wanted, *of_sources) if name in merged}
 
 
-def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path) -> None:
+def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path | None) -> None:
     parts = [f"loss {summary['loss']:.4f}"] if "loss" in summary else []
     if "validation_loss" in summary:
         parts.append(f"validation loss {summary['validation_loss']:.4f}")
@@ -295,4 +299,5 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
             display.say(f"{told[quantity]} of {source}: {value:.4f}")
     if "sample" in summary:
         display.say(f"sample: {summary.get('prompt', '')}{summary['sample']}")
-    display.say(f"report: {written}")
+    if written is not None:
+        display.say(f"report: {written}")

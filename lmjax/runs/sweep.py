@@ -152,7 +152,9 @@ class _Worker:
         members = tuple(Member(one.name, one.stage.train.seed, one.stage.optimizer.learning_rate) for one in unit)
         fields = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
         try:
-            result = run(PretrainTogether(**fields, members=members), own, quiet=not self.verbose, cache=self.cache)
+            result = run(
+                PretrainTogether(**fields, members=members), own, quiet=not self.verbose, cache=self.cache, report=False
+            )
         except UserError as error:
             if not isinstance(error, DivergedError):
                 raise
@@ -203,7 +205,7 @@ class _Worker:
     def _run(self, one: SweepRun, own: Path) -> Result:
         if one.trunk and not checkpoints_in(own):
             self._branch_off(one, own)
-        return run(one.stage, own, quiet=not self.verbose, cache=self.cache)
+        return run(one.stage, own, quiet=not self.verbose, cache=self.cache, report=False)
 
     def _branch_off(self, one: SweepRun, own: Path) -> None:
         """Copies the trunk's checkpoint of the step where this run's cooldown begins, whole or not at all."""
