@@ -67,6 +67,14 @@ def train(compiled_once) -> Callable[..., TrainState]:
     return run
 
 
+@pytest.fixture(scope="session")
+def whole(tiny, train, tmp_path_factory) -> tuple[Pretrain, Path, TrainState]:
+    """An uninterrupted run of that recipe, evaluated after every fourth step: (recipe, workdir, state)."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = tiny(evaluation__every=4)
+    return recipe, folder, train(recipe, folder)
+
+
 @pytest.fixture
 def two_devices(compiled_once, monkeypatch) -> None:
     """What a test runs has a mesh of two devices."""

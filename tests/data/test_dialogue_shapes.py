@@ -14,6 +14,7 @@ from lmjax.data.conversation_files import read_records
 from lmjax.data.conversations import Record, Turn
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSourceSettings
+from tests.data.test_open_files import zstd
 
 
 def user(text):
@@ -187,13 +188,6 @@ def test_parts_of_a_source_make_up_the_whole_and_files_may_be_lists_csv_or_gzipp
 
 FAR = "\u2028 \x85 \x0c \x1c \u2029"  # str.splitlines cuts at each of these
 FILES = [{"prompt": f"q {FAR} {i}", "answer": "long " * 40_000 + f"{i}"} for i in range(2)]  # above csv's own limit
-
-
-def zstd(data):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as out:
-        out.write(data)
-    return sink.getvalue().to_pybytes()
 
 
 def parquet(rows):

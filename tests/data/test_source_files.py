@@ -14,6 +14,7 @@ from lmjax.data.documents import BadRecordError
 from lmjax.data.sources import open_source
 from lmjax.errors import UserError
 from lmjax.settings import SourceSettings
+from tests.data.test_open_files import zstd
 
 TEXTS = ["one, \u2028 \x85 \x0b \x0c \x1c \u2029 end", "zw\u00f6lf", 'say "yes"\nnext line', ""]
 LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in TEXTS)
@@ -22,13 +23,6 @@ CSV = 'id,text\r\n1,"' + '"\r\n2,"'.join(text.replace('"', '""') for text in TEX
 
 def source(path, **settings):
     return open_source(SourceSettings(path=str(path), **settings))
-
-
-def zstd(data):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as out:
-        out.write(data)
-    return sink.getvalue().to_pybytes()
 
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}

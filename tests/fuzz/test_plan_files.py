@@ -9,19 +9,13 @@ import pytest
 from lmjax.parallel.executable import load_executable, save_executable
 from lmjax.parallel.mesh import make_mesh
 from lmjax.plan.cache import Cache, Result
-from lmjax.plan.estimate import AxisTraffic, Estimate
 from lmjax.settings import MeshSettings, ModelSettings, Pretrain
+from tests.plan.test_search_cache import ESTIMATE
 
 from .harness import survives, written
 from .mutations import damaged_bytes, damaged_json
 
 pytestmark = pytest.mark.slow
-
-ESTIMATE = Estimate(
-    *("one", "v5e-4", 4, 4, {"data": 4}, "none", 8, 256, 1000, True, 15.75, 3.5),
-    step_seconds=0.1,
-    collectives=(AxisTraffic("data", {"all-reduce": 2}, 0.5, 0.75, 0.01),),
-)
 
 
 def test_what_a_search_has_compiled(tmp_path, monkeypatch):

@@ -78,6 +78,13 @@ def first_state(learner):
     return dataclasses.replace(state, step=jnp.int32(3))  # an iteration in which some responses end by themselves
 
 
+@functools.cache
+def rolled(response_tokens, group, side):
+    """The rollout of the first iteration, which depends on nothing else of a learner."""
+    learner = make_learner(response_tokens=response_tokens, group=group)
+    return jax.jit(learner.roll)(first_state(learner), ragged_prompts(side))
+
+
 @pytest.fixture
 def prompts():
     return ragged_prompts()

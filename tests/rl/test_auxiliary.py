@@ -11,7 +11,7 @@ from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.outputs import Outputs, Weighted
 
-from .conftest import SETTINGS, first_state, make_learner, models, ragged_prompts
+from .conftest import SETTINGS, first_state, make_learner, models, rolled
 
 
 class Constant(LanguageModel):
@@ -26,8 +26,7 @@ class Constant(LanguageModel):
 @pytest.mark.parametrize(("baseline", "added"), [("value", 1.0), ("value_head", 0.5), ("group", 0.5)])
 def test_auxiliary_losses_are_added_to_the_mean_of_the_loss(baseline, added):
     learner = make_learner(baseline=baseline, group=2 if baseline == "group" else 1)
-    state, prompts = first_state(learner), ragged_prompts()
-    rollout = jax.jit(learner.roll)(state, prompts)
+    state, rollout = first_state(learner), rolled(learner.ppo.response_tokens, learner.ppo.group, "left")
     scores = jnp.arange(rollout.mask.shape[0], dtype=jnp.float32)
     experience = jax.jit(lambda p: learner.experience(p, p["policy"], rollout, scores, jnp.float32(0.1)))
     data, _ = experience(state.params)

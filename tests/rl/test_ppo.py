@@ -1,7 +1,6 @@
 """PPO: where an iteration starts, what its gradient reduces to, and what cannot change it."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,9 @@ from lmjax.objective.policy import ptx_weights
 from lmjax.rl.learner import by_part
 from lmjax.settings import KLSettings, RewardSettings
 
-from .conftest import VOCABULARY, first_state, make_learner, models, parameters, ragged_prompts
+from .conftest import VOCABULARY, first_state, make_learner, models, parameters, ragged_prompts, rolled
 
 SCORES = jnp.asarray([0.5, -1.0, 2.0, 0.3])
-
-
-@functools.cache
-def rolled(response_tokens, group, side):
-    """The rollout of the first iteration, which depends on nothing else of a learner."""
-    learner = make_learner(response_tokens=response_tokens, group=group)
-    return jax.jit(learner.roll)(first_state(learner), ragged_prompts(side))
 
 
 def experienced(learner, side="left", scores=SCORES):

@@ -16,7 +16,6 @@ import lmjax
 from lmjax.checkpoints.checkpoint import find_checkpoint
 from lmjax.errors import UserError
 from lmjax.parallel import start_jax as platform
-from lmjax.report.page import write_report
 from lmjax.runs import run as module
 from lmjax.runs.run import run
 from lmjax.settings import CheckpointSettings, EvaluationSettings, OptimizerSettings, TrainSettings
@@ -28,27 +27,18 @@ from tests.running import assert_same_bits, interrupted, lines_of
 STEPS = 10  # of the recipe `tiny`
 
 
-@pytest.fixture(autouse=True)
-def _no_report(two_devices, monkeypatch):
-    monkeypatch.setattr(module, "write_report", lambda folder: folder / "report.html")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny, train):
-    """The parameters of an uninterrupted run."""
-    return train(tiny(), tmp_path_factory.mktemp("whole")).params
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 def _final(workdir: Path):
     return lmjax.load(workdir).params
 
 
-def test_a_run_ends_with_its_loss_a_sample_and_the_report(tmp_path, tiny, capsys, monkeypatch, whole):
-    monkeypatch.setattr(module, "write_report", write_report)
+def test_a_run_ends_with_its_loss_a_sample_and_the_report(tmp_path, tiny, capsys, whole):
     evaluation = EvaluationSettings(every=5, prompts=("the", "a "), sample_tokens=3)
     result = run(tiny(evaluation=evaluation), tmp_path / "run")
     assert (result.workdir, result.signal, result.exit_code) == (tmp_path / "run", None, 0)
-    assert_same_bits(_final(tmp_path / "run"), whole)
+    assert_same_bits(_final(tmp_path / "run"), whole[2].params)
     lines = read_metrics(tmp_path / "run")
     last = {name: value for line in lines for name, value in line.items()}
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -56,7 +46,7 @@ def test_a_run_ends_with_its_loss_a_sample_and_the_report(tmp_path, tiny, capsys
     for name in ("loss", "validation_loss", "validation_perplexity", "bits_per_byte", "prompt", "sample"):
         assert summary[name] == last[name], name
     assert summary["steps"] == STEPS
-    assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(whole))
+    assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(whole[2].params))
     said = capsys.readouterr().out
     assert f"final: loss {last['loss']:.4f}, validation loss {last['validation_loss']:.4f}, " in said
     assert "sample: a " in said
@@ -86,7 +76,7 @@ def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_bits(tmp_path, tin
     assert capsys.readouterr().out.endswith("stopped and saved at step 6 of 10; the same command resumes\n")
     assert not (tmp_path / "summary.json").exists()
     assert run(tiny(), tmp_path).exit_code == 0
-    assert_same_bits(_final(tmp_path), whole)
+    assert_same_bits(_final(tmp_path), whole[2].params)
     assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, STEPS + 1))
 
 
@@ -95,7 +85,7 @@ def test_a_second_signal_is_obeyed_at_once_and_costs_only_the_steps_since_the_la
         run(tiny(), tmp_path)
     assert find_checkpoint(tmp_path).step == 4
     assert run(tiny(), tmp_path).exit_code == 0
-    assert_same_bits(_final(tmp_path), whole)
+    assert_same_bits(_final(tmp_path), whole[2].params)
 
 
 def test_a_signal_while_data_are_prepared_stops_at_once(tmp_path, tiny, capsys, monkeypatch):
@@ -134,7 +124,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_run_goes_on_from_the_on
     assert run(recipe, tmp_path).exit_code == 0
     assert f"{checkpoints / str(newest)} is damaged: " in (said := capsys.readouterr().out)
     assert "; trying the one before it\n" in said
-    assert_same_bits(_final(tmp_path), whole)
+    assert_same_bits(_final(tmp_path), whole[2].params)
     assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, STEPS + 1))
 
 
@@ -184,7 +174,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_freeing_space_goes_on(small_di
     assert 1 <= kept < STEPS, "the disk filled up in the middle of the run"
     small_disk("50m")
     assert run(recipe, workdir).exit_code == 0
-    assert_same_bits(_final(workdir), whole)
+    assert_same_bits(_final(workdir), whole[2].params)
     assert [line["step"] for line in lines_of(workdir)] == list(range(1, STEPS + 1))
     assert "Traceback" not in capfd.readouterr().err
     assert not [entry for entry in caplog.records if entry.exc_info], "no thread logs it beside the error"

@@ -25,9 +25,7 @@ RAMP = {"data__ramp_from": 2, "data__ramp_tokens": 16 * 24, "data__ramp_sizes": 
 TIMES = ("wall_seconds", "tokens_per_second")
 
 
-@pytest.fixture(autouse=True)
-def _no_report(two_devices, monkeypatch):
-    monkeypatch.setattr(module, "write_report", lambda folder, stages=True: folder / "report.html")
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 def stopped(step, recipe, workdir, number=signal.SIGTERM):

@@ -28,14 +28,6 @@ def stopped_after(step, train, recipe, folder):
         return train(recipe, folder, stop)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny, train):
-    """The uninterrupted run: (recipe, workdir, state)."""
-    folder = tmp_path_factory.mktemp("whole")
-    recipe = tiny(evaluation=EvaluationSettings(every=4))
-    return recipe, folder, train(recipe, folder)
-
-
 def _numpy_loss(trained: Trained, text: bytes) -> tuple[float, int]:
     """The mean cross-entropy of a text's tokens in rows of LENGTH, and how many tokens there are, in plain NumPy."""
     tokens = np.concatenate([[*line, ByteTokenizer.eos_id] for line in text.splitlines()])

@@ -9,6 +9,7 @@ import lmjax
 from lmjax.settings import AttentionSettings, Pipeline, TokenizerSettings
 from lmjax.settings.recipe_files import load_recipe
 from lmjax.training.record import read_metrics
+from tests.tiny import changed
 
 STAGES = ["pretrain", "sft", "compare", "reward", "best-of", "ppo"]
 
@@ -16,20 +17,11 @@ STAGES = ["pretrain", "sft", "compare", "reward", "best-of", "ppo"]
 def short(stage):
     """The stage with as few prompts and steps as it can have."""
     if stage.name == "pretrain":
-        return dataclasses.replace(
-            stage,
-            tokenizer=TokenizerSettings(kind="bpe", vocab_size=512, training_bytes=100_000),
-            model=dataclasses.replace(stage.model, layers=1, width=32, attention=AttentionSettings(heads=2)),
-            train=dataclasses.replace(stage.train, steps=2),
-            evaluation=dataclasses.replace(stage.evaluation, batches=1),
-        )
-    dialogue = dataclasses.replace(
-        stage.dialogue, **{f: tuple(map(_few, getattr(stage.dialogue, f))) for f in ("train", "validation")}
-    )
-    changes = {"dialogue": dialogue}
-    if hasattr(stage, "train"):
-        changes |= {"train": dataclasses.replace(stage.train, steps=2), "epochs": None}
-    return dataclasses.replace(stage, **changes)
+        tokenizer = TokenizerSettings(kind="bpe", vocab_size=512, training_bytes=100_000)
+        model = {"model__layers": 1, "model__width": 32, "model__attention": AttentionSettings(heads=2)}
+        return changed(stage, tokenizer=tokenizer, train__steps=2, evaluation__batches=1, **model)
+    short = {f"dialogue__{f}": tuple(map(_few, getattr(stage.dialogue, f))) for f in ("train", "validation")}
+    return changed(stage, **short, **({"train__steps": 2, "epochs": None} if hasattr(stage, "train") else {}))
 
 
 def _few(source):
