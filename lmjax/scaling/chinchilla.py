@@ -85,8 +85,9 @@ class ChinchillaFit:
 
     @property
     def _log_k(self) -> np.ndarray:
-        log_G = np.log(self.G)
-        return np.logaddexp(self.log_A - self.alpha * log_G, self.log_B + self.beta * log_G)
+        with np.errstate(invalid="ignore", divide="ignore"):  # as of G
+            log_G = np.log(self.G)
+            return np.logaddexp(self.log_A - self.alpha * log_G, self.log_B + self.beta * log_G)
 
     def take(self, index: Any) -> ChinchillaFit:
         """The fit of sample `index`, or of several."""
