@@ -87,7 +87,8 @@ def _held_out(table: Table, near: ChinchillaFit, options: FitOptions) -> tuple[H
 
 
 def _errors(what: str, fitted: int, one: ChinchillaFit, tested: Table) -> HeldOut:
-    error_R = one.loss(tested.params, tested.tokens) / tested.loss - 1
+    with np.errstate(over="ignore"):
+        error_R = one.loss(tested.params, tested.tokens) / tested.loss - 1
     return HeldOut(what, fitted, len(tested), float(error_R.mean()), float(error_R[np.abs(error_R).argmax()]))
 
 

@@ -62,8 +62,9 @@ class ChinchillaFit:
 
     def loss(self, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
         """The loss of models of `params` parameters trained on `tokens` tokens."""
-        by_size = np.exp(self.log_A - self.alpha * np.log(params))
-        return self.E + by_size + np.exp(self.log_B - self.beta * np.log(tokens))
+        with np.errstate(over="ignore"):
+            by_size = np.exp(self.log_A - self.alpha * np.log(params))
+            return self.E + by_size + np.exp(self.log_B - self.beta * np.log(tokens))
 
     def optimum(self, flops: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """The parameters and tokens of least loss at C = 6 N D = `flops`."""
