@@ -63,6 +63,7 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 on the CPU; an accelerator may be another process's
     from lmjax.scaling.bootstrap import FitOptions
     from lmjax.scaling.methods import fit_table
+    from lmjax.scaling.result import finite
     from lmjax.scaling.table import described
 
     table, held_out = read_selected(options.table, options, options.where).split()
@@ -81,7 +82,7 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
         printed = [result.to_json() for result in results]
         printed[0] |= {"accuracy": printed.pop()} if options.accuracy_column is not None else {}
         printed[0] |= {"savings": [saving._asdict() for saving in saved]} if saved else {}
-        print(json.dumps(printed if options.method in ("kaplan", "all") else printed[0], allow_nan=False))
+        print(json.dumps(finite(printed if options.method in ("kaplan", "all") else printed[0]), allow_nan=False))
     else:
         print(described(table))
         for result in results:

@@ -27,6 +27,9 @@ def fit_samples(table: Table, options: FitOptions) -> tuple[ChinchillaFit, Chinc
         if not exponent > 0:
             what = f"no fit: {name} is {exponent:.3g}, so the loss does not fall with {size}"
             raise UserError(f"{what}; check the columns, or add runs that differ more in {size}")
+    if not np.isfinite(best.frontier(table.flops)).all():
+        what = f"no fit: loss {table.loss.min():.3g} to {table.loss.max():.3g} gives constants that no number can hold"
+        raise UserError(f"{what}; check the columns, or leave out rows by --drop-highest-loss")
     if not options.samples:
         return best, None
     weights_SR = drawn(len(table), options)
@@ -84,7 +87,8 @@ def _held_out(table: Table, near: ChinchillaFit, options: FitOptions) -> tuple[H
 
 
 def _errors(what: str, fitted: int, one: ChinchillaFit, tested: Table) -> HeldOut:
-    error_R = one.loss(tested.params, tested.tokens) / tested.loss - 1
+    with np.errstate(over="ignore"):
+        error_R = one.loss(tested.params, tested.tokens) / tested.loss - 1
     return HeldOut(what, fitted, len(tested), float(error_R.mean()), float(error_R[np.abs(error_R).argmax()]))
 
 

@@ -62,8 +62,9 @@ class ChinchillaFit:
 
     def loss(self, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
         """The loss of models of `params` parameters trained on `tokens` tokens."""
-        by_size = np.exp(self.log_A - self.alpha * np.log(params))
-        return self.E + by_size + np.exp(self.log_B - self.beta * np.log(tokens))
+        with np.errstate(over="ignore"):
+            by_size = np.exp(self.log_A - self.alpha * np.log(params))
+            return self.E + by_size + np.exp(self.log_B - self.beta * np.log(tokens))
 
     def optimum(self, flops: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """The parameters and tokens of least loss at C = 6 N D = `flops`."""
@@ -85,8 +86,9 @@ class ChinchillaFit:
 
     @property
     def _log_k(self) -> np.ndarray:
-        log_G = np.log(self.G)
-        return np.logaddexp(self.log_A - self.alpha * log_G, self.log_B + self.beta * log_G)
+        with np.errstate(invalid="ignore", divide="ignore"):  # as of G
+            log_G = np.log(self.G)
+            return np.logaddexp(self.log_A - self.alpha * log_G, self.log_B + self.beta * log_G)
 
     def take(self, index: Any) -> ChinchillaFit:
         """The fit of sample `index`, or of several."""

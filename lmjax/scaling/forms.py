@@ -79,7 +79,8 @@ def _starts(
     with float64():
         terms_GFR = np.asarray(jax.vmap(lambda eta: form.terms(eta, *data))(grid_GK))
         power_G = np.asarray(jax.vmap(form.power)(grid_GK))
-    X_RGF = np.exp(terms_GFR - (log_L / power_G[:, None])[:, None]).transpose(2, 0, 1)
+    logs_GFR = terms_GFR - (log_L / power_G[:, None])[:, None]
+    X_RGF = np.exp(np.clip(logs_GFR, -100, 100)).transpose(2, 0, 1)  # their squares must not overflow
     R, G, F = X_RGF.shape
     normal_SGFF = (weights_SR @ np.einsum("rgf,rgh->rgfh", X_RGF, X_RGF).reshape(R, -1)).reshape(-1, G, F, F)
     right_SGF = (weights_SR @ X_RGF.reshape(R, -1)).reshape(-1, G, F)

@@ -84,10 +84,11 @@ def _draw_losses(figure: Any, axes: Any, table: Table, results: Sequence[Result]
         axes.plot(beyond, result.fit.frontier(beyond), color=INK, linestyle="--", label="extrapolated")
         if result.sampled is not None:
             every = np.concatenate([inside, beyond])
-            with np.errstate(invalid="ignore"):
-                loss_CS = result.sampled.frontier(every[:, None])
-            low, high = np.nanquantile(loss_CS, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
-            axes.fill_between(every, low, high, color=MUTED, alpha=0.25, linewidth=0)
+            loss_CS = result.sampled.frontier(every[:, None])
+            known_S = np.isfinite(loss_CS).all(axis=0)
+            if known_S.any():
+                low, high = np.quantile(loss_CS[:, known_S], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+                axes.fill_between(every, low, high, color=MUTED, alpha=0.25, linewidth=0)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
 

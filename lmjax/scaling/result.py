@@ -54,14 +54,13 @@ class Result:
     sampled: ChinchillaFit | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Values by name beside their intervals, ready for `json.dumps`; what is not finite is None."""
+        """Values by name beside their intervals, ready for `json.dumps` after `finite`."""
         out: dict[str, Any] = {"method": self.method, "formula": self.formula, "rows": len(self.table)}
-        out |= {name: _finite(value) for name, value in self.values.items()}
-        out["intervals"] = {name: [_finite(end) for end in ends] for name, ends in self.intervals.items()}
+        out |= {**self.values, "intervals": self.intervals}
         out |= {"level": LEVEL, "bootstrap_samples": self.samples, "convention": self._convention}
         out["converted"] = list(self.converted)
         if self.lack_of_fit:
-            out["lack_of_fit"] = {name: _finite(value) for name, value in self.lack_of_fit.items()}
+            out["lack_of_fit"] = self.lack_of_fit
         if len(self.residuals):
             out["largest_residuals"] = [
                 {"row": self.table.places[row], "log_residual": float(self.residuals[row])} for row in self._largest()
@@ -71,7 +70,7 @@ class Result:
             out["predictions"] = list(self.predictions)
         if len(self.points):
             names = ("C", "N", "D", "loss")
-            out["points"] = [dict(zip(names, map(_finite, row), strict=True)) for row in self.points]
+            out["points"] = [dict(zip(names, row, strict=True)) for row in self.points.tolist()]
         return out | {"notes": [*self.table.notes, *self.notes]}
 
     def lines(self) -> list[str]:
@@ -127,5 +126,10 @@ def _range(ends: Sequence[float] | None) -> str:
     return f"{ends[0]:.5g} to {ends[1]:.5g}" if ends else ""
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: a float that is not finite, at any depth, is None."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -216,3 +216,12 @@ def test_a_loss_that_rises_with_size_is_no_fit(tmp_path, capsys):
         f"{n:g},{d:g},{2 + (n / 1e8) ** 0.2 + (1e9 / d) ** 0.3:.6f}" for n in (1e8, 2e8, 4e8) for d in (1e9, 2e9, 4e9)
     ]
     assert "so the loss does not fall with N; check the columns" in fails(capsys, written(tmp_path, lines))
+
+
+def test_an_answer_that_is_not_finite_is_null_in_json():
+    from lmjax.scaling.result import finite
+
+    assert finite({"a": [1.5, float("nan")], "b": (float("inf"), {"c": "inf", "d": 3})}) == {
+        "a": [1.5, None],
+        "b": [None, {"c": "inf", "d": 3}],
+    }
