@@ -34,6 +34,8 @@ def add(commands: object) -> None:
     text = "the same for a TPU slice that is not attached: each distinct shape is compiled for it; gives slice-hours"
     sweep.add_argument("--plan", action="store_true", help=text)
     sweep.add_argument("--topology", help="with --plan: a slice such as v5e-64 or 2xv6e-64")
+    text = "add the rows that the table lacks from those of other workdirs of this sweep, and train none"
+    sweep.add_argument("--merge", nargs="+", type=path_of, metavar="TABLE", help=text)
     sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
     sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
     sweep.add_argument("--json", action="store_true", help="with --dry-run or --plan: print JSON")
@@ -48,7 +50,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.errors import require
-    from lmjax.runs.sweep import run_sweep
+    from lmjax.runs.sweep import TABLE_FILE, run_sweep
+    from lmjax.runs.sweep_merge import merge_tables
     from lmjax.runs.sweep_plan import planned, shown
     from lmjax.scaling.sweep_table import write_parquet
     from lmjax.settings.recipe_files import load_sweep
@@ -56,6 +59,10 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     sweep = load_sweep(options.recipe)
     untrained = options.dry_run or options.plan
     require(untrained or not options.json, "--json", True, "--dry-run or --plan with it", "leave it out")
+    alone = not options.merge or (not untrained and options.shard == (1, 1))
+    require(
+        alone, "--merge", len(options.merge or ()), "neither --shard, --dry-run nor --plan with it", "leave them out"
+    )
     both = "--plan and --topology together"
     require(bool(options.topology) == options.plan, "--topology", options.topology, both, "add the other: see --help")
     workdir = options.workdir or Path("runs") / sweep.name
@@ -65,11 +72,15 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
         runs = planned(sweep, workdir, options.shard)
         print(json.dumps(runs, indent=2) if options.json else shown(runs))
         return 0
-    result = run_sweep(sweep, workdir, shard=options.shard, cache=options.cache, verbose=options.verbose)
-    print(f"{len(result.rows)} of {len(sweep.runs)} runs have a row: {result.table}")
+    if options.merge:
+        rows, code = merge_tables(sweep, workdir, options.merge), 0
+    else:
+        result = run_sweep(sweep, workdir, shard=options.shard, cache=options.cache, verbose=options.verbose)
+        rows, code = result.rows, result.exit_code
+    print(f"{len(rows)} of {len(sweep.runs)} runs have a row: {workdir / TABLE_FILE}")
     if options.parquet:
-        write_parquet(result.rows, options.parquet)
-    return result.exit_code
+        write_parquet(rows, options.parquet)
+    return code
 
 
 def _plan(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> int:

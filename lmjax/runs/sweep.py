@@ -85,7 +85,7 @@ def run_sweep(
             (folder / part).mkdir(parents=True, exist_ok=True)
     table = SweepTable(folder / TABLE_FILE, say)
     worker = _Worker(sweep, folder, table, cache or folder / CACHE, verbose, say)
-    check_table(sweep, folder, table.rows())
+    check_table(sweep, table.path, table.rows())
     for own in sweep.stages:
         with naming(own):
             resolve(own, folder=folder).check_lengths()
@@ -128,18 +128,18 @@ def digest(one: SweepRun) -> str:
     return hashlib.sha256(f"{one.trunk}\n{to_json(one.stage)}".encode()).hexdigest()[:16]
 
 
-def check_table(sweep: Sweep, folder: Path, rows: dict[str, Row]) -> None:
-    """Raises UserError where the table is of another sweep, or has a row of a run that is now another one."""
+def check_table(sweep: Sweep, table: Path, rows: dict[str, Row]) -> None:
+    """Raises UserError where the rows of a table are of another sweep, or of a run that is now another one."""
     for row in rows.values():
         if row.get("sweep") != sweep.name:
-            what = f"{folder / TABLE_FILE}: row {row['name']!r} is of the sweep {row.get('sweep')!r}"
+            what = f"{table}: row {row['name']!r} is of the sweep {row.get('sweep')!r}"
             raise UserError(f"{what}; expected those of {sweep.name!r}; choose another --workdir")
     for one in sweep.runs:
         if one.name in rows and rows[one.name].get("recipe") != digest(one):
-            kept = folder / RUNS / one.name / RECIPE_FILE
+            kept = table.parent / RUNS / one.name / RECIPE_FILE
             changed = difference(read_recipe(kept), one.stage) if kept.exists() else []
             raise UserError(
-                f"{folder / TABLE_FILE}: row {one.name!r} is of another recipe than the sweep's run of that name"
+                f"{table}: row {one.name!r} is of another recipe than the sweep's run of that name"
                 + "".join(f"\n  {line}" for line in changed)
                 + "\nexpected the same; choose another --workdir, or another name for the run"
             )
