@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import add_command, path_of, share
 
 if TYPE_CHECKING:
     from lmjax.settings import Sweep
@@ -29,7 +28,7 @@ def add(commands: object) -> None:
     )
     sweep.add_argument("--workdir", type=path_of, help="where table and runs are written (default: runs/NAME)")
     sweep.add_argument("--cache", type=path_of, metavar="DIR", help="where tokens are kept (default: in the workdir)")
-    sweep.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
+    sweep.add_argument("--shard", type=share, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
     sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
     text = "the same for a TPU slice that is not attached: each distinct shape is compiled for it; gives slice-hours"
     sweep.add_argument("--plan", action="store_true", help=text)
@@ -39,13 +38,6 @@ def add(commands: object) -> None:
     sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
     sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
     sweep.add_argument("--json", action="store_true", help="with --dry-run or --plan: print JSON")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, such as 1/4")
-    return int(found[1]), int(found[2])
 
 
 def _sweep(options: argparse.Namespace, _: list[str]) -> int:
