@@ -16,7 +16,7 @@ set -euo pipefail
 NAME="" PROJECT="" ZONE="" TYPE="" PROVISION="queued" SLICES=1 RUNTIME="" BUCKET="" SLICE=0 WORKER=0
 RESERVATION="" NETWORK="" SUBNETWORK=""
 DRY_RUN=false ATTEMPTS=3 POLL_SECONDS=30 MAX_RESTARTS=100
-COMMAND=()
+COMMAND=() SHARES=""
 RESOURCE_NAME='^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$'
 RESERVATION_NAME='^(projects/[-a-z0-9:.]+/reservations/)?[a-z]([-a-z0-9]{0,61}[a-z0-9])?$'
 BUCKET_NAME='^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$'
@@ -154,6 +154,33 @@ place() { printf '%s\n' "--project=$PROJECT" "--zone=$ZONE"; }
 quoted() { # a command as it would be typed
   printf '%q ' "$@"
   printf '\n'
+}
+
+in_ascii() { # words as a shell reads them, on one line and in ASCII
+  (LC_ALL=C && printf -v line '%q ' "$@" && printf '%s' "${line% }")
+}
+
+rendered() { # FILE COMMAND: its text without the comment at its top, each @KEY@ being that of FIELD, and then @COMMAND@
+  local text key
+  text=$(sed '/^# /d' "$1")
+  for key in "${!FIELD[@]}"; do
+    text=${text//"@$key@"/"${FIELD[$key]}"}
+  done
+  printf '%s\n' "${text//"@COMMAND@"/"$2"}"
+}
+
+check_shares() { # of a command that runs as several shares
+  [ -n "$SHARES" ] || die "--shares is missing; see --help"
+  [ "${#COMMAND[@]}" -gt 0 ] || die "no command; put it behind --, as in: -- lmjax sweep isoflop.py --workdir runs/isoflop"
+  local word
+  for word in "${COMMAND[@]}"; do
+    [[ $word != --shard && $word != --shard=* ]] || die "$word: every share is given its own --shard; leave it out"
+  done
+}
+
+check_own_workdirs() { # a bucket has no lock, and of two writers of one file the last wins
+  [[ $SHARES = 1 || ${COMMAND[1]:-} != sweep || ${COMMAND[*]} = *'{share}'* ]] ||
+    die "in a bucket every share needs a workdir of its own: put {share} into it, as in --workdir '/bucket/isoflop-{share}'"
 }
 
 retry() { # WHAT COMMAND...: carries a command out, several times if it fails; errors call it WHAT

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Runs one command on a TPU slice, or on several, of a GKE cluster with JobSet; or every line of a sweep on its own.
+# Runs one command on a TPU slice, or on several, of a GKE cluster with JobSet; or every line of a file on its own; or the
+# shares of one command.
 # shellcheck source=cloud.sh
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 USAGE="usage: gke.sh --name NAME --type TYPE --topology AxB[xC] --image IMAGE --bucket BUCKET [options] -- COMMAND
        gke.sh ... --sweep FILE [options]
+       gke.sh ... --shares N [options] -- lmjax sweep RECIPE --workdir '/bucket/NAME-{share}'
+       gke.sh --queue QUEUE --quota CHIPS --type TYPE --topology AxB[xC] [--spot]
 
 options:
   --name NAME          of the JobSet
@@ -21,6 +24,13 @@ options:
   --sweep FILE         one COMMAND a line, with quotes as in a shell, of which nothing is expanded; empty lines and
                        those that begin with # are passed over; the others become the JobSets NAME-0, NAME-1, ...,
                        which run beside each other
+  --shares N           one indexed job: index I runs COMMAND --shard I+1/N on a slice of one host, and each {share} in
+                       its words becomes I+1. A preempted share starts again, one that fails too, at most --restarts
+                       times; exit codes 1 (a run of the sweep failed: its row says so) and 2 end the share, and the
+                       others go on
+  --at-once N          shares that run at once (default: all)
+  --queue QUEUE        the Kueue queue in which the JobSet waits for quota
+  --quota CHIPS        with --queue, without a command: make this queue, for so many chips of --type and --topology
   --delete             delete the JobSet, or those of the sweep, instead of creating them
   --poll-seconds N     between two attempts (default 30)
   --attempts N         times a command of the cluster is tried (default 3)
@@ -28,8 +38,8 @@ options:
 example: gke.sh --name gpt2 --type v5e --topology 4x4 --image IMAGE --bucket my-bucket -- \\
            lmjax run gpt2 --workdir /bucket/gpt2"
 
-SWEEP="" DELETE=false
-declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="" [TOLERATIONS]="" [RESERVATION]="")
+SWEEP="" DELETE=false QUEUE="" QUOTA="" TEMPLATE=jobset.yaml
+declare -A FIELD=([TOPOLOGY]="" [IMAGE]="" [BUCKET]="" [SLICES]=1 [RESTARTS]=100 [ACCOUNT]=default [SPOT]="" [TOLERATIONS]="" [RESERVATION]="" [LABELS]="" [AT_ONCE]="")
 here=$(dirname "${BASH_SOURCE[0]}")
 SPOT_TOLERATION='
               tolerations:
@@ -46,6 +56,10 @@ while [ "$#" -gt 0 ]; do
     --image) FIELD[IMAGE]=$(value_of "$1" "$@") ;;
     --bucket) FIELD[BUCKET]=$(value_of "$1" "$@") ;;
     --slices) FIELD[SLICES]=$(number_of "$1" "$@") ;;
+    --shares) SHARES=$(number_of "$1" "$@") ;;
+    --at-once) FIELD[AT_ONCE]=$(number_of "$1" "$@") ;;
+    --queue) QUEUE=$(value_of "$1" "$@") ;;
+    --quota) QUOTA=$(number_of "$1" "$@") ;;
     --restarts) FIELD[RESTARTS]=$(value_of "$1" "$@") ;;
     --account) FIELD[ACCOUNT]=$(value_of "$1" "$@") ;;
     --sweep) SWEEP=$(value_of "$1" "$@") ;;
@@ -64,7 +78,8 @@ while [ "$#" -gt 0 ]; do
   shift 2
 done
 
-[[ $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || die "--name '$NAME': expected lower-case letters, digits and '-'"
+[ -z "$QUOTA" ] || [ -n "$QUEUE" ] || die "--quota $QUOTA: expected --queue, the name of the queue to make"
+[[ -n $QUOTA || $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || die "--name '$NAME': expected lower-case letters, digits and '-'"
 [[ ${FIELD[RESTARTS]} =~ ^[0-9]+$ ]] || die "--restarts ${FIELD[RESTARTS]}: expected a whole number"
 [[ ${FIELD[ACCOUNT]} =~ ^[a-z0-9][-a-z0-9]*$ ]] || die "--account ${FIELD[ACCOUNT]}: not the name of a service account"
 if [ -n "$RESERVATION" ]; then
@@ -74,7 +89,13 @@ if [ -n "$RESERVATION" ]; then
                 cloud.google.com/reservation-name: \"$RESERVATION\"
                 cloud.google.com/reservation-affinity: \"specific\""
 fi
-if ! $DELETE; then
+if [ -n "$QUEUE" ]; then
+  [[ $QUEUE =~ $RESOURCE_NAME ]] || die "--queue '$QUEUE': expected lower-case letters, digits and '-'"
+  FIELD[LABELS]="
+  labels:
+    kueue.x-k8s.io/queue-name: $QUEUE"
+fi
+if ! $DELETE && [ -z "$QUOTA" ]; then
   [[ ${FIELD[IMAGE]} =~ ^[-a-zA-Z0-9._/:@]+$ ]] || die "--image '${FIELD[IMAGE]}': expected an image such as HOST/PROJECT/lmjax:TAG"
   [[ ${FIELD[BUCKET]} =~ $BUCKET_NAME ]] || die "--bucket '${FIELD[BUCKET]}': not the name of a bucket"
 fi
@@ -83,7 +104,7 @@ if [ -n "$SWEEP" ]; then
   [ -r "$SWEEP" ] || die "--sweep $SWEEP: no such file, or not readable; expected one command a line"
 fi
 [ -z "$SWEEP" ] || [ "${#COMMAND[@]}" = 0 ] || die "give --sweep FILE or a command behind --, not both"
-[ -n "$SWEEP" ] || $DELETE || [ "${#COMMAND[@]}" -gt 0 ] || die "no command; put it behind --, or give --sweep FILE"
+[ -n "$SWEEP$QUOTA" ] || $DELETE || [ "${#COMMAND[@]}" -gt 0 ] || die "no command; put it behind --, or give --sweep FILE"
 
 FLAT="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" # of v5e and v6e
 DEEP="2x2x1 2x2x2 2x2x4 2x4x4"            # of the others, and multiples of 4 chips along each axis, the shortest first
@@ -142,17 +163,29 @@ as_yaml() { # words as a list of quoted YAML strings, in which Kubernetes finds 
   printf '%s' "${out%, }"
 }
 
+set_shares() { # the job of --shares, whose pods have the command as one share of it
+  [ -z "$SWEEP" ] || die "--shares $SHARES: splits one command; put it behind -- and leave out --sweep"
+  check_shares
+  check_own_workdirs
+  [ "${FIELD[SLICES]}" = 1 ] || die "--shares $SHARES: every share runs on one host; leave out --slices"
+  [ "${FIELD[HOSTS]}" = 1 ] || die "--topology ${FIELD[TOPOLOGY]}: a slice of ${FIELD[HOSTS]} hosts, and every share runs \
+on one; expected at most 4 chips, or 2x4"
+  TEMPLATE=shares.yaml FIELD[SHARES]=$SHARES
+  [ "${FIELD[AT_ONCE]:-$((SHARES + 1))}" -lt "$SHARES" ] || FIELD[AT_ONCE]=$SHARES
+  COMMAND=(bash /lmjax/tpu_setup/share.sh --shares "$SHARES" --index-from JOB_COMPLETION_INDEX -- "${COMMAND[@]}")
+}
+
+queue() { # prints the manifests of --quota
+  FIELD[QUEUE]=$QUEUE FIELD[QUOTA]=$QUOTA
+  [ -z "${FIELD[SPOT]}" ] || FIELD[SPOT]=$'\n    cloud.google.com/gke-spot: "true"'
+  manifest "$QUEUE"
+}
+
 manifest() { # NAME WORDS...
-  local text name=$1 key
-  shift
-  text=$(grep -v '^#' "$here/jobset.yaml")
+  FIELD[NAME]=$1
   local command
-  command=$(as_yaml "$@") || exit
-  for key in "${!FIELD[@]}"; do
-    text=${text//"@$key@"/"${FIELD[$key]}"}
-  done
-  text=${text//"@NAME@"/"$name"}
-  printf '%s\n' "${text//"@COMMAND@"/"$command"}"
+  command=$(as_yaml "${@:2}") || exit
+  rendered "$here/$TEMPLATE" "$command"
 }
 
 NAMES=() MANIFESTS=()
@@ -166,13 +199,13 @@ add() { # NAME WORDS...: notes a JobSet
 
 apply() { kubectl apply -f - <<<"$1"; }
 
-submit() { # NAME MANIFEST
+submit() { # WHAT MANIFEST
   if $DELETE; then
-    run kubectl delete jobset "$1" --ignore-not-found
+    run kubectl delete jobset "${1#JobSet }" --ignore-not-found
   elif $DRY_RUN; then
     printf "kubectl apply -f - <<'EOF'\n%s\nEOF\n" "$2"
   else
-    retry "kubectl apply of the JobSet $1; once that is mended, the same command again leaves what is there as it is" \
+    retry "kubectl apply of $1; once that is mended, the same command again leaves what is there as it is" \
       apply "$2"
   fi
 }
@@ -195,7 +228,16 @@ read_sweep() { # adds a JobSet for every command
 
 # All that can be wrong is found before the first JobSet is submitted.
 $DELETE || set_hardware
+[ -n "$SHARES" ] || [ -z "${FIELD[AT_ONCE]}" ] || die "--at-once ${FIELD[AT_ONCE]}: expected --shares"
+if [ -n "$QUOTA" ]; then
+  ! $DELETE || die "--quota $QUOTA: leave it out to delete a JobSet; a queue is deleted by kubectl"
+  TEMPLATE=kueue.yaml
+  text=$(queue) || exit
+  submit "queue $QUEUE" "$text"
+  exit
+fi
+$DELETE || [ -z "$SHARES" ] || set_shares
 if [ -n "$SWEEP" ]; then read_sweep; else add "$NAME" "${COMMAND[@]}"; fi
 for index in "${!NAMES[@]}"; do
-  submit "${NAMES[$index]}" "${MANIFESTS[$index]}"
+  submit "JobSet ${NAMES[$index]}" "${MANIFESTS[$index]}"
 done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def path_of(text: str) -> Path:
         return user_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def share(text: str) -> tuple[int, int]:
+    """(I, N) of `I/N`, as an argument gives it."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, such as 1/4")
+    return int(found[1]), int(found[2])
 
 
 def overridden_recipe(options: argparse.Namespace, overrides: list[str]) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of, pretraining
+from lmjax.commands.command import add_command, path_of, pretraining, share
 
 
 def add(commands: Any) -> None:
@@ -21,6 +21,10 @@ def add(commands: Any) -> None:
         command.add_argument("--out", type=path_of, required=True)
         if group == "data":
             command.add_argument("--workers", type=int, help="processes (default: one per core)")
+            text = "write the I-th of N parts of every source, on one of N machines, to OUT/shares/"
+            command.add_argument("--shard", type=share, metavar="I/N", help=text)
+            text = "make the shards of all parts, in OUT or in the DIRs that were the OUT of some"
+            command.add_argument("--merge", nargs="*", type=path_of, metavar="DIR", help=text)
 
 
 def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -34,10 +38,20 @@ def _tokenizer_train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from lmjax.errors import require
     from lmjax.stages.prepare_data import prepare_data
+    from lmjax.stages.prepare_shares import merge_shares, prepare_share
     from lmjax.training.progress import ProgressDisplay
 
-    recipe = pretraining(options, overrides)
-    training = prepare_data(recipe, options.out, ProgressDisplay(), workers=options.workers)
+    recipe, display = pretraining(options, overrides), ProgressDisplay()
+    one = options.shard is None or options.merge is None
+    require(one, "--merge", options.merge, "either it or --shard", "prepare every share, then merge them")
+    if options.shard is not None:
+        print(prepare_share(recipe, options.out, options.shard, display, workers=options.workers))
+        return 0
+    if options.merge is not None:
+        training = merge_shares(recipe, options.out, options.merge, display, workers=options.workers)
+    else:
+        training = prepare_data(recipe, options.out, display, workers=options.workers)
     print("to train from them:\n ", shlex.join(["lmjax", "run", options.recipe, *overrides, *training]))
     return 0

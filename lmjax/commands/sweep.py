@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import add_command, path_of, share
 
 if TYPE_CHECKING:
     from lmjax.settings import Sweep
@@ -29,28 +28,25 @@ def add(commands: object) -> None:
     )
     sweep.add_argument("--workdir", type=path_of, help="where table and runs are written (default: runs/NAME)")
     sweep.add_argument("--cache", type=path_of, metavar="DIR", help="where tokens are kept (default: in the workdir)")
-    sweep.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
+    sweep.add_argument("--shard", type=share, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
     text = "train up to N runs that differ in seed and rate alone as one program; they leave rows, and no checkpoints"
     sweep.add_argument("--together", type=int, default=1, metavar="N", help=text)
     sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
     text = "the same for a TPU slice that is not attached: each distinct shape is compiled for it; gives slice-hours"
     sweep.add_argument("--plan", action="store_true", help=text)
     sweep.add_argument("--topology", help="with --plan: a slice such as v5e-64 or 2xv6e-64")
+    text = "add the rows that the table lacks from those of other workdirs of this sweep, and train none"
+    sweep.add_argument("--merge", nargs="+", type=path_of, metavar="TABLE", help=text)
     sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
     sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
     sweep.add_argument("--json", action="store_true", help="with --dry-run or --plan: print JSON")
 
 
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, such as 1/4")
-    return int(found[1]), int(found[2])
-
-
 def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.errors import require
+    from lmjax.run_files import TABLE_FILE
     from lmjax.runs.sweep import run_sweep
+    from lmjax.runs.sweep_merge import merge_tables
     from lmjax.runs.sweep_plan import planned, shown
     from lmjax.scaling.sweep_table import write_parquet
     from lmjax.settings.recipe_files import load_sweep
@@ -58,6 +54,10 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     sweep = load_sweep(options.recipe)
     untrained = options.dry_run or options.plan
     require(untrained or not options.json, "--json", True, "--dry-run or --plan with it", "leave it out")
+    alone = not options.merge or (not untrained and options.shard == (1, 1))
+    require(
+        alone, "--merge", len(options.merge or ()), "neither --shard, --dry-run nor --plan with it", "leave them out"
+    )
     both = "--plan and --topology together"
     require(bool(options.topology) == options.plan, "--topology", options.topology, both, "add the other: see --help")
     workdir = options.workdir or Path("runs") / sweep.name
@@ -69,11 +69,15 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
         return 0
     require(options.together > 0, "--together", options.together, "a number above 0", "leave it out for one by one")
     names = ("shard", "cache", "together", "verbose")
-    result = run_sweep(sweep, workdir, **{name: getattr(options, name) for name in names})
-    print(f"{len(result.rows)} of {len(sweep.runs)} runs have a row: {result.table}")
+    if options.merge:
+        rows, code = merge_tables(sweep, workdir, options.merge), 0
+    else:
+        result = run_sweep(sweep, workdir, **{name: getattr(options, name) for name in names})
+        rows, code = result.rows, result.exit_code
+    print(f"{len(rows)} of {len(sweep.runs)} runs have a row: {workdir / TABLE_FILE}")
     if options.parquet:
-        write_parquet(result.rows, options.parquet)
-    return result.exit_code
+        write_parquet(rows, options.parquet)
+    return code
 
 
 def _plan(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> int:

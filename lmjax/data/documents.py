@@ -7,6 +7,7 @@ file and line; `read` and iteration follow `on_bad_record`.
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -44,6 +45,7 @@ class Documents(abc.ABC):
         """`total`: the records of the source before selection. Raises UserError where the selected part is empty."""
         self.settings = settings
         self.skipped = 0
+        self._total = total
         if total == 0:
             raise UserError(f"{self.name}: holds no documents; give a source with text")
         self._single = total == 1
@@ -65,6 +67,11 @@ class Documents(abc.ABC):
     @abc.abstractmethod
     def size_bytes(self) -> int:
         """An estimate of the text of the source in bytes, from which its reader chooses a method."""
+
+    @property
+    def selected_bytes(self) -> int:
+        """Of these, those of the selected part, as if all records were equally long."""
+        return self.size_bytes * len(self) // self._total
 
     @property
     @abc.abstractmethod
@@ -120,6 +127,21 @@ class Documents(abc.ABC):
         how = {name: getattr(settings, name) for name in ("kind", "split", "field", "documents", "begin", "end")}
         listing = repr(self.contents).encode()
         return how | {"on_bad_record": settings.on_bad_record, "contents": hashlib.sha256(listing).hexdigest()}
+
+
+def share_of(source: Documents, share: int, shares: int) -> Documents | None:
+    """The share-th of `shares` equal parts of a source's documents, from 1, in order.
+
+    A source of fewer documents than shares is not divided: the first share has all of it, and the others have None. The
+    identity of a part says which one it is of which source.
+    """
+    if len(source) < shares and share > 1:
+        return None
+    part = copy.copy(source)
+    if len(source) >= shares:
+        part._first, part._last = (source._first + len(source) * at // shares for at in (share - 1, share))
+    part.__dict__["identity"] = source.identity | {"share": [share, shares]}
+    return part
 
 
 class MemoryDocuments(Documents):

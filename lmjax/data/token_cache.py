@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lmjax.data.documents import Documents
+from lmjax.data.shard_writer import CannotWriteError
 from lmjax.data.text_sources import READ_WHOLE
 from lmjax.data.token_shards import MANIFEST, TokenShards
 from lmjax.data.write_shards import (
     SHARD_TOKENS,
-    CannotWriteError,
     Encoder,
     Report,
     check_source,

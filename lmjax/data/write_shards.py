@@ -6,12 +6,9 @@ number of workers. Worker processes encode runs of documents; this process joins
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +20,9 @@ from typing import NamedTuple, Protocol, TypedDict, Unpack
 import numpy as np
 
 from lmjax.data.documents import Documents
+from lmjax.data.shard_writer import ShardWriter, published
 from lmjax.data.sources import open_source
-from lmjax.data.token_shards import DOCUMENTS, MANIFEST, Manifest, ShardFile, TokenShards
+from lmjax.data.token_shards import MANIFEST, TokenShards
 from lmjax.data.verified import verify_once
 from lmjax.errors import UserError
 from lmjax.files import user_path
@@ -36,14 +34,9 @@ SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
 LONGEST_TEXT = 1 << 24  # characters encoded at once; a longer document is encoded in pieces that end where lines end
 _RUN_BYTES = 1 << 21  # about how much text a worker encodes at a time
 _BIG_BYTES = 1 << 24  # from here on workers pay for their start
-_EXAMPLES = 10  # messages of skipped records that the manifest keeps
 
 Report = Callable[[int, int], None]  # documents done, documents in all
 Say = Callable[[str], None]
-
-
-class CannotWriteError(UserError):
-    """A folder that shards cannot be written to: it is read-only, or its disk is full."""
 
 
 class Encoder(Protocol):
@@ -143,25 +136,24 @@ def prepare_shards(
         fix = "delete the folder, or prepare into another one"
         check_source(source, shards.manifest.source, folder / MANIFEST, fix, shard_tokens)
         return shards
-    partial = folder / f"partial-{socket.gethostname()}-{os.getpid()}"
-    try:
-        _remove_abandoned(folder)
-        partial.mkdir(parents=True)
-        writer, before, _ = _Writer(partial, tokenizer, shard_tokens), _times(source), source.identity
+    with published(folder) as partial:
+        writer, before, identity = (
+            ShardWriter(partial, _dtype(tokenizer), shard_tokens),
+            _times(source),
+            source.identity,
+        )
         for run in _encoded(source, tokenizer, workers, report):
-            writer.add(run)
-        manifest = writer.finish(source, fingerprint)
+            writer.add(run.tokens)
+            writer.end_documents(run.lengths, run.text_lengths)
+            writer.leave_out(len(run.skipped), run.skipped, run.empty)
+        writer.finish(
+            *(source.name, identity | {"shard_tokens": shard_tokens}),
+            fingerprint=fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+        )
         if _times(source) != before:
             raise UserError(f"{source.name}: changed while it was encoded; run the same command again")
-        if not (folder / MANIFEST).is_file():  # otherwise another process was first, with the same tokens
-            for name in [*(file.name for file in manifest.files), MANIFEST]:
-                (partial / name).replace(folder / name)
-    except OSError as error:
-        raise CannotWriteError(
-            f"{folder}: the shards cannot be written ({error}); free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return TokenShards(folder, fingerprint)
 
 
@@ -170,7 +162,8 @@ def check_source(
 ) -> None:
     """Raises UserError naming `where` unless the source is the one that shards were made from."""
     wanted = source.identity | {"shard_tokens": shard_tokens}
-    differing = [key for key, value in wanted.items() if made_from.get(key) != value]
+    keys = dict.fromkeys([*wanted, "share"])  # shards of a part say of which
+    differing = [key for key in keys if made_from.get(key) != wanted.get(key)]
     if differing:
         raise UserError(
             f"{where}: these shards were made from another source, which differs in {', '.join(differing)}; {fix}"
@@ -182,84 +175,13 @@ def _times(source: Documents) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in source.paths]
 
 
-class _Writer:
-    """Appends runs of tokens to shard files of equal size, with their checksums."""
-
-    def __init__(self, folder: Path, tokenizer: Encoder, shard_tokens: int) -> None:
-        self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
-        self.files: list[ShardFile] = []
-        self.tokens = self.skipped = self.empty = 0
-        self.examples: list[str] = []
-        self.lengths: list[np.ndarray] = []
-        self.text_lengths: list[np.ndarray] = []
-        self._waiting: list[np.ndarray] = []
-        self._waiting_tokens = 0
-
-    def add(self, run: Encoded) -> None:
-        self.tokens += len(run.tokens)
-        self.lengths.append(run.lengths)
-        self.text_lengths.append(run.text_lengths)
-        self.skipped += len(run.skipped)
-        self.empty += run.empty
-        self.examples += run.skipped[: _EXAMPLES - len(self.examples)]
-        self._waiting.append(run.tokens)
-        self._waiting_tokens += len(run.tokens)
-        while self._waiting_tokens >= self.shard_tokens:
-            self._flush(self.shard_tokens)
-
-    def finish(self, source: Documents, fingerprint: str) -> Manifest:
-        """Writes the rest, the document index and the manifest."""
-        lengths, text_lengths = np.concatenate(self.lengths), np.concatenate(self.text_lengths)
-        if not len(lengths):
-            raise UserError(
-                f"{source.name}: no text is left of {len(source)} documents ({self.skipped} bad records skipped, "
-                f"{self.empty} empty); " + (self.examples[0] if self.examples else "give a source with text")
-            )
-        if self._waiting_tokens:
-            self._flush(self._waiting_tokens)
-        index = np.zeros((2, len(lengths) + 1), "<i8")
-        index[0, 1:], index[1, 1:] = np.cumsum(lengths), np.cumsum(text_lengths)
-        self._write(DOCUMENTS, index)
-        manifest = Manifest(
-            tokenizer=fingerprint,
-            vocab_size=self.tokenizer.vocab_size,
-            eos_id=self.tokenizer.eos_id,
-            dtype=_dtype(self.tokenizer).name,
-            shard_tokens=self.shard_tokens,
-            tokens=self.tokens,
-            documents=len(lengths),
-            text_bytes=int(index[1, -1]),
-            skipped=self.skipped,
-            skipped_examples=tuple(self.examples),
-            empty=self.empty,
-            source_name=source.name,
-            source=source.identity | {"shard_tokens": self.shard_tokens},
-            files=tuple(self.files),
-        )
-        manifest.write(self.folder / MANIFEST)
-        return manifest
-
-    def _flush(self, count: int) -> None:
-        joined = np.concatenate(self._waiting)
-        self._write(f"tokens-{len(self.files):05d}.bin", joined[:count])
-        self._waiting = [joined[count:]]
-        self._waiting_tokens = len(joined) - count
-
-    def _write(self, name: str, array: np.ndarray) -> None:
-        raw = np.ascontiguousarray(array).tobytes()
-        (self.folder / name).write_bytes(raw)
-        with (self.folder / name).open("rb") as file:
-            os.fsync(file.fileno())  # before the manifest says that it is there
-        self.files.append(ShardFile(name, len(raw), hashlib.sha256(raw).hexdigest()))
-
-
 def _encoded(source: Documents, tokenizer: Encoder, workers: int | None, report: Report | None) -> Iterator[Encoded]:
     """The source in runs of documents, in order."""
     total = len(source)
-    per_run = max(1, min(total, total * _RUN_BYTES // max(1, source.size_bytes)))
+    per_run = max(1, min(total, total * _RUN_BYTES // max(1, source.selected_bytes)))
     runs = [(first, min(total, first + per_run)) for first in range(0, total, per_run)]
     if workers is None:
-        workers = os.cpu_count() or 1 if source.size_bytes >= _BIG_BYTES else 1
+        workers = os.cpu_count() or 1 if source.selected_bytes >= _BIG_BYTES else 1
     in_this_process = workers <= 1 or len(runs) == 1
     encoded = (
         (_encode(source, tokenizer, *run) for run in runs)
@@ -353,22 +275,3 @@ def _encoded_pieces(tokenizer: Encoder, pieces: list[str]) -> Iterator[np.ndarra
     else:
         for piece in pieces:
             yield from tokenizer.encode_batch([piece])
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Deletes what processes of this machine that are gone left half-written."""
-    prefix = f"partial-{socket.gethostname()}-"
-    for path in folder.glob(f"{prefix}*"):
-        pid = int(path.name.removeprefix(prefix))
-        if pid == os.getpid() or not _alive(pid):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

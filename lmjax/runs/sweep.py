@@ -83,7 +83,7 @@ def run_sweep(
             (folder / part).mkdir(parents=True, exist_ok=True)
     table = SweepTable(folder / TABLE_FILE, say)
     worker = _Worker(sweep, folder, table, cache or folder / CACHE, verbose, say)
-    check_table(sweep, folder, table.rows())
+    check_table(sweep, table.path, table.rows())
     for own in sweep.stages:
         with naming(own):
             resolve(own, folder=folder).check_lengths()

@@ -32,8 +32,9 @@ def planned(
     the speed of the table's finished runs, and None before there are any. Raises UserError where the table is of
     another sweep.
     """
-    rows = SweepTable(folder / TABLE_FILE, print).rows()
-    check_table(sweep, folder, rows)
+    table = SweepTable(folder / TABLE_FILE, print)
+    rows = table.rows()
+    check_table(sweep, table.path, rows)
     found = []
     for unit in share_of(sweep, shard):
         for one in unit:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError
-from lmjax.run_files import RECIPE_FILE, RUNS, TABLE_FILE
+from lmjax.run_files import RECIPE_FILE, RUNS
 from lmjax.runs.sweep_units import digest
 from lmjax.scaling.sweep_table import DIVERGED, DONE, Row
 from lmjax.settings import ModelSettings, Sweep
@@ -20,18 +20,18 @@ ALWAYS = (  # fields of a run that its row has, also where all runs have the sam
 )
 
 
-def check_table(sweep: Sweep, folder: Path, rows: dict[str, Row]) -> None:
-    """Raises UserError where the table is of another sweep, or has a row of a run that is now another one."""
+def check_table(sweep: Sweep, table: Path, rows: dict[str, Row]) -> None:
+    """Raises UserError where the rows of a table are of another sweep, or of a run that is now another one."""
     for row in rows.values():
         if row.get("sweep") != sweep.name:
-            what = f"{folder / TABLE_FILE}: row {row['name']!r} is of the sweep {row.get('sweep')!r}"
+            what = f"{table}: row {row['name']!r} is of the sweep {row.get('sweep')!r}"
             raise UserError(f"{what}; expected those of {sweep.name!r}; choose another --workdir")
     for one in sweep.runs:
         if one.name in rows and rows[one.name].get("recipe") != digest(one):
-            kept = folder / RUNS / one.name / RECIPE_FILE
+            kept = table.parent / RUNS / one.name / RECIPE_FILE
             changed = difference(read_recipe(kept), one.stage) if kept.exists() else []
             raise UserError(
-                f"{folder / TABLE_FILE}: row {one.name!r} is of another recipe than the sweep's run of that name"
+                f"{table}: row {one.name!r} is of another recipe than the sweep's run of that name"
                 + "".join(f"\n  {line}" for line in changed)
                 + "\nexpected the same; choose another --workdir, or another name for the run"
             )

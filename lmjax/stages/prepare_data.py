@@ -54,8 +54,7 @@ def prepare(
     Raises UserError for bad input, and when the vocabulary has more entries than the model's table has rows.
     """
     if start is None:
-        folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
-        tokenizer = _kept_tokenizer(recipe, folder, display, cache)
+        tokenizer, folder = kept_tokenizer(recipe, workdir, display, cache)
     else:
         folder, tokenizer = start.tokenizer_folder, start.tokenizer
     rows = recipe.model.vocab_size if start is None else start.settings.vocab_size
@@ -65,8 +64,7 @@ def prepare(
     fingerprint = tokenizer_fingerprint(tokenizer)
 
     def shards(source: SourceSettings) -> TokenShards:
-        own = dataclasses.replace(source, weight=1.0)  # of which the tokens do not depend; folders were named so
-        place = workdir / "tokens" / f"{source.kind}-{_digest(own, fingerprint)}"
+        place = shards_folder(workdir, source, fingerprint)
         with display.counting(f"encoding {source.path or source.kind}") as report:
             return token_shards(
                 source,
@@ -166,16 +164,25 @@ def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
     return words
 
 
-def _kept_tokenizer(recipe: Pretrain, folder: Path, display: ProgressDisplay, cache: TokenCache | None) -> Tokenizer:
-    """The tokenizer of the workdir's weights where there are any; else the recipe's, which is kept in `folder`."""
+def shards_folder(workdir: Path, source: SourceSettings, fingerprint: str) -> Path:
+    """Where the token shards of a source are kept in a workdir."""
+    own = dataclasses.replace(source, weight=1.0)  # of which the tokens do not depend; folders were named so
+    return workdir / "tokens" / f"{source.kind}-{_digest(own, fingerprint)}"
+
+
+def kept_tokenizer(
+    recipe: Pretrain, workdir: Path, display: ProgressDisplay, cache: TokenCache | None = None
+) -> tuple[Tokenizer, Path]:
+    """The tokenizer of the workdir's weights where there are any, else the recipe's, and the folder that keeps it."""
+    folder = workdir / f"tokenizer-{_digest(recipe.tokenizer, *_trained_on(recipe))}"
     if (is_first() or not folder.is_dir()) and _unpacked(folder):
-        return load_tokenizer(folder)
+        return load_tokenizer(folder), folder
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         train_tokenizer(recipe, partial, display, cache)
         partial.replace(folder)
-    return load_tokenizer(folder)
+    return load_tokenizer(folder), folder
 
 
 def _unpacked(folder: Path) -> bool:

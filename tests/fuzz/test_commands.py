@@ -120,6 +120,7 @@ def test_commands(tmp_path, monkeypatch, fields):
         raise UserError("not in this test")
 
     prepare = ("stages.prepare_data.train_tokenizer", "stages.prepare_data.prepare_data")
+    prepare += ("stages.prepare_shares.prepare_share", "stages.prepare_shares.merge_shares")
     for name in ("runs.load.load", "runs.score.open_scorer", *prepare):
         monkeypatch.setattr(f"lmjax.{name}", refuse)
     monkeypatch.setattr("lmjax.plan.planner.plan", refuse)

@@ -12,8 +12,8 @@ from lmjax.plan.estimate import Estimate
 from lmjax.plan.planner import plan
 from lmjax.runs import slice_hours as module
 from lmjax.runs.slice_hours import SlicePlanner, own_steps
-from lmjax.runs.sweep import digest
 from lmjax.runs.sweep_plan import planned, shown_on, totals
+from lmjax.runs.sweep_units import digest
 from lmjax.scaling.ladder import cooldowns, grid, search
 from lmjax.scaling.rules import fixed
 from lmjax.scaling.sweep_table import SweepTable

@@ -1,4 +1,4 @@
-"""A fake `gcloud` and `kubectl` for the cloud scripts: it notes each call and answers as it is told to."""
+"""Fakes of what the cloud scripts call, such as `gcloud`: they note each call and answer as they are told to."""
 
 import json
 import os
@@ -11,13 +11,16 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "tpu_setup"
 PLACE = ["--name", "gpt2", "--project", "my-project", "--zone", "us-west4-a"]
 
-# Notes each call with its standard input; answers from `answers`, a JSON list of [words of the call, exit code, output]
-# whose first match is used up, or with nothing and exit code 0.
+# Notes each call with its standard input, or the YAML file that it names; answers from `answers`, a JSON list of
+# [words of the call, exit code, output] whose first match is used up, or with nothing and exit code 0.
 FAKE = f"""#!{sys.executable}
 import json, os, sys
 folder = os.environ["FAKE_CLOUD"]
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 stdin = "" if sys.stdin.isatty() or call[0] == "gcloud" else sys.stdin.read()
+for word in sys.argv[1:]:
+    if word.endswith(".yaml"):
+        stdin = open(word).read()
 with open(folder + "/calls", "a") as file:
     file.write(json.dumps([call, stdin]) + "\\n")
 with open(folder + "/answers") as file:
@@ -38,7 +41,7 @@ NOTHING = [(QUEUE, *ABSENT), (NODE, *ABSENT)]  # is there by that name
 @pytest.fixture
 def cloud(tmp_path):
     """A function (script or None, arguments of bash, answers) -> (exit code, output, calls of the cloud)."""
-    for name in ("gcloud", "kubectl"):
+    for name in ("gcloud", "kubectl", "sbatch", "scontrol", "sky"):
         path = tmp_path / name
         path.write_text(FAKE)
         path.chmod(0o755)
