@@ -70,9 +70,7 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
     how = FitOptions(options.bootstrap, options.seed, options.asymmetry, held_out)
     results, failed = fit_table(table, options.method, how)
     if options.accuracy_column is not None:
-        from lmjax.scaling.accuracy import second_step
-
-        results += [second_step(result, how) for result in results if result.fit is not None]
+        results.append(_second_step(results, failed, how))
     saved = _savings(table, options, how)
     if options.plot is not None:
         from lmjax.scaling.plot import write_plot
@@ -91,6 +89,15 @@ def _fit(options: argparse.Namespace, _: list[str]) -> int:
     for line in failed:
         print(line, file=sys.stderr)
     return 0
+
+
+def _second_step(results: list[Any], failed: list[str], how: Any) -> Any:
+    from lmjax.scaling.accuracy import second_step
+
+    first = next((result for result in results if result.fit is not None), None)
+    if first is None:
+        raise UserError(f"--accuracy-column: no loss can be predicted; {failed[0]}")
+    return second_step(first, how)
 
 
 def _savings(table: Any, options: argparse.Namespace, how: Any) -> list[Any]:

@@ -45,7 +45,7 @@ def _data_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 
     recipe, display = pretraining(options, overrides), ProgressDisplay()
     one = options.shard is None or options.merge is None
-    require(one, "--merge", options.merge, "either it or --shard", "prepare every share, then merge them")
+    require(one, "--shard", options.shard, "it or --merge, not both", "prepare every share, then merge them")
     if options.shard is not None:
         print(prepare_share(recipe, options.out, options.shard, display, workers=options.workers))
         return 0

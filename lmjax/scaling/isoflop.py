@@ -21,6 +21,7 @@ from lmjax.scaling.table import Table
 
 FEWEST_ROWS = 4  # of a budget
 FEWEST_BUDGETS = 2
+SPREAD = 0.1  # of FLOPs within a budget, beyond which that is said
 
 
 class _Minima(NamedTuple):
@@ -93,8 +94,13 @@ def _budgets(table: Table) -> tuple[np.ndarray, list[str]]:
     if len(usable) < FEWEST_BUDGETS:
         what = f"{len(usable)} budgets have at least {FEWEST_ROWS} runs of three different sizes"
         raise UserError(f"too few points: {what}, expected {FEWEST_BUDGETS}; add runs, or name the budgets' column")
-    note = f"{len(few)} budgets with fewer than {FEWEST_ROWS} runs, or three sizes, are left out"
-    return np.array(usable), [note] if few else []
+    notes = [f"{len(few)} budgets with fewer than {FEWEST_ROWS} runs, or three sizes, are left out"] if few else []
+    profiles = [table.flops[table.budget == budget] for budget in usable]
+    spread = max(float(flops.max() / flops.min()) for flops in profiles) - 1
+    if "budget" not in table.columns and spread > SPREAD:
+        what = f"the FLOPs of runs that are taken for one budget differ by up to {100 * spread:.0f}%"
+        notes.append(f"{what}, which moves minima: this is no table of IsoFLOP profiles; trust approach 3")
+    return np.array(usable), notes
 
 
 def _minima(table: Table, budgets: np.ndarray, weights_SR: np.ndarray) -> _Minima:

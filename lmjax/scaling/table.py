@@ -253,14 +253,15 @@ def _reduced(table: Table, selection: Selection) -> Table:
         table = table.take(np.sort(order[:-drop]), f"the {drop} highest losses are left out: {lost}")
     group = repeats(table)
     repeated = len(table) - len(np.unique(group))
+    what = f"{repeated} row{'s repeat' if repeated > 1 else ' repeats'} the (N, D) of another"
     if not repeated:
         return table
     if selection.duplicates == "all":
-        note = f"{repeated} rows repeat the (N, D) of another: all are used (--duplicates best takes one of each)"
+        note = f"{what}: all are used (--duplicates best takes one of each)"
         return dataclasses.replace(table, notes=(*table.notes, note))
     best = np.lexsort((table.loss, group))
     first = np.concatenate([[True], np.diff(group[best]) > 0])
-    return table.take(np.sort(best[first]), f"{repeated} rows repeat the (N, D) of another: the best of each is used")
+    return table.take(np.sort(best[first]), f"{what}: the best of each is used")
 
 
 def repeats(table: Table) -> np.ndarray:

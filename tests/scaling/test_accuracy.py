@@ -75,6 +75,9 @@ def test_percentages_and_other_methods_are_refused(tmp_path, capsys):
     (tmp_path / "runs.csv").write_text("params,tokens,loss,acc\n1e8,1e9,3,0.5\n")
     assert main(["fit", str(tmp_path / "runs.csv"), "--accuracy-column", "acc", "--method", "isoflop"]) == 2
     assert "--accuracy-column with --method isoflop: expected chinchilla" in capsys.readouterr().err
+    (tmp_path / "few.csv").write_text("params,tokens,loss,acc\n1e7,1e9,3.4,0.4\n1e8,1e9,3,0.5\n1e9,1e9,2.8,0.6\n")
+    assert main(["fit", str(tmp_path / "few.csv"), "--accuracy-column", "acc", "--method", "all"]) == 2
+    assert "--accuracy-column: no loss can be predicted; chinchilla: too few points" in capsys.readouterr().err
     assert main(["fit", str(tmp_path / "runs.csv"), "--accuracy-column", "score"]) == 2
     assert "--accuracy-column 'score'" in capsys.readouterr().err
 

@@ -75,6 +75,15 @@ def test_every_minimum_at_an_edge_is_no_fit():
         fit_table(below, "isoflop", NONE)
 
 
+def test_a_table_of_no_profiles_is_told_that_its_budgets_are_none():
+    rng = np.random.default_rng(0)
+    N, D = np.exp(rng.uniform(np.log(1e7), np.log(1e10), 200)), np.exp(rng.uniform(np.log(1e9), np.log(1e12), 200))
+    said = fit_table(make_table(N, D, law(N, D)), "isoflop", NONE)[0][0].notes
+    assert any(note.startswith("the FLOPs of runs that are taken for one budget differ by up to 2") for note in said)
+    centred = fit_table(isoflop_table(), "isoflop", NONE)[0][0].notes
+    assert not any("taken for one budget" in note for note in centred)
+
+
 def test_intervals_hold_the_truth_and_the_same_seed_draws_the_same():
     table = isoflop_table()
     noise = np.random.default_rng(1).normal(0, 0.005, len(table))

@@ -126,8 +126,8 @@ def test_rows_of_one_size_and_token_count_are_all_used_or_the_best_and_said(tmp_
     path = written(tmp_path, ["1e8,2e9,3.3", "1e8,2e9,3.1", "2e8,2e9,3.0"])
     everything, best = (read_table(path, Selection(duplicates=which)) for which in ("all", "best"))
     assert everything.loss.tolist() == [3.3, 3.1, 3.0] and best.loss.tolist() == [3.1, 3.0]
-    assert everything.notes[-1].startswith("1 rows repeat the (N, D) of another: all are used")
-    assert best.notes[-1] == "1 rows repeat the (N, D) of another: the best of each is used"
+    assert everything.notes[-1].startswith("1 row repeats the (N, D) of another: all are used")
+    assert best.notes[-1] == "1 row repeats the (N, D) of another: the best of each is used"
     assert best.places == ("line 3", "line 4")
 
 
