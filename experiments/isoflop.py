@@ -28,7 +28,7 @@ RATE, BASE_WIDTH = 1e-2, 64
 ROWS, LENGTH = 8, 256
 
 
-def recipe(size: Literal["rates", "profiles"]) -> Sweep:
+def recipe(size: Literal["rates", "profiles"] = "profiles") -> Sweep:
     base = Pretrain(
         data=DataSettings(sequence_length=LENGTH),
         model=ModelSettings(layers=2, width=32, context=LENGTH, attention=AttentionSettings(heads=2)),

@@ -24,16 +24,19 @@ from lmjax.settings import (
     TokenizerSettings,
     TrainSettings,
 )
-from lmjax.settings.recipe_files import difference, from_json, load_recipe, to_json
+from lmjax.settings.recipe_files import difference, from_json, load_recipe, load_sweep, to_json
 from lmjax.settings.stage import KINDS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-def _specs() -> list[str]:
+def _specs(sweeps: bool = False) -> list[str]:
+    """Of all stages and pipelines, or of all sweeps."""
     specs = []
     for file in sorted(EXPERIMENTS.rglob("*.py")):
         text = file.read_text()
+        if ("-> Sweep:" in text) != sweeps:
+            continue
         name = file.stem if file.parent == EXPERIMENTS else str(file)
         sizes = re.search(r"size: Literal\[([^\]]*)\]", text)
         if sizes:
@@ -50,6 +53,12 @@ def test_the_experiments_hold_every_published_size():
         *("gpt3:2700m", "gpt3:6700m", "gpt3:13b", "gpt3:175b"),
     }
     assert {"quickstart", "shakespeare_char", "gpt1"} <= set(_specs())
+
+
+@pytest.mark.parametrize("spec", _specs(sweeps=True))
+def test_every_run_of_a_sweep_survives_its_json(spec):
+    stages = load_sweep(spec).stages
+    assert [from_json(to_json(stage)) for stage in stages] == list(stages)
 
 
 @pytest.mark.parametrize("spec", _specs(), ids=lambda spec: Path(spec).name)
