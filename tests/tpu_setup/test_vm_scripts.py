@@ -258,4 +258,5 @@ def test_the_commands_of_the_readme_are_understood(cloud):
     script = "\n".join(line.replace(".sh ", ".sh --dry-run ", 1) for line in wanted)
     code, output, calls = cloud(None, ["-c", f"set -e; cd '{SCRIPTS.parent}'\n{script}"])
     assert (code, calls) == (0, []), output
-    assert len(wanted) == 8 and output.count("gcloud compute tpus") >= 8
+    assert len(wanted) == 12 and output.count("gcloud compute tpus") >= 8
+    assert [output.count(call) for call in ("kubectl apply", "sbatch <<", "sky jobs launch")] == [3, 1, 8]
