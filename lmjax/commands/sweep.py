@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmjax.commands.command import add_command, path_of, share
 
@@ -31,6 +31,10 @@ def add(commands: object) -> None:
     sweep.add_argument("--shard", type=share, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
     text = "train up to N runs that differ in seed and rate alone as one program; they leave rows, and no checkpoints"
     sweep.add_argument("--together", type=int, default=1, metavar="N", help=text)
+    text = "cut this host's devices into N parts and train a run on each, beside each other"
+    sweep.add_argument("--pack", type=int, metavar="N", help=text)
+    text = "train the runs whose row says that they failed or diverged, too"
+    sweep.add_argument("--again", action="store_true", help=text)
     sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
     text = "the same for a TPU slice that is not attached: each distinct shape is compiled for it; gives slice-hours"
     sweep.add_argument("--plan", action="store_true", help=text)
@@ -68,9 +72,11 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
         print(json.dumps(runs, indent=2) if options.json else shown(runs))
         return 0
     require(options.together > 0, "--together", options.together, "a number above 0", "leave it out for one by one")
-    names = ("shard", "cache", "together", "verbose")
+    names = ("shard", "cache", "together", "verbose", "again")
     if options.merge:
         rows, code = merge_tables(sweep, workdir, options.merge), 0
+    elif options.pack is not None:
+        rows, code = _packed(options, sweep, workdir)
     else:
         result = run_sweep(sweep, workdir, **{name: getattr(options, name) for name in names})
         rows, code = result.rows, result.exit_code
@@ -78,6 +84,25 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     if options.parquet:
         write_parquet(rows, options.parquet)
     return code
+
+
+def _packed(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> tuple[dict[str, Any], int]:
+    from lmjax.run_files import TABLE_FILE
+    from lmjax.runs.pack import run_packed, sweep_command
+    from lmjax.runs.sweep import exit_code
+    from lmjax.runs.sweep_rows import check_table
+    from lmjax.runs.sweep_units import share_of
+    from lmjax.scaling.sweep_table import SweepTable
+
+    table = SweepTable(workdir / TABLE_FILE, print)
+    check_table(sweep, table.path, table.rows())
+    names = {one.name for unit in share_of(sweep, options.shard, options.together) for one in unit}
+    shard = "/".join(map(str, options.shard))
+    words = [options.recipe, "--workdir", str(workdir), "--shard", shard, "--together", str(options.together)]
+    words += ["--cache", str(options.cache)] if options.cache else []
+    words += [flag for flag in ("--verbose", "--again") if getattr(options, flag[2:])]
+    code = run_packed(sweep_command(words), options.pack, lambda: names <= table.rows().keys(), print)
+    return table.rows(), exit_code(table.rows()) if code is None else code
 
 
 def _plan(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,12 @@ class SweepResult:
     @property
     def exit_code(self) -> int:
         """0 where all is done or being done, 1 where a row says that its run failed or diverged, 128 + a signal."""
-        if self.signal is not None:
-            return 128 + self.signal
-        return int(any(row["status"] != DONE for row in self.rows.values()))
+        return exit_code(self.rows) if self.signal is None else 128 + self.signal
+
+
+def exit_code(rows: Mapping[str, Row]) -> int:
+    """1 where a row says that its run failed or diverged, else 0."""
+    return int(any(row["status"] != DONE for row in rows.values()))
 
 
 def run_sweep(
@@ -64,14 +68,16 @@ def run_sweep(
     cache: Path | str | None = None,
     together: int = 1,
     verbose: bool = False,
+    again: bool = False,
     say: Callable[[str], None] = print,
 ) -> SweepResult:
     """Trains what the table in `workdir` (default: runs/NAME) lacks; the same call continues.
 
     `shard` (i, n) takes the i-th of n shares, counted from 1. A run that fails or diverges is tried once more, and is
     then a row that says so. `cache` is where tokens are kept, by default in the workdir. Up to `together` runs that
-    differ in seed and peak rate alone are trained by one program; each has its row, and none its checkpoints. Raises
-    UserError for mistakes in the sweep or its data, a table of another sweep and a full disk; the rows so far stay.
+    differ in seed and peak rate alone are trained by one program; each has its row, and none its checkpoints. `again`
+    trains those anew whose row says that they failed or diverged. Raises UserError for mistakes in the sweep or its
+    data, a table of another sweep and a full disk; the rows so far stay.
     """
     require_local("workdir", workdir)
     many, fix = processes.launched(), "start them apart, such as in an array of jobs, each with its --shard"
@@ -82,8 +88,10 @@ def run_sweep(
         for part in (RUNS, CLAIMS):
             (folder / part).mkdir(parents=True, exist_ok=True)
     table = SweepTable(folder / TABLE_FILE, say)
-    worker = _Worker(sweep, folder, table, cache or folder / CACHE, verbose, say)
-    check_table(sweep, table.path, table.rows())
+    rows = table.rows()
+    check_table(sweep, table.path, rows)
+    anew = {name: row for name, row in rows.items() if again and row["status"] != DONE}
+    worker = _Worker(sweep, folder, table, cache or folder / CACHE, verbose, say, anew)
     for own in sweep.stages:
         with naming(own):
             resolve(own, folder=folder).check_lengths()
@@ -91,7 +99,7 @@ def run_sweep(
     for unit in share_of(sweep, shard, together):
         with held(folder / CLAIMS / f"{unit[0].name}.lock") as mine:
             if not mine:
-                elsewhere += [one.name for one in unit if one.name not in table.rows()]
+                elsewhere += [one.name for one in unit if not worker.has(one)]
                 continue
             for train in worker.parts(unit):
                 signal = train()
@@ -112,6 +120,12 @@ class _Worker:
     cache: Path | str
     verbose: bool
     say: Callable[[str], None]
+    anew: Mapping[str, Row]  # rows whose runs are trained anew
+
+    def has(self, one: SweepRun) -> bool:
+        """Whether the table has a row of the run that counts."""
+        row = self.table.rows().get(one.name)
+        return row is not None and row != self.anew.get(one.name)
 
     def parts(self, unit: Sequence[SweepRun]) -> Iterator[Callable[[], int | None]]:
         """What brings the unit's runs to their rows, one after the other; each gives the signal that stopped it."""
@@ -122,7 +136,7 @@ class _Worker:
 
     def _finish(self, one: SweepRun) -> int | None:
         """Trains the run, unless the table has it, and appends its row."""
-        if one.name in self.table.rows():
+        if self.has(one):
             return None
         self.say(f"{self.sweep.runs.index(one) + 1}/{len(self.sweep.runs)} {one.name}: {size_of(one)}")
         result, row = self._tried(one)
@@ -132,9 +146,9 @@ class _Worker:
         return None
 
     def _append(self, one: SweepRun, row: Row) -> None:
-        fields = flat(plain(one.stage))
+        fields, now = flat(plain(one.stage)), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.table.append(
-            {"name": one.name, "sweep": self.sweep.name, "recipe": digest(one), **row}
+            {"name": one.name, "sweep": self.sweep.name, "recipe": digest(one), **row, "finished": now}
             | {"trunk": one.trunk, "budget": one.budget, **dataclasses.asdict(size_of(one))}
             | {name: cell(fields.get(name)) for name in varying(self.sweep)}
         )
@@ -143,8 +157,7 @@ class _Worker:
     def _finish_together(self, unit: Sequence[SweepRun]) -> int | None:
         """Trains the runs in one program, unless the table has one; those that fail or diverge are left to be alone."""
         own = self.folder / RUNS / f"together-{digest_of(unit)}"
-        rows = self.table.rows()
-        left = [one for one in unit if one.name not in rows]
+        left = [one for one in unit if not self.has(one)]
         if not left or (len(left) < len(unit) and not own.exists()):
             return None
         self.say(f"{len(unit)} runs together, each {size_of(unit[0])}: {', '.join(one.name for one in unit)}")
@@ -182,6 +195,8 @@ class _Worker:
             return None, {"status": FAILED, "error": f"its trunk {one.trunk} {trunk['status']}"}
         own = self.folder / RUNS / one.name
         aside = own.with_name(f"{one.name}.failed")
+        for folder in (own, aside) if one.name in self.anew else ():
+            shutil.rmtree(folder, ignore_errors=True)
         while True:
             result, row = self._try(one, own)
             if row.get("status", DONE) == DONE or aside.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,6 @@ def ended_row(summary: dict[str, Any], model: ModelSettings) -> Row:
         "loss": loss,
         "training_loss": summary["loss"],
         **{name: summary.get(name) for name in names},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **fault,
     }
 
