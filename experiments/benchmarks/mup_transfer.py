@@ -37,7 +37,7 @@ HEADS, LENGTH, ROWS, HELD_BATCHES = 4, 32, 8, 32
 
 
 def recipe_of(width: int, base: int | None, steps: int) -> Pretrain:
-    mup = None if base is None else MuPSettings(base, base // HEADS)
+    mup = MuPSettings() if base is None else MuPSettings(base, base // HEADS)
     heads = AttentionSettings(heads=HEADS)
     model = ModelSettings(layers=2, width=width, context=LENGTH, attention=heads, tied_head=False, mup=mup)
     return Pretrain(

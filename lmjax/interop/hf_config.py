@@ -18,7 +18,14 @@ from lmjax.errors import UserError, nearest
 from lmjax.fields import fits
 from lmjax.files import read_json_if_there
 from lmjax.interop.config_fields import ConfigFields
-from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
+from lmjax.settings import (
+    AttentionSettings,
+    FeedForwardSettings,
+    ModelSettings,
+    MuPSettings,
+    NormSettings,
+    PositionSettings,
+)
 
 CONFIG = "config.json"
 
@@ -95,7 +102,7 @@ def _obstacles(settings: ModelSettings, config: Mapping[str, Any]) -> list[str]:
         back = _flat(_canonical(parse_config(config, CONFIG).settings))
     except UserError as error:
         return [str(error)]
-    pairs = ((name, value, back.get(name)) for name, value in _flat(_canonical(settings)).items())
+    pairs = ((name, value, back[name]) for name, value in _flat(_canonical(settings)).items())
     return [f"{name} = {value!r}: expected {only!r}" for name, value, only in pairs if value != only]
 
 
@@ -297,7 +304,7 @@ def _canonical(settings: ModelSettings) -> ModelSettings:
         norm=dataclasses.replace(norm, bias=norm.bias or norm.kind == "rmsnorm"),
         positions=positions,
         scaled_residual_init=False,  # of how training began, which a trained model no longer shows
-        mup=None if computes_alike else settings.mup,
+        mup=MuPSettings() if computes_alike else settings.mup,
     )
 
 

@@ -80,8 +80,12 @@ class MuPSettings(Settings):
     a scalar head, is no part of it. Logits of a fresh model still fall as 1 / sqrt(width), as the paper's do.
     """
 
-    base_width: PositiveInt = 128
-    base_head_dim: PositiveInt | None = None  # None: as in this model, which then is the base model
+    base_width: PositiveInt | None = None  # None: the standard parametrisation
+    base_head_dim: PositiveInt | None = None  # None: as in this model, whose width then is the base's
+
+    def check(self) -> None:
+        known = self.base_width is not None or self.base_head_dim is None
+        require(known, "base_width", None, "the base model's, beside base_head_dim", "set both, or neither")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class ModelSettings(Settings):
     dropout: Fraction = 0.0  # after the embeddings and on each residual branch
     init_std: PositiveFloat = 0.02
     scaled_residual_init: bool = True  # residual projections at init_std / sqrt(2 x layers) (GPT-2)
-    mup: MuPSettings | None = None  # None: the standard parametrisation
+    mup: MuPSettings = MuPSettings()
 
     def check(self) -> None:
         heads = self.attention.heads
@@ -111,12 +115,12 @@ class ModelSettings(Settings):
         require(repeats, "layers", self.layers, f"a multiple of the attention pattern's {period}", "change one")
         even = self.positions.kind != "rotary" or self.head_dim % 2 == 0
         require(even, "attention.head_dim", self.head_dim, "an even number for rotary positions", "change it")
-        if self.mup is not None:
-            self._check_base(self.mup)
+        if self.mup.base_width is not None:
+            self._check_base(self.mup.base_width)
 
-    def _check_base(self, mup: MuPSettings) -> None:
-        base, head_dim, ratio = mup.base_width, self.base_head_dim, self.base_ratio
-        known = mup.base_head_dim is not None or ratio == 1
+    def _check_base(self, base: int) -> None:
+        head_dim, ratio = self.base_head_dim, self.base_ratio
+        known = self.mup.base_head_dim is not None or ratio == 1
         expected = f"the head_dim of the base model, whose width {base} is not this one's {self.width}"
         grown = self.head_dim * ratio
         fix = f"use {self.head_dim} if wider models have more heads, {grown:g} if they have wider ones"
@@ -135,12 +139,12 @@ class ModelSettings(Settings):
     @property
     def base_ratio(self) -> float:
         """base_width / width under muP; 1 in the standard parametrisation."""
-        return 1.0 if self.mup is None else self.mup.base_width / self.width
+        return 1.0 if self.mup.base_width is None else self.mup.base_width / self.width
 
     @property
     def base_head_dim(self) -> int:
         """That of muP's base model; the model's own in the standard parametrisation."""
-        return (self.mup and self.mup.base_head_dim) or self.head_dim
+        return self.mup.base_head_dim or self.head_dim
 
     @property
     def kv_heads(self) -> int:

@@ -221,9 +221,11 @@ class TrainingStage(Stage):
         super().check()
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         named = {name: value.name for name, value in values.items() if isinstance(value, OptimizerSettings)}
-        for field, name in named.items() if self.model is not None and self.model.mup is not None else ():
-            fix = "use it, or leave model.mup out"
-            require(name == "adamw", f"{field}.name", name, "'adamw' with model.mup, whose rates are Adam's", fix)
+        for field, name in named.items() if self.model is not None and self.model.mup.base_width is not None else ():
+            fix = "use it, or leave model.mup.base_width out"
+            require(
+                name == "adamw", f"{field}.name", name, "'adamw' with model.mup.base_width, whose rates are Adam's", fix
+            )
 
     def best_by(self) -> set[str]:
         """The metrics of its evaluations by which a best checkpoint can be chosen."""

@@ -55,7 +55,7 @@ def activations(settings, params, batch):
 def sizes(width, mup):
     """The mean size of each layer's activations after 1 to STEPS steps; of the logits that of their change."""
     shape = {"layers": LAYERS, "width": width, "context": T, "vocab_size": V}
-    settings = ModelSettings(**shape, attention=AttentionSettings(heads=HEADS), mup=BASE if mup else None)
+    settings = ModelSettings(**shape, attention=AttentionSettings(heads=HEADS), mup=BASE if mup else MuPSettings())
     model = LanguageModel(settings, UNROLLED)
     axes = model.logical_axes()
     optimizer = make_optimizer(OptimizerSettings(), lambda step: jnp.float32(RATE), axes, model_rates(axes, settings))

@@ -60,7 +60,7 @@ def test_under_mup_matrices_from_width_to_width_learn_at_the_ratio_of_the_widths
 
 def test_the_base_model_and_the_standard_parametrisation_have_no_multipliers():
     axes = LanguageModel(MODELS["gpt"]).logical_axes()
-    for mup in (None, MuPSettings(128), MuPSettings(128, 32)):
+    for mup in (MuPSettings(), MuPSettings(128), MuPSettings(128, 32)):
         same = ModelSettings(layers=2, vocab_size=64, mup=mup)
         assert model_rates(axes, same) == Rates()
 
