@@ -31,6 +31,7 @@ from lmjax.scaling.columns import (
 from lmjax.scaling.row_conditions import fitting
 
 ROLES = ("params", "tokens", "flops", "loss", "budget", "steps", "accuracy")
+DONE = "done"  # the status of a sweep's row
 EXTRA = ("steps", "accuracy", "params_other", "held_out")
 _NEAR, _WIDEST = 0.1, 0.25  # logs of neighbours and of a whole group of values that count as about equal
 
@@ -111,7 +112,7 @@ def make_table(params: Any, tokens: Any, loss: Any, steps: Any = None) -> Table:
 def read_table(path: Path, selection: Selection = Selection()) -> Table:
     """The runs of a file. Raises UserError naming the file and row, column or option."""
     notes: list[str] = []
-    found = _records(path, notes)
+    found = _finished(_records(path, notes), path, notes)
     for text in selection.where:
         fits = fitting("--where", text, found, path)
         notes.append(f"--where {text}: {sum(fits)} of {len(found)} rows")
@@ -174,6 +175,22 @@ def _records(path: Path, notes: list[str]) -> Rows:
     if not read:
         raise UserError(f"{path}: it holds no row; expected one row a run")
     return read  # type: ignore[return-value]
+
+
+def _finished(found: Rows, path: Path, notes: list[str]) -> Rows:
+    """Of a sweep's own rows, which have a name and a status: the last of each name, if its run is done."""
+    if not all("name" in row and "status" in row for _, row in found):
+        return found
+    last = {str(row["name"]): (place, row) for place, row in found}
+    done = [(place, row) for place, row in last.values() if row["status"] == DONE]
+    if len(last) < len(found):
+        notes.append(f"rows that a later one of the same name replaces: {len(found) - len(last)}")
+    if len(done) < len(last):
+        others = [f"{name} ({row['status']})" for name, (_, row) in last.items() if row["status"] != DONE]
+        notes.append(f"not done and left out, {len(others)} of {len(last)}: {', '.join(others[:5])}")
+    if not done:
+        raise UserError(f"{path}: no run of the sweep is done; run the sweep's command again")
+    return done
 
 
 def _is_torn(path: Path) -> bool:
