@@ -29,7 +29,7 @@ from lmjax.scaling.columns import (
     plain,
 )
 from lmjax.scaling.row_conditions import fitting
-from lmjax.scaling.sweep_table import DIVERGED, FAILED
+from lmjax.scaling.sweep_table import DONE
 
 ROLES = ("params", "tokens", "flops", "loss", "budget", "steps", "accuracy")
 EXTRA = ("steps", "accuracy", "params_other", "held_out")
@@ -112,7 +112,7 @@ def make_table(params: Any, tokens: Any, loss: Any, steps: Any = None) -> Table:
 def read_table(path: Path, selection: Selection = Selection()) -> Table:
     """The runs of a file. Raises UserError naming the file and row, column or option."""
     notes: list[str] = []
-    found = _ended_well(_records(path, notes), notes)
+    found = _finished(_records(path, notes), path, notes)
     for text in selection.where:
         fits = fitting("--where", text, found, path)
         notes.append(f"--where {text}: {sum(fits)} of {len(found)} rows")
@@ -177,14 +177,20 @@ def _records(path: Path, notes: list[str]) -> Rows:
     return read  # type: ignore[return-value]
 
 
-def _ended_well(found: Rows, notes: list[str]) -> Rows:
-    """The rows without those that say of themselves, as a sweep's do, that their run failed or diverged."""
-    bad = [place for place, row in found if row.get("status") in (FAILED, DIVERGED)]
-    if bad:
-        notes.append(
-            f"{len(bad)} of {len(found)} rows say that their run failed or diverged, and are left out: {bad[0]}"
-        )
-    return [(place, row) for place, row in found if row.get("status") not in (FAILED, DIVERGED)]
+def _finished(found: Rows, path: Path, notes: list[str]) -> Rows:
+    """Of a sweep's own rows, which have a name and a status: the last of each name, if its run is done."""
+    if not all("name" in row and "status" in row for _, row in found):
+        return found
+    last = {str(row["name"]): (place, row) for place, row in found}
+    done = [(place, row) for place, row in last.values() if row["status"] == DONE]
+    if len(last) < len(found):
+        notes.append(f"rows that a later one of the same name replaces: {len(found) - len(last)}")
+    if len(done) < len(last):
+        others = [f"{name} ({row['status']})" for name, (_, row) in last.items() if row["status"] != DONE]
+        notes.append(f"not done and left out, {len(others)} of {len(last)}: {', '.join(others[:5])}")
+    if not done:
+        raise UserError(f"{path}: no run of the sweep is done; run the sweep's command again")
+    return done
 
 
 def _is_torn(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 from lmjax.errors import UserError
 from lmjax.scaling.bootstrap import FitOptions, drawn
@@ -25,6 +25,25 @@ def test_approach_3_gives_all_five_constants_back():
         assert found[name] == pytest.approx(expected, rel=1e-5), name
     assert found["a"] == pytest.approx(EXPONENT, abs=1e-6)
     assert found["a"] + found["b"] == pytest.approx(1)
+
+
+def test_no_start_of_scipys_minimizer_finds_a_lower_sum_of_huber_losses():
+    table = isoflop_table()
+    loss = table.loss * np.exp(np.random.default_rng(7).standard_t(2, len(table)) * 0.005)  # with outliers
+    n, d = (np.log(x) - np.log(x).mean() for x in (table.params, table.tokens))
+
+    def objective(theta):
+        log_terms = np.stack([theta[0] - theta[3] * n, theta[1] - theta[4] * d, np.full_like(n, theta[2])])
+        prediction = np.logaddexp.reduce(log_terms, axis=0)
+        residual = prediction - np.log(loss)
+        share, slope = np.exp(log_terms - prediction), np.clip(residual, -1e-3, 1e-3)
+        value = np.where(np.abs(residual) <= 1e-3, residual**2 / 2, 1e-3 * (np.abs(residual) - 5e-4)).sum()
+        return value, np.array([*(share @ slope), -share[0] @ (slope * n), -share[1] @ (slope * d)])
+
+    starts = [(-1.0, -1.0, 0.5, alpha, beta) for alpha in (0.1, 0.3, 0.8) for beta in (0.1, 0.3, 0.8)]
+    options = {"maxiter": 3000, "ftol": 1e-15, "gtol": 1e-10}
+    lowest = min(minimize(objective, start, jac=True, method="L-BFGS-B", options=options).fun for start in starts)
+    assert fit(table.params, table.tokens, loss).objective == pytest.approx(lowest, rel=1e-6)
 
 
 def test_the_optimum_is_where_the_law_itself_is_least():

@@ -63,6 +63,24 @@ def test_a_sweeps_own_rows_need_no_flag(tmp_path):
     assert found.extra["params_other"].tolist() == [1000, 2000]
 
 
+def test_a_sweeps_runs_that_failed_diverged_or_ran_again_are_left_out_and_said(tmp_path, capsys):
+    def line(name, status, loss):
+        return json.dumps({"name": name, "status": status, "parameters": 1e7, "tokens": 1e9, "loss": loss}) + "\n"
+
+    path = tmp_path / "table.jsonl"
+    path.write_text(
+        line("a", "failed", None) + line("b", "diverged", 9.5) + line("c", "done", 3.0) + line("a", "done", 3.1)
+    )
+    found = read_table(path)
+    assert found.loss.tolist() == [3.1, 3.0] and found.places == ("line 4", "line 3")
+    assert found.notes[:2] == (
+        "rows that a later one of the same name replaces: 1",
+        "not done and left out, 1 of 3: b (diverged)",
+    )
+    path.write_text(line("b", "diverged", 9.5))
+    assert "no run of the sweep is done; run the sweep's command again" in fails(capsys, path)
+
+
 def test_units_in_cells_and_in_the_header_are_powers_of_ten(tmp_path):
     found = read_table(written(tmp_path, ["1.2B,300M,3.5", "70M,1.4T,2.9"]))
     assert found.params.tolist() == [1.2e9, 7e7] and found.tokens.tolist() == [3e8, 1.4e12]
