@@ -22,7 +22,7 @@ def spec(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def workdir(compiled_once, tmp_path_factory, spec) -> Path:
+def workdir(tmp_path_factory, spec) -> Path:
     """Where `lmjax run` has trained three steps."""
     folder = tmp_path_factory.mktemp("workdir")
     with contextlib.redirect_stdout(io.StringIO()) as said:

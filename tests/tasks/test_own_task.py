@@ -24,7 +24,7 @@ LENGTH, STEPS = 16, 30
 
 
 @pytest.fixture(scope="module")
-def folder(compiled_once, tmp_path_factory):
+def folder(tmp_path_factory):
     """The example in a recipe file, its data, and what it is initialised from."""
     folder = tmp_path_factory.mktemp("own")
     (code,) = re.findall(r"```python\n(# sentiment\.py.*?)```", GUIDE.read_text(), re.S)
@@ -71,7 +71,7 @@ def test_it_trains_and_its_report_shows_its_own_metrics_and_values(recipe, folde
     assert last["validation_right"] == 1.0
 
 
-def test_it_resumes_to_the_numbers_of_an_uninterrupted_run(recipe, two_devices, no_charts, tmp_path):
+def test_it_resumes_to_the_numbers_of_an_uninterrupted_run(recipe, no_charts, tmp_path):
     longer = changed(recipe, optimizer__schedule__kind="constant")
     short = changed(longer, train__steps=20)
     lmjax.run(longer, tmp_path / "uninterrupted", quiet=True)
