@@ -35,6 +35,15 @@ def keep_compiled_programs() -> None:
         compilation_cache.reset_cache()  # JAX decides at its first program, which a notebook may have run already
 
 
+def keep_quick_programs() -> None:
+    """Also keeps programs that compile in less than a second, where the user has not said from when on they are kept.
+
+    For many short runs of few shapes.
+    """
+    if jax.config.jax_persistent_cache_min_compile_time_secs == 1.0:  # type: ignore[attr-defined]  # JAX's default
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def skip_absent_tpu() -> None:
     """Keeps JAX from asking libtpu for devices on a machine that has none.
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lmjax.errors import UserError
 from lmjax.model.flops import Count, count
@@ -57,9 +57,7 @@ def base_of(rows: dict[str, Row], table: Path) -> Pretrain:
     for row in sorted(done, key=lambda row: -row["parameters"]):
         kept = table.parent / RUNS / row["name"] / RECIPE_FILE
         if kept.exists():
-            stage = read_recipe(kept)
-            if isinstance(stage, Pretrain):
-                return stage
+            return cast(Pretrain, read_recipe(kept))
     raise UserError(f"{table}: no run's recipe is in {table.parent / RUNS}; give --base with a pretraining recipe")
 
 

@@ -21,7 +21,7 @@ from lmjax.errors import UserError, clear_disk_errors, require, text_of
 from lmjax.fields import require_local
 from lmjax.files import user_path, write_whole
 from lmjax.parallel import processes
-from lmjax.parallel.start_jax import prepare_jax
+from lmjax.parallel.start_jax import keep_quick_programs, prepare_jax
 from lmjax.run_files import RUNS, TABLE_FILE
 from lmjax.runs.run import Result, run
 from lmjax.runs.sweep_rows import cell, check_table, ended_row, of_member, said, varying
@@ -83,6 +83,7 @@ def run_sweep(
     many, fix = processes.launched(), "start them apart, such as in an array of jobs, each with its --shard"
     require(many == 1, "the processes of a sweep", many, "1: its runs are each of one process", fix)
     prepare_jax()
+    keep_quick_programs()
     folder = user_path(workdir) if workdir is not None else Path("runs") / sweep.name
     with clear_disk_errors(folder):
         for part in (RUNS, CLAIMS):

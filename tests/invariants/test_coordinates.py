@@ -85,6 +85,7 @@ def spread(widths, mup):
     return {name: array.max(axis=0) / array.min(axis=0) for name, array in over_widths.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", OVER)
 def test_under_mup_every_layers_activations_are_as_large_at_all_widths(widths):
     found = spread(widths, mup=True)
@@ -93,6 +94,7 @@ def test_under_mup_every_layers_activations_are_as_large_at_all_widths(widths):
     assert {name: array.max() for name, array in found.items() if name != "logits" and not array.max() < 1.5} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", OVER)
 def test_under_the_standard_parametrisation_they_grow_with_the_width_at_the_same_rate(widths):
     found = spread(widths, mup=False)

@@ -86,6 +86,7 @@ def test_thousands_of_candidates_are_judged_in_seconds():
     assert all(each.memory > 0 and 0 < each.step_seconds < 10 for each in found)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
 @pytest.mark.parametrize(

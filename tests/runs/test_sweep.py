@@ -37,6 +37,8 @@ from lmjax.settings import (
 from lmjax.training.loop import DivergedError
 from lmjax.training.record import read_metrics
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_device_and_no_report():

@@ -40,6 +40,8 @@ from lmjax.training.stop import StopRequest
 STEPS = 8
 MEMBERS = (Member("a", 0, 1e-2), Member("b", 1, 1e-2), Member("c", 0, 3e-2))
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_report():
@@ -94,7 +96,10 @@ def trained(base, tmp_path_factory):
     return folder, run(together(base), folder, quiet=True)
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+OTHERS = [pytest.param(member, marks=pytest.mark.slow) for member in MEMBERS[:-1]]
+
+
+@pytest.mark.parametrize("member", [*OTHERS, MEMBERS[-1]], ids=lambda member: member.name)
 def test_each_run_is_what_it_is_alone(tmp_path, base, trained, member):
     folder, result = trained
     single = run(alone(base, member), tmp_path, quiet=True)
@@ -111,6 +116,7 @@ def test_the_loss_of_all_is_their_mean(trained):
     assert losses(folder) == pytest.approx([sum(values) / 3 for values in each], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, base, trained, monkeypatch):
     folder, _ = trained
     with monkeypatch.context() as patch:
@@ -139,6 +145,7 @@ def test_a_run_that_diverges_touches_no_other(tmp_path, base, trained):
         assert result.summary[f"longest_skip/{name}"] == 0
 
 
+@pytest.mark.slow
 def test_where_all_diverge_the_run_ends(tmp_path, base):
     wild = tuple(Member(f"wild{n}", n, 1e38) for n in range(2))
     with pytest.raises(DivergedError, match="3 steps in a row had a loss or gradient that is not finite"):
@@ -213,6 +220,7 @@ def test_a_sweep_together_has_the_rows_of_one_alone(tmp_path, sweep):
     assert (tmp_path / "together" / "table.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_rows_that_a_kill_left_out_come_from_the_finished_program(tmp_path, sweep, monkeypatch):
     rows = run_sweep(sweep, tmp_path, together=4, say=quiet).rows
     table = tmp_path / "table.jsonl"

@@ -37,6 +37,7 @@ def test_the_sigmoids_constants_come_back():
         assert found[name] == pytest.approx(expected, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_larger_runs_are_predicted_from_n_and_d_alone():
     table = with_accuracy()
     large = table.budget >= np.unique(table.budget)[-2]
@@ -82,6 +83,7 @@ def test_percentages_and_other_methods_are_refused(tmp_path, capsys):
     assert "--accuracy-column 'score'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.usefixtures("optimized")
 def test_pythias_larger_models_are_predicted_from_those_of_at_most_a_billion_and_a_half(shared_data, capsys):

@@ -103,6 +103,7 @@ def test_a_table_of_no_profiles_is_told_that_its_budgets_are_none():
     assert not any("taken for one budget" in note for note in centred)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_and_the_same_seed_draws_the_same():
     table = isoflop_table()
     noise = np.random.default_rng(1).normal(0, 0.005, len(table))
@@ -177,6 +178,7 @@ def test_a_diverged_row_is_named_and_ordinary_rows_are_not():
     assert result.values["alpha"] == pytest.approx(ALPHA, rel=0.1)  # the Huber loss bounds what one row does
 
 
+@pytest.mark.slow
 def test_lack_of_fit_tells_noise_of_repeated_rows_from_what_the_formula_misses():
     table = isoflop_table()
     N, D = np.repeat(table.params, 3), np.repeat(table.tokens, 3)

@@ -42,6 +42,7 @@ def test_rows_held_out_are_marked_in_losses_and_residuals():
     assert "held out" in labels(losses) and "held out" in labels(residuals)
 
 
+@pytest.mark.slow
 def test_panels_that_a_method_does_not_fill_say_so():
     losses, profiles, _, residuals = figure("isoflop")
     assert labels(losses) == [] and len(profiles.lines) == 7 + 1  # parabolas and minima

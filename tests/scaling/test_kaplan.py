@@ -100,6 +100,7 @@ def test_laws_that_a_table_does_not_determine_are_named_and_none_is_an_error():
         kaplan(make_table([1e7, 1e7], [1e8, 1e9], [3.0, 2.9]), NONE)
 
 
+@pytest.mark.slow
 def test_samples_choose_the_best_of_the_rows_that_they_drew():
     rng = np.random.default_rng(0)
     N = np.repeat(PARAMS, 8)

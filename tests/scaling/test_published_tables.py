@@ -63,6 +63,7 @@ def test_marins_profiles_by_approaches_2_and_3(shared_data, corpus, objective, t
     assert result.values["a"] == pytest.approx(second, abs=0.003)
 
 
+@pytest.mark.slow
 def test_the_two_approaches_disagree_on_marins_profiles_and_the_text_says_why(shared_data, capsys):
     table = str(shared_data("scaling_marin") / "marin_isoflops.csv")
     assert main(["fit", table, "--method", "all", "--where", "dataset=comma", "--where", "outlier=False"]) == 0
@@ -71,6 +72,7 @@ def test_the_two_approaches_disagree_on_marins_profiles_and_the_text_says_why(sh
     assert table not in out  # its rows are named by their lines
 
 
+@pytest.mark.slow
 def test_the_exponent_without_embeddings_is_another_and_both_name_their_convention(shared_data, capsys):
     table = shared_data("scaling_misfitting") / "last_checkpoints.csv"
     counted = printed(capsys, table, "--bootstrap", 20)
@@ -91,6 +93,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "file", "options", "rows"), OTHERS)
 def test_other_tables_run_with_intervals(shared_data, capsys, folder, file, options, rows):
     found = printed(capsys, shared_data(folder) / file, "--bootstrap", 50, *options)
@@ -139,6 +142,7 @@ def test_the_assignments_simulated_losses_follow_the_formula_exactly(shared_data
     assert (best.E, best.alpha, best.beta) == pytest.approx((2.69, 0.34, 0.36), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_longest_cooldowns_of_gemstones_are_predicted_as_well_as_the_fitted_rows_are_described(shared_data):
     """20 shapes differ in width and depth at one N, which N and D alone do not tell: that is the error that stays."""
     selection = Selection(hold_out=("tokens>1.04e11",))
