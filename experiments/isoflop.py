@@ -2,8 +2,8 @@
 
 `lmjax sweep isoflop:rates` searches the peak rate of three sizes, with two seeds; `lmjax sweep isoflop:profiles` trains
 five sizes for each of four budgets, 1e11 to 3e12 FLOPs with attention and head, about 20 tokens per parameter at the
-middle one. `RATE` and its power of the width are what the first found. Then `lmjax report`, `lmjax fit` and
-`lmjax forecast` read runs/isoflop-profiles/table.jsonl.
+middle one. `RATE`, which falls as 1 / width, is a guess until the first sweep has told the best. Then `lmjax report`,
+`lmjax fit` and `lmjax forecast` read runs/isoflop-profiles/table.jsonl.
 """
 
 from typing import Literal
