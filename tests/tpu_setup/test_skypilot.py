@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -56,12 +57,14 @@ def test_a_task_has_what_recovery_needs_and_no_field_of_another_name(cloud):
 
 def test_the_task_runs_the_share_of_its_index_with_the_words_as_given(cloud, tmp_path):
     task, _ = launched(cloud)
-    show = tmp_path / "lmjax"
+    (tmp_path / "tpu_setup").symlink_to(Path(task["workdir"], "tpu_setup"))
+    show = tmp_path / ".venv" / "bin" / "lmjax"
+    show.parent.mkdir(parents=True)
     show.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(1)\n")
     show.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SHARE_INDEX": "1"}
+    environment = os.environ | {"SHARE_INDEX": "1"}
     command = ["bash", "-c", task["run"]]
-    done = subprocess.run(command, env=environment, cwd=task["workdir"], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout) == ["sweep", "a 'b'.py", "--workdir", "/bucket/2", "--shard", "2/3"]
 
