@@ -169,11 +169,11 @@ class _Worker:
             result = run(
                 PretrainTogether(**fields, members=members), own, quiet=not self.verbose, cache=self.cache, report=False
             )
-        except UserError as error:
-            if not isinstance(error, DivergedError):
-                raise
+        except DivergedError as error:
             self.say(f"  all diverged: {error}; each is tried alone")
             return None
+        except UserError:
+            raise
         except Exception as error:  # such as too little memory
             self.say(f"  failed: {type(error).__name__}: {text_of(error)[:200]}; each is tried alone")
             return None

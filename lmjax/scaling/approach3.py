@@ -9,7 +9,8 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.scaling.bootstrap import FitOptions, drawn, interval, intervals
-from lmjax.scaling.chinchilla import ChinchillaFit, fit, fit_weighted, require_varied
+from lmjax.scaling.chinchilla import ChinchillaFit, determined, fit, fit_weighted
+from lmjax.scaling.counting import Counting, counting
 from lmjax.scaling.goodness import diverged, lack_of_fit
 from lmjax.scaling.result import HeldOut, Result
 from lmjax.scaling.table import Table
@@ -72,7 +73,7 @@ def _held_out(table: Table, near: ChinchillaFit, options: FitOptions) -> tuple[H
     parts = [(f"C of {low:.3g}", table.budget < low, table.budget == low) for low in np.unique(table.budget)]
     most_R = table.tokens > 0.95 * table.tokens.max()
     parts.append((f"D of {table.tokens[most_R].min():.3g} and more", ~most_R, most_R))
-    usable = [part for part in parts if _determined(table, part[1])]
+    usable = [part for part in parts if determined(table.params[part[1]], table.tokens[part[1]])]
     out = []
     if usable:
         weights_SR = np.array([fitted_R for _, fitted_R, _ in usable], np.float64)
@@ -92,14 +93,6 @@ def _errors(what: str, fitted: int, one: ChinchillaFit, tested: Table) -> HeldOu
     return HeldOut(what, fitted, len(tested), float(error_R.mean()), float(error_R[np.abs(error_R).argmax()]))
 
 
-def _determined(table: Table, rows_R: np.ndarray) -> bool:
-    try:
-        require_varied(table.params[rows_R], table.tokens[rows_R])
-    except UserError:
-        return False
-    return True
-
-
 def _converted(
     table: Table, best: ChinchillaFit, sampled: ChinchillaFit | None, options: FitOptions
 ) -> tuple[dict[str, Any], ...]:
@@ -109,11 +102,11 @@ def _converted(
     beta (1 + g))), with the power that fits its rows. Parameters counted otherwise are fitted anew.
     """
     found: list[tuple[str, np.ndarray, np.ndarray | None]] = []
-    log_ratio_R = np.log(table.flops / (6 * table.params * table.tokens))
-    if "flops" in table.columns and np.abs(log_ratio_R).max() > 1e-3:
-        g = np.polyfit(np.log(table.params), log_ratio_R, 1)[0]
-        low, high = np.exp([log_ratio_R.min(), log_ratio_R.max()])
-        a, *a_S = (fit.beta / (fit.alpha + fit.beta * (1 + g)) for fit in (best, sampled) if fit is not None)
+    how = counting(table)
+    if how != Counting():
+        ratio_R = table.flops / (6 * table.params * table.tokens)
+        low, high = ratio_R.min(), ratio_R.max()
+        a, *a_S = (how.exponent(fit) for fit in (best, sampled) if fit is not None)
         what = f"C is the column {table.columns['flops']!r}, {low:.3g} to {high:.3g} times 6 N D"
         found.append((what, a, a_S[0] if a_S else None))
     other_R = table.extra.get("params_other")

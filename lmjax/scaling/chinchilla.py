@@ -125,6 +125,15 @@ def require_varied(params: np.ndarray, tokens: np.ndarray) -> None:
             raise UserError(f"equal sizes: {what}; expected at least {FEWEST_SIZES}; add runs of other sizes")
 
 
+def determined(params: np.ndarray, tokens: np.ndarray) -> bool:
+    """Whether rows determine the five constants."""
+    try:
+        require_varied(params, tokens)
+    except UserError:
+        return False
+    return True
+
+
 def _terms(eta: Any, log_N: Any, log_D: Any) -> Any:
     return jnp.stack([-eta[0] * log_N, -eta[1] * log_D, jnp.zeros_like(log_N)])
 

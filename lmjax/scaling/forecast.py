@@ -8,49 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from lmjax.errors import UserError, require
+from lmjax.errors import require
 from lmjax.scaling.approach3 import fit_samples
-from lmjax.scaling.bootstrap import FitOptions, Interval, interval, intervals
-from lmjax.scaling.chinchilla import ChinchillaFit, require_varied
+from lmjax.scaling.bootstrap import FitOptions, Interval, interval
+from lmjax.scaling.chinchilla import ChinchillaFit, determined
+from lmjax.scaling.counting import counting
+from lmjax.scaling.frontier import Optimum, optimum_at
 from lmjax.scaling.table import Table
 
 SAME_BUDGET = 0.1  # between logs of FLOPs
 FAR = 10.0  # times the largest fitted run, beyond which a forecast is worth little
-
-
-@dataclass(frozen=True)
-class Counting:
-    """C = 6 N D k N^g: how a table's FLOPs follow from its parameters; k = 1 and g = 0 where C = 6 N D."""
-
-    k: float = 1.0
-    g: float = 0.0
-    what: str = "C = 6 N D"
-
-    def tokens(self, flops: float, params: Any) -> Any:
-        """The tokens that the FLOPs pay for."""
-        return flops / (6 * self.k * params ** (1 + self.g))
-
-    def optimum(self, flops: float, fit: ChinchillaFit) -> Any:
-        """The parameters of least loss at these FLOPs: where d/dN of E + A/N^alpha + B/D(N)^beta is 0."""
-        power = fit.beta * (1 + self.g)
-        with np.errstate(invalid="ignore"):  # a sample whose exponents differ in sign has no optimum
-            ratio = np.log(fit.alpha / power) + fit.log_A - fit.log_B + fit.beta * np.log(flops / (6 * self.k))
-            return np.exp(ratio / (fit.alpha + power))
-
-
-def counting(table: Table) -> Counting:
-    """How the table counts FLOPs, by its column where it has one."""
-    ratio_R = np.log(table.flops / (6 * table.params * table.tokens))
-    if "flops" not in table.columns or np.abs(ratio_R).max() < 1e-3:
-        return Counting()
-    g, log_k = np.polyfit(np.log(table.params), ratio_R, 1)
-    error = np.abs(ratio_R - log_k - g * np.log(table.params)).max()
-    what = f"C is the column {table.columns['flops']!r} = 6 N D x {math.exp(log_k):.3g} N^{g:.3f}, within {error:.1%}"
-    return Counting(math.exp(log_k), float(g), what)
 
 
 @dataclass(frozen=True)
@@ -71,14 +41,9 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Optimum):
     """The best run of `flops`, with intervals by name; `fitted` runs of at most `largest` FLOPs tell it."""
 
-    flops: float
-    params: float
-    tokens: float
-    loss: float
-    intervals: dict[str, Interval]
     fitted: int
     largest: float
     counted: str
@@ -96,27 +61,17 @@ def forecast(table: Table, flops: float, options: FitOptions) -> Forecast:
     how, same = counting(table), np.abs(np.log(table.flops / flops)) < SAME_BUDGET
     notes: list[str] = list(table.notes)
     fitted = table.take(table.flops < flops * math.exp(-SAME_BUDGET)) if same.any() else table
-    if same.any() and not _determined(fitted):
+    if same.any() and not determined(fitted.params, fitted.tokens):
         fitted = table.take(~same)
         notes.append("too few runs have fewer FLOPs: those of more are fitted, too")
     best, sampled = fit_samples(fitted, options)
-    params = float(how.optimum(flops, best))
-    tokens = float(how.tokens(flops, params))
-    samples: dict[str, Any] = {}
-    if sampled is not None:
-        own = how.optimum(flops, sampled)
-        samples = {"params": own, "tokens": how.tokens(flops, own)}
-        samples["loss"] = sampled.loss(samples["params"], samples["tokens"])
+    found = optimum_at(flops, best, sampled, how)
     largest = float(fitted.flops.max())
     if flops > FAR * largest:
         far = f"{flops / largest:,.0f} times the FLOPs of the largest run"
         notes.append(f"warning: {far}, beyond {FAR:g} times a fit says little; add larger runs")
     return Forecast(
-        flops=flops,
-        params=params,
-        tokens=tokens,
-        loss=float(best.loss(params, tokens)),
-        intervals=intervals(samples),
+        **vars(found),
         fitted=len(fitted),
         largest=largest,
         counted=how.what,
@@ -130,11 +85,3 @@ def _measured(rows: Table, best: ChinchillaFit, sampled: ChinchillaFit | None) -
     size = (float(rows.params[at]), float(rows.tokens[at]))
     ends = None if sampled is None else interval(sampled.loss(*size))
     return Measured(rows.places[at], *size, float(rows.loss[at]), float(best.loss(*size)), ends)
-
-
-def _determined(table: Table) -> bool:
-    try:
-        require_varied(table.params, table.tokens)
-    except UserError:
-        return False
-    return True

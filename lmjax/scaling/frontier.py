@@ -15,6 +15,7 @@ from lmjax.errors import UserError
 from lmjax.scaling.approach3 import fit_samples
 from lmjax.scaling.bootstrap import FitOptions, Interval, interval, intervals
 from lmjax.scaling.chinchilla import ChinchillaFit
+from lmjax.scaling.counting import Counting
 from lmjax.scaling.table import Table
 
 COMPARED = 5  # losses
@@ -22,7 +23,7 @@ COMPARED = 5  # losses
 
 @dataclass(frozen=True)
 class Optimum:
-    """The parameters, tokens and loss of the best run of `flops` = 6 N D, and their intervals by name."""
+    """The parameters, tokens and loss of the best run of `flops`, and their intervals by name."""
 
     flops: float
     params: float
@@ -41,12 +42,15 @@ class Saving(NamedTuple):
     interval: Interval | None
 
 
-def optimum_at(flops: float, best: ChinchillaFit, sampled: ChinchillaFit | None = None) -> Optimum:
-    """What a budget buys, with the intervals over the samples."""
+def optimum_at(
+    flops: float, best: ChinchillaFit, sampled: ChinchillaFit | None = None, how: Counting = Counting()
+) -> Optimum:
+    """What a budget buys, FLOPs counted as `how` says, with the intervals over the samples."""
 
     def quantities(fit: ChinchillaFit) -> dict[str, np.ndarray]:
-        params, tokens = fit.optimum(flops)
-        return {"params": params, "tokens": tokens, "loss": fit.frontier(flops)}
+        params = how.optimum(flops, fit)
+        tokens = how.tokens(flops, params)
+        return {"params": params, "tokens": tokens, "loss": fit.loss(params, tokens)}
 
     values = {name: float(value) for name, value in quantities(best).items()}
     return Optimum(flops, **values, intervals=intervals(quantities(sampled)) if sampled else {})

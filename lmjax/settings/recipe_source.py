@@ -28,7 +28,7 @@ def _written(value: Any, names: set[str], indent: str) -> str:
     if not dataclasses.is_dataclass(value):
         return repr(value)
     names.add(type(value).__name__)
-    fields = [field for field in dataclasses.fields(value) if getattr(value, field.name) != _default(field)]
+    fields = [field for field in dataclasses.fields(value) if getattr(value, field.name) != field.default]
     parts = [f"{field.name}={_written(getattr(value, field.name), names, indent + '    ')}" for field in fields]
     return _call(type(value).__name__, parts, indent)
 
@@ -40,7 +40,3 @@ def _call(name: str, parts: list[str], indent: str, tuple_of: int = 0) -> str:
         return line
     inner = "".join(f"{indent}    {part},\n" for part in parts)
     return f"{name}(\n{inner}{indent})"
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else dataclasses.MISSING

@@ -15,7 +15,8 @@ from lmjax.runs import forecast as module
 from lmjax.runs.forecast import design, on_slice
 from lmjax.scaling.bootstrap import FitOptions
 from lmjax.scaling.chinchilla import ChinchillaFit
-from lmjax.scaling.forecast import Counting, forecast
+from lmjax.scaling.counting import Counting
+from lmjax.scaling.forecast import forecast
 from lmjax.scaling.rules import Trained, fixed
 from lmjax.scaling.table import make_table
 from lmjax.scaling.tuned import tuned
