@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from lmjax.errors import UserError
-from lmjax.model.flops import Count, count
+from lmjax.model.flops import Count
 from lmjax.plan.cache import Cache
 from lmjax.plan.planner import planned_recipe
 from lmjax.plan.search import Watch, search
 from lmjax.plan.tables import named
 from lmjax.run_files import RECIPE_FILE, RUNS
 from lmjax.scaling.forecast import Forecast
-from lmjax.scaling.ladder import dial, run_name
+from lmjax.scaling.ladder import counted_in, dial, run_name
 from lmjax.scaling.rules import Rule, Trained
 from lmjax.scaling.sweep_table import DONE, Row
 from lmjax.settings import ModelSettings, Pretrain
@@ -63,20 +63,14 @@ def base_of(rows: dict[str, Row], table: Path) -> Pretrain:
 
 def design(found: Forecast, base: Pretrain, rule: Rule) -> Design:
     """The recipe nearest to the forecast's parameters on the proportions of `base`, for the forecast's tokens."""
-    vocabulary = base.model.vocab_size or base.tokenizer.planned_vocab_size
-    if vocabulary is None:
-        raise UserError("model.vocab_size: expected the tokenizer's size; set it in the base recipe")
-
-    def counted(model: ModelSettings) -> Count:
-        return count(dataclasses.replace(model, vocab_size=vocabulary), base.data.sequence_length)
 
     def away(model: ModelSettings) -> float:
-        return abs(math.log(counted(model).parameters / found.params))
+        return abs(math.log(counted_in(base, model).parameters / found.params))
 
     aspect = max(1, round(base.model.width / base.model.layers))
     model = min((dial(base.model, layers, aspect=aspect) for layers in range(1, MOST_LAYERS + 1)), key=away)
     length = base.data.sequence_length
-    chosen = rule(Trained(model, counted(model), found.tokens, length))
+    chosen = rule(Trained(model, counted_in(base, model), found.tokens, length))
     steps = max(1, round(found.tokens / (chosen.batch_size * length)))
     tokens = steps * chosen.batch_size * length
     schedule = dataclasses.replace(base.optimizer.schedule, warmup=chosen.warmup)
@@ -84,14 +78,14 @@ def design(found: Forecast, base: Pretrain, rule: Rule) -> Design:
     optimizer = dataclasses.replace(base.optimizer, learning_rate=rate, schedule=schedule)
     recipe = dataclasses.replace(
         base,
-        name=run_name(found.flops, counted(model).parameters, tokens),
+        name=run_name(found.flops, counted_in(base, model).parameters, tokens),
         model=model,
         data=dataclasses.replace(base.data, batch_size=chosen.batch_size, ramp_from=None, ramp_tokens=0),
         optimizer=optimizer,
         train=dataclasses.replace(base.train, steps=steps, microbatches=1),
         checkpoint=dataclasses.replace(base.checkpoint, at=()),
     )
-    return Design(recipe, counted(model), tokens, chosen.reason)
+    return Design(recipe, counted_in(base, model), tokens, chosen.reason)
 
 
 def on_slice(planned: Design, topology: str, limit: int, watch: Watch, say: Any) -> Design:

@@ -13,7 +13,7 @@ from lmjax.runs.slice_hours import SliceTime
 from lmjax.runs.sweep_rows import check_table
 from lmjax.runs.sweep_size import seconds_of, size_of
 from lmjax.runs.sweep_units import share_of
-from lmjax.scaling.ladder import Size
+from lmjax.scaling.ladder import size_text
 from lmjax.scaling.sweep_table import SweepTable
 from lmjax.settings import Sweep, SweepRun
 
@@ -81,7 +81,7 @@ def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
     for run in runs:
         spent = f"{run['flops_spent']:.2e}"
         lines.append(
-            f"{run['name']:{width}}  {Size(run['parameters']):>7} {Size(run['tokens']):>7} {spent:>9} "
+            f"{run['name']:{width}}  {size_text(run['parameters']):>7} {size_text(run['tokens']):>7} {spent:>9} "
             f"{run['steps']:>7,} {run['batch_size']:>5} {run['learning_rate']:>9.3g} {_hours(run['hours']):>8}  "
             f"{run['status']}" + (f", from {run['trunk']}" if run["trunk"] else "")
         )

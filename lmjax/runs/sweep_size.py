@@ -10,7 +10,7 @@ import numpy as np
 
 from lmjax.data.ramp import BatchRamp
 from lmjax.model.flops import count
-from lmjax.scaling.ladder import Size
+from lmjax.scaling.ladder import size_text
 from lmjax.scaling.sweep_table import DONE, Row
 from lmjax.settings import SweepRun
 from lmjax.tasks.resolved import resolve
@@ -31,7 +31,7 @@ class RunSize:
 
     def __str__(self) -> str:
         spent = "" if self.flops_spent == self.flops else f", {self.flops_spent:.2e} of them its own"
-        return f"N {Size(self.parameters)}, D {Size(self.tokens)}, {self.flops:.2e} FLOPs{spent}"
+        return f"N {size_text(self.parameters)}, D {size_text(self.tokens)}, {self.flops:.2e} FLOPs{spent}"
 
 
 @functools.cache

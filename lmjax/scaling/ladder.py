@@ -10,11 +10,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
 from lmjax.model.flops import Count, count
+from lmjax.notation import rounded
 from lmjax.scaling.rules import Hyperparameters, Rule, Trained
 from lmjax.settings import ModelSettings, Pretrain, SweepRun
 
@@ -41,7 +41,7 @@ def tokens_per_parameter(
     base: Pretrain, models: Sequence[ModelSettings], ratios: Sequence[float], rule: Rule
 ) -> tuple[SweepRun, ...]:
     """Every model for several lengths, each a multiple of its parameters: Chinchilla's approach 1 has four."""
-    sizes = [_counted(base, model).parameters for model in models]
+    sizes = [counted_in(base, model).parameters for model in models]
     pairs = zip(models, sizes, strict=True)
     return tuple(_run(base, model, size * ratio, rule) for model, size in pairs for ratio in ratios)
 
@@ -61,7 +61,7 @@ def isoflop(
     runs = []
     for budget in budgets:
         costs = {model: _flops_per_token(base, model, convention) for model in models}
-        parameters = {model: _counted(base, model).parameters for model in models}
+        parameters = {model: counted_in(base, model).parameters for model in models}
         away = {model: abs(math.log(budget / costs[model] / parameters[model] / ratio)) for model in models}
         chosen = sorted(sorted(models, key=lambda model: away[model])[:sizes], key=lambda model: parameters[model])
         runs += [_run(base, model, budget / costs[model], rule, budget) for model in chosen]
@@ -119,33 +119,22 @@ def search(
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Size:
-    """A number as a run's name has it: `Size(5.2e6)` is "5.2m"."""
-
-    value: float
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self), spec)
-
-    def __str__(self) -> str:
-        for unit, power in (("t", 1e12), ("b", 1e9), ("m", 1e6), ("k", 1e3)):
-            if self.value >= 0.9995 * power:
-                return f"{float(f'{self.value / power:.3g}'):g}{unit}"
-        return f"{self.value:.0f}"
+def size_text(value: float) -> str:
+    """A number as a run's name has it: 5.2e6 is "5.2m"."""
+    return rounded(value).lower()
 
 
 def run_name(flops: float, parameters: int, tokens: float) -> str:
     """`c1e13_n300k_d5m`."""
     mantissa, exponent = f"{flops:.2e}".split("e")
-    return f"c{float(mantissa):g}e{int(exponent)}_n{Size(parameters)}_d{Size(tokens)}"
+    return f"c{float(mantissa):g}e{int(exponent)}_n{size_text(parameters)}_d{size_text(tokens)}"
 
 
 def _run(base: Pretrain, model: ModelSettings, tokens: float, rule: Rule, budget: float | None = None) -> SweepRun:
     """The run of a model on the whole steps that come nearest to `tokens`."""
     found, length = rule(_trained(base, model, tokens)), base.data.sequence_length
     steps = max(1, round(tokens / (found.batch_size * length)))
-    counted = _counted(base, model)
+    counted = counted_in(base, model)
     schedule = dataclasses.replace(base.optimizer.schedule, warmup=found.warmup)
     read = steps * found.batch_size * length
     stage = dataclasses.replace(
@@ -178,15 +167,18 @@ def _with_batch(stage: Pretrain, batch: int) -> Pretrain:
 
 
 def _trained(base: Pretrain, model: ModelSettings, tokens: float) -> Trained:
-    return Trained(model, _counted(base, model), tokens, base.data.sequence_length)
+    return Trained(model, counted_in(base, model), tokens, base.data.sequence_length)
 
 
 def _flops_per_token(base: Pretrain, model: ModelSettings, convention: Convention) -> int:
-    counted = _counted(base, model)
+    counted = counted_in(base, model)
     return counted.flops_per_token if convention == "attention" else counted.flops_per_token_6n
 
 
-def _counted(base: Pretrain, model: ModelSettings) -> Count:
-    """Raises FieldError where neither the model nor the tokenizer's settings say how large the vocabulary is."""
+def counted_in(base: Pretrain, model: ModelSettings) -> Count:
+    """The counts of the model with the tokenizer and the rows of `base`.
+
+    Raises FieldError where neither the model nor the tokenizer's settings say how large the vocabulary is.
+    """
     vocabulary = model.vocab_size or base.tokenizer.planned_vocab_size
     return count(dataclasses.replace(model, vocab_size=vocabulary), base.data.sequence_length)

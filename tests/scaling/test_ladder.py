@@ -6,7 +6,7 @@ import pytest
 
 from lmjax.errors import FieldError
 from lmjax.model.flops import count
-from lmjax.scaling.ladder import Size, cooldowns, dial, grid, isoflop, run_name, search, tokens_per_parameter
+from lmjax.scaling.ladder import cooldowns, dial, grid, isoflop, run_name, search, size_text, tokens_per_parameter
 from lmjax.scaling.rules import fixed, porian
 from lmjax.settings import (
     AttentionSettings,
@@ -100,7 +100,7 @@ def test_lengths_in_tokens_per_parameter():
 def test_names_say_flops_parameters_and_tokens():
     assert run_name(1e13, 300_000, 5e6) == "c1e13_n300k_d5m"
     assert run_name(3.16e21, 1_558_000_000, 3.3e11) == "c3.16e21_n1.56b_d330b"
-    assert [str(Size(value)) for value in (999, 999.6e3, 12_345, 2e12)] == ["999", "1m", "12.3k", "2t"]
+    assert [size_text(value) for value in (999, 999.6e3, 12_345, 2e12)] == ["999", "1m", "12.3k", "2t"]
 
 
 def test_a_ladder_of_five_doublings_costs_1_2_of_its_longest_run():
@@ -141,7 +141,7 @@ def test_a_search_keeps_tokens_and_the_fraction_of_warmup():
 def test_the_vocabulary_has_to_be_known():
     base = dataclasses.replace(BASE, tokenizer=TokenizerSettings(kind="bpe", vocab_size=512))
     known = grid(base, MODELS[:1], [25_600], RULE)
-    assert f"n{Size(count(dataclasses.replace(MODELS[0], vocab_size=512)).parameters)}_" in known[0].name
+    assert f"n{size_text(count(dataclasses.replace(MODELS[0], vocab_size=512)).parameters)}_" in known[0].name
     unknown = dataclasses.replace(BASE, tokenizer=TokenizerSettings(kind="bpe", path="/absent"))
     with pytest.raises(FieldError, match=r"model.vocab_size = None: expected a number of rows"):
         grid(unknown, MODELS[:1], [25_600], RULE)
