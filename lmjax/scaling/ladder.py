@@ -21,7 +21,7 @@ from lmjax.settings import ModelSettings, Pretrain, SweepRun
 Convention = Literal["attention", "6nd"]  # FLOPs as Count.flops_per_token has them, or 6 x all parameters x tokens
 
 
-def dial(base: ModelSettings, layers: int, *, aspect: int = 64) -> ModelSettings:
+def dial(base: ModelSettings, layers: int, *, aspect: float = 64) -> ModelSettings:
     """`base` with this depth, a width of `aspect` x layers, and heads of the size that `base` has.
 
     The width is rounded to whole heads. The feed-forward layer keeps its default of 4 x width.

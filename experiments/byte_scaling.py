@@ -1,0 +1,91 @@
+"""The measured sweep: bytes as tokens, 1e11 to 3e13 FLOPs on a CPU, and one run beyond it that was forecast before.
+
+In: the embedded corpus and texts of ../shared/data, 7.8 MB together; the last 4% of each text are held out. In this
+order: `lmjax sweep byte_scaling:rates` searches the peak rate of three sizes at each of two budgets;
+`byte_scaling:profiles` trains five sizes at each of six budgets, at the rates of `rate_rule`; `byte_scaling:seeds`
+trains the best size of each budget twice more, into the same table. What came out: experiments/results/byte_scaling/.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from lmjax.scaling.ladder import dial, isoflop, search
+from lmjax.scaling.rules import Hyperparameters, Trained
+from lmjax.scaling.sweep_table import SweepTable
+from lmjax.scaling.tuned import best_rows
+from lmjax.settings import (
+    AttentionSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    LogSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PositionSettings,
+    Pretrain,
+    ScheduleSettings,
+    SourceSettings,
+    Sweep,
+)
+
+TEXTS = "../shared/data"
+PROFILES = "byte-profiles"  # the sweep of five sizes at each budget, and its workdir in runs/
+BUDGETS = (1e11, 3e11, 1e12, 3e12, 1e13, 3e13)
+RATE, RATE_POWER = 1e-2, 0.0  # the peak rate is RATE x (parameters / 100,000)^RATE_POWER
+RATIO = 20.0  # tokens per parameter in the middle of each budget
+ROWS, LENGTH, WARMUP = 4, 256, 0.05
+
+
+def recipe(size: Literal["rates", "profiles", "seeds"] = "profiles") -> Sweep:
+    base, models = pretraining(), ladder()
+    if size == "rates":
+        runs = isoflop(base, (1e11, 1e12), models, rate_rule, sizes=3, ratio=RATIO)
+        return Sweep("byte-rates", search(runs, learning_rates=[2.0**-power for power in (8, 7, 6, 5)]))
+    profiles = isoflop(base, BUDGETS, models, rate_rule, ratio=RATIO)
+    if size == "profiles":
+        return Sweep(PROFILES, profiles)
+    table = SweepTable(Path("runs") / PROFILES / "table.jsonl")
+    best = {row["name"] for row in best_rows([row for row in table.rows().values() if row["train.seed"] == 0])}
+    return Sweep(PROFILES, search([run for run in profiles if run.name in best], seeds=(1, 2)))
+
+
+def rate_rule(trained: Trained) -> Hyperparameters:
+    """The power law through the best rates of `rates`."""
+    size, steps = trained.counted.parameters, trained.tokens / (ROWS * LENGTH)
+    rate = RATE * (size / 1e5) ** RATE_POWER
+    reason = f"rate {RATE:.3g} x ({size:,} / 100,000)^{RATE_POWER:.3g} = {rate:.3g}, from byte_scaling:rates"
+    return Hyperparameters(rate, ROWS, math.floor(WARMUP * steps), f"{reason}; {ROWS} rows, {WARMUP:.0%} of warmup")
+
+
+def ladder() -> list[ModelSettings]:
+    """Widths of 16 x layers, and below 80 also those of 16 x (layers + 1)."""
+    base = ModelSettings(
+        layers=1, width=16, attention=AttentionSettings(heads=1), positions=PositionSettings(kind="rotary")
+    )
+    wider = [dial(base, layers, aspect=16 * (layers + 1) / layers) for layers in (1, 2, 3)]
+    return [*(dial(base, layers, aspect=16) for layers in range(1, 13)), *wider]
+
+
+def pretraining() -> Pretrain:
+    return Pretrain(
+        data=DataSettings(
+            train=(SourceSettings(), *texts(0.0, 0.96)),
+            validation=(SourceSettings(split="validation"), *texts(0.96, 1.0)),
+            sequence_length=LENGTH,
+        ),
+        model=ModelSettings(context=LENGTH),
+        optimizer=OptimizerSettings(schedule=ScheduleSettings(kind="linear", final=0.0)),
+        evaluation=EvaluationSettings(every=10**6),
+        checkpoint=CheckpointSettings(every=2000, keep_last=1),
+        log=LogSettings(every=50, tensorboard=False),
+    )
+
+
+def texts(begin: float, end: float) -> list[SourceSettings]:
+    """A part of every text of the folder."""
+    files = ("pd_books/botchan.txt", "pd_books/inaugural.txt", "tinystories/tinystories_dev.txt")
+    found = [SourceSettings(kind="text", path=f"{TEXTS}/{file}", begin=begin, end=end) for file in files]
+    wiki = f"{TEXTS}/web_docs/wiki_dev.txt"
+    found.append(SourceSettings(kind="text", path=wiki, documents="line", begin=begin, end=end))
+    return [*found, SourceSettings(kind="jsonl", path=f"{TEXTS}/web_docs/c4_dev.jsonl", begin=begin, end=end)]
