@@ -1,11 +1,12 @@
 """The measured sweep: bytes as tokens, 1e11 to 3e13 FLOPs on a CPU, and one run beyond it that was forecast before.
 
 In: the embedded corpus and texts of ../shared/data, 7.8 MB together; the last 4% of each text are held out. In this
-order: `lmjax sweep byte_scaling:rates` searches the peak rate of three sizes at each of two budgets;
+order: `lmjax sweep byte_scaling:rates` searches the peak rate of two or three sizes at each of three budgets;
 `byte_scaling:profiles` trains five sizes at each of six budgets, at the rates of `rate_rule`; `byte_scaling:seeds`
 trains the best size of each budget twice more, into the same table. What came out: experiments/results/byte_scaling/.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Literal
@@ -40,8 +41,10 @@ ROWS, LENGTH, WARMUP = 4, 256, 0.05
 def recipe(size: Literal["rates", "profiles", "seeds"] = "profiles") -> Sweep:
     base, models = pretraining(), ladder()
     if size == "rates":
-        runs = isoflop(base, (1e11, 1e12), models, rate_rule, sizes=3, ratio=RATIO)
-        return Sweep("byte-rates", search(runs, learning_rates=[2.0**-power for power in (8, 7, 6, 5)]))
+        small = isoflop(base, BUDGETS[:1], models, rate_rule, sizes=3, ratio=RATIO)
+        larger = isoflop(base, BUDGETS[2:4], models, rate_rule, sizes=2, ratio=RATIO)
+        rates = [2.0**-power for power in (8, 7, 6, 5)]
+        return Sweep("byte-rates", search((*small, *larger), learning_rates=rates))
     profiles = isoflop(base, BUDGETS, models, rate_rule, ratio=RATIO)
     if size == "profiles":
         return Sweep(PROFILES, profiles)
@@ -59,12 +62,13 @@ def rate_rule(trained: Trained) -> Hyperparameters:
 
 
 def ladder() -> list[ModelSettings]:
-    """Widths of 16 x layers, and below 80 also those of 16 x (layers + 1)."""
+    """Widths of 16 x layers, and below 80 also those of 16 x (layers + 1); weights begin at 0.7 / sqrt(width)."""
     base = ModelSettings(
         layers=1, width=16, attention=AttentionSettings(heads=1), positions=PositionSettings(kind="rotary")
     )
     wider = [dial(base, layers, aspect=16 * (layers + 1) / layers) for layers in (1, 2, 3)]
-    return [*(dial(base, layers, aspect=16) for layers in range(1, 13)), *wider]
+    models = [*(dial(base, layers, aspect=16) for layers in range(1, 13)), *wider]
+    return [dataclasses.replace(model, init_std=round(0.7 / math.sqrt(model.width), 4)) for model in models]
 
 
 def pretraining() -> Pretrain:
