@@ -67,6 +67,7 @@ NonNegativeInt = Annotated[int, at_least(0, "use 0 for none")]
 NonNegativeFloat = Annotated[float, at_least(0, "use 0 for none")]
 Fraction = Annotated[float, Bound(lambda value: 0 <= value < 1, "a fraction in [0, 1)")]
 ClosedFraction = Annotated[float, Bound(lambda value: 0 <= value <= 1, "a fraction in [0, 1]")]
+Seed = Annotated[int, Bound(lambda value: 0 <= value < 2**31, "a whole number from 0 to 2^31 - 1")]
 OpenFraction = Annotated[float, Bound(lambda value: 0 < value < 1, "a fraction in (0, 1)")]
 
 

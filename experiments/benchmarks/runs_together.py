@@ -23,7 +23,6 @@ from lmjax.parallel.placement import init_state
 from lmjax.settings import AttentionSettings, DataSettings, MeshSettings, ModelSettings, Pretrain, TokenizerSettings
 from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.resolved import resolve
-from lmjax.tasks.task import build_task
 from lmjax.tasks.together import runs_together
 
 LENGTH, VOCABULARY, STEPS = 64, 257, 100
@@ -50,7 +49,7 @@ def measure(width: int, rows: int, runs: int, rounds: int) -> dict[str, float]:
     """Median seconds of a step of all runs, one by one and together."""
     recipe, batch = recipe_of(width, rows), batch_of(rows)
     mesh, resolved = make_mesh(MeshSettings(), jax.devices()[:1]), resolve(recipe)
-    program = build_task(NextToken(), resolved, mesh, STEPS)
+    program = NextToken().build(resolved, mesh, STEPS)
     alone = [init_state(program.model, program.optimizer, seed, mesh) for seed in range(runs)]
     programs = runs_together(NextToken(), resolved, STEPS)
     seeds, rates = jnp.arange(runs, dtype=jnp.int32), jnp.linspace(1e-4, 1e-3, runs)

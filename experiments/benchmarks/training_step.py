@@ -58,7 +58,6 @@ def prepare_lmjax(shape: Shape, folder: Path):
     from lmjax.settings import DataSettings, OptimizerSettings, Pretrain
     from lmjax.tasks.next_token import NextToken
     from lmjax.tasks.resolved import resolve
-    from lmjax.tasks.task import build_task
 
     prepare_jax()
     imported = read_model(folder)
@@ -68,7 +67,7 @@ def prepare_lmjax(shape: Shape, folder: Path):
         optimizer=OptimizerSettings(learning_rate=RATE),
     )
     mesh = make_mesh(recipe.mesh)
-    program = build_task(NextToken(), resolve(recipe), mesh, recipe.train.steps)
+    program = NextToken().build(resolve(recipe), mesh, recipe.train.steps)
     state = TrainState.create(jax.device_put(imported.params, jax.devices()[0]), program.optimizer)
     tokens = batch_of(shape).astype(np.int32)
     weights = np.ones((shape.rows, shape.length), np.float32)

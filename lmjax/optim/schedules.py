@@ -3,64 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmjax.errors import require
 from lmjax.settings import ScheduleSettings
 
 Schedule = Callable[[jax.Array | int], jax.Array]
+Number = float | np.floating | jax.Array
 
 
-def make_schedule(
+class Course(NamedTuple):
+    """The numbers of a schedule that runs of one shape do not share, in its unit: Python's, or float32 scalars.
+
+    As arrays they are arguments of a program, so that one program serves any of them.
+    """
+
+    peak: Number
+    warmup: Number  # its end
+    falls: Number  # where the rate of "wsd" begins to fall
+    end: Number  # of the decay
+
+
+def make_schedule(settings: ScheduleSettings, peak: float, steps: int, tokens_at: Schedule | None = None) -> Schedule:
+    """The learning rate of a step, of a run of so many steps, as a function that can be traced."""
+    return schedule_of(settings, course_of(settings, peak, steps, tokens_at), tokens_at)
+
+
+def course_of(
     settings: ScheduleSettings,
-    peak: float | jax.Array,
+    peak: float,
     steps: int,
     tokens_at: Schedule | None = None,
     field: str = "optimizer.schedule",
-) -> Schedule:
-    """The learning rate of a step, as a function that can be traced; so can `peak` be, a float32 scalar.
+) -> Course:
+    """The course of a run of so many steps.
 
-    `steps` is the run's length, in steps; `tokens_at(step)` the tokens read before a step, needed where the schedule
-    counts tokens. The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and
-    "inverse_sqrt" (Raffel et al. 2020, section 3.1.2) know no end. A run that is shorter than its warmup ends in it.
-    Raises FieldError where the pieces do not fit: `field` is the settings' place in the recipe.
+    `tokens_at(step)` gives the tokens read before a step; it is needed where the schedule counts tokens. A run that is
+    shorter than its warmup ends in it. Raises FieldError where the pieces do not fit: `field` is the settings' place in
+    the recipe.
     """
-    in_tokens = settings.unit == "tokens"
-    known = not in_tokens or tokens_at is not None
-    require(known, f"{field}.unit", "tokens", "'steps' where no tokens are counted", "use 'steps'")
-    clock = tokens_at if in_tokens and tokens_at is not None else (lambda step: step)
-    with jax.ensure_compile_time_eval():  # also where the peak is traced
-        length, warmup = float(clock(steps)), float(settings.warmup)  # tokens may be more than an int32 holds
+    length, warmup = float(_clock(settings, tokens_at, field)(steps)), float(settings.warmup)
     rises_only = settings.decay is None and length <= warmup
     end = float(settings.decay) if settings.decay is not None else max(length, warmup + 1.0)
     falls = settings.stable * end
     risen = settings.kind != "wsd" or warmup <= falls or rises_only
     require(risen, f"{field}.warmup", settings.warmup, f"at most stable x decay = {falls:g}", "shorten it")
+    return Course(peak, warmup, falls, end)
+
+
+def schedule_of(settings: ScheduleSettings, course: Course, tokens_at: Schedule | None = None) -> Schedule:
+    """The learning rate of a step, as a function that can be traced; so can the course be.
+
+    The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and "inverse_sqrt"
+    (Raffel et al. 2020, section 3.1.2) know no end.
+    """
+    clock = _clock(settings, tokens_at)
 
     def rate(step: jax.Array | int) -> jax.Array:
         now = jnp.asarray(clock(step), jnp.float32)
-        rising = settings.warmup_from + (1.0 - settings.warmup_from) * now / max(warmup, 1)
-        return peak * jnp.where(now < warmup, rising, _after_warmup(settings, now, warmup, end))
+        rising = settings.warmup_from + (1.0 - settings.warmup_from) * now / jnp.maximum(course.warmup, 1)
+        return course.peak * jnp.where(now < course.warmup, rising, _after_warmup(settings, course, now))
 
     return rate
 
 
-def _after_warmup(settings: ScheduleSettings, now: jax.Array, warmup: float, end: float) -> jax.Array:
+def _clock(settings: ScheduleSettings, tokens_at: Schedule | None, field: str = "optimizer.schedule") -> Any:
+    """(step) -> how far the run is before it, in the schedule's unit."""
+    if settings.unit == "steps":
+        return lambda step: step
+    known = tokens_at is not None
+    require(known, f"{field}.unit", "tokens", "'steps' where no tokens are counted", "use 'steps'")
+    return tokens_at
+
+
+def _after_warmup(settings: ScheduleSettings, course: Course, now: jax.Array) -> jax.Array:
     fall = 1.0 - settings.final
     if settings.kind == "cosine":
-        return settings.final + fall * 0.5 * (1 + jnp.cos(jnp.pi * _progress(now, warmup, end)))
+        return settings.final + fall * 0.5 * (1 + jnp.cos(jnp.pi * _progress(now, course.warmup, course.end)))
     if settings.kind == "linear":
-        return settings.final + fall * (1.0 - _progress(now, warmup, end))
+        return settings.final + fall * (1.0 - _progress(now, course.warmup, course.end))
     if settings.kind == "inverse_sqrt":
-        return jnp.sqrt(max(warmup, 1) / jnp.maximum(now, max(warmup, 1)))
+        risen = jnp.maximum(course.warmup, 1)
+        return jnp.sqrt(risen / jnp.maximum(now, risen))
     if settings.kind == "wsd":
-        return settings.final + fall * (1.0 - _progress(now, settings.stable * end, end))
+        return settings.final + fall * (1.0 - _progress(now, course.falls, course.end))
     return jnp.ones_like(now)
 
 
-def _progress(now: jax.Array, begin: float, end: float) -> jax.Array:
+def _progress(now: jax.Array, begin: Number, end: Number) -> jax.Array:
     """From 0 at `begin` to 1 at `end`, which is met exactly: XLA multiplies by a rounded reciprocal."""
     return jnp.where(now >= end, 1.0, jnp.maximum(now - begin, 0.0) / (end - begin))
 

@@ -77,6 +77,17 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
+def abstract_whole(values: Any, mesh: Mesh) -> Any:
+    """The shapes, dtypes and shardings of arrays that every device has whole."""
+    return with_shardings(values, NamedSharding(mesh, PartitionSpec()))
+
+
+def place_whole(values: Any, mesh: Mesh) -> Any:
+    """A tree of NumPy's arrays or scalars, which all processes have alike, whole on every device of a mesh."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda value: jax.make_array_from_callback(value.shape, whole, lambda _: value), values)
+
+
 def abstract_params(model: Any, where: Mesh | jax.sharding.Sharding) -> Any:
     """The shapes, dtypes and shardings of a model's parameters, cut over a mesh or all with one sharding."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))

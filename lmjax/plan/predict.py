@@ -87,7 +87,8 @@ class Analyst:
         self.item = model.dtype.itemsize  # bytes of an activation
         self.splash = model.implementation(recipe.data.sequence_length) == "splash"
         self.axes = model.logical_axes()
-        self.shapes = _state_shapes(model, task.optimizer(resolved, recipe.train.steps, self.axes)[0])
+        course = task.numbers(resolved, recipe.train.steps).course
+        self.shapes = _state_shapes(model, task.optimizer(resolved, self.axes, course)[0])
         self.state = functools.cache(self._state)
 
     def predict(self, candidate: Candidate) -> Prediction:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lmjax.errors import FieldError, require
-from lmjax.fields import PositiveFloat, Settings, check_name
+from lmjax.fields import PositiveFloat, Seed, Settings, check_name
 from lmjax.settings.stages import Pretrain
 
 
@@ -17,13 +17,11 @@ class Member(Settings):
     """One of several runs that train together: what it has of its own."""
 
     name: str = "run"
-    seed: int = 0  # as train.seed
+    seed: Seed = 0  # as train.seed
     learning_rate: PositiveFloat = 3e-4  # as optimizer.learning_rate
 
     def check(self) -> None:
         check_name(self.name)
-        fits = 0 <= self.seed < 2**31
-        require(fits, "seed", self.seed, "a whole number from 0 to 2^31 - 1", "use a smaller one")
 
 
 @dataclass(frozen=True)

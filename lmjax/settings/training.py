@@ -15,6 +15,7 @@ from lmjax.fields import (
     OpenFraction,
     PositiveFloat,
     PositiveInt,
+    Seed,
     Settings,
     at_least,
 )
@@ -125,7 +126,7 @@ class TrainSettings(Settings):
 
     steps: PositiveInt = 1000
     microbatches: PositiveInt = 1  # gradient accumulation: the batch is cut in this many equal parts
-    seed: int = 0
+    seed: Seed = 0
     z_loss: NonNegativeFloat = 0.0  # coefficient of log(Z)^2
     label_smoothing: Fraction = 0.0
     abort_after_skipped: PositiveInt = 10  # non-finite steps in a row before the run stops

@@ -12,7 +12,7 @@ from lmjax.model.heads import ScalarModel, init_scalar, scalar_axes
 from lmjax.model.language_model import LanguageModel
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.rates import model_rates
-from lmjax.optim.schedules import Schedule, make_schedule
+from lmjax.optim.schedules import Schedule, course_of, schedule_of
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import parameter_shardings, state_shardings, with_shardings
 from lmjax.rl.learner import AVERAGE, POLICY, VALUE, Learner
@@ -78,5 +78,6 @@ def _optimizer(
     recipe: PPO, field: Literal["optimizer", "value_optimizer"], steps: int, logical_axes: Any, model: ModelSettings
 ) -> tuple[optax.GradientTransformation, Schedule]:
     settings: OptimizerSettings = getattr(recipe, field)
-    schedule = make_schedule(settings.schedule, settings.learning_rate, steps, field=f"{field}.schedule")
+    course = course_of(settings.schedule, settings.learning_rate, steps, field=f"{field}.schedule")
+    schedule = schedule_of(settings.schedule, course)
     return make_optimizer(settings, schedule, logical_axes, model_rates(logical_axes, model)), schedule

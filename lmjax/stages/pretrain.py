@@ -77,7 +77,7 @@ def _validation(resolved: ResolvedStage, mesh: Mesh) -> Program:
     task, step = NextToken(), _step(resolved, mesh)
     params = step.abstract.params
     jitted = jit_eval(task.read(step.model, resolved), mesh, params, batch=shardings_of(step.batch))
-    return dataclasses.replace(step, abstract=params, step=jitted)
+    return dataclasses.replace(step, abstract=params, jitted=jitted, numbers=())
 
 
 def _validation_cost(resolved: ResolvedStage) -> Cost:

@@ -25,7 +25,7 @@ from lmjax.model.flops import count
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel import processes
 from lmjax.parallel.executable import load_executable
-from lmjax.parallel.placement import init_state, place_batch, shardings_of
+from lmjax.parallel.placement import init_state, place_batch, place_whole, shardings_of
 from lmjax.run_files import METRICS_FILE, WALL_SECONDS
 from lmjax.settings import ModelSettings, TrainingStage
 from lmjax.settings.recipe_files import flat, to_json
@@ -92,7 +92,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         )
     frozen = _frozen(program, resolved)
     run = TaskRun(resolved, mesh, program, frozen, data, loader, session)
-    compiled = _loaded(program, resolved, mesh, session)
+    step = _step(program, resolved, mesh, session)
     row = math.prod(loader.batch_at(0, slice(0, 1))[TOKENS].shape[1:])
     axes = program.axes
     training = Training(
@@ -101,7 +101,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         mesh=mesh,
         abstract=program.abstract,
         fresh=lambda: _fresh(task, program, resolved, mesh, frozen),
-        step=lambda state, batch: compiled(state, *frozen, batch),
+        step=lambda state, batch: step(state, *frozen, batch),
         batch_at=lambda at: place_batch(lambda rows: loader.batch_at(at, rows), loader.batch_size_at(at), mesh, axes),
         tokens_in=lambda at: loader.batch_size_at(at) * row * task.copies,
         flops_per_token=counted.flops_per_token,
@@ -158,15 +158,18 @@ def _fresh(task: Task, program: Program, resolved: ResolvedStage, mesh: Mesh, fr
     return jax.jit(create, out_shardings=shardings_of(program.abstract))(params)
 
 
-def _loaded(program: Program, resolved: ResolvedStage, mesh: Mesh, session: Session) -> Callable[..., Any]:
-    """The step, or, for batches of the full size, the executable that the session names. Raises UserError."""
+def _step(program: Program, resolved: ResolvedStage, mesh: Mesh, session: Session) -> Callable[..., Any]:
+    """(state, *frozen, batch) -> (state, metrics), its numbers on the mesh; by the executable that the session names.
+
+    Raises UserError where that is another program's. Batches of other sizes than the full one are compiled.
+    """
+    numbers = place_whole(program.numbers, mesh)
     if session.executable is None:
-        step: Callable[..., Any] = program.step
-        return step
+        return program.with_numbers(program.jitted, numbers)
     compute, rows = resolved.settings.compute, resolved.settings.loading.batch_size
     loaded = load_executable(session.executable, program.lower(), mesh, about_step(resolved), compute)
     session.display.say(f"the step was loaded from {session.executable}")
-    return by_rows(rows, loaded, program.step)
+    return program.with_numbers(by_rows(rows, loaded, program.jitted), numbers)
 
 
 def by_rows(rows: int, full: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,11 +184,13 @@ def by_rows(rows: int, full: Callable[..., Any], others: Callable[..., Any]) -> 
 def about_step(resolved: ResolvedStage) -> dict[str, Any]:
     """The fields that decide a stage's compiled step, beside its mesh: to tell what another one differs in."""
     fields = flat(json.loads(to_json(resolved.recipe)))
-    decides = ("model.", "compute.", "optimizer.", "train.")
+    parts = ("model.", "compute.", "optimizer.", "train.")
     data = ("data.sequence_length", "data.batch_size", "data.packing", "data.isolate_documents", "data.ramp")
-    kept = {name: value for name, value in fields.items() if name.startswith((*decides, *data))}
-    kept.pop("train.abort_after_skipped")
-    return kept | {"tokenizer's entries": resolved.entries}
+    kept = {name: value for name, value in fields.items() if name.startswith((*parts, *data))}
+    own = ("train.abort_after_skipped", "train.seed", "train.steps", "optimizer.learning_rate")
+    course = tuple(f"optimizer.schedule.{name}" for name in ("warmup", "decay", "stable"))
+    decides = {name: value for name, value in kept.items() if name not in own + course}
+    return decides | {"tokenizer's entries": resolved.entries}
 
 
 def train(training: Training, resolved: ResolvedStage, session: Session) -> TrainState:

@@ -21,13 +21,12 @@ from lmjax.evaluate.validation import Sums
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.weighted import Weighted
 from lmjax.optim.train_state import TrainState
-from lmjax.parallel.placement import abstract_batch, abstract_state, jit_step, shardings_of
+from lmjax.parallel.placement import abstract_batch, abstract_state, abstract_whole, jit_step, shardings_of
 from lmjax.settings import Member, Pretrain
 from lmjax.tasks.next_token import NextToken
-from lmjax.tasks.program import Program, platform_of
+from lmjax.tasks.program import Program, RunNumbers, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, TaskRun
-from lmjax.tasks.together import step_of_one
 from lmjax.training.loop import Values
 from lmjax.training.step import Metrics
 
@@ -72,29 +71,30 @@ class NextTokenTogether(NextToken):
         return len(self.members)
 
     def build(self, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
-        stage = resolved.of(Pretrain)
+        compute, numbers = resolved.of(Pretrain).compute, self.numbers(resolved, steps)
         alone = self.model(resolved, platform_of(mesh))
         model = StackedModels(alone, tuple(one.seed for one in self.members))
-        one = step_of_one(self, alone, resolved, steps)
+        one = self.step(alone, resolved)
 
-        def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-            seeds, rates = jnp.asarray(model.seeds, jnp.int32), jnp.asarray(self._rates, jnp.float32)
+        def step(state: TrainState, numbers: RunNumbers, batch: Any) -> tuple[TrainState, Metrics]:
             runs = TrainState(state.step, state.params, state.opt_state.each)
-            mapped = jax.vmap(one, in_axes=(STACKED, 0, 0, None), out_axes=(STACKED, 0))
-            new, metrics = mapped(runs, seeds, rates, batch)
+            mapped = jax.vmap(one, in_axes=(STACKED, 0, None), out_axes=(STACKED, 0))
+            new, metrics = mapped(runs, numbers, batch)
             skipped = jnp.where(metrics["skipped"] > 0, state.opt_state.skipped + 1, 0)
             states = OptimizerStates(new.opt_state, skipped, jnp.maximum(state.opt_state.longest, skipped))
             return TrainState(new.step, new.params, states), self._named(metrics)
 
-        optimizer = self._stacked(self.optimizer(resolved, steps, alone.logical_axes())[0])
+        optimizer = self._stacked(self.optimizer(resolved, alone.logical_axes(), numbers.course)[0])
         abstract, spec = abstract_state(model, optimizer, mesh), self.spec(resolved)
-        batch = abstract_batch(spec, mesh)
-        jitted = jit_step(step, abstract, mesh, stage.compute, batch=shardings_of(batch))
-        return Program(model, optimizer, abstract, (), spec, batch, jitted)
+        batch, taken = abstract_batch(spec, mesh), (self._each(numbers),)
+        others = abstract_whole(taken, mesh)
+        jitted = jit_step(step, abstract, mesh, compute, frozen=others, batch=shardings_of(batch))
+        return Program(model, optimizer, abstract, (), spec, batch, jitted, taken)
 
-    @property
-    def _rates(self) -> tuple[float, ...]:
-        return tuple(one.learning_rate for one in self.members)
+    def _each(self, shared: RunNumbers) -> RunNumbers:
+        """The numbers of every run, stacked."""
+        own = [RunNumbers(one.seed, shared.course._replace(peak=one.learning_rate)).arrays() for one in self.members]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *own)
 
     def _stacked(self, alone: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optimizer whose `init` makes the states of all runs; they are updated within vmap."""

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from lmjax.data.batch import BatchSpec
 from lmjax.model.flops import TRAIN, count, forward_flops
-from lmjax.optim.schedules import Schedule
+from lmjax.optim.schedules import Course, Schedule
 from lmjax.settings import ModelSettings
+
+
+class RunNumbers(NamedTuple):
+    """What runs of one shape do not share. They are arguments of the step, so that all of them compile it once."""
+
+    seed: int | np.integer | jax.Array  # of dropout; int32
+    course: Course  # of the learning rate; float32
+
+    def arrays(self) -> RunNumbers:
+        """The same as scalars of NumPy."""
+        return RunNumbers(np.int32(self.seed), Course(*map(np.float32, self.course)))
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,19 @@ class Program:
     frozen: tuple[Any, ...]
     spec: BatchSpec
     batch: dict[str, jax.ShapeDtypeStruct]  # `spec` on the mesh
-    step: Any  # by jax.jit
+    jitted: Any  # (state, *frozen, *numbers, batch) -> (state, metrics), by jax.jit
+    numbers: tuple[RunNumbers, ...] = ()  # of a program that takes them; scalars of NumPy
     schedule: Schedule | None = None
+
+    @property
+    def step(self) -> Callable[..., Any]:
+        """(state, *frozen, batch) -> (state, metrics), with the numbers of this run."""
+        return self.with_numbers(self.jitted, self.numbers)
+
+    @staticmethod
+    def with_numbers(jitted: Callable[..., Any], numbers: Sequence[RunNumbers]) -> Callable[..., Any]:
+        """A step such as `jitted`, without the argument of these numbers."""
+        return lambda state, *rest: jitted(state, *rest[:-1], *numbers, rest[-1])
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -38,7 +62,7 @@ class Program:
 
     def lower(self) -> jax.stages.Lowered:
         """The program as JAX lowers it for its mesh."""
-        lowered: jax.stages.Lowered = self.step.lower(self.abstract, *self.frozen, self.batch)
+        lowered: jax.stages.Lowered = self.jitted.lower(self.abstract, *self.frozen, *self.numbers, self.batch)
         return lowered
 
 

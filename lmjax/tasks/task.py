@@ -30,12 +30,13 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.rates import model_rates
-from lmjax.optim.schedules import Schedule, make_schedule
+from lmjax.optim.schedules import Course, Schedule, course_of, schedule_of
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import (
     abstract_batch,
     abstract_params,
     abstract_state,
+    abstract_whole,
     jit_eval,
     jit_step,
     place_batch,
@@ -43,11 +44,11 @@ from lmjax.parallel.placement import (
 )
 from lmjax.settings import TrainingStage
 from lmjax.settings.stage import TaskSettings
-from lmjax.tasks.program import Cost, Program, language_cost, platform_of
+from lmjax.tasks.program import Cost, Program, RunNumbers, language_cost, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
-from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.step import Metrics, make_eval_step, make_train_step
 from lmjax.training.stop import StopRequest
 
 Evaluate = Callable[[TrainState, int, EvaluationLines], Values]  # Interrupted where a stop is asked for
@@ -163,16 +164,18 @@ class Task(TaskSettings, ABC):
         """Models that the loss reads and that are not trained; their parameters are the initial checkpoint's."""
         return ()
 
-    def optimizer(
-        self, resolved: ResolvedStage, steps: int, axes: Any, peak: float | jax.Array | None = None
-    ) -> tuple[optax.GradientTransformation, Schedule]:
-        """The optimizer of parameters with these axes, for so many updates, and its learning rate.
+    def numbers(self, resolved: ResolvedStage, steps: int) -> RunNumbers:
+        """What a run of so many updates does not share with others of its shape."""
+        stage = resolved.of(TrainingStage)
+        course = course_of(stage.optimizer.schedule, stage.optimizer.learning_rate, steps, self.clock(resolved))
+        return RunNumbers(stage.train.seed, course)
 
-        `peak` stands in for optimizer.learning_rate, and may be traced.
-        """
+    def optimizer(
+        self, resolved: ResolvedStage, axes: Any, course: Course
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        """The optimizer of parameters with these axes, and its learning rate. The course may be traced."""
         settings = resolved.of(TrainingStage).optimizer
-        peak = settings.learning_rate if peak is None else peak
-        schedule = make_schedule(settings.schedule, peak, steps, self.clock(resolved))
+        schedule = schedule_of(settings.schedule, course, self.clock(resolved))
         return make_optimizer(settings, schedule, axes, model_rates(axes, resolved.model)), schedule
 
     def clock(self, resolved: ResolvedStage) -> Schedule | None:
@@ -181,22 +184,28 @@ class Task(TaskSettings, ABC):
 
     def build(self, resolved: ResolvedStage, mesh: Mesh, steps: int) -> Program:
         """The training step on a mesh, whose devices need not be attached, for so many steps in all."""
-        stage = resolved.of(TrainingStage)
-        model = self.model(resolved, platform_of(mesh))
-        optimizer, schedule = self.optimizer(resolved, steps, model.logical_axes())
-        parts, seed = stage.train.microbatches, stage.train.seed
-
-        def step(state: TrainState, *rest: Any) -> tuple[TrainState, Any]:
-            *frozen, batch = rest
-            loss_fn = self.loss(model, resolved, *frozen)
-            return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
-
+        model, numbers = self.model(resolved, platform_of(mesh)), self.numbers(resolved, steps)
+        optimizer, schedule = self.optimizer(resolved, model.logical_axes(), numbers.course)
         abstract = abstract_state(model, optimizer, mesh)
         frozen = tuple(abstract_params(each, mesh) for each in self.frozen_models(model))
-        spec = self.spec(resolved)
-        batch = abstract_batch(spec, mesh)
-        jitted = jit_step(step, abstract, mesh, stage.compute, frozen=frozen, batch=shardings_of(batch))
-        return Program(model, optimizer, abstract, frozen, spec, batch, jitted, schedule)
+        spec, compute = self.spec(resolved), resolved.of(TrainingStage).compute
+        batch, taken = abstract_batch(spec, mesh), (numbers.arrays(),)
+        others = (*frozen, *abstract_whole(taken, mesh))
+        jitted = jit_step(self.step(model, resolved), abstract, mesh, compute, frozen=others, batch=shardings_of(batch))
+        return Program(model, optimizer, abstract, frozen, spec, batch, jitted, taken, schedule)
+
+    def step(self, model: Any, resolved: ResolvedStage) -> Callable[..., tuple[TrainState, Metrics]]:
+        """(state, *frozen, numbers, batch) -> (state, metrics), a pure function; `numbers` are a `RunNumbers`."""
+        axes, parts = model.logical_axes(), resolved.of(TrainingStage).train.microbatches
+
+        def step(state: TrainState, *rest: Any) -> tuple[TrainState, Metrics]:
+            *frozen, numbers, batch = rest
+            optimizer, schedule = self.optimizer(resolved, axes, numbers.course)
+            loss_fn = self.loss(model, resolved, *frozen)
+            made = make_train_step(loss_fn, optimizer, microbatches=parts, seed=numbers.seed, schedule=schedule)
+            return made(state, batch)
+
+        return step
 
     @property
     def copies(self) -> int:

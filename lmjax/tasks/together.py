@@ -18,9 +18,10 @@ from lmjax.errors import require
 from lmjax.evaluate.validation import Sums
 from lmjax.optim.train_state import TrainState
 from lmjax.settings import TrainingStage
+from lmjax.tasks.program import RunNumbers
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Task
-from lmjax.training.step import Metrics, make_train_step
+from lmjax.training.step import Metrics
 
 
 @dataclass(frozen=True)
@@ -54,30 +55,17 @@ def runs_together(task: Task, resolved: ResolvedStage, steps: int, *, own_batche
     model = task.model(resolved, jax.default_backend())
     alone = not task.frozen_models(model)
     require(alone, "task", type(task).__name__, "one without frozen models for runs that train together", "use another")
-    axes, step = model.logical_axes(), step_of_one(task, model, resolved, steps)
+    step, numbers = task.step(model, resolved), task.numbers(resolved, steps)
+    optimizer, _ = task.optimizer(resolved, model.logical_axes(), numbers.course)
 
     def fresh(seed: jax.Array) -> TrainState:
-        return TrainState.create(model.init(jax.random.key(seed)), task.optimizer(resolved, steps, axes)[0])
+        return TrainState.create(model.init(jax.random.key(seed)), optimizer)
+
+    def step_of_one(state: TrainState, seed: jax.Array, rate: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, RunNumbers(seed, numbers.course._replace(peak=rate)), batch)
 
     return RunsTogether(
         jax.jit(jax.vmap(fresh)),
-        jax.jit(jax.vmap(step, in_axes=(0, 0, 0, 0 if own_batches else None)), donate_argnums=0),
+        jax.jit(jax.vmap(step_of_one, in_axes=(0, 0, 0, 0 if own_batches else None)), donate_argnums=0),
         jax.jit(jax.vmap(task.read(model, resolved), in_axes=(0, None))),
     )
-
-
-def step_of_one(
-    task: Task, model: Any, resolved: ResolvedStage, steps: int
-) -> Callable[[TrainState, jax.Array, jax.Array, Batch], tuple[TrainState, Metrics]]:
-    """(state, seed, rate, batch) -> (state, metrics) of one of the runs, to be mapped over states, seeds and rates."""
-    loss_fn, axes, parts = (
-        task.loss(model, resolved),
-        model.logical_axes(),
-        resolved.of(TrainingStage).train.microbatches,
-    )
-
-    def step(state: TrainState, seed: jax.Array, rate: jax.Array, batch: Batch) -> tuple[TrainState, Metrics]:
-        optimizer, schedule = task.optimizer(resolved, steps, axes, rate)
-        return make_train_step(loss_fn, optimizer, microbatches=parts, seed=seed, schedule=schedule)(state, batch)
-
-    return step

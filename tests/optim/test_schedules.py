@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError
-from lmjax.optim.schedules import make_schedule, token_clock
+from lmjax.optim.schedules import Course, course_of, make_schedule, schedule_of, token_clock
 from lmjax.settings import DataSettings, ScheduleSettings
 
 PEAK = 3e-4
@@ -91,6 +91,19 @@ def test_a_run_shorter_than_its_warmup_ends_in_it(kind):
 def test_the_rate_is_the_same_traced_and_not():
     schedule = make_schedule(ScheduleSettings(warmup=10), PEAK, 100)
     assert [float(jax.jit(schedule)(step)) for step in (3, 50)] == [float(schedule(step)) for step in (3, 50)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 53), (7, 53), (7, None), (100, None)])
+def test_a_course_of_arrays_is_one_program_of_the_same_rates(kind, warmup, decay):
+    settings = ScheduleSettings(kind=kind, warmup=warmup, decay=decay, stable=2 / 3)
+    other = ScheduleSettings(kind=kind, warmup=3, decay=20, stable=0.5)
+    rates = jax.jit(lambda course, steps: schedule_of(settings, course)(steps))
+    for own, peak, run in ((settings, PEAK, 90), (other, 2.0, 40)):
+        course, steps = course_of(own, peak, run), jnp.arange(95)
+        found = rates(Course(*map(jnp.float32, course)), steps)
+        np.testing.assert_allclose(found, make_schedule(own, peak, run)(steps), rtol=0, atol=3e-7 * peak)
+    assert rates._cache_size() == 1
 
 
 @pytest.mark.parametrize(

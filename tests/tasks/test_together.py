@@ -14,6 +14,7 @@ from lmjax.parallel.placement import init_state
 from lmjax.settings import (
     AttentionSettings,
     DataSettings,
+    Member,
     ModelSettings,
     OptimizerSettings,
     Pretrain,
@@ -22,6 +23,7 @@ from lmjax.settings import (
     TrainSettings,
 )
 from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.next_token_together import NextTokenTogether
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.together import runs_together
 
@@ -97,6 +99,25 @@ def test_runs_that_train_together_are_the_runs_alone(own_batches, compared):
         jax.tree.map(close, of_run(held, run), alone)
     last = [float(metrics[-1]["loss"].sum[run]) for run in range(3)]
     assert len(set(last)) == 3, "the runs differ"
+
+
+def test_seed_peak_rate_and_length_are_no_constants_of_a_step():
+    """Runs of one shape compile one program, alone and together: the persistent cache knows it by its text."""
+    mesh, shorter = make_mesh(RECIPE.mesh, jax.devices()[:1]), 7
+
+    def text(task, recipe, steps):
+        return task.build(resolve(recipe), mesh, steps).lower().as_text()
+
+    optimizer = dataclasses.replace(
+        RECIPE.optimizer, learning_rate=0.5, schedule=ScheduleSettings(warmup=9, decay=99, unit="tokens")
+    )
+    other = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, seed=9), optimizer=optimizer)
+    assert text(NextToken(), RECIPE, STEPS) == text(NextToken(), other, shorter)
+    two, others = ((Member("a", 0, 0.1), Member("b", 1, 0.2)), (Member("a", 5, 0.3), Member("b", 6, 0.4)))
+    stacked = [text(NextTokenTogether(members=members), RECIPE, STEPS) for members in (two, others)]
+    assert stacked[0] == stacked[1]
+    heavier = dataclasses.replace(optimizer, weight_decay=0.3)
+    assert text(NextToken(), RECIPE, STEPS) != text(NextToken(), dataclasses.replace(other, optimizer=heavier), STEPS)
 
 
 def test_a_run_that_diverges_skips_its_steps_and_changes_no_bit_of_the_others():
