@@ -24,25 +24,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
+    from lmjax.data.shard_writer import ShardWriter
+    from lmjax.data.token_shards import TokenShards
     from lmjax.data.verified import verify_once
-    from lmjax.data.write_shards import SHARD_TOKENS, Encoded, TokenShards, _Writer
-
-    class Encoder:
-        vocab_size, eos_id = ENTRIES, 0
-
-    class Source:
-        name, identity = "random tokens", {}
+    from lmjax.data.write_shards import SHARD_TOKENS
 
     draw = np.random.default_rng(0)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
-        writer = _Writer(Path(folder), Encoder(), SHARD_TOKENS)  # type: ignore[arg-type]
+        writer = ShardWriter(Path(folder), np.dtype(np.uint16), SHARD_TOKENS)
         for _ in range(round(arguments.gigabytes * 100)):
-            tokens = draw.integers(0, ENTRIES, 5_000_000, dtype=np.uint16)
+            writer.add(draw.integers(0, ENTRIES, 5_000_000, dtype=np.uint16))
             lengths = np.full(5_000, 1_000)
-            writer.add(Encoded(tokens, lengths, lengths, [], 0))
-        writer.finish(Source(), "random")  # type: ignore[arg-type]
+            writer.end_documents(lengths, lengths)
+        writer.finish("random tokens", {}, fingerprint="random", vocab_size=ENTRIES, eos_id=0)
         for _ in range(2):
             started = time.perf_counter()
             verify_once(TokenShards(folder), ENTRIES, lambda line: None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmjax.commands.command import add_command, path_of, share
 
 if TYPE_CHECKING:
+    from lmjax.runs.slice_hours import SlicePlanner
     from lmjax.settings import Sweep
 
 
@@ -31,8 +32,11 @@ def add(commands: object) -> None:
     sweep.add_argument("--shard", type=share, default=(1, 1), metavar="I/N", help="take the I-th of N even shares")
     text = "train up to N runs that differ in seed and rate alone as one program; they leave rows, and no checkpoints"
     sweep.add_argument("--together", type=int, default=1, metavar="N", help=text)
-    text = "cut this host's devices into N parts and train a run on each, beside each other"
-    sweep.add_argument("--pack", type=int, metavar="N", help=text)
+    text = (
+        "cut this host's devices into N parts and train a run on each, beside each other; with --plan, the hosts of "
+        "the slice, or 'auto' to compare all parts and name the cheapest per token"
+    )
+    sweep.add_argument("--pack", type=_parts, metavar="N", help=text)
     text = "train the runs whose row says that they failed or diverged, too"
     sweep.add_argument("--again", action="store_true", help=text)
     sweep.add_argument("--dry-run", action="store_true", help="print every run with its size and cost, and train none")
@@ -44,6 +48,12 @@ def add(commands: object) -> None:
     sweep.add_argument("--parquet", type=path_of, metavar="FILE", help="write the table as Parquet, too")
     sweep.add_argument("--verbose", action="store_true", help="show what each run says, with its progress")
     sweep.add_argument("--json", action="store_true", help="with --dry-run or --plan: print JSON")
+
+
+def _parts(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of parts, or with --plan 'auto'")
+    return text if text == "auto" else int(text)
 
 
 def _sweep(options: argparse.Namespace, _: list[str]) -> int:
@@ -76,6 +86,7 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     if options.merge:
         rows, code = merge_tables(sweep, workdir, options.merge), 0
     elif options.pack is not None:
+        require(options.pack != "auto", "--pack", "auto", "a number, or --plan with it", "plan first: see --help")
         rows, code = _packed(options, sweep, workdir)
     else:
         result = run_sweep(sweep, workdir, **{name: getattr(options, name) for name in names})
@@ -111,9 +122,25 @@ def _plan(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> int:
     from lmjax.runs.sweep_plan import planned, shown_on, totals
 
     planner = SlicePlanner(options.topology, Cache(say=_say), _say)
+    if options.pack is not None:
+        return _plan_packed(options, sweep, workdir, planner)
     runs = planned(sweep, workdir, options.shard, planner.time_of)
     text = json.dumps(totals(runs, planner.where) | {"runs": runs}, indent=2) if options.json else None
     print(text or shown_on(runs, planner.where))
+    return 0
+
+
+def _plan_packed(options: argparse.Namespace, sweep: Sweep, workdir: Path, planner: SlicePlanner) -> int:
+    from lmjax.errors import require
+    from lmjax.runs.pack_plan import packings, shown, totals
+    from lmjax.runs.sweep_plan import TO_RUN, planned
+
+    whole = options.shard == (1, 1)
+    require(whole, "--shard", "/".join(map(str, options.shard)), "none with --plan --pack", "leave it out")
+    left = [run["name"] for run in planned(sweep, workdir) if run["status"] == TO_RUN]
+    pack = None if options.pack == "auto" else options.pack
+    found = packings(sweep, left, planner.where, planner.hosts, lambda part: planner.on(part).time_of, pack)
+    print(json.dumps(totals(found), indent=2) if options.json else shown(found, planner.where, len(left)))
     return 0
 
 

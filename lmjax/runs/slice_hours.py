@@ -36,9 +36,13 @@ class SlicePlanner:
 
     def __init__(self, topology: str, cache: Cache, say: Callable[[str], None]) -> None:
         self.where: Slice = find_slice(topology)
-        slice_devices(self.where)
+        self.hosts = len({device.process_index for device in slice_devices(self.where)})
         self._cache, self._say = cache, say
         self._results: dict[str, Result] = {}
+
+    def on(self, part: Slice) -> SlicePlanner:
+        """The same for another slice."""
+        return SlicePlanner(part.name, self._cache, self._say)
 
     def time_of(self, one: SweepRun) -> SliceTime:
         """Steps x the seconds of a step, summed over the batch sizes of its ramp; a cooldown leaves out its trunk's."""

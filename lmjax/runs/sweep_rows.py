@@ -52,15 +52,20 @@ def of_member(summary: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def ended_row(summary: dict[str, Any], model: ModelSettings) -> Row:
-    """What the summary of a finished run gives its row. A loss above that of a uniform guess has diverged."""
+    """What the summary of a finished run gives its row; of a mixture, the epochs of the source that was read most.
+
+    A loss above that of a uniform guess has diverged.
+    """
     loss, guess = summary["validation_loss"], math.log(model.vocab_size or 0)
     good = loss <= guess  # not where it is NaN
     fault = {} if good else {"error": f"its validation loss is {loss:.4g}, above the {guess:.4g} of a uniform guess"}
-    names = ("bits_per_byte", "epochs", "wall_seconds", "tokens_per_second", "device_kind", "devices")
+    epochs = [value for key, value in summary.items() if key.split("/")[0] == "epochs"]
+    names = ("bits_per_byte", "wall_seconds", "tokens_per_second", "device_kind", "devices")
     return {
         "status": DONE if good else DIVERGED,
         "loss": loss,
         "training_loss": summary["loss"],
+        "epochs": max(epochs, default=None),
         **{name: summary.get(name) for name in names},
         **fault,
     }

@@ -17,6 +17,7 @@ from lmjax.runs import run as run_module
 from lmjax.runs import sweep as module
 from lmjax.runs.run import Result
 from lmjax.runs.sweep import run_sweep
+from lmjax.runs.sweep_rows import ended_row
 from lmjax.runs.sweep_size import seconds_of, size_of
 from lmjax.runs.sweep_units import digest, share_of
 from lmjax.scaling.ladder import cooldowns, grid, search
@@ -129,6 +130,11 @@ def test_a_row_holds_what_the_run_and_its_summary_say(pair, finished):
         assert row["optimizer.learning_rate"] == 1e-2
     assert len({row["loss"] for row in result.rows.values()}) == 2
     assert 0 < result.rows[pair.runs[0].name]["epochs"] < 1
+
+
+def test_the_row_of_a_mixture_has_the_epochs_of_the_source_that_was_read_most():
+    summary = {"loss": 1.0, "validation_loss": 1.0, "epochs/0": 0.5, "epochs/1": 3.25}
+    assert ended_row(summary, ModelSettings(vocab_size=257))["epochs"] == 3.25
 
 
 def test_a_sweep_trains_what_its_table_lacks(pair, finished, trained):
