@@ -124,7 +124,8 @@ def _sweep_rows(path: Path) -> dict[str, Any]:
 
 
 def _to_json(found: Any, designed: Any) -> dict[str, Any]:
-    out = dataclasses.asdict(found) | {"kind": found.kind}
+    out = dataclasses.asdict(found) | {"kind": found.kind, "counted": found.counted}
+    del out["law"]
     if found.measured is not None:
         out["measured"]["error"] = found.measured.error
     if designed is not None:
@@ -133,6 +134,8 @@ def _to_json(found: Any, designed: Any) -> dict[str, Any]:
             "name": stage.name,
             "parameters": designed.counted.parameters,
             "tokens": designed.tokens,
+            "loss": designed.loss,
+            "interval": designed.interval,
             "layers": stage.model.layers,
             "width": stage.model.width,
             "batch_size": stage.data.batch_size,
@@ -145,6 +148,10 @@ def _to_json(found: Any, designed: Any) -> dict[str, Any]:
     return out
 
 
+def _spread(ends: Any) -> str:
+    return f" (95%: {ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
+
+
 def _lines(found: Any, designed: Any) -> list[str]:
     runs = f"{found.fitted} runs of at most {found.largest:.3g}"
     lines = [f"{found.kind} for {found.flops:.4g} FLOPs, from {runs}; {found.counted}"]
@@ -154,10 +161,9 @@ def _lines(found: Any, designed: Any) -> list[str]:
         lines.append(f"  {label:5} {getattr(found, name):<10.4g}{spread}".rstrip())
     if found.measured is not None:
         m = found.measured
-        ends = f" ({m.interval[0]:.4f} to {m.interval[1]:.4f})" if m.interval else ""
         lines.append(
             f"  measured, {m.place}, which is not fitted: N {m.params:.4g}, D {m.tokens:.4g}, loss {m.loss:.4f}; "
-            f"predicted for it {m.predicted:.4f}{ends}, error {m.error:+.2%}"
+            f"predicted for it {m.predicted:.4f}{_spread(m.interval)}, error {m.error:+.2%}"
         )
     if designed is not None:
         stage = designed.recipe
@@ -167,6 +173,7 @@ def _lines(found: Any, designed: Any) -> list[str]:
             f"    {stage.train.steps:,} steps of {stage.data.batch_size} rows of {stage.data.sequence_length} tokens, "
             f"rate {stage.optimizer.learning_rate:.3g}, {stage.optimizer.schedule.warmup:,} steps of warmup",
             f"    {designed.reason}",
+            f"    loss of this run: {designed.loss:.4f}{_spread(designed.interval)}",
         ]
         if designed.slices is not None:
             s = designed.slices

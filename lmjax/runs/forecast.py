@@ -19,6 +19,7 @@ from lmjax.plan.planner import planned_recipe
 from lmjax.plan.search import Watch, search
 from lmjax.plan.tables import named
 from lmjax.run_files import RECIPE_FILE, RUNS
+from lmjax.scaling.bootstrap import Interval
 from lmjax.scaling.forecast import Forecast
 from lmjax.scaling.ladder import counted_in, dial, run_name
 from lmjax.scaling.rules import Rule, Trained
@@ -42,11 +43,16 @@ class Slices:
 
 @dataclass(frozen=True)
 class Design:
-    """The recipe of a forecast's run, its exact size, the arithmetic of rate and batch, and its time on a slice."""
+    """The recipe of a forecast's run, its exact size, the arithmetic of rate and batch, and its time on a slice.
+
+    `loss`, with its interval, is that of this size: the optimum's lies between two sizes of the dial.
+    """
 
     recipe: Pretrain
     counted: Count
     tokens: int
+    loss: float
+    interval: Interval | None
     reason: str
     slices: Slices | None = None
 
@@ -62,30 +68,31 @@ def base_of(rows: dict[str, Row], table: Path) -> Pretrain:
 
 
 def design(found: Forecast, base: Pretrain, rule: Rule) -> Design:
-    """The recipe nearest to the forecast's parameters on the proportions of `base`, for the forecast's tokens."""
+    """The recipe nearest to the forecast's parameters on the proportions of `base`, for the tokens of its budget."""
 
     def away(model: ModelSettings) -> float:
         return abs(math.log(counted_in(base, model).parameters / found.params))
 
     aspect = max(1, round(base.model.width / base.model.layers))
     model = min((dial(base.model, layers, aspect=aspect) for layers in range(1, MOST_LAYERS + 1)), key=away)
-    length = base.data.sequence_length
-    chosen = rule(Trained(model, counted_in(base, model), found.tokens, length))
-    steps = max(1, round(found.tokens / (chosen.batch_size * length)))
+    length, counted = base.data.sequence_length, counted_in(base, model)
+    bought = found.law.counting.tokens(found.flops, counted.parameters)
+    chosen = rule(Trained(model, counted, bought, length))
+    steps = max(1, round(bought / (chosen.batch_size * length)))
     tokens = steps * chosen.batch_size * length
     schedule = dataclasses.replace(base.optimizer.schedule, warmup=chosen.warmup)
     rate = float(f"{chosen.learning_rate:.4g}")
     optimizer = dataclasses.replace(base.optimizer, learning_rate=rate, schedule=schedule)
     recipe = dataclasses.replace(
         base,
-        name=run_name(found.flops, counted_in(base, model).parameters, tokens),
+        name=run_name(found.flops, counted.parameters, tokens),
         model=model,
         data=dataclasses.replace(base.data, batch_size=chosen.batch_size, ramp_from=None, ramp_tokens=0),
         optimizer=optimizer,
         train=dataclasses.replace(base.train, steps=steps, microbatches=1),
         checkpoint=dataclasses.replace(base.checkpoint, at=()),
     )
-    return Design(recipe, counted_in(base, model), tokens, chosen.reason)
+    return Design(recipe, counted, tokens, *found.law.loss(counted.parameters, tokens), chosen.reason)
 
 
 def on_slice(planned: Design, topology: str, limit: int, watch: Watch, say: Any) -> Design:

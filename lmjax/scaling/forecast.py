@@ -15,7 +15,7 @@ from lmjax.errors import require
 from lmjax.scaling.approach3 import fit_samples
 from lmjax.scaling.bootstrap import FitOptions, Interval, interval
 from lmjax.scaling.chinchilla import ChinchillaFit, determined
-from lmjax.scaling.counting import counting
+from lmjax.scaling.counting import Counting, counting
 from lmjax.scaling.frontier import Optimum, optimum_at
 from lmjax.scaling.table import Table
 
@@ -41,14 +41,33 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Law:
+    """What was fitted, and to each of the bootstrap samples; and how the table counts FLOPs."""
+
+    best: ChinchillaFit
+    sampled: ChinchillaFit | None
+    counting: Counting
+
+    def loss(self, params: float, tokens: float) -> tuple[float, Interval | None]:
+        """The loss of a run, with its interval."""
+        ends = None if self.sampled is None else interval(self.sampled.loss(params, tokens))
+        return float(self.best.loss(params, tokens)), ends
+
+
+@dataclass(frozen=True)
 class Forecast(Optimum):
     """The best run of `flops`, with intervals by name; `fitted` runs of at most `largest` FLOPs tell it."""
 
     fitted: int
     largest: float
-    counted: str
+    law: Law
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> str:
+        """How the table counts FLOPs, in words."""
+        return self.law.counting.what
 
     @property
     def kind(self) -> str:
@@ -64,8 +83,8 @@ def forecast(table: Table, flops: float, options: FitOptions) -> Forecast:
     if same.any() and not determined(fitted.params, fitted.tokens):
         fitted = table.take(~same)
         notes.append("too few runs have fewer FLOPs: those of more are fitted, too")
-    best, sampled = fit_samples(fitted, options)
-    found = optimum_at(flops, best, sampled, how)
+    law = Law(*fit_samples(fitted, options), how)
+    found = optimum_at(flops, law.best, law.sampled, how)
     largest = float(fitted.flops.max())
     if flops > FAR * largest:
         far = f"{flops / largest:,.0f} times the FLOPs of the largest run"
@@ -74,14 +93,13 @@ def forecast(table: Table, flops: float, options: FitOptions) -> Forecast:
         **vars(found),
         fitted=len(fitted),
         largest=largest,
-        counted=how.what,
-        measured=_measured(table.take(same), best, sampled) if same.any() else None,
+        law=law,
+        measured=_measured(table.take(same), law) if same.any() else None,
         notes=tuple(notes),
     )
 
 
-def _measured(rows: Table, best: ChinchillaFit, sampled: ChinchillaFit | None) -> Measured:
+def _measured(rows: Table, law: Law) -> Measured:
     at = int(rows.loss.argmin())
     size = (float(rows.params[at]), float(rows.tokens[at]))
-    ends = None if sampled is None else interval(sampled.loss(*size))
-    return Measured(rows.places[at], *size, float(rows.loss[at]), float(best.loss(*size)), ends)
+    return Measured(rows.places[at], *size, float(rows.loss[at]), *law.loss(*size))

@@ -144,7 +144,10 @@ def test_the_run_has_the_proportions_of_the_base_and_the_nearest_size():
     assert model.width == 64 * model.layers
     sizes = [abs(np.log(_size(layers) / found.params)) for layers in range(1, 60)]
     assert model.layers == 1 + int(np.argmin(sizes))
-    assert run.tokens == run.recipe.train.steps * 64 * 256 == pytest.approx(found.tokens, rel=1e-4)
+    assert run.tokens == run.recipe.train.steps * 64 * 256
+    assert 6 * run.counted.parameters * run.tokens == pytest.approx(1e21, rel=1e-4)  # as the table counts
+    assert run.loss == pytest.approx(found.law.best.loss(run.counted.parameters, run.tokens))
+    assert run.loss > found.loss
     assert run.recipe.optimizer.learning_rate == 1e-3
 
 
