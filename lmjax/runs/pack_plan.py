@@ -101,7 +101,8 @@ def shown(found: Sequence[Packing], where: Slice, runs: int) -> str:
         lines += dict.fromkeys(f"{one.part.name}: {name}: {why}" for name, why in one.refused)
     best = found[0]
     shard = f" --shard I/{best.hosts} on host I" if best.hosts > 1 else ""
-    lines.append(f"cheapest per token on {where.name}: parts of {best.part.chips} chips, --pack {best.per_host}{shard}")
+    size = f"{best.part.chips} chip{'' if best.part.chips == 1 else 's'}"
+    lines.append(f"cheapest per token on {where.name}: parts of {size}, --pack {best.per_host}{shard}")
     return "\n".join(lines)
 
 
