@@ -1,4 +1,4 @@
-"""What a trained model says: `lmjax generate`, `lmjax chat` and, of a reward model, `lmjax score`."""
+"""What a trained model says: `lmjax generate` and `lmjax chat`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,6 @@ def add(commands: Any) -> None:
     generate.add_argument("--json", action="store_true", help="one object per prompt")
 
     _add_sampling(add_command(commands, "chat", _chat, "talk to a checkpoint", "lmjax chat runs/quickstart"))
-
-    text = "a reward model's score of each answer in a file"
-    score = add_command(commands, "score", _score, text, "lmjax score runs/instructgpt/reward answers.jsonl")
-    score.add_argument("checkpoint", type=path_of, help="a reward model's workdir or checkpoint")
-    score.add_argument("file", type=path_of, help="prompts and answers, in any of the shapes that training takes")
-    score.add_argument("--json", action="store_true", help="one object per answer")
-    score.add_argument("--skip-bad", action="store_true", help="leave bad records out, and name them")
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
@@ -53,13 +46,6 @@ def _generate(options: argparse.Namespace, _: list[str]) -> int:
 
 def _chat(options: argparse.Namespace, _: list[str]) -> int:
     lmjax.load(options.checkpoint).chat(**_sampling(options))
-    return 0
-
-
-def _score(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.runs.score import print_scores
-
-    print_scores(options.checkpoint, options.file, as_json=options.json, skip_bad=options.skip_bad)
     return 0
 
 

@@ -23,7 +23,8 @@ def print_completions(checkpoint: Path, prompts: Sequence[str], *, as_json: bool
         else:
             print(prompt + completion.text)
             if sampling.get("top"):
-                print_alternatives(completion, trained.token_texts(completion))
+                texts = trained.token_texts(completion.tokens)
+                print_alternatives(texts, completion.log_probs, completion.alternatives)
         if completion.context_full:
             whose = "the text" if len(prompts) == 1 else f"prompt {number}"
             print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lmjax.bucket import located
 from lmjax.checkpoints.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from lmjax.generate.decode import Completion, generate, token_text
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import saved_chat_template
 from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.placement import abstract_params
 from lmjax.parallel.start_jax import prepare_jax
 from lmjax.settings import Stage
 from lmjax.settings.recipe_files import from_json
@@ -75,19 +77,20 @@ class Trained:
         Raises UserError for prompts that are no texts, for a parameter that is not finite, and as `generate` does.
         """
         several = _checked_texts(prompts)
-        self._require_finite()
+        self.require_finite()
         return generate(self.model, self.params, self.tokenizer, several, _sampling(settings))
 
     def chat(self, **settings: Any) -> None:
         """Talks on the terminal until the input ends, turns written by the checkpoint's own template."""
-        self._require_finite()
+        self.require_finite()
         chat(self.model, self.params, self.tokenizer, _sampling(settings), self.turns)
 
-    def token_texts(self, completion: Completion) -> list[str]:
-        """The text of each token of a completion, as it should be shown."""
-        return [token_text(self.tokenizer, token) for token in completion.tokens]
+    def token_texts(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each token, as it should be shown."""
+        return [token_text(self.tokenizer, int(token)) for token in tokens]
 
-    def _require_finite(self) -> None:
+    def require_finite(self) -> None:
+        """Raises UserError where a parameter is not finite."""
         for path, wrong in jax.tree_util.tree_leaves_with_path(jax.device_get(self._not_finite)):
             if wrong:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -150,8 +153,10 @@ def _sampling(settings: dict[str, Any]) -> SamplingSettings:
     return SamplingSettings(**plain)
 
 
-def load(checkpoint: Path | str) -> Trained:
+def load(checkpoint: Path | str, mesh: Mesh | None = None) -> Trained:
     """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none.
+
+    Parameters are cut over `mesh`, or are on the first device.
 
     Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
     """
@@ -159,10 +164,10 @@ def load(checkpoint: Path | str) -> Trained:
     prepare_jax()
     path = located(checkpoint)
     with clear_disk_errors(path):
-        return _loaded(found_checkpoint(path))
+        return _loaded(found_checkpoint(path), mesh)
 
 
-def _loaded(found: Checkpoint) -> Trained:
+def _loaded(found: Checkpoint, mesh: Mesh | None) -> Trained:
     extras = found.extras()
     recipe = from_json(extras["recipe"], f"{found.path}: recipe")
     tokenizer, turns = cast(Tokenizer, NoTokenizer(found.path)), _turns(recipe, extras["tokenizer"], found.path)
@@ -176,10 +181,8 @@ def _loaded(found: Checkpoint) -> Trained:
     settings = dataclasses.replace(settings, attention=attention)
     compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
     model = LanguageModel(settings, compute, jax.default_backend())
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params = language_model_params(found, recipe, abstract)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else mesh
+    params = language_model_params(found, recipe, abstract_params(model, where))
     return Trained(model, params, tokenizer, recipe, found.step, turns)
 
 

@@ -14,12 +14,13 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
-from lmjax.checkpoints.initial import InitialCheckpoint, open_initial
+from lmjax.bucket import located
+from lmjax.checkpoints.initial import InitialCheckpoint, found_checkpoint, open_initial, recipe_of
 from lmjax.data.batch import SEGMENTS
 from lmjax.data.conversation_rows import Counts, open_rows
 from lmjax.data.conversations import render
 from lmjax.data.packing import Rows
-from lmjax.errors import require
+from lmjax.errors import clear_disk_errors, require
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preferences import answer_scores
@@ -82,6 +83,14 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
             yield Scored(prompt, record.answers[0], score, record.reward)
 
     return scored(), counts
+
+
+def is_reward_model(checkpoint: Path) -> bool:
+    """Whether it scores answers, and does not predict tokens. Raises UserError where there is no checkpoint."""
+    prepare_jax()
+    path = located(checkpoint)
+    with clear_disk_errors(path):
+        return recipe_of(found_checkpoint(path)).scores
 
 
 def open_scorer(checkpoint: Path) -> tuple[RewardModel, InitialCheckpoint]:

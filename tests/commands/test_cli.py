@@ -21,7 +21,19 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("commands")  # one process trains what they share
 
 COMMANDS = [
-    *(["run"], ["sweep"], ["fit"], ["forecast"], ["count"], ["plan"], ["generate"], ["chat"], ["score"], ["report"]),
+    *(
+        ["run"],
+        ["sweep"],
+        ["fit"],
+        ["forecast"],
+        ["count"],
+        ["plan"],
+        ["generate"],
+        ["chat"],
+        ["score"],
+        ["report"],
+        ["evaluate"],
+    ),
     *(["import-hf"], ["export-hf"], ["tokenizer", "train"], ["data", "prepare"]),
 ]
 

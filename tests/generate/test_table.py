@@ -7,7 +7,6 @@ import re
 import pytest
 from rich.console import Console
 
-from lmjax.generate.decode import Completion
 from lmjax.generate.table import print_alternatives
 
 TEXTS = [" the", "\n", "it's", "<eos>"]
@@ -21,9 +20,8 @@ ALTERNATIVES = [
 
 
 def printed(width):
-    completion = Completion(" the\nit's", [1, 2, 3, 4], [math.log(s) for s in SHARES], "eos", ALTERNATIVES)
     out = io.StringIO()
-    print_alternatives(completion, TEXTS, Console(file=out, width=width))
+    print_alternatives(TEXTS, [math.log(s) for s in SHARES], ALTERNATIVES, Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -36,6 +34,11 @@ def test_every_token_and_percentage_is_there_whole_at_every_width(width):
             assert f"{repr(token)[1:-1].replace(' ', '␣')} {share:.1%}" in text
     for share in SHARES:
         assert re.search(rf"(?<![\d.]){share:.1%}", text)
+
+
+@pytest.mark.parametrize("width", [200, 60])
+def test_a_star_marks_the_token_among_its_alternatives(width):
+    assert re.findall(r"([^\s│]+) [\d.]+% \*", printed(width)) == ["␣the", r"\n", "it's", "<eos>"]
 
 
 def test_alternatives_stand_side_by_side_where_there_is_room_and_else_below_each_other():

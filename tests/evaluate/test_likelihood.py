@@ -1,0 +1,148 @@
+"""Log-probabilities of sequences through windows, against a full forward pass for every token."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.errors import UserError
+from lmjax.evaluate import likelihood as module
+from lmjax.evaluate.likelihood import Likelihood, windows
+from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.placement import abstract_params, shardings_of
+from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings, PositionSettings
+
+CONTEXT, ENTRIES, START = 64, 29, 28
+SETTINGS = ModelSettings(
+    layers=2, width=16, context=CONTEXT, vocab_size=32, attention=AttentionSettings(heads=2), init_std=0.5
+)
+LENGTHS = (0, 1, 2, 31, 32, 33, 63, 64, 65, 97, 161)
+SEQUENCES = [np.random.default_rng(length).integers(0, ENTRIES, length) for length in LENGTHS]
+
+
+def on(mesh, settings=SETTINGS):
+    model = LanguageModel(settings)
+    params = model.init(jax.random.key(0))
+    return model, jax.device_put(params, shardings_of(abstract_params(model, mesh)))
+
+
+def one_device():
+    return make_mesh(MeshSettings(), jax.devices()[:1])
+
+
+def log_probs(mesh=None, stride=None, settings=SETTINGS, sequences=SEQUENCES):
+    mesh = mesh or one_device()
+    reader = Likelihood(*on(mesh, settings), mesh, start=START, entries=ENTRIES, stride=stride)
+    return [own.log_probs for own in reader.of(sequences)]
+
+
+def read_one_by_one(ids, stride, settings=SETTINGS):
+    """Each token by a forward pass of its own over what its window has before it; what comes after is 0."""
+    model, params = on(one_device(), settings)
+    whole, found = [START, *ids], []
+    places = jnp.arange(CONTEXT, dtype=jnp.int32)[None]
+    forward = jax.jit(
+        lambda row: model.logits(
+            params, {"tokens": row, "positions": places, "segments": jnp.ones_like(row)}, entries=ENTRIES
+        )[0]
+    )
+    for token in range(len(ids)):
+        ahead = max(0, -(-(token + 1 - CONTEXT) // stride)) * stride  # how far the window has moved
+        begin = max(0, min(CONTEXT + ahead, len(ids)) - CONTEXT)
+        before = whole[begin : token + 1]
+        row = np.zeros((1, CONTEXT), np.int32)
+        row[0, : len(before)] = before
+        found.append(float(jax.nn.log_softmax(forward(row)[len(before) - 1])[ids[token]]))
+    return found
+
+
+def test_every_token_is_predicted_once_and_with_the_most_before_it_that_the_stride_leaves():
+    for tokens in (1, 3, 8, 9, 12, 13, 40):
+        for stride in (1, 3, 8):
+            found = windows(tokens, 8, stride)
+            assert [at for own in found for at in range(own.first, own.end)] == list(range(tokens))
+            assert all(own.end - own.begin == min(tokens, 8) for own in found)
+            assert all(own.end - own.first <= stride for own in found[1:])
+    assert windows(0, 8, 4) == []
+
+
+@pytest.mark.parametrize("stride", [1, 20, 32, 64])
+@pytest.mark.parametrize("kind", ["learned", "rotary"])
+def test_windows_give_what_a_pass_for_each_token_gives(stride, kind):
+    settings = dataclasses.replace(SETTINGS, positions=PositionSettings(kind=kind))
+    found = log_probs(stride=stride, settings=settings)
+    assert [len(own) for own in found] == list(LENGTHS)
+    for length in (1, 33, 97):
+        at = LENGTHS.index(length)
+        np.testing.assert_allclose(found[at], read_one_by_one(SEQUENCES[at], stride, settings), atol=2e-5)
+
+
+def test_the_probabilities_of_all_continuations_add_up_to_one():
+    ids = SEQUENCES[LENGTHS.index(33)]
+    ends = [np.append(ids, token) for token in range(ENTRIES)]
+    assert sum(np.exp(own[-1]) for own in log_probs(sequences=ends)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_likeliest_tokens_are_those_of_every_possible_continuation():
+    mesh, ids = one_device(), SEQUENCES[LENGTHS.index(97)]
+    reader = Likelihood(*on(mesh), mesh, start=START, entries=ENTRIES, top=ENTRIES)
+    (found,) = reader.of([ids])
+    assert found.top_ids.shape == found.top_log_probs.shape == (97, ENTRIES)
+    np.testing.assert_allclose(np.exp(found.top_log_probs).sum(1), 1.0, atol=1e-5)
+    assert (np.diff(found.top_log_probs) <= 0).all()
+    ranks = (found.top_ids == ids[:, None]).argmax(1)
+    np.testing.assert_allclose(found.top_log_probs[np.arange(97), ranks], found.log_probs, atol=1e-5)
+    other = int(found.top_ids[-1, 0])
+    (changed,) = reader.of([np.append(ids[:-1], other)])
+    assert changed.log_probs[-1] == pytest.approx(found.top_log_probs[-1, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("top", [-1, 30])
+def test_more_likeliest_tokens_than_there_are_is_refused(top):
+    mesh = one_device()
+    with pytest.raises(UserError, match=rf"^--top = {top}: expected at most the 29 tokens"):
+        Likelihood(*on(mesh), mesh, start=START, entries=ENTRIES, top=top)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 2, "data": 2}])
+def test_a_mesh_gives_the_same_numbers(sizes):
+    for own, other in zip(log_probs(), log_probs(make_mesh(MeshSettings(**sizes))), strict=True):
+        np.testing.assert_allclose(own, other, atol=2e-5)
+
+
+def test_the_number_of_sequences_read_at_once_and_their_order_change_nothing(monkeypatch):
+    before = log_probs()
+    monkeypatch.setattr(module, "SEQUENCES_AT_ONCE", 2)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 128)
+    for own, other in zip(before, log_probs(sequences=SEQUENCES[::-1])[::-1], strict=True):
+        np.testing.assert_allclose(own, other, atol=2e-5)
+
+
+def test_sequences_are_read_as_they_are_needed(monkeypatch):
+    monkeypatch.setattr(module, "SEQUENCES_AT_ONCE", 2)
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(1)
+            yield SEQUENCES[3]
+
+    mesh = one_device()
+    reader = Likelihood(*on(mesh), mesh, start=START, entries=ENTRIES).of(endless())
+    next(reader)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("stride", [0, 65])
+def test_a_stride_that_the_context_does_not_allow_is_refused(stride):
+    with pytest.raises(UserError, match=rf"^--stride = {stride}: expected 1 to the context of 64 tokens"):
+        log_probs(stride=stride)
+
+
+def test_an_encoder_is_refused():
+    attention = dataclasses.replace(SETTINGS.attention, causal=False)
+    with pytest.raises(UserError, match=r"causal = False.*the probability of a text"):
+        log_probs(settings=dataclasses.replace(SETTINGS, attention=attention))
