@@ -10,7 +10,7 @@ from lmjax.settings.recipe_files import load_recipe, recipe_names
 from lmjax.settings.recipe_source import source_of
 from lmjax.settings.stage import SavedTask
 
-SWEEPS = {"byte_scaling", "isoflop"}
+SWEEPS = {"isoflop"}
 STAGES = [stage for name in recipe_names() if name not in SWEEPS for stage in load_recipe(name).stages]
 
 
