@@ -106,9 +106,11 @@ def run_sweep(
                 signal = train()
                 if signal is not None:
                     return SweepResult(table.path, table.rows(), (), signal)
+    rows = table.rows()
+    elsewhere = [name for name in elsewhere if rows.get(name) in (None, anew.get(name))]
     if elsewhere:
         say(f"{len(elsewhere)} runs are being worked on by other processes: {', '.join(elsewhere)}")
-    return SweepResult(table.path, table.rows(), tuple(elsewhere))
+    return SweepResult(table.path, rows, tuple(elsewhere))
 
 
 @dataclass(frozen=True)

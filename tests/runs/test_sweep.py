@@ -20,6 +20,7 @@ from lmjax.runs.sweep import run_sweep
 from lmjax.runs.sweep_rows import ended_row
 from lmjax.runs.sweep_size import seconds_of, size_of
 from lmjax.runs.sweep_units import digest, share_of
+from lmjax.runs.workdir import held
 from lmjax.scaling.ladder import cooldowns, grid, search
 from lmjax.scaling.rules import fixed
 from lmjax.scaling.sweep_table import SweepTable
@@ -148,6 +149,23 @@ def test_a_sweep_trains_what_its_table_lacks(pair, finished, trained):
     assert trained.names == [first]
     assert again[second] == rows[second]
     assert again[first] | {"finished": None} == rows[first] | {"finished": None}
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_run_that_another_process_holds_is_named_unless_it_has_its_row_by_then(
+    tmp_path, pair, finished, trained, ends
+):
+    (_, done), (first, second) = finished, [run.name for run in pair.runs]
+
+    def say(line):
+        if ends and second in line:
+            SweepTable(tmp_path / "table.jsonl", quiet).append(done.rows[first])
+
+    with held(tmp_path / "claims" / f"{first}.lock"):
+        result = run_sweep(pair, tmp_path, say=say)
+    assert trained.names == [second]
+    assert result.elsewhere == (() if ends else (first,))
+    assert set(result.rows) == ({first, second} if ends else {second})
 
 
 def test_a_cooldown_equals_a_run_of_its_own_bit_for_bit(tmp_path, base):
