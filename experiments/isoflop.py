@@ -37,7 +37,7 @@ RATIO = 50.0  # tokens per parameter in the middle of each budget; `rates` was r
 ROWS, LENGTH, WARMUP = 4, 256, 0.05
 BEST = (  # the run of least loss of each budget, as `profiles` has told
     *("c1e11_n21k_d580k", "c3e11_n33.7k_d1.01m", "c1e12_n69k_d1.81m", "c3e12_n97.2k_d3.78m"),
-    *("c1e13_n167k_d7.82m", "c3e13_n217k_d17.9m"),
+    *("c1e13_n167k_d7.82m", "c3e13_n410k_d9.85m"),
 )
 
 
