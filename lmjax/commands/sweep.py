@@ -91,7 +91,8 @@ def _sweep(options: argparse.Namespace, _: list[str]) -> int:
     else:
         result = run_sweep(sweep, workdir, **{name: getattr(options, name) for name in names})
         rows, code = result.rows, result.exit_code
-    print(f"{len(rows)} of {len(sweep.runs)} runs have a row: {workdir / TABLE_FILE}")
+    done = sum(one.name in rows for one in sweep.runs)
+    print(f"{done} of {len(sweep.runs)} runs have a row: {workdir / TABLE_FILE}")
     if options.parquet:
         write_parquet(rows, options.parquet)
     return code
