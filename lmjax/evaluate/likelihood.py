@@ -1,9 +1,10 @@
 """The log-probability of every token of a text, also of one that is longer than the model's context.
 
-In: a model, its parameters and sequences of token ids. Out: for each sequence the log-probabilities of its tokens, each
-given the tokens before it. A sequence is read through windows of the context. Between two of them the reader moves on
-by `stride` tokens, which the next window predicts; what is before them in the window is context alone. So with a stride
-of the whole context a token has 0 to context - 1 others before it, and with a stride of 1 as many as the model holds.
+In: a model, its parameters and sequences of token ids. Out: for each sequence the log-probabilities of its tokens but
+the first, each given the tokens before it. A sequence is read through windows of the context. Between two of them the
+reader moves on by `stride` tokens, which the next window predicts; what is before them in the window is context alone.
+So with a stride of the whole context a token has 1 to context tokens before it, and with a stride of 1 as many as the
+model holds.
 """
 
 from __future__ import annotations
@@ -30,10 +31,7 @@ SEQUENCES_AT_ONCE = 1024  # whose windows are sorted by length together
 
 
 class Window(NamedTuple):
-    """A row of a batch: it ends with the sequence's token `end` - 1, and those from `first` on are counted.
-
-    What it reads begins with the token before `begin`: for 0, the start token.
-    """
+    """A row of a batch: tokens `begin` to `end` - 1 are read, each to predict the next; those from `first` on count."""
 
     begin: int
     first: int
@@ -41,7 +39,7 @@ class Window(NamedTuple):
 
 
 def windows(tokens: int, context: int, stride: int) -> list[Window]:
-    """The windows in which a sequence of so many tokens, after a start token, is predicted, each token once."""
+    """The windows in which so many tokens after the first of a sequence are predicted, each once."""
     first = min(tokens, context)
     found = [Window(0, 0, first)] if tokens else []
     for done in range(first, tokens, stride):
@@ -67,14 +65,13 @@ class Likelihood:
         params: Any,
         mesh: Mesh,
         *,
-        start: int,
         entries: int | None = None,
         stride: int | None = None,
         top: int = 0,
     ) -> None:
-        """`start` is the token before every sequence, `entries` the tokenizer's size, `stride` by default context / 2.
+        """`entries` is the tokenizer's size, `stride` by default context / 2, `top` how many likeliest tokens are told.
 
-        `top` is how many likeliest tokens are told. Raises UserError for a model that sees later tokens, for a stride
+        Raises UserError for a model that sees later tokens, for a stride
         outside 1 to the context, and for more tokens than there are.
         """
         model.require_causal("the probability of a text")
@@ -83,7 +80,7 @@ class Likelihood:
         require(1 <= stride <= context, "--stride", stride, f"1 to the context of {context} tokens", "change it")
         vocabulary = entries or model.settings.vocab_size or 0
         require(0 <= top <= vocabulary, "--top", top, f"at most the {vocabulary:,} tokens", "lower it")
-        self._params, self._mesh, self._start, self._stride, self._context = params, mesh, start, stride, context
+        self._params, self._mesh, self._stride, self._context = params, mesh, stride, context
         self._top, self._tokens = top, BATCH_TOKENS_TOP if top else BATCH_TOKENS
         self._devices = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -101,11 +98,12 @@ class Likelihood:
         self._read = jit_eval(read, mesh, params, batch=batch_sharding(mesh, ROWS))
 
     def of(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> Iterator[TokenProbs]:
-        """What the model says of the tokens of each sequence, in their order."""
+        """What the model says of the tokens of each sequence after its first, in their order."""
         remaining = iter(sequences)
         while some := [np.asarray(ids, np.int64) for ids in itertools.islice(remaining, SEQUENCES_AT_ONCE)]:
-            found = [self._empty(len(ids)) for ids in some]
-            rows = [(n, own) for n, ids in enumerate(some) for own in windows(len(ids), self._context, self._stride)]
+            sizes = [max(0, len(ids) - 1) for ids in some]
+            found = [self._empty(size) for size in sizes]
+            rows = [(n, own) for n, size in enumerate(sizes) for own in windows(size, self._context, self._stride)]
             rows.sort(key=lambda row: row[1].end - row[1].begin)
             for length, bucket in itertools.groupby(rows, key=lambda row: self._length(row[1])):
                 self._fill(found, some, list(bucket), length)
@@ -125,9 +123,12 @@ class Likelihood:
         self, found: list[TokenProbs], sequences: list[np.ndarray], rows: list[tuple[int, Window]], length: int
     ) -> None:
         """Puts what is said of windows, in batches of rows of `length` tokens, where it belongs."""
-        size = self._devices * max(1, self._tokens // length)
-        for at in range(0, len(rows), size):
-            part = rows[at : at + size]
+        most = self._devices * max(1, self._tokens // length)
+        for at in range(0, len(rows), most):
+            part = rows[at : at + most]
+            size = self._devices
+            while size < len(part):
+                size = min(2 * size, most)
             read = jax.device_get(self._read(self._params, self._batch(sequences, part, size, length)))
             for row, (number, window) in enumerate(part):
                 predicted = slice(window.first - window.begin, window.end - window.begin)
@@ -137,10 +138,8 @@ class Likelihood:
     def _batch(self, sequences: list[np.ndarray], rows: list[tuple[int, Window]], size: int, length: int) -> Batch:
         tokens, targets, segments = np.zeros((3, size, length), np.int32)
         for row, (number, window) in enumerate(rows):
-            ids, own = sequences[number][window.begin : window.end], window.end - window.begin
-            before = self._start if window.begin == 0 else sequences[number][window.begin - 1]
-            tokens[row, 0], tokens[row, 1:own] = before, ids[:-1]
-            targets[row, :own], segments[row, :own] = ids, 1
+            ids, own = sequences[number][window.begin : window.end + 1], window.end - window.begin
+            tokens[row, :own], targets[row, :own], segments[row, :own] = ids[:-1], ids[1:], 1
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         fields = {TOKENS: tokens, TARGETS: targets, POSITIONS: positions, SEGMENTS: segments}
         return place_batch(lambda part: {name: field[part] for name, field in fields.items()}, size, self._mesh, ROWS)

@@ -18,7 +18,8 @@ from lmjax.fields import fits
 _NEUTRAL = """
     _attn_implementation _commit_hash _name_or_path architectures dtype torch_dtype transformers_version
     transformers.js_config transformers_weights task_specific_params is_llama_config
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id
     tokenizer_class prefix
     use_cache output_attentions output_hidden_states output_past output_scores return_dict return_dict_in_generate
     torchscript use_bfloat16 gradient_checkpointing chunk_size_feed_forward remove_invalid_values is_decoder
@@ -103,11 +104,16 @@ class ConfigFields:
         if value is not None and value != only:
             raise self.error(name, json.dumps(only), "lmjax does not compute anything else")
 
-    def finish(self) -> None:
-        """Raises UserError at the first field that was not asked for, or that asks for what no model type has."""
+    def finish(self) -> tuple[str, ...]:
+        """The private fields, as transformers names its own notes, that were not asked for.
+
+        Raises UserError at the first other field that was not, or that asks for what no model type has.
+        """
         for name, value in ONLY.items():
             self.expect(name, value)
-        for name in self._values:
-            if name not in self._asked:
+        left = [name for name in self._values if name not in self._asked]
+        for name in left:
+            if not name.startswith("_"):
                 fix = f"{nearest(name, sorted(self._asked - SAYS_NOTHING))}; if it changes no logits, remove it"
                 raise self.error(name, "no such field, which lmjax does not know", fix)
+        return tuple(left)

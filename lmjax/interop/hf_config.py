@@ -52,6 +52,7 @@ class HuggingFaceConfig:
     settings: ModelSettings
     bos_id: int | None
     eos_id: int | None
+    unread: tuple[str, ...] = ()  # private fields that say nothing lmjax knows
 
 
 def read_config(folder: Path) -> HuggingFaceConfig:
@@ -74,8 +75,8 @@ def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
         settings = _READERS[model_type](fields)
     except UserError as error:
         raise error if str(error).startswith(str(where)) else UserError(f"{where}: {error}") from error
-    fields.finish()
-    return HuggingFaceConfig(model_type, settings, _first_id(values, "bos_token_id"), _first_id(values, "eos_token_id"))
+    bos_id, eos_id = _first_id(values, "bos_token_id"), _first_id(values, "eos_token_id")
+    return HuggingFaceConfig(model_type, settings, bos_id, eos_id, fields.finish())
 
 
 def write_config(settings: ModelSettings, eos_id: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.checkpoints.checkpoint import Checkpointer
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
 from lmjax.fields import require_local
 from lmjax.files import write_whole
 from lmjax.generate.chat import StageTurns
@@ -166,9 +166,9 @@ def _described(tokenizer: Tokenizer | None) -> str:
 
 
 def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
-    """Where texts begin or end otherwise than config.json says."""
-    lines = []
+    """Private fields of config.json that were not read, and where texts begin or end otherwise than it says."""
     config = model.config
+    lines = [f"config.json: {shortened(name)[1:-1]}, a private field, was not read" for name in config.unread]
     if tokenizer is not None and config.eos_id is not None and config.eos_id != tokenizer.eos_id:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:

@@ -89,10 +89,10 @@ class Reader:
         predicts = not self._of.recipe.scores
         require(predicts, "CKPT", str(checkpoint), "a language model, not a reward model", "use lmjax score")
         self._of.require_finite()
-        start = getattr(tokenizer, "bos_id", None)
+        begin = getattr(tokenizer, "bos_id", None)
+        self._begin = tokenizer.eos_id if begin is None else begin
         self._likelihood = Likelihood(
             *(model, self._of.params, devices),
-            start=tokenizer.eos_id if start is None else start,
             entries=tokenizer.vocab_size,
             stride=stride,
             top=top,
@@ -109,7 +109,8 @@ class Reader:
         parts = iter(lambda: list(itertools.islice(remaining, ENCODED_AT_ONCE)), [])
         encoded = ((text, ids) for some in parts for text, ids in zip(some, self._encode(some), strict=True))
         read, predicted = itertools.tee(encoded)
-        for (text, ids), found in zip(read, self._likelihood.of(ids for _, ids in predicted), strict=True):
+        sequences = (np.append(self._begin, ids) for _, ids in predicted)
+        for (text, ids), found in zip(read, self._likelihood.of(sequences), strict=True):
             yield TextLikelihood(text, float(found.log_probs.sum()), len(ids), len(text.encode()), found, ids)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:

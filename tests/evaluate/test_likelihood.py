@@ -20,7 +20,7 @@ SETTINGS = ModelSettings(
     layers=2, width=16, context=CONTEXT, vocab_size=32, attention=AttentionSettings(heads=2), init_std=0.5
 )
 LENGTHS = (0, 1, 2, 31, 32, 33, 63, 64, 65, 97, 161)
-SEQUENCES = [np.random.default_rng(length).integers(0, ENTRIES, length) for length in LENGTHS]
+SEQUENCES = [np.append(START, np.random.default_rng(length).integers(0, ENTRIES, length)) for length in LENGTHS]
 
 
 def on(mesh, settings=SETTINGS):
@@ -35,27 +35,27 @@ def one_device():
 
 def log_probs(mesh=None, stride=None, settings=SETTINGS, sequences=SEQUENCES):
     mesh = mesh or one_device()
-    reader = Likelihood(*on(mesh, settings), mesh, start=START, entries=ENTRIES, stride=stride)
+    reader = Likelihood(*on(mesh, settings), mesh, entries=ENTRIES, stride=stride)
     return [own.log_probs for own in reader.of(sequences)]
 
 
 def read_one_by_one(ids, stride, settings=SETTINGS):
     """Each token by a forward pass of its own over what its window has before it; what comes after is 0."""
     model, params = on(one_device(), settings)
-    whole, found = [START, *ids], []
+    found = []
     places = jnp.arange(CONTEXT, dtype=jnp.int32)[None]
     forward = jax.jit(
         lambda row: model.logits(
             params, {"tokens": row, "positions": places, "segments": jnp.ones_like(row)}, entries=ENTRIES
         )[0]
     )
-    for token in range(len(ids)):
+    for token in range(len(ids) - 1):
         ahead = max(0, -(-(token + 1 - CONTEXT) // stride)) * stride  # how far the window has moved
-        begin = max(0, min(CONTEXT + ahead, len(ids)) - CONTEXT)
-        before = whole[begin : token + 1]
+        begin = max(0, min(CONTEXT + ahead, len(ids) - 1) - CONTEXT)
+        before = ids[begin : token + 1]
         row = np.zeros((1, CONTEXT), np.int32)
         row[0, : len(before)] = before
-        found.append(float(jax.nn.log_softmax(forward(row)[len(before) - 1])[ids[token]]))
+        found.append(float(jax.nn.log_softmax(forward(row)[len(before) - 1])[ids[token + 1]]))
     return found
 
 
@@ -88,12 +88,12 @@ def test_the_probabilities_of_all_continuations_add_up_to_one():
 
 def test_the_likeliest_tokens_are_those_of_every_possible_continuation():
     mesh, ids = one_device(), SEQUENCES[LENGTHS.index(97)]
-    reader = Likelihood(*on(mesh), mesh, start=START, entries=ENTRIES, top=ENTRIES)
+    reader = Likelihood(*on(mesh), mesh, entries=ENTRIES, top=ENTRIES)
     (found,) = reader.of([ids])
     assert found.top_ids.shape == found.top_log_probs.shape == (97, ENTRIES)
     np.testing.assert_allclose(np.exp(found.top_log_probs).sum(1), 1.0, atol=1e-5)
     assert (np.diff(found.top_log_probs) <= 0).all()
-    ranks = (found.top_ids == ids[:, None]).argmax(1)
+    ranks = (found.top_ids == ids[1:, None]).argmax(1)
     np.testing.assert_allclose(found.top_log_probs[np.arange(97), ranks], found.log_probs, atol=1e-5)
     other = int(found.top_ids[-1, 0])
     (changed,) = reader.of([np.append(ids[:-1], other)])
@@ -104,7 +104,7 @@ def test_the_likeliest_tokens_are_those_of_every_possible_continuation():
 def test_more_likeliest_tokens_than_there_are_is_refused(top):
     mesh = one_device()
     with pytest.raises(UserError, match=rf"^--top = {top}: expected at most the 29 tokens"):
-        Likelihood(*on(mesh), mesh, start=START, entries=ENTRIES, top=top)
+        Likelihood(*on(mesh), mesh, entries=ENTRIES, top=top)
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 2, "data": 2}])
@@ -131,7 +131,7 @@ def test_sequences_are_read_as_they_are_needed(monkeypatch):
             yield SEQUENCES[3]
 
     mesh = one_device()
-    reader = Likelihood(*on(mesh), mesh, start=START, entries=ENTRIES).of(endless())
+    reader = Likelihood(*on(mesh), mesh, entries=ENTRIES).of(endless())
     next(reader)
     assert len(asked) == 2
 

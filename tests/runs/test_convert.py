@@ -126,12 +126,16 @@ def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path, params, tokenize
     assert not (tmp_path / "ours").exists()
 
 
+UNREAD = {"_model_name_or_path": "somewhere", "unk_token_id": 0}  # as transformers 5 writes of a GGUF file
+
+
 def test_other_ends_and_beginnings_of_text_are_told(folder, tmp_path, tokenizer):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 7, "bos_token_id": 3}))
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 7, "bos_token_id": 3, **UNREAD}))
     message = import_folder(folder, tmp_path / "ours")
     assert f"eos_token_id = 7; lmjax ends a text with {tokenizer.eos_id}" in message
     assert "bos_token_id = 3; lmjax puts no token before a prompt" in message
+    assert "_model_name_or_path, a private field, was not read" in message and "unk_token_id" not in message
 
 
 def test_nothing_is_written_over_and_nothing_half_written(folder, tmp_path, capsys):
