@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Literal
 
 from lmjax.commands.command import add_command, path_of
@@ -14,7 +15,15 @@ def add(commands: Any) -> None:
     evaluate = add_command(commands, "evaluate", _evaluate, text, *examples)
     evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
     text = "files, folders or globs of text, JSONL, CSV or Parquet; each is a row of the table"
-    evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help=text)
+    evaluate.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
+    text = "instead: sets of questions, with commas: hellaswag, piqa, arc_easy, copa, lambada"
+    evaluate.add_argument("--task", metavar="NAMES", help=text)
+    text = "the folder that holds the sets, each in a folder of its own (default: .)"
+    evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
+    evaluate.add_argument("--shots", default="0", metavar="N,N", help="solved questions before each (default: 0)")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each set")
+    evaluate.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
+    evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
     _add_source(evaluate)
     text = "what one document is in plain text (default: file)"
     evaluate.add_argument("--documents", choices=("file", "line", "paragraph"), default="file", help=text)
@@ -49,13 +58,34 @@ def _add_stride(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
+    from lmjax.errors import require
     from lmjax.plan.planner import parse_mesh
     from lmjax.runs.evaluate import print_evaluation
     from lmjax.settings import MeshSettings
 
+    one = (options.task is None) == bool(options.data)
+    require(one, "--data", options.data[:1], "--data or --task, and not both", "give one of them")
+    if options.task is not None:
+        return _tasks(options)
     sources = [_source(options, path, options.documents) for path in options.data]
     mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
     print_evaluation(options.checkpoint, sources, mesh=mesh, stride=options.stride, as_json=options.json)
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from lmjax.errors import require
+    from lmjax.plan.planner import parse_mesh
+    from lmjax.runs.question_sets import Asked, print_marks
+    from lmjax.settings import MeshSettings
+
+    words = options.shots.split(",")
+    require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
+    require(options.stride is None, "--stride", options.stride, "--data with it", "leave it out")
+    names = tuple(options.task.split(","))
+    asked = Asked(names, options.task_data, tuple(map(int, words)), options.limit, options.seed)
+    mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
+    print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)
     return 0
 
 

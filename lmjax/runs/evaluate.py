@@ -84,24 +84,23 @@ class Reader:
         """Raises UserError where there is no language model or tokenizer; for a mesh or stride that does not fit."""
         prepare_jax()
         devices = make_mesh(mesh)
-        self._of: Trained = load(checkpoint, devices)
-        tokenizer, model = self._of.tokenizer, self._of.model
-        predicts = not self._of.recipe.scores
+        self.trained: Trained = load(checkpoint, devices)
+        tokenizer, model = self.trained.tokenizer, self.trained.model
+        predicts = not self.trained.recipe.scores
         require(predicts, "CKPT", str(checkpoint), "a language model, not a reward model", "use lmjax score")
-        self._of.require_finite()
+        self.trained.require_finite()
         begin = getattr(tokenizer, "bos_id", None)
         self._begin = tokenizer.eos_id if begin is None else begin
-        self._likelihood = Likelihood(
-            *(model, self._of.params, devices),
+        self.likelihood = Likelihood(
+            *(model, self.trained.params, devices),
             entries=tokenizer.vocab_size,
             stride=stride,
             top=top,
         )
-        self.token_texts = self._of.token_texts
 
     @property
     def lossless(self) -> bool:
-        return self._of.tokenizer.lossless
+        return self.trained.tokenizer.lossless
 
     def texts(self, texts: Iterable[str]) -> Iterator[TextLikelihood]:
         """Each text, in order, as it is read. Raises UserError for one that is no Unicode."""
@@ -110,11 +109,11 @@ class Reader:
         encoded = ((text, ids) for some in parts for text, ids in zip(some, self._encode(some), strict=True))
         read, predicted = itertools.tee(encoded)
         sequences = (np.append(self._begin, ids) for _, ids in predicted)
-        for (text, ids), found in zip(read, self._likelihood.of(sequences), strict=True):
+        for (text, ids), found in zip(read, self.likelihood.of(sequences), strict=True):
             yield TextLikelihood(text, float(found.log_probs.sum()), len(ids), len(text.encode()), found, ids)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        return self._of.tokenizer.encode_batch(texts)
+        return self.trained.tokenizer.encode_batch(texts)
 
     def source(self, settings: SourceSettings) -> SourceLikelihood:
         """All documents of a source. Raises UserError where it cannot be read, or holds no token."""
@@ -128,13 +127,13 @@ class Reader:
         return SourceLikelihood(settings.path, count, documents.skipped, tokens, size, log_prob, self.lossless)
 
     def about(self, stride: int | None) -> str:
-        model, context = self._of.model, self._of.model.settings.context
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self._of.params))
+        model, context = self.trained.model, self.trained.model.settings.context
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.trained.params))
         moved = max(1, context // 2) if stride is None else stride
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return (
-            f"step {self._of.step}, {parameters:,} parameters in {model.dtype.name} on {devices}; context {context}, "
-            f"stride {moved}"
+            f"step {self.trained.step}, {parameters:,} parameters in {model.dtype.name} on {devices}; "
+            f"context {context}, stride {moved}"
         )
 
 
@@ -190,7 +189,7 @@ def print_probabilities(
         if not as_json:
             shown = json.dumps(one.text[:100], ensure_ascii=False)
             print(f"{one.log_prob:>12.4f} {per_token:>10.4f} {per_byte:>10.4f}  {shown}", flush=True)
-        tokens, likeliest = reader.token_texts(one.ids) if top else [], _likeliest(reader, one.found)
+        tokens, likeliest = reader.trained.token_texts(one.ids) if top else [], _likeliest(reader, one.found)
         if as_json:
             out = {name: getattr(one, name) for name in ("text", "log_prob", "tokens", "bytes")}
             out |= {"log_prob_per_token": per_token, "log_prob_per_byte": per_byte}
@@ -203,4 +202,4 @@ def print_probabilities(
 
 def _likeliest(reader: Reader, found: TokenProbs) -> list[list[tuple[str, float]]]:
     rows = zip(found.top_ids, np.exp(found.top_log_probs), strict=True)
-    return [list(zip(reader.token_texts(ids), shares.tolist(), strict=True)) for ids, shares in rows]
+    return [list(zip(reader.trained.token_texts(ids), shares.tolist(), strict=True)) for ids, shares in rows]

@@ -1,0 +1,139 @@
+"""What a language model answers: the log-probabilities of a question's choices, and the accuracies that follow.
+
+In: questions with their prompts, a tokenizer and a `Likelihood`. Out: an `Answer` for each, and means with standard
+errors. A prompt and a choice are encoded together, and cut after as many tokens as the prompt alone has: the blank
+between them belongs to the choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmjax.errors import UserError, shortened
+from lmjax.evaluate.likelihood import Likelihood
+from lmjax.evaluate.questions import Question
+from lmjax.tokenizers.tokenizer import Tokenizer
+
+PROMPTS_AT_ONCE = 64
+
+
+class Choice(NamedTuple):
+    """A choice after its prompt: nats, tokens, bytes; and whether all its tokens, and the last, are the likeliest."""
+
+    log_prob: float
+    tokens: int
+    bytes: int
+    greedy: bool
+    greedy_last: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The choices of a question; their log-probabilities after its bare context, where it has one; what was cut."""
+
+    question: Question
+    choices: tuple[Choice, ...]
+    bare: tuple[float, ...]
+    shots: int  # that the prompt has
+    cut: bool  # whether the prompt lost its beginning, since it is longer than the context even without shots
+
+    def rights(self) -> dict[str, float]:
+        """1 or 0 for each way to choose. Of choices that are equal the first is taken."""
+        own = np.array([choice.log_prob for choice in self.choices])
+        ways = {
+            "accuracy": own,
+            "per_token": own / [choice.tokens for choice in self.choices],
+            "per_byte": own / [choice.bytes for choice in self.choices],
+        }
+        if self.bare:
+            ways["unconditional"] = own - self.bare
+        return {name: float(scores.argmax() == self.question.gold) for name, scores in ways.items()}
+
+    @property
+    def tie(self) -> bool:
+        """Whether the likeliest choice has an equal."""
+        scores = sorted(choice.log_prob for choice in self.choices)
+        return len(scores) > 1 and scores[-1] == scores[-2]
+
+    def word(self) -> dict[str, float]:
+        """Of a question for a last word: whether all its tokens are the likeliest, and whether its last one is."""
+        (choice,) = self.choices
+        return {"last_word": float(choice.greedy), "last_token": float(choice.greedy_last)}
+
+
+class Mean(NamedTuple):
+    """A mean and its standard error, the deviation of the sample over the root of its size."""
+
+    value: float
+    error: float
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Mean(float(np.mean(values)), spread / math.sqrt(len(values)))
+
+
+class Examiner:
+    """Puts questions to a model. `likelihood` tells the likeliest token (top = 1)."""
+
+    def __init__(self, likelihood: Likelihood, tokenizer: Tokenizer, context: int) -> None:
+        self._likelihood, self._tokenizer, self._context = likelihood, tokenizer, context
+        self._begin = _beginning(tokenizer)
+
+    def answers(self, asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Answer]:
+        """The answer to each question, in their order; of its prompts the first that fits the context is used.
+
+        Raises UserError for a choice that adds no token to its prompt.
+        """
+        remaining = iter(asked)
+        while some := list(itertools.islice(remaining, PROMPTS_AT_ONCE)):
+            chosen = [self._fitting(question, prompts) for question, prompts in some]
+            bare = [self._rows(question.bare, question) if question.bare else [] for question, _ in some]
+            rows = [row for (own, *_), without in zip(chosen, bare, strict=True) for row in (*own, *without)]
+            found = iter(list(self._likelihood.of(ids for ids, _ in rows)))
+            for (question, _), (own, shots, cut), without in zip(some, chosen, bare, strict=True):
+                told = [self._choice(text, row, next(found)) for text, row in zip(question.choices, own, strict=True)]
+                unconditional = tuple(float(next(found).log_probs[-count:].sum()) for _, count in without)
+                yield Answer(question, tuple(told), unconditional, shots, cut)
+
+    def _fitting(self, question: Question, prompts: Sequence[str]) -> tuple[list[tuple[np.ndarray, int]], int, bool]:
+        """The rows of the first prompt that fits, how many shots it has, and whether even the last had to be cut."""
+        for left, prompt in enumerate(prompts):
+            rows = self._rows(prompt, question)
+            if all(len(ids) <= self._context + 1 for ids, _ in rows):
+                return rows, len(prompts) - 1 - left, False
+        return [(ids[-self._context - 1 :], count) for ids, count in rows], 0, True
+
+    def _rows(self, prompt: str, question: Question) -> list[tuple[np.ndarray, int]]:
+        """For each choice the tokens of prompt and choice, and how many of them are the choice's."""
+        before, *whole = self._tokenizer.encode_batch([prompt, *(prompt + choice for choice in question.choices)])
+        rows = []
+        for choice, ids in zip(question.choices, whole, strict=True):
+            begun = np.concatenate([self._begin, ids]).astype(np.int64)
+            count = len(ids) - len(before)
+            if not 0 < count < len(begun):
+                what = f"the choice {shortened(choice)} after {shortened(prompt[-40:])}"
+                raise UserError(f"{what}: expected tokens of its own, after at least one other; leave it out")
+            rows.append((begun, count))
+        return rows
+
+    def _choice(self, text: str, row: tuple[np.ndarray, int], found: Any) -> Choice:
+        ids, count = row
+        likeliest = found.top_ids[-count:, 0] == ids[-count:]
+        return Choice(
+            float(found.log_probs[-count:].sum()), count, len(text.encode()), bool(likeliest.all()), bool(likeliest[-1])
+        )
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What comes before every text: what the tokenizer itself puts there; of lmjax's own, the end of the one before."""
+    with_specials = getattr(tokenizer, "encode_with_specials", None)
+    if tokenizer.kind != "huggingface" or with_specials is None:
+        return [tokenizer.eos_id]
+    return [token for token in with_specials("")[:1] if token == getattr(tokenizer, "bos_id", None)]
