@@ -73,6 +73,8 @@ COMMANDS = {
         "--stride",
         "--task",
         "--shots",
+        "--task-data",
+        "--limit",
     ],
     "report": [],
     "import-hf": [],
