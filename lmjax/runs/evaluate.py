@@ -106,14 +106,12 @@ class Reader:
         """Each text, in order, as it is read. Raises UserError for one that is no Unicode."""
         remaining = iter(texts)
         parts = iter(lambda: list(itertools.islice(remaining, ENCODED_AT_ONCE)), [])
-        encoded = ((text, ids) for some in parts for text, ids in zip(some, self._encode(some), strict=True))
+        encode = self.trained.tokenizer.encode_batch
+        encoded = ((text, ids) for some in parts for text, ids in zip(some, encode(some), strict=True))
         read, predicted = itertools.tee(encoded)
         sequences = (np.append(self._begin, ids) for _, ids in predicted)
         for (text, ids), found in zip(read, self.likelihood.of(sequences), strict=True):
             yield TextLikelihood(text, float(found.log_probs.sum()), len(ids), len(text.encode()), found, ids)
-
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        return self.trained.tokenizer.encode_batch(texts)
 
     def source(self, settings: SourceSettings) -> SourceLikelihood:
         """All documents of a source. Raises UserError where it cannot be read, or holds no token."""
@@ -148,8 +146,7 @@ def print_evaluation(
     found = [reader.source(settings) for settings in sources]
     if len(found) > 1:
         found.append(added(found))
-    if jax.process_index() == 0:
-        print(json.dumps([one.plain() for one in found], indent=2) if as_json else table_of(found))
+    print(json.dumps([one.plain() for one in found], indent=2) if as_json else table_of(found))
     for one in found[: len(sources)]:
         if one.skipped:
             print(f"{one.source}: {one.skipped} bad records were left out", file=sys.stderr)
