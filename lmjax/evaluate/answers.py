@@ -68,7 +68,7 @@ class Answer:
 
 
 class Mean(NamedTuple):
-    """A mean and its standard error, the deviation of the sample over the root of its size."""
+    """A mean and its standard error, the deviation of the sample over the root of its size; NaN of one."""
 
     value: float
     error: float
@@ -117,9 +117,9 @@ class Examiner:
         for choice, ids in zip(question.choices, whole, strict=True):
             begun = np.concatenate([self._begin, ids]).astype(np.int64)
             count = len(ids) - len(before)
-            if not 0 < count < len(begun):
-                what = f"the choice {shortened(choice)} after {shortened(prompt[-40:])}"
-                raise UserError(f"{what}: expected tokens of its own, after at least one other; leave it out")
+            if not 0 < count < len(begun) or count > self._context:
+                what = f"the choice {shortened(choice)} after {shortened(prompt[-40:])} has {count} tokens of its own"
+                raise UserError(f"{what}: expected 1 to the context of {self._context}, after at least one other")
             rows.append((begun, count))
         return rows
 

@@ -71,8 +71,8 @@ class Likelihood:
     ) -> None:
         """`entries` is the tokenizer's size, `stride` by default context / 2, `top` how many likeliest tokens are told.
 
-        Raises UserError for a model that sees later tokens, a stride outside 1 to the context, and more likeliest tokens
-        than there are.
+        Raises UserError for a model that sees later tokens, a stride outside 1 to the context, and a `top` beyond the
+        vocabulary.
         """
         model.require_causal("the probability of a text")
         context = model.settings.context

@@ -50,7 +50,7 @@ def test_prompt_and_choice_are_encoded_together_and_cut_where_the_prompt_alone_e
     found, read = answer(Question("a:", (" x",), 0), tokenizer=Pairs())
     assert read == [[256, ord("a"), 2, ord("x")]]
     assert (found.choices[0].tokens, found.choices[0].log_prob) == (1, -0.5)  # as many as the whole has more
-    with pytest.raises(UserError, match="expected tokens of its own"):
+    with pytest.raises(UserError, match="has 0 tokens of its own: expected 1 to the context of 64"):
         answer(Question("a ", (" ",), 0), tokenizer=Pairs())
 
 
@@ -88,6 +88,11 @@ def test_a_prompt_beyond_the_context_loses_shots_and_then_its_beginning(context,
     assert (found.shots, found.cut) == (shots, cut)
     assert len(read[0]) == min({2: 11, 1: 7, 0: 4}[shots], context + 1)
     assert read[0][-2:] == [*b" x"] and found.choices[0].tokens == 2
+
+
+def test_a_choice_beyond_the_context_is_refused():
+    with pytest.raises(UserError, match="has 5 tokens of its own: expected 1 to the context of 4"):
+        answer(Question("e", (" x", " four"), 0), context=4)
 
 
 def test_a_last_word_is_right_where_all_its_tokens_are_the_likeliest():
