@@ -20,7 +20,7 @@ class Counting:
     g: float = 0.0
     what: str = "C = 6 N D"
 
-    def tokens(self, flops: float, params: Any) -> Any:
+    def tokens(self, flops: Any, params: Any) -> Any:
         """The tokens that the FLOPs pay for."""
         return flops / (6 * self.k * params ** (1 + self.g))
 
@@ -28,12 +28,17 @@ class Counting:
         """The exponent a of the optimum's parameters, N ~ C^a."""
         return fit.beta / (fit.alpha + fit.beta * (1 + self.g))
 
-    def optimum(self, flops: float, fit: ChinchillaFit) -> Any:
+    def optimum(self, flops: Any, fit: ChinchillaFit) -> Any:
         """The parameters of least loss at these FLOPs: where d/dN of E + A/N^alpha + B/D(N)^beta is 0."""
         power = fit.beta * (1 + self.g)
         with np.errstate(invalid="ignore"):  # a sample whose exponents differ in sign has no optimum
             ratio = np.log(fit.alpha / power) + fit.log_A - fit.log_B + fit.beta * np.log(flops / (6 * self.k))
             return np.exp(ratio / (fit.alpha + power))
+
+
+def own_convention(table: Table) -> str:
+    """What N and C count where a method takes the table's own FLOPs."""
+    return f"{table.convention.rpartition(';')[0]}; {counting(table).what}"
 
 
 def counting(table: Table) -> Counting:

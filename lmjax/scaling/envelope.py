@@ -12,6 +12,7 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.scaling.bootstrap import FitOptions, intervals
+from lmjax.scaling.counting import own_convention
 from lmjax.scaling.power_laws import power_laws
 from lmjax.scaling.result import Result
 from lmjax.scaling.table import Table
@@ -64,7 +65,7 @@ def approach1(table: Table, options: FitOptions) -> list[Result]:
         values={name: float(value[0]) for name, value in values.items()},
         intervals=ends,
         samples=options.samples,
-        convention=table.convention,
+        convention=own_convention(table),
         notes=tuple(notes),
         points=np.exp(points),
     )

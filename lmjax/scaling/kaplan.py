@@ -15,6 +15,7 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.scaling.bootstrap import FitOptions, drawn, intervals
+from lmjax.scaling.counting import own_convention
 from lmjax.scaling.forms import Form, fit_form, grid, residuals_of
 from lmjax.scaling.goodness import lack_of_fit
 from lmjax.scaling.result import Result
@@ -78,7 +79,7 @@ def _of_tokens(table: Table, options: FitOptions) -> Result:
 def _of_compute(table: Table, options: FitOptions) -> Result:
     result = _of_one(table, options, "C", table.flops, table.budget, "sizes near the optimum")
     days = {"C_c_pf_days": result.values["C_c"] / PF_DAY}
-    return dataclasses.replace(result, values=result.values | days)
+    return dataclasses.replace(result, values=result.values | days, convention=own_convention(table))
 
 
 def _of_one(table: Table, options: FitOptions, name: str, x: np.ndarray, group: np.ndarray, which: str) -> Result:

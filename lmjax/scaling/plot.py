@@ -16,6 +16,8 @@ import numpy as np
 from lmjax.errors import UserError
 from lmjax.files import write_whole
 from lmjax.scaling.bootstrap import LEVEL
+from lmjax.scaling.chinchilla import ChinchillaFit
+from lmjax.scaling.counting import counting
 from lmjax.scaling.result import Result
 from lmjax.scaling.table import Table
 
@@ -80,11 +82,11 @@ def _draw_losses(figure: Any, axes: Any, table: Table, results: Sequence[Result]
     result = _fitted(results)
     if result is not None and result.fit is not None:
         inside, beyond = _computes(table)
-        axes.plot(inside, result.fit.frontier(inside), color=INK, label="frontier (approach 3)")
-        axes.plot(beyond, result.fit.frontier(beyond), color=INK, linestyle="--", label="extrapolated")
+        axes.plot(inside, _frontier(table, result.fit, inside), color=INK, label="frontier (approach 3)")
+        axes.plot(beyond, _frontier(table, result.fit, beyond), color=INK, linestyle="--", label="extrapolated")
         if result.sampled is not None:
             every = np.concatenate([inside, beyond])
-            loss_CS = result.sampled.frontier(every[:, None])
+            loss_CS = _frontier(table, result.sampled, every[:, None])
             known_S = np.isfinite(loss_CS).all(axis=0)
             if known_S.any():
                 low, high = np.quantile(loss_CS[:, known_S], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
@@ -110,8 +112,8 @@ def _draw_profiles(axes: Any, table: Table, results: Sequence[Result]) -> None:
         axes.scatter(rows.params, rows.loss, color=colour, s=14, linewidths=0, label=f"{budget:.2g}")
         N = np.geomspace(rows.params.min() / 1.2, rows.params.max() * 1.2, POINTS)
         if result is not None and result.fit is not None:
-            C = np.exp(np.log(6 * rows.params * rows.tokens).mean())  # 6 N D: the budget may be counted otherwise
-            loss = result.fit.loss(N, C / 6 / N)
+            C = np.exp(np.log(rows.flops).mean())
+            loss = result.fit.loss(N, counting(table).tokens(C, N))
         else:
             loss = np.polyval(np.polyfit(np.log(rows.params), rows.loss, 2), np.log(N))
         axes.plot(N, loss, color=colour, linewidth=1)
@@ -132,18 +134,19 @@ def _is_profile(rows: Table) -> bool:
 def _draw_optima(axes: Any, table: Table, results: Sequence[Result]) -> None:
     axes.set_title("compute-optimal N and D")
     axes.set(xlabel="C [FLOPs]", ylabel="N [parameters], D [tokens]", xscale="log", yscale="log")
-    inside, beyond = _computes(table)
+    (inside, beyond), how = _computes(table), counting(table)
     markers = iter((("D", ORANGE), ("s", GREEN)))
     for result in results:
         a = result.values.get("a", np.nan)
         if result.fit is not None:
             for computes, style in ((inside, "-"), (beyond, ":")):
+                optimum, a = _optimum(table, result.fit, computes), float(how.exponent(result.fit))
                 for index, name in enumerate("ND"):
                     label = (
                         f"{name}, {result.method}, {'ab'[index]} = {(a, 1 - a)[index]:.3f}" if style == "-" else None
                     )
                     colour = (BLUE, MUTED)[index]
-                    axes.plot(computes, result.fit.optimum(computes)[index], style, color=colour, label=label)
+                    axes.plot(computes, optimum[index], style, color=colour, label=label)
         elif len(result.points):
             marker, colour = next(markers)
             C, N, D, _ = result.points.T
@@ -178,6 +181,18 @@ def _draw_residuals(axes: Any, results: Sequence[Result], held_out: Table | None
         errors = 100 * np.log(shown.fit.loss(held_out.params, held_out.tokens) / held_out.loss)
         axes.scatter(held_out.flops, errors, marker="x", color=ORANGE, s=20, label="held out")
         axes.legend(edgecolor=RULE)
+
+
+def _optimum(table: Table, fit: ChinchillaFit, computes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """N and D of least loss at computes that are counted as the table counts them."""
+    how = counting(table)
+    params = how.optimum(computes, fit)
+    return params, how.tokens(computes, params)
+
+
+def _frontier(table: Table, fit: ChinchillaFit, computes: np.ndarray) -> np.ndarray:
+    """The least loss at such computes."""
+    return np.asarray(fit.loss(*_optimum(table, fit, computes)))
 
 
 def _computes(table: Table) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,14 @@
 """Approach 1: the sizes on the envelope of loss over compute, and what a table without curves is told."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from lmjax.errors import UserError
 from lmjax.scaling.bootstrap import FitOptions
 from lmjax.scaling.envelope import approach1
+from lmjax.scaling.kaplan import kaplan
 from lmjax.scaling.table import make_table
 from tests.scaling.isoflop_tables import EXPONENT, isoflop_table, law, optimal_params
 
@@ -33,6 +36,18 @@ def test_points_of_the_envelope_are_runs_between_a_smaller_and_a_larger_size():
     np.testing.assert_allclose(flops, 6 * params * tokens, rtol=1e-6)
     np.testing.assert_allclose(np.log(params), np.log(optimal_params(flops)), atol=0.15)
     assert "% of the computes are left out: the lowest loss is at the smallest or largest size" in result.notes[1]
+
+
+@pytest.mark.parametrize(("power", "said"), [(0.0, "C = 6 N D"), (-0.05, "6 N D x 2.5 N^-0.050, within 0.0%")])
+def test_the_envelope_says_how_the_table_counts_the_flops_that_it_takes(power, said):
+    plain = curves(np.geomspace(1e8, 1e10, 9))
+    flops = plain.flops * (2.5 if power else 1.0) * plain.params**power
+    table = dataclasses.replace(plain, flops=flops, columns=plain.columns | {"flops": "flops"})
+    for method in (approach1, kaplan):
+        results = [
+            each for each in method(table, FitOptions(samples=0)) if each.method.endswith(("(approach 1)", "L(C)"))
+        ]
+        assert [each.to_json()["convention"].endswith(said) for each in results] == [True]
 
 
 def test_an_envelope_at_the_edge_of_the_sizes_is_no_fit():

@@ -1,5 +1,7 @@
 """The picture of a fit: four panels, what is in them, and what they say where a method gives nothing."""
 
+import dataclasses
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from lmjax.cli import main
 from lmjax.scaling.bootstrap import FitOptions
 from lmjax.scaling.methods import fit_table
 from lmjax.scaling.plot import drawn, write_plot
-from tests.scaling.isoflop_tables import EXPONENT, isoflop_table
+from tests.scaling.isoflop_tables import EXPONENT, isoflop_table, law
 
 
 def figure(*methods, samples=0, held_out=None, table=None):
@@ -40,6 +42,20 @@ def test_rows_held_out_are_marked_in_losses_and_residuals():
     largest = table.budget == table.budget.max()
     losses, _, _, residuals = figure("chinchilla", held_out=table.take(largest), table=table.take(~largest))
     assert "held out" in labels(losses) and "held out" in labels(residuals)
+
+
+def test_the_frontier_is_drawn_at_computes_as_the_table_counts_them():
+    """C = 6 N D x 3 N^-0.05: the least loss at C is found by trying sizes."""
+    plain = isoflop_table()
+    flops = plain.flops * 3 * plain.params**-0.05
+    table = dataclasses.replace(plain, flops=flops, columns=plain.columns | {"flops": "flops"})
+    losses, _, optima, _ = figure("chinchilla", table=table)
+    sizes = np.geomspace(1e6, 1e13, 200_001)
+    for C, loss in list(zip(*losses.lines[0].get_data(), strict=True))[::40]:
+        tried = law(sizes, C / (18 * sizes**0.95))
+        assert loss == pytest.approx(tried.min(), rel=1e-4)
+    C, N = (values[-1] for values in optima.lines[0].get_data())
+    assert pytest.approx(sizes[law(sizes, C / (18 * sizes**0.95)).argmin()], rel=1e-2) == N
 
 
 @pytest.mark.slow
