@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lmjax.data.batch import BatchSpec
 from lmjax.model.flops import TRAIN, count, forward_flops
 from lmjax.optim.schedules import Course, Schedule
+from lmjax.parallel.placement import abstract_whole
 from lmjax.settings import ModelSettings
 
 
@@ -61,8 +62,10 @@ class Program:
         return {name: field.axes for name, field in self.spec.items()}
 
     def lower(self) -> jax.stages.Lowered:
-        """The program as JAX lowers it for its mesh."""
-        lowered: jax.stages.Lowered = self.jitted.lower(self.abstract, *self.frozen, *self.numbers, self.batch)
+        """The program as JAX lowers it for its mesh, where a run puts its numbers, too."""
+        mesh = next(iter(self.batch.values())).sharding.mesh
+        numbers = abstract_whole(self.numbers, mesh)
+        lowered: jax.stages.Lowered = self.jitted.lower(self.abstract, *self.frozen, *numbers, self.batch)
         return lowered
 
 

@@ -126,7 +126,7 @@ def test_one_prompt_or_several_may_be_continued(trained):
     (one,) = loaded.generate("the cat", max_tokens=5, temperature=0.0)
     several = loaded.generate(["the cat", "a"], max_tokens=5, temperature=0.0)
     assert several[0].text == one.text and several[0].tokens == one.tokens and len(several) == 2
-    assert "".join(loaded.token_texts(one)).startswith(one.text[:1])
+    assert "".join(loaded.token_texts(one.tokens)).startswith(one.text[:1])
     with pytest.raises(UserError, match=r"top_k = 0: expected a number above 0"):
         loaded.generate("the", top_k=0)
 
