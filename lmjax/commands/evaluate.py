@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmjax.commands.command import add_command, path_of
+
+if TYPE_CHECKING:
+    from lmjax.settings import MeshSettings
 
 
 def add(commands: Any) -> None:
@@ -65,26 +68,23 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
 
     one = (options.task is None) == bool(options.data)
     require(one, "--data", options.data[:1], "--data or --task, and not both", "give one of them")
-    if options.task is not None:
-        return _tasks(options)
-    sources = [_source(options, path, options.documents) for path in options.data]
     mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
+    if options.task is not None:
+        return _tasks(options, mesh)
+    sources = [_source(options, path, options.documents) for path in options.data]
     print_evaluation(options.checkpoint, sources, mesh=mesh, stride=options.stride, as_json=options.json)
     return 0
 
 
-def _tasks(options: argparse.Namespace) -> int:
+def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
     from lmjax.errors import require
-    from lmjax.plan.planner import parse_mesh
     from lmjax.runs.question_sets import Asked, print_marks
-    from lmjax.settings import MeshSettings
 
     words = options.shots.split(",")
     require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
     require(options.stride is None, "--stride", options.stride, "--data with it", "leave it out")
     names = tuple(options.task.split(","))
     asked = Asked(names, options.task_data, tuple(map(int, words)), options.limit, options.seed)
-    mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
     print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)
     return 0
 

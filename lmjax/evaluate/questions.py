@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmjax.data.documents import BadRecordError
+from lmjax.data.record_files import rows
 from lmjax.errors import UserError
-from lmjax.files import parse_json, read_bytes
+from lmjax.files import read_bytes
 
 BETWEEN = "\n\n"  # shots
 
@@ -103,11 +105,10 @@ def with_shots(question: Question, pool: Sequence[Question], shots: int, rng: np
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_bytes(path).decode("utf-8").splitlines(), 1):
-        value = parse_json(line.encode())
-        if not isinstance(value, dict):
-            raise UserError(f"{path}:{number}: expected an object in each line")
-        yield value
+    for place, row in rows(path):
+        if isinstance(row, BadRecordError):
+            raise ValueError(f"{place}: {row}, expected an object in each line")
+        yield row
 
 
 def read_hellaswag(path: Path) -> Iterator[Question | str]:
@@ -120,10 +121,12 @@ def read_piqa(path: Path) -> Iterator[Question | str]:
     """Bisk et al. 2020, asked as lm-evaluation-harness does; the answers are in a file of digits beside it."""
     labels = path.with_name(path.name.replace(".jsonl", "_labels.lst"))
     golds = read_bytes(labels).decode("utf-8").split()
-    rows = list(_json_lines(path))
-    if len(golds) != len(rows):
-        raise UserError(f"{labels}: {len(golds)} labels for {len(rows)} questions of {path.name}; take both of one set")
-    for row, gold in zip(rows, golds, strict=True):
+    goals = list(_json_lines(path))
+    if len(golds) != len(goals):
+        raise UserError(
+            f"{labels}: {len(golds)} labels for {len(goals)} questions of {path.name}; take both of one set"
+        )
+    for row, gold in zip(goals, golds, strict=True):
         answers = (f" {row['sol1']}", f" {row['sol2']}")
         yield Question(f"Question: {row['goal']}\nAnswer:", answers, int(gold), bare="Answer:")
 

@@ -45,6 +45,11 @@ def by_source(names: Sequence[str], values: Sequence[Values]) -> Values:
     return {f"{number}/{name}": value for name, own in each for number, value in own.items()}
 
 
+def perplexity_of(loss: float) -> float:
+    """The exponential of a loss in nats, kept from overflowing."""
+    return math.exp(min(loss, 700.0))
+
+
 def mean_of(pair: Weighted) -> float:
     """The mean, on the host; NaN where there is nothing to average."""
     return float(pair.sum) / float(pair.weight) if pair.weight else math.nan

@@ -21,6 +21,7 @@ import numpy as np
 from lmjax.data.sources import open_source
 from lmjax.errors import UserError, require
 from lmjax.evaluate.likelihood import Likelihood, TokenProbs
+from lmjax.evaluate.validation import perplexity_of
 from lmjax.generate.table import print_alternatives
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.start_jax import prepare_jax
@@ -61,7 +62,7 @@ class SourceLikelihood:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
+        return perplexity_of(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -124,14 +125,14 @@ class Reader:
             raise UserError(f"{settings.path}: its {count} documents have no text; give a source with text")
         return SourceLikelihood(settings.path, count, documents.skipped, tokens, size, log_prob, self.lossless)
 
-    def about(self, stride: int | None) -> str:
+    def about(self) -> str:
+        """What is read with, in words."""
         model, context = self.trained.model, self.trained.model.settings.context
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.trained.params))
-        moved = max(1, context // 2) if stride is None else stride
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return (
             f"step {self.trained.step}, {parameters:,} parameters in {model.dtype.name} on {devices}; "
-            f"context {context}, stride {moved}"
+            f"context {context}, stride {self.likelihood.stride}"
         )
 
 
@@ -140,7 +141,7 @@ def print_evaluation(
 ) -> None:
     """Prints the numbers of each source and, where there are several, of all; JSON has one object for each."""
     reader = Reader(checkpoint, mesh, stride)
-    print(reader.about(stride), file=sys.stderr)
+    print(reader.about(), file=sys.stderr)
     if not reader.lossless:
         print("no bits per byte: the tokenizer does not keep all of a text", file=sys.stderr)
     found = [reader.source(settings) for settings in sources]

@@ -7,9 +7,9 @@ JSONL file with every question's choices.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from lmjax.errors import clear_disk_errors, nearest, require
 from lmjax.evaluate.answers import Answer, Examiner, Mean, mean_of
 from lmjax.evaluate.questions import SETS, QuestionSet, with_shots
+from lmjax.evaluate.validation import perplexity_of
 from lmjax.runs.evaluate import Reader
 from lmjax.settings import MeshSettings
 
@@ -68,7 +69,7 @@ def examine(reader: Reader, asked: Asked) -> Iterator[tuple[Marks, list[Answer]]
     for name in asked.sets:
         own = SETS[name]
         rows = own.rows(asked.folder)
-        pool = own.rows(asked.folder, pool=True).questions if own.pool else rows.questions
+        pool = own.rows(asked.folder, pool=True).questions if own.pool and any(asked.shots) else rows.questions
         some = rows.questions[: asked.limit]
         for shots in asked.shots:
             draws = (np.random.default_rng((asked.seed, at)) for at in range(len(some)))
@@ -87,7 +88,7 @@ def _marks(name: str, own: QuestionSet, shots: int, left_out: int, answers: Sequ
         cut=sum(answer.cut for answer in answers),
         ties=sum(answer.tie for answer in answers),
         means=means,
-        perplexity=math.exp(min(float(np.mean(losses)), 700.0)) if own.word else None,
+        perplexity=perplexity_of(float(np.mean(losses))) if own.word else None,
     )
 
 
@@ -96,18 +97,15 @@ def print_marks(
 ) -> None:
     """Prints a line for each set and number of shots, and writes every answer to `out`, a JSONL file."""
     reader = Reader(checkpoint, mesh, top=1)
-    print(reader.about(None), file=sys.stderr)
+    print(reader.about(), file=sys.stderr)
     found = []
-    with clear_disk_errors(out or Path()):
-        lines = out.open("x", encoding="utf-8") if out else None
+    with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
         for marks, answers in examine(reader, asked):
             found.append(marks)
             if not as_json:
                 print(shown(marks), flush=True)
             if lines:
                 lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in records(marks, answers))
-        if lines:
-            lines.close()
     if as_json:
         print(json.dumps([marks.plain() for marks in found], indent=2))
 

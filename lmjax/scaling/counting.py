@@ -35,6 +35,12 @@ class Counting:
             ratio = np.log(fit.alpha / power) + fit.log_A - fit.log_B + fit.beta * np.log(flops / (6 * self.k))
             return np.exp(ratio / (fit.alpha + power))
 
+    def frontier(self, flops: Any, fit: ChinchillaFit) -> tuple[Any, Any, Any]:
+        """The parameters, tokens and loss of the best run of these FLOPs."""
+        params = self.optimum(flops, fit)
+        tokens = self.tokens(flops, params)
+        return params, tokens, fit.loss(params, tokens)
+
 
 def own_convention(table: Table) -> str:
     """What N and C count where a method takes the table's own FLOPs."""

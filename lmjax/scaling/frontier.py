@@ -48,9 +48,7 @@ def optimum_at(
     """What a budget buys, FLOPs counted as `how` says, with the intervals over the samples."""
 
     def quantities(fit: ChinchillaFit) -> dict[str, np.ndarray]:
-        params = how.optimum(flops, fit)
-        tokens = how.tokens(flops, params)
-        return {"params": params, "tokens": tokens, "loss": fit.loss(params, tokens)}
+        return dict(zip(("params", "tokens", "loss"), how.frontier(flops, fit), strict=True))
 
     values = {name: float(value) for name, value in quantities(best).items()}
     return Optimum(flops, **values, intervals=intervals(quantities(sampled)) if sampled else {})

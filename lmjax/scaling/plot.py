@@ -16,7 +16,6 @@ import numpy as np
 from lmjax.errors import UserError
 from lmjax.files import write_whole
 from lmjax.scaling.bootstrap import LEVEL
-from lmjax.scaling.chinchilla import ChinchillaFit
 from lmjax.scaling.counting import counting
 from lmjax.scaling.result import Result
 from lmjax.scaling.table import Table
@@ -81,12 +80,12 @@ def _draw_losses(figure: Any, axes: Any, table: Table, results: Sequence[Result]
         axes.scatter(held_out.flops, held_out.loss, marker="x", c=ORANGE, s=20, label="held out", zorder=4)
     result = _fitted(results)
     if result is not None and result.fit is not None:
-        inside, beyond = _computes(table)
-        axes.plot(inside, _frontier(table, result.fit, inside), color=INK, label="frontier (approach 3)")
-        axes.plot(beyond, _frontier(table, result.fit, beyond), color=INK, linestyle="--", label="extrapolated")
+        (inside, beyond), how = _computes(table), counting(table)
+        axes.plot(inside, how.frontier(inside, result.fit)[2], color=INK, label="frontier (approach 3)")
+        axes.plot(beyond, how.frontier(beyond, result.fit)[2], color=INK, linestyle="--", label="extrapolated")
         if result.sampled is not None:
             every = np.concatenate([inside, beyond])
-            loss_CS = _frontier(table, result.sampled, every[:, None])
+            loss_CS = how.frontier(every[:, None], result.sampled)[2]
             known_S = np.isfinite(loss_CS).all(axis=0)
             if known_S.any():
                 low, high = np.quantile(loss_CS[:, known_S], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
@@ -105,7 +104,7 @@ def _draw_profiles(axes: Any, table: Table, results: Sequence[Result]) -> None:
         _say(axes, f"no budget has {FEWEST_ROWS} runs of three sizes")
         return
     shown = np.unique(np.linspace(0, len(budgets) - 1, min(len(budgets), MOST_PROFILES)).round().astype(int))
-    result = _fitted(results)
+    result, how = _fitted(results), counting(table)
     for number, budget in enumerate(np.array(budgets)[shown]):
         rows = table.take(table.budget == budget)
         colour = colormaps["viridis"](0.9 * number / max(1, len(shown) - 1))
@@ -113,7 +112,7 @@ def _draw_profiles(axes: Any, table: Table, results: Sequence[Result]) -> None:
         N = np.geomspace(rows.params.min() / 1.2, rows.params.max() * 1.2, POINTS)
         if result is not None and result.fit is not None:
             C = np.exp(np.log(rows.flops).mean())
-            loss = result.fit.loss(N, counting(table).tokens(C, N))
+            loss = result.fit.loss(N, how.tokens(C, N))
         else:
             loss = np.polyval(np.polyfit(np.log(rows.params), rows.loss, 2), np.log(N))
         axes.plot(N, loss, color=colour, linewidth=1)
@@ -140,7 +139,7 @@ def _draw_optima(axes: Any, table: Table, results: Sequence[Result]) -> None:
         a = result.values.get("a", np.nan)
         if result.fit is not None:
             for computes, style in ((inside, "-"), (beyond, ":")):
-                optimum, a = _optimum(table, result.fit, computes), float(how.exponent(result.fit))
+                optimum, a = how.frontier(computes, result.fit), float(how.exponent(result.fit))
                 for index, name in enumerate("ND"):
                     label = (
                         f"{name}, {result.method}, {'ab'[index]} = {(a, 1 - a)[index]:.3f}" if style == "-" else None
@@ -181,18 +180,6 @@ def _draw_residuals(axes: Any, results: Sequence[Result], held_out: Table | None
         errors = 100 * np.log(shown.fit.loss(held_out.params, held_out.tokens) / held_out.loss)
         axes.scatter(held_out.flops, errors, marker="x", color=ORANGE, s=20, label="held out")
         axes.legend(edgecolor=RULE)
-
-
-def _optimum(table: Table, fit: ChinchillaFit, computes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """N and D of least loss at computes that are counted as the table counts them."""
-    how = counting(table)
-    params = how.optimum(computes, fit)
-    return params, how.tokens(computes, params)
-
-
-def _frontier(table: Table, fit: ChinchillaFit, computes: np.ndarray) -> np.ndarray:
-    """The least loss at such computes."""
-    return np.asarray(fit.loss(*_optimum(table, fit, computes)))
 
 
 def _computes(table: Table) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from lmjax.data.ramp import BatchRamp
 from lmjax.data.source_shares import lines_of, source_names
 from lmjax.data.token_shards import TokenShards
 from lmjax.evaluate.samples import EvaluationLines, write_samples
-from lmjax.evaluate.validation import Sums, values_of
+from lmjax.evaluate.validation import Sums, perplexity_of, values_of
 from lmjax.generate.decode import check_prompts
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.next_token import language_loss
@@ -82,7 +82,7 @@ class NextToken(Task):
     def summary(self, sums: Sums) -> Values:
         """The loss per token, its exponential and, where bytes were counted, bits per byte."""
         loss = float(sums["cross_entropy"].mean())
-        values = {VALIDATION_LOSS: loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+        values = {VALIDATION_LOSS: loss, "validation_perplexity": perplexity_of(loss)}
         if TEXT_BYTES in sums:
             count = int(sums[TEXT_BYTES].sum)
             nats = float(sums["cross_entropy"].sum)
