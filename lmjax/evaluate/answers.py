@@ -11,16 +11,17 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lmjax.errors import UserError, shortened
-from lmjax.evaluate.likelihood import Likelihood
+from lmjax.evaluate.endings import Ending
+from lmjax.evaluate.likelihood import Likelihood, TokenProbs
 from lmjax.evaluate.questions import Question
 from lmjax.tokenizers.tokenizer import Tokenizer
 
-PROMPTS_AT_ONCE = 64
+PROMPTS_AT_ONCE = 256
 
 
 class Choice(NamedTuple):
@@ -95,22 +96,24 @@ class Examiner:
         while some := list(itertools.islice(remaining, PROMPTS_AT_ONCE)):
             chosen = [self._fitting(question, prompts) for question, prompts in some]
             bare = [self._rows(question.bare, question) if question.bare else [] for question, _ in some]
-            rows = [row for (own, *_), without in zip(chosen, bare, strict=True) for row in (*own, *without)]
-            found = iter(list(self._likelihood.of(ids for ids, _ in rows)))
+            groups = [
+                group for (own, *_), without in zip(chosen, bare, strict=True) for group in (own, without) if group
+            ]
+            found = self._likelihood.after(groups)
             for (question, _), (own, shots, cut), without in zip(some, chosen, bare, strict=True):
-                told = [self._choice(text, row, next(found)) for text, row in zip(question.choices, own, strict=True)]
-                unconditional = tuple(float(next(found).log_probs[-count:].sum()) for _, count in without)
+                told = [_choice(*each) for each in zip(question.choices, own, next(found), strict=True)]
+                unconditional = tuple(float(one.log_probs.sum()) for one in next(found)) if without else ()
                 yield Answer(question, tuple(told), unconditional, shots, cut)
 
-    def _fitting(self, question: Question, prompts: Sequence[str]) -> tuple[list[tuple[np.ndarray, int]], int, bool]:
+    def _fitting(self, question: Question, prompts: Sequence[str]) -> tuple[list[Ending], int, bool]:
         """The rows of the first prompt that fits, how many shots it has, and whether even the last had to be cut."""
         for left, prompt in enumerate(prompts):
             rows = self._rows(prompt, question)
             if all(len(ids) <= self._context + 1 for ids, _ in rows):
                 return rows, len(prompts) - 1 - left, False
-        return [(ids[-self._context - 1 :], count) for ids, count in rows], 0, True
+        return [Ending(ids[-self._context - 1 :], count) for ids, count in rows], 0, True
 
-    def _rows(self, prompt: str, question: Question) -> list[tuple[np.ndarray, int]]:
+    def _rows(self, prompt: str, question: Question) -> list[Ending]:
         """For each choice the tokens of prompt and choice, and how many of them are the choice's."""
         before, *whole = self._tokenizer.encode_batch([prompt, *(prompt + choice for choice in question.choices)])
         rows = []
@@ -120,15 +123,14 @@ class Examiner:
             if not 0 < count < len(begun) or count > self._context:
                 what = f"the choice {shortened(choice)} after {shortened(prompt[-40:])} has {count} tokens of its own"
                 raise UserError(f"{what}: expected 1 to the context of {self._context}, after at least one other")
-            rows.append((begun, count))
+            rows.append(Ending(begun, count))
         return rows
 
-    def _choice(self, text: str, row: tuple[np.ndarray, int], found: Any) -> Choice:
-        ids, count = row
-        likeliest = found.top_ids[-count:, 0] == ids[-count:]
-        return Choice(
-            float(found.log_probs[-count:].sum()), count, len(text.encode()), bool(likeliest.all()), bool(likeliest[-1])
-        )
+
+def _choice(text: str, ending: Ending, found: TokenProbs) -> Choice:
+    likeliest = found.top_ids[:, 0] == ending.ids[-ending.asked :]
+    log_prob, size = float(found.log_probs.sum()), len(text.encode())
+    return Choice(log_prob, ending.asked, size, bool(likeliest.all()), bool(likeliest[-1]))
 
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:

@@ -51,6 +51,17 @@ class Cache:
     layers: LayerCaches
     segments: jax.Array
 
+    def repeated(self, times: int) -> Cache:
+        """A cache with every row so many times."""
+        rows = self.segments.shape[0]
+
+        def repeat(kept: jax.Array) -> jax.Array:
+            lead, own = kept.shape[: -3 - (rows > 1)], kept.shape[-3:]
+            copies = jnp.repeat(kept.reshape(*lead, rows, *own), times, axis=len(lead))
+            return copies if rows * times > 1 else kept
+
+        return Cache(jax.tree.map(repeat, self.layers), jnp.repeat(self.segments, times, axis=0))
+
 
 @dataclass(frozen=True)
 class LanguageModel:

@@ -25,11 +25,11 @@ class Likelihood:
     def __init__(self):
         self.read = []
 
-    def of(self, sequences):
-        for ids in sequences:
-            self.read.append(ids.tolist())
-            own = np.where(np.asarray(ids[1:]) == ord("x"), -0.5, -1.0)
-            yield TokenProbs(own, np.full((len(own), 1), ord("x")), own[:, None])
+    def after(self, groups):
+        for endings in groups:
+            self.read += [ids.tolist() for ids, _ in endings]
+            owns = [np.where(ids[-asked:] == ord("x"), -0.5, -1.0) for ids, asked in endings]
+            yield [TokenProbs(own, np.full((len(own), 1), ord("x")), own[:, None]) for own in owns]
 
 
 def answer(question, prompts=None, context=64, tokenizer=None):

@@ -9,11 +9,13 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.evaluate import likelihood as module
+from lmjax.evaluate.endings import Ending
 from lmjax.evaluate.likelihood import Likelihood, windows
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.stack import unstack_layers
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import abstract_params, shardings_of
-from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings, PositionSettings
+from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings, PositionSettings
 
 CONTEXT, ENTRIES, START = 64, 29, 28
 SETTINGS = ModelSettings(
@@ -146,3 +148,55 @@ def test_an_encoder_is_refused():
     attention = dataclasses.replace(SETTINGS.attention, causal=False)
     with pytest.raises(UserError, match=r"causal = False.*the probability of a text"):
         log_probs(settings=dataclasses.replace(SETTINGS, attention=attention))
+
+
+ENDING = 3  # tokens that are asked for
+
+
+def groups_of(beginnings, endings=4):
+    """Groups whose endings differ in length; the first token of an ending may be that of another."""
+    rng = np.random.default_rng(0)
+    return [
+        [
+            Ending(np.concatenate([[START], beginning, rng.integers(0, 2, ENDING + more)]).astype(np.int64), ENDING)
+            for more in range(endings)
+        ]
+        for beginning in (rng.integers(0, ENTRIES, length) for length in beginnings)
+    ]
+
+
+def after(groups, mesh=None, settings=SETTINGS, top=0):
+    mesh = mesh or one_device()
+    return list(Likelihood(*on(mesh, settings), mesh, entries=ENTRIES, top=top).after(groups))
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.parametrize("kind", ["learned", "rotary"])
+def test_the_ends_of_sequences_are_as_likely_as_without_a_shared_beginning(kind, scanned, monkeypatch):
+    monkeypatch.setattr(module, "BEGINNING_AT_ONCE", 24)
+    attention = dataclasses.replace(SETTINGS.attention, pattern=("dense", "banded"), band=9)
+    settings = dataclasses.replace(SETTINGS, positions=PositionSettings(kind=kind), attention=attention)
+    groups = groups_of((0, 1, 5, 31, 32, 33, 57)) + groups_of((7, 40), endings=1)
+    mesh = one_device()
+    model, params = on(mesh, settings)
+    if not scanned:
+        model = dataclasses.replace(model, compute=ComputeSettings(scan_layers=False))
+        params = unstack_layers(params)
+    found = list(Likelihood(model, params, mesh, entries=ENTRIES, top=2).after(groups))
+    whole = Likelihood(*on(mesh, settings), mesh, entries=ENTRIES, top=2)
+    for group, own in zip(groups, found, strict=True):
+        for one, expected in zip(own, whole.of(ids for ids, _ in group), strict=True):
+            np.testing.assert_allclose(one.log_probs, expected.log_probs[-ENDING:], atol=2e-5)
+            np.testing.assert_allclose(one.top_log_probs, expected.top_log_probs[-ENDING:], atol=2e-5)
+            np.testing.assert_array_equal(one.top_ids, expected.top_ids[-ENDING:])
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 2, "tensor": 2, "data": 2}])
+def test_a_mesh_gives_the_same_endings_and_so_does_the_size_of_batches(sizes, monkeypatch):
+    groups = groups_of((3, 4, 5, 20, 50))
+    before = after(groups)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 128)
+    monkeypatch.setattr(module, "GROUPS_AT_ONCE", 2)
+    for own, other in zip(before, after(groups, make_mesh(MeshSettings(**sizes))), strict=True):
+        for one, same in zip(own, other, strict=True):
+            np.testing.assert_allclose(one.log_probs, same.log_probs, atol=2e-5)
