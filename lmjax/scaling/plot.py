@@ -6,58 +6,40 @@ give nothing says so.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmjax.errors import UserError
-from lmjax.files import write_whole
+from lmjax.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, RULE, new_figure, style, write_figure
 from lmjax.scaling.bootstrap import LEVEL
 from lmjax.scaling.counting import counting
 from lmjax.scaling.result import Result
 from lmjax.scaling.table import Table
 
-INK, MUTED, RULE, BLUE, ORANGE, GREEN = "#16191d", "#5b6470", "#dde1e6", "#1f5fa8", "#c04a12", "#2e7d4f"
 POINTS = 120  # of a curve
 BEYOND = 10.0  # times the largest compute, to which curves are extrapolated
 MOST_PROFILES = 7
 FEWEST_ROWS = 4  # of a profile
-SIZE, DPI = (11.5, 8.5), 90
+SIZE = (11.5, 8.5)  # inches
 
 
 def write_plot(path: Path, table: Table, results: Sequence[Result], held_out: Table | None = None) -> None:
     """Draws the panels into a PNG file. Raises UserError where it cannot be written."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the reader's own matplotlibrc says
-        mpl.rcParams["font.size"] = 9
-        buffer = io.BytesIO()
-        drawn(table, results, held_out).savefig(buffer, format="png")
-    try:
-        write_whole(path, buffer.getvalue())
-    except OSError as error:
-        raise UserError(
-            f"--plot {path}: cannot be written ({error.strerror}); name a file in another folder"
-        ) from error
+    write_figure(path, lambda: drawn(table, results, held_out))
 
 
 def drawn(table: Table, results: Sequence[Result], held_out: Table | None = None) -> Any:
     """The figure of the four panels."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=SIZE, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    figure = new_figure(SIZE)
     ((losses, profiles), (optima, residuals)) = figure.subplots(2, 2)
     _draw_losses(figure, losses, table, results, held_out)
     _draw_profiles(profiles, table, results)
     _draw_optima(optima, table, results)
     _draw_residuals(residuals, results, held_out)
     for axes in (losses, profiles, optima, residuals):
-        _style(axes)
+        style(axes)
     return figure
 
 
@@ -190,12 +172,3 @@ def _computes(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 def _say(axes: Any, words: str) -> None:
     axes.text(0.5, 0.5, words, ha="center", color=MUTED, transform=axes.transAxes)
-
-
-def _style(axes: Any) -> None:
-    axes.set_title(axes.get_title(), loc="center", color=INK)
-    axes.tick_params(which="both", length=0, labelcolor=MUTED)
-    axes.grid(color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)

@@ -6,7 +6,6 @@ In: the workdir of a sweep, finished or not. Out: `report.html` there, which nee
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lmjax.errors import UserError
 from lmjax.files import write_whole
 from lmjax.notation import decimals, duration, exact, rounded
 from lmjax.report.charts import DARK, LIGHT
+from lmjax.report.figures import png_of
 from lmjax.report.page import REPORT_FILE
 from lmjax.report.sections import State
 from lmjax.report.template import render
@@ -97,9 +97,7 @@ def _fitted(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _picture(table: Table, results: Sequence[Result]) -> str:
-    buffer = io.BytesIO()
-    drawn(table, results).savefig(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png_of(lambda: drawn(table, results))).decode()}"
 
 
 def _fit(result: Result) -> tuple[str, ...]:
