@@ -28,6 +28,8 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.start_jax import prepare_jax
 from lmjax.runs.load import Trained, load
 from lmjax.settings import MeshSettings, SourceSettings
+from lmjax.tokenizers.base import NoTokensError, refusal
+from lmjax.tokenizers.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE = 256  # documents
 COLUMNS = ("documents", "tokens", "bytes", "loss", "perplexity", "bits/byte")
@@ -86,6 +88,33 @@ class SourceLikelihood:
         }
 
 
+class _Texts:
+    """The texts of a source as they are read: of a corpus detokenised, and its tokens counted.
+
+    Where bad records are skipped, those that the tokenizer cannot encode are, too.
+    """
+
+    def __init__(self, settings: SourceSettings, corpus: str | None, tokenizer: Tokenizer) -> None:
+        self._documents, self._corpus, self._tokenizer = open_source(settings), corpus, tokenizer
+        self._skips = settings.on_bad_record == "skip"
+        self._left_out = 0
+        self.counted: list[CorpusTokens] = []
+
+    @property
+    def skipped(self) -> int:
+        return self._documents.skipped + self._left_out
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._documents:
+            plain = text if self._corpus is None else detokenized(text, self._corpus)
+            if self._skips and refusal(self._tokenizer, plain):
+                self._left_out += 1
+                continue
+            if self._corpus is not None:
+                self.counted.append(corpus_tokens(text))
+            yield plain
+
+
 class Reader:
     """Reads texts with a checkpoint on all devices."""
 
@@ -135,22 +164,23 @@ class Reader:
 
         Raises UserError where it cannot be read, or holds no token.
         """
-        documents = open_source(settings)
-        counted: list[CorpusTokens] = []
-
-        def detokenize() -> Iterator[str]:
-            for text in documents:
-                counted.append(corpus_tokens(text))
-                yield detokenized(text, corpus or "")
-
+        read = _Texts(settings, corpus, self.trained.tokenizer)
         count = tokens = size = 0
         log_prob = 0.0
-        for one in self.texts(documents if corpus is None else detokenize()):
-            count, tokens, size, log_prob = count + 1, tokens + one.tokens, size + one.bytes, log_prob + one.log_prob
+        try:
+            for one in self.texts(read):
+                count, tokens, size, log_prob = (
+                    count + 1,
+                    tokens + one.tokens,
+                    size + one.bytes,
+                    log_prob + one.log_prob,
+                )
+        except NoTokensError as error:
+            raise NoTokensError(f"{settings.path}: {error}; or leave such documents out: --skip-bad") from error
         if not tokens:
             raise UserError(f"{settings.path}: its {count} documents have no text; give a source with text")
-        words = _total(counted)
-        return SourceLikelihood(settings.path, count, documents.skipped, tokens, size, log_prob, self.lossless, words)
+        words = _total(read.counted)
+        return SourceLikelihood(settings.path, count, read.skipped, tokens, size, log_prob, self.lossless, words)
 
     def about(self) -> str:
         """What is read with, in words."""

@@ -9,8 +9,9 @@ import pytest
 
 import lmjax
 from lmjax.cli import main
+from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers.byte import ByteTokenizer
-from tests.tiny import write_rows
+from tests.tiny import lacking_bytes, write_rows
 
 TEXTS = ["the cat sat on a mat", "the sea", "", "a mat ran and ran"]
 
@@ -192,6 +193,21 @@ def test_a_mistake_is_said_and_ends_with_2(trained, tmp_path, capsys, words, mes
     named = [word.replace("CKPT", str(trained)).replace("FOLDER", str(tmp_path)) for word in words]
     assert main(named) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_text_with_a_byte_that_the_tokenizer_lacks_is_said(tiny, train, tmp_path, capsys):
+    folder = lacking_bytes(tmp_path / "tokenizer", "huggingface", (0x01,))
+    train(tiny(tokenizer=TokenizerSettings(kind="huggingface", path=str(folder))), tmp_path / "run")
+    (tmp_path / "text.txt").write_text("the sea\na\x01\nthe mat\n")
+    source = ("--data", str(tmp_path / "text.txt"), "--documents", "line", "--json")
+    for words in (["evaluate", *source], ["score", "--text", "a\x01"], ["generate", "--prompt", "a\x01"]):
+        assert main([words[0], str(tmp_path / "run"), *words[1:]]) == 2
+        error = capsys.readouterr().err
+        assert "holds '\\x01' (byte 0x01) at character 1, for which the tokenizer has no token" in error
+        assert ("text.txt: " in error and "--skip-bad" in error) == (words[0] == "evaluate")
+    out, err = printed(capsys, "evaluate", tmp_path / "run", *source, "--skip-bad")
+    assert [json.loads(out)[0][name] for name in ("documents", "skipped", "bytes")] == [2, 1, 14]
+    assert "text.txt: 1 bad records were left out" in err
 
 
 def test_a_parameter_that_is_not_finite_is_said(trained, monkeypatch, capsys):
