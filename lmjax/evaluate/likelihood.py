@@ -83,7 +83,7 @@ class Likelihood:
         require(1 <= stride <= context, "--stride", stride, f"1 to the context of {context} tokens", "change it")
         vocabulary = entries or model.settings.vocab_size or 0
         require(0 <= top <= vocabulary, "--top", top, f"at most the {vocabulary:,} tokens", "lower it")
-        self._params, self._mesh, self.stride, self._context = params, mesh, stride, context
+        self._params, self._mesh, self.stride, self.context = params, mesh, stride, context
         self._top, self._tokens = top, BATCH_TOKENS_TOP if top else BATCH_TOKENS
         self._devices = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -106,7 +106,7 @@ class Likelihood:
         while some := [np.asarray(ids, np.int64) for ids in itertools.islice(remaining, SEQUENCES_AT_ONCE)]:
             sizes = [max(0, len(ids) - 1) for ids in some]
             found = [self._empty(size) for size in sizes]
-            rows = [(n, own) for n, size in enumerate(sizes) for own in windows(size, self._context, self.stride)]
+            rows = [(n, own) for n, size in enumerate(sizes) for own in windows(size, self.context, self.stride)]
             rows.sort(key=lambda row: row[1].end - row[1].begin)
             for length, bucket in itertools.groupby(rows, key=lambda row: self._length(row[1])):
                 self._fill(found, some, list(bucket), length)
@@ -120,7 +120,7 @@ class Likelihood:
         length = SHORTEST
         while length < window.end - window.begin:
             length *= 2
-        return min(length, self._context)
+        return min(length, self.context)
 
     def _fill(
         self, found: list[TokenProbs], sequences: list[np.ndarray], rows: list[tuple[int, Window]], length: int

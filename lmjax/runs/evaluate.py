@@ -136,7 +136,6 @@ class Reader:
         self.trained.require_finite()
         begin = getattr(tokenizer, "bos_id", None)
         self._begin = tokenizer.eos_id if begin is None else begin
-        self._context = context or model.settings.context
         self.likelihood = Likelihood(
             *(model, self.trained.params, devices),
             entries=tokenizer.vocab_size,
@@ -190,7 +189,7 @@ class Reader:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return (
             f"step {self.trained.step}, {parameters:,} parameters in {model.dtype.name} on {devices}; "
-            f"context {self._context}, stride {self.likelihood.stride}"
+            f"context {self.likelihood.context}, stride {self.likelihood.stride}"
         )
 
 
