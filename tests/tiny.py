@@ -30,6 +30,8 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.tokenizers.byte_level_bpe import byte_level_pipeline
+from lmjax.tokenizers.pipeline import BYTES
 
 LETTERS = "abcdefghijklmnop"
 WORDS = ("the", "cat", "sat", "on", "mats")
@@ -129,3 +131,18 @@ def write_recipe(path: Path, recipe: Any) -> Path:
     """A recipe file as a user writes one, whose `recipe()` returns the recipe."""
     path.write_text(f"from lmjax.settings import *\n\n\ndef recipe():\n    return {recipe!r}\n")
     return path
+
+
+def lacking_bytes(folder: Path, kind: str, missing: Iterable[int]) -> Path:
+    """A byte-level tokenizer of 259 ids less those of some bytes: a pair of files ("bpe"), or transformers' folder."""
+    spelled = {character: byte for character, byte in BYTES.items() if byte not in set(missing)}
+    tokens = [*sorted(spelled, key=spelled.__getitem__), "th", "the", "<|endoftext|>"]
+    vocabulary, merges = {token: index for index, token in enumerate(tokens)}, [("t", "h"), ("th", "e")]
+    folder.mkdir()
+    if kind == "bpe":
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        (folder / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in merges))
+        return folder
+    (folder / "tokenizer.json").write_text(byte_level_pipeline(vocabulary, merges, folder).to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return folder

@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     text = "what one document is in plain text (default: file)"
     evaluate.add_argument("--documents", choices=("file", "line", "paragraph"), default="file", help=text)
     _add_stride(evaluate)
+    _add_reading(evaluate)
     evaluate.add_argument("--mesh", help="sizes such as data=4,fsdp=2 (default: all devices along data)")
     evaluate.add_argument("--json", action="store_true", help="a list of objects, one for each row")
 
@@ -60,10 +61,17 @@ def _add_stride(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stride", type=int, metavar="N", help=text)
 
 
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    text = "with --data: at most so many tokens are read at once (default, and at most: the model's context)"
+    command.add_argument("--context", type=int, metavar="N", help=text)
+    text = "with --data: undo the tokenisation of this corpus, and tell the perplexity over the corpus's own words"
+    command.add_argument("--detokenize", choices=("wikitext", "ptb"), help=text)
+
+
 def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.errors import require
     from lmjax.plan.planner import parse_mesh
-    from lmjax.runs.evaluate import print_evaluation
+    from lmjax.runs.evaluate import Reader, print_evaluation
     from lmjax.settings import MeshSettings
 
     one = (options.task is None) == bool(options.data)
@@ -72,7 +80,8 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     if options.task is not None:
         return _tasks(options, mesh)
     sources = [_source(options, path, options.documents) for path in options.data]
-    print_evaluation(options.checkpoint, sources, mesh=mesh, stride=options.stride, as_json=options.json)
+    reader = Reader(options.checkpoint, mesh, options.stride, context=options.context)
+    print_evaluation(reader, sources, corpus=options.detokenize, as_json=options.json)
     return 0
 
 
@@ -82,7 +91,9 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
 
     words = options.shots.split(",")
     require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
-    require(options.stride is None, "--stride", options.stride, "--data with it", "leave it out")
+    for name in ("stride", "context", "detokenize"):
+        value = getattr(options, name)
+        require(value is None, f"--{name}", value, "--data with it", "leave it out")
     names = tuple(options.task.split(","))
     asked = Asked(names, options.task_data, tuple(map(int, words)), options.limit, options.seed)
     print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)

@@ -19,6 +19,7 @@ from lmjax.data.open_files import find_files
 from lmjax.data.packing import FirstFitRows, Rows
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSettings, DialogueSourceSettings
+from lmjax.tokenizers.base import NoTokensError, refusal
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 RANKS = "ranks"  # [B, K] int32: of each answer of a prompt, 0 the best; -1 where there is none
@@ -45,10 +46,34 @@ def open_rows(
         "response": _single_rows,
         "prompt": _prompt_rows,
     }
-    rows, used = make[kind](records, settings, tokenizer, counts, source.name)
+    try:
+        rows, used = make[kind](records, settings, tokenizer, counts, source.name)
+    except NoTokensError:
+        records = _with_tokens(records, source, tokenizer, counts)
+        rows, used = make[kind](records, settings, tokenizer, counts, source.name)
     answers = [answer for record in records for answer in record.answers or [record.turns[-1].text]]
     warn(counts, () if kind == "prompt" else answers, settings)
     return rows, counts, used
+
+
+def _with_tokens(
+    records: list[Record], source: DialogueSourceSettings, tokenizer: Tokenizer, counts: Counts
+) -> list[Record]:
+    """The records whose texts the tokenizer can encode; the others are bad ones. Raises NoTokensError under "error"."""
+    kept = []
+    for record in records:
+        texts = (*(turn.text for turn in record.turns), *record.answers)
+        reason = next(filter(None, (refusal(tokenizer, text) for text in texts)), "")
+        said = f"{record.where or source.name}: {reason}"
+        if reason and source.on_bad_record == "error":
+            fix = 'or leave it out: on_bad_record = "skip" of its source, --skip-bad of lmjax score'
+            raise NoTokensError(f"{said}; {fix}")
+        if reason:
+            counts.messages.append(said)
+        else:
+            kept.append(record)
+    counts.bad, counts.records = counts.bad + len(records) - len(kept), len(kept)
+    return kept
 
 
 def open_sources(

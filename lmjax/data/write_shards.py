@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 
-from lmjax.data.documents import Documents
+from lmjax.data.documents import BadRecordError, Documents
 from lmjax.data.shard_writer import ShardWriter, published
 from lmjax.data.sources import open_source
 from lmjax.data.token_shards import MANIFEST, TokenShards
@@ -27,6 +27,7 @@ from lmjax.data.verified import verify_once
 from lmjax.errors import UserError
 from lmjax.files import user_path
 from lmjax.settings import SourceSettings
+from lmjax.tokenizers.base import NoTokensError, refusal
 
 __all__ = ["TokenShards", "open_shards", "prepare_shards"]
 
@@ -239,7 +240,28 @@ def _encode_in_worker(first: int, last: int) -> Encoded:
 
 
 def _encode(source: Documents, tokenizer: Encoder, first: int, last: int) -> Encoded:
-    texts, skipped = source.read(first, last)
+    try:
+        return _encoded_texts(tokenizer, *source.read(first, last))
+    except NoTokensError:
+        return _encoded_texts(tokenizer, *_with_tokens(source, tokenizer, first, last))
+
+
+def _with_tokens(source: Documents, tokenizer: Encoder, first: int, last: int) -> tuple[list[str], list[str]]:
+    """`source.read` of these documents, where one that the tokenizer cannot encode is a bad record, too."""
+    kept: list[str] = []
+    messages: list[str] = []
+    for index in range(first, last):
+        texts, skipped = source.read(index, index + 1)
+        reasons = [reason for text in texts if (reason := refusal(tokenizer, text))]
+        said = [f"{source.name}: document {index + 1}: {reason}" for reason in reasons]
+        if said and source.settings.on_bad_record == "error":
+            raise BadRecordError(f'{said[0]}; or set source.on_bad_record = "skip"')
+        kept += texts if not reasons else []
+        messages += skipped + said
+    return kept, messages
+
+
+def _encoded_texts(tokenizer: Encoder, texts: list[str], skipped: list[str]) -> Encoded:
     full = [text for text in texts if text]
     pieces = [_pieces(text) for text in full]
     encoded = _encoded_pieces(tokenizer, [piece for of_text in pieces for piece in of_text])

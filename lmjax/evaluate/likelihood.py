@@ -72,14 +72,17 @@ class Likelihood:
         entries: int | None = None,
         stride: int | None = None,
         top: int = 0,
+        context: int | None = None,
     ) -> None:
         """`entries` is the tokenizer's size, `stride` by default context / 2; `top` likeliest tokens are returned.
 
-        Raises UserError for a model that sees later tokens, a stride outside 1 to the context, and a `top` beyond the
-        vocabulary.
+        `context` is by default, and at most, the model's. Raises UserError for a model that sees later tokens, a
+        context or a stride out of bounds, and a `top` beyond the vocabulary.
         """
         model.require_causal("the probability of a text")
-        context = model.settings.context
+        most = model.settings.context
+        context = most if context is None else context
+        require(1 <= context <= most, "--context", context, f"1 to the model's {most} tokens", "change it")
         stride = max(1, context // 2) if stride is None else stride
         require(1 <= stride <= context, "--stride", stride, f"1 to the context of {context} tokens", "change it")
         vocabulary = entries or model.settings.vocab_size or 0

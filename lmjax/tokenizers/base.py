@@ -28,6 +28,10 @@ class NoTokenizerError(UserError):
     """A folder has no tokenizer, or one that lmjax does not support; its model can still be read."""
 
 
+class NoTokensError(UserError):
+    """A text holds a character or a byte for which the tokenizer has no token."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a tokenizer is stored as."""
@@ -62,7 +66,10 @@ class StoredTokenizer(ABC):
         return None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [tokens], without any special token. Raises UserError for a lone surrogate."""
+        """The ids of each text, int32 [tokens], without any special token.
+
+        Raises UserError for a lone surrogate, NoTokensError for what the vocabulary cannot spell.
+        """
         try:
             return self._encode_batch(texts)
         except (TypeError, UnicodeEncodeError):
@@ -85,6 +92,15 @@ class StoredTokenizer(ABC):
                 "decode with the tokenizer that the ids were made with"
             )
         return ids_T[ids_T != self.eos_id].tolist()
+
+
+def refusal(tokenizer: Any, text: str) -> str:
+    """Why a text has no tokens; "" where it has them."""
+    try:
+        tokenizer.encode_batch([text])
+    except NoTokensError as error:
+        return str(error)
+    return ""
 
 
 def _require_unicode(texts: Sequence[str]) -> None:

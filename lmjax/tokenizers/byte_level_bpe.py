@@ -2,7 +2,8 @@
 
 In: texts to train on, or a published vocabulary with its merges. Out: a tokenizer.json of kind "bpe", whose ids are the
 published ones. Every text is recovered from its ids, since the alphabet is the 256 bytes, each written as one printable
-character in the vocabulary.
+character in the vocabulary. A published vocabulary may lack some of them (SmolLM2's lacks 21): a text that holds one is
+refused when it is encoded.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from lmjax.files import check_form, decode_json, decode_text, read_json, read_te
 from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers.base import Contents, NoTokenizerError
 from lmjax.tokenizers.huggingface import BPE, HuggingFaceTokenizer
-from lmjax.tokenizers.pipeline import BYTES, token_bytes
+from lmjax.tokenizers.pipeline import BYTES, missing_bytes, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
+_ESSENTIAL = range(0x20, 0x7F)  # a vocabulary without one of these bytes is no byte-level one
 _VERSION_LINE = "#version: 0.2"  # the first line of every published merges file
 
 
@@ -124,11 +126,11 @@ def _check_ids(vocabulary: Mapping[str, int], where: object) -> None:
 def _complete(vocabulary: Mapping[str, int], symbols: Sequence[str], where: object) -> dict[str, int]:
     """The vocabulary, checked, in the order of its ids, with the end of text added where it is missing."""
     _check_ids(vocabulary, where)
-    missing = [character for character in BYTES if character not in vocabulary]
-    if missing:
+    missing = missing_bytes(vocabulary.get)
+    if not missing.isdisjoint(_ESSENTIAL):
         raise NoTokenizerError(
-            f"{where}: expected all 256 bytes of a byte-level BPE vocabulary, {len(missing)} are missing; "
-            "a vocabulary of another kind (GPT-1's, for one) does not load as bpe"
+            f"{where}: expected the bytes of a byte-level BPE vocabulary, {len(missing)} of 256 are missing, those of "
+            "ASCII text among them; a vocabulary of another kind (GPT-1's, for one) does not load as bpe"
         )
     complete = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     for symbol in symbols:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import tokenizers
@@ -16,11 +16,12 @@ from tokenizers import models
 
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form, decode_json, decode_text
-from lmjax.tokenizers.base import NoTokenizerError
+from lmjax.tokenizers.base import NoTokenizerError, NoTokensError
 
 _FIX = "restore the file"
 _BLANK = "\u2581"  # what SentencePiece writes for a blank
 _UNKNOWN_ID = 2**31  # of the probe's unknown token: no vocabulary is as long
+_AROUND = 80  # characters that are shown on each side of one without a token
 
 
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -114,29 +115,41 @@ class UnknownPieces:
         model = tokenizer.model
         byte_level = any(step.get("type") == "ByteLevel" for step in steps(tokenizer.pre_tokenizer))
         falls_back = getattr(model, "byte_fallback", False)
-        missing = {byte for character, byte in BYTES.items() if model.token_to_id(character) is None}
+        missing = missing_bytes(model.token_to_id)
         if not byte_level:
             missing = {byte for byte in range(256) if model.token_to_id(f"<0x{byte:02X}>") is None or not falls_back}
         self.none_possible = not missing and isinstance(model, models.BPE | models.Unigram)
-        self._missing = missing if byte_level and tokenizer.normalizer is None else set(range(256))
+        self._missing = missing if byte_level or falls_back else set()
+        self._suspect = missing if byte_level and tokenizer.normalizer is None else set(range(256))
         drops = isinstance(model, models.BPE) and model.unk_token is None
         self._probe = _probe(tokenizer) if drops and missing else None
 
     def refuse(self, texts: Sequence[str]) -> None:
-        """Raises UserError at the first character for which there is no token."""
+        """Raises NoTokensError at the first character for which there is no token, and names its bytes."""
         if self._probe is None:
             return
         for text in texts:
-            if self._missing.isdisjoint(text.encode("utf-8")):
+            if self._suspect.isdisjoint(text.encode("utf-8")):
                 continue
             encoding = self._probe.encode(text, add_special_tokens=False)
             if _UNKNOWN_ID in encoding.ids:
                 begin, end = encoding.offsets[encoding.ids.index(_UNKNOWN_ID)]
-                piece = text[begin:end] or text
-                raise UserError(
-                    f"the text {shortened(text)} holds {shortened(piece)} at character {begin}, for which the "
-                    "tokenizer has no token; remove it from the text, or use a tokenizer that has all bytes"
+                piece, near = text[begin:end] or text, text[max(0, begin - _AROUND) : begin + _AROUND]
+                raise NoTokensError(
+                    f"the text {shortened(near)} holds {shortened(piece)}{self._named(piece)} at character {begin}, "
+                    "for which the tokenizer has no token; remove it from the text, or use a tokenizer that has all "
+                    "bytes"
                 )
+
+    def _named(self, piece: str) -> str:
+        """The bytes of a piece that have no token, in words; nothing where the model does not read bytes."""
+        names = [f"0x{byte:02X}" for byte in dict.fromkeys(piece.encode("utf-8")) if byte in self._missing]
+        return f" (byte {', '.join(names)})" if names else ""
+
+
+def missing_bytes(id_of: Callable[[str], int | None]) -> set[int]:
+    """The bytes of which the vocabulary of a byte-level tokenizer has no token."""
+    return {byte for character, byte in BYTES.items() if id_of(character) is None}
 
 
 def _probe(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

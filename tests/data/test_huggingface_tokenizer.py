@@ -200,7 +200,7 @@ def test_an_end_or_a_class_that_the_model_or_the_file_contradicts_is_named(folde
 def test_what_has_no_token_is_named_with_its_place(folder):
     tokenizer = load_tokenizer(folder("smollm"))
     assert tokenizer.lossless  # as nothing is dropped
-    with pytest.raises(UserError, match=r"the text 'fine\\x01' holds '\\x01' at character 4, for which"):
+    with pytest.raises(UserError, match=r"the text 'fine\\x01' holds '\\x01' \(byte 0x01\) at character 4, for which"):
         tokenizer.encode_batch(["fine", "fine\x01"])
 
 

@@ -138,6 +138,23 @@ def test_sequences_are_read_as_they_are_needed(monkeypatch):
     assert len(asked) == 2
 
 
+def test_a_smaller_context_reads_what_a_sequence_alone_would_give():
+    mesh, ids = one_device(), SEQUENCES[LENGTHS.index(65)]
+    reader = Likelihood(*on(mesh), mesh, entries=ENTRIES, context=32, stride=32)
+    (found,) = reader.of([ids])
+    for begin, end in ((0, 32), (32, 64), (64, 65)):
+        first = max(0, end - 32)  # the last window is read with what is before it
+        (alone,) = log_probs(sequences=[ids[first : end + 1]])
+        np.testing.assert_allclose(found.log_probs[begin:end], alone[begin - first :], atol=2e-5)
+
+
+@pytest.mark.parametrize("context", [0, 65])
+def test_a_context_that_the_model_does_not_have_is_refused(context):
+    mesh = one_device()
+    with pytest.raises(UserError, match=rf"^--context = {context}: expected 1 to the model's 64 tokens; change it"):
+        Likelihood(*on(mesh), mesh, entries=ENTRIES, context=context)
+
+
 @pytest.mark.parametrize("stride", [0, 65])
 def test_a_stride_that_the_context_does_not_allow_is_refused(stride):
     with pytest.raises(UserError, match=rf"^--stride = {stride}: expected 1 to the context of 64 tokens"):

@@ -9,8 +9,9 @@ import pytest
 
 import lmjax
 from lmjax.cli import main
+from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers.byte import ByteTokenizer
-from tests.tiny import write_rows
+from tests.tiny import lacking_bytes, write_rows
 
 TEXTS = ["the cat sat on a mat", "the sea", "", "a mat ran and ran"]
 
@@ -78,6 +79,42 @@ def test_a_smaller_stride_gives_tokens_more_before_them(trained, tmp_path, capsy
     assert rows[1]["loss"] != rows[16]["loss"]
 
 
+def test_a_smaller_context_cuts_what_a_token_is_read_after(trained, tmp_path, capsys):
+    text = "the cat sat on a mat ran"
+    (tmp_path / "text.txt").write_text(text)
+    words = ("evaluate", trained, "--data", tmp_path / "text.txt", "--json", "--stride", "8")
+    out, err = printed(capsys, *words, "--context", "8")
+    model = lmjax.load(trained)
+    ids, total = np.array([model.tokenizer.eos_id, *text.encode()]), 0.0
+    for begin in (0, 8, 16):
+        logits = np.asarray(model.apply([ids[begin : begin + 8]]), np.float64)[0]
+        log_norm = np.log(np.exp(logits).sum(-1))
+        total += (logits[np.arange(8), ids[begin + 1 : begin + 9]] - log_norm).sum()
+    assert json.loads(out)[0]["loss"] == pytest.approx(-total / 24, abs=1e-5)
+    assert json.loads(out)[0]["loss"] != json.loads(printed(capsys, *words)[0])[0]["loss"]
+    assert "context 8, stride 8" in err
+
+
+def test_word_perplexity_is_over_the_words_and_line_ends_of_the_corpus(trained, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text(" = A , b = \n \n ")
+    (tmp_path / "two.txt").write_text(" cat @-@ mat . \n ")
+    words = ["evaluate", trained, "--data", tmp_path / "one.txt", tmp_path / "two.txt", "--detokenize", "wikitext"]
+    out, err = printed(capsys, *words, "--json")
+    one, two, whole = json.loads(out)
+    nats = [-summed(trained, "= A, b =\n\n"), -summed(trained, "cat-mat.\n")]
+    assert (one["bytes"], one["words"], one["line_ends"]) == (10, 5, 2)
+    assert (two["bytes"], two["words"], two["line_ends"]) == (9, 4, 1)
+    assert one["word_perplexity"] == pytest.approx(math.exp(nats[0] / 7), rel=1e-5)
+    assert two["word_perplexity"] == pytest.approx(math.exp(nats[1] / 5), rel=1e-5)
+    assert whole["word_perplexity"] == pytest.approx(math.exp(sum(nats) / 12), rel=1e-5)
+    assert "over 9 words between blanks and 3 ends of lines of the corpus" in err
+    lines = printed(capsys, *words)[0].splitlines()
+    assert lines[0].endswith("word ppl") and lines[1].split()[-2:] == ["7", f"{one['word_perplexity']:.4f}"]
+    words[-1] = "ptb"
+    assert json.loads(printed(capsys, *words, "--json")[0])[0]["bytes"] == len("= A , b =\n\n")
+    assert "words" not in json.loads(printed(capsys, *words[:-2], "--json")[0])[0]
+
+
 def test_a_mesh_gives_the_same_numbers(trained, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("the cat sat on a mat and ran to the sea " * 9)
     words = ("evaluate", trained, "--data", tmp_path / "text.txt", "--json")
@@ -136,6 +173,13 @@ def test_bytes_that_are_several_to_a_character_are_counted(trained, capsys):
             ["evaluate", "CKPT", "--data", "FOLDER/text.txt", "--stride", "17"],
             "--stride = 17: expected 1 to",
         ),
+        (["evaluate", "CKPT", "--data", "FOLDER/text.txt", "--context", "17"], "--context = 17: expected 1 to the mod"),
+        (
+            ["evaluate", "CKPT", "--data", "FOLDER/text.txt", "--context", "8", "--stride", "9"],
+            "--stride = 9: expected",
+        ),
+        (["evaluate", "CKPT", "--task", "piqa", "--context", "8"], "--context = 8: expected --data with it"),
+        (["evaluate", "CKPT", "--task", "piqa", "--detokenize", "ptb"], "--detokenize = 'ptb': expected --data with"),
         (["evaluate", "CKPT", "--data", "FOLDER/text.txt", "--mesh", "data=3"], "mesh.data = 3"),
         (["evaluate", "CKPT", "--data", "FOLDER/text.unknown"], "set kind"),
         (["evaluate", "FOLDER", "--data", "FOLDER/text.txt"], "no checkpoint"),
@@ -149,6 +193,21 @@ def test_a_mistake_is_said_and_ends_with_2(trained, tmp_path, capsys, words, mes
     named = [word.replace("CKPT", str(trained)).replace("FOLDER", str(tmp_path)) for word in words]
     assert main(named) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_text_with_a_byte_that_the_tokenizer_lacks_is_said(tiny, train, tmp_path, capsys):
+    folder = lacking_bytes(tmp_path / "tokenizer", "huggingface", (0x01,))
+    train(tiny(tokenizer=TokenizerSettings(kind="huggingface", path=str(folder))), tmp_path / "run")
+    (tmp_path / "text.txt").write_text("the sea\na\x01\nthe mat\n")
+    source = ("--data", str(tmp_path / "text.txt"), "--documents", "line", "--json")
+    for words in (["evaluate", *source], ["score", "--text", "a\x01"], ["generate", "--prompt", "a\x01"]):
+        assert main([words[0], str(tmp_path / "run"), *words[1:]]) == 2
+        error = capsys.readouterr().err
+        assert "holds '\\x01' (byte 0x01) at character 1, for which the tokenizer has no token" in error
+        assert ("text.txt: " in error and "--skip-bad" in error) == (words[0] == "evaluate")
+    out, err = printed(capsys, "evaluate", tmp_path / "run", *source, "--skip-bad")
+    assert [json.loads(out)[0][name] for name in ("documents", "skipped", "bytes")] == [2, 1, 14]
+    assert "text.txt: 1 bad records were left out" in err
 
 
 def test_a_parameter_that_is_not_finite_is_said(trained, monkeypatch, capsys):

@@ -1,0 +1,144 @@
+"""The Chinese texts of the public sets as documents, cut into those that train and those that are held out.
+
+In: the folder of all sets. Out: documents by set (a chapter, a poem, a message, 25 sentences of résumés, an article, a
+question with its answers, a pair of sentences), and held-out sentences that no training document contains.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HAN = re.compile("[\u3400-\u9fff]")
+_END = re.compile(
+    "(?<=[\u3002\uff01\uff1f])(?![\u201d\u300d\u300f\u2019])|(?<=[\u3002\uff01\uff1f][\u201d\u300d\u300f\u2019])|\n"
+)
+_CHAPTER = re.compile("\n(?= ?\u7b2c[^\n]{1,5}\u56de)")
+_FEWCLUE = ("eprstmt", "tnews", "ocnli", "bustm", "cluewsc")
+RESUME_SENTENCES = 25
+SENTENCE = (6, 40)  # Chinese characters of a sentence that is asked about
+
+
+class Split(NamedTuple):
+    """Documents of training and of validation, and sentences of the test's documents, each with its set."""
+
+    train: list[str]
+    validation: list[str]
+    sentences: list[tuple[str, str]]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _blocks(path: Path, character: Callable[[str], str]) -> list[str]:
+    """The sentences of a file that has a character and its tag on each line, and a blank line between sentences."""
+    blocks = path.read_text(encoding="utf-8").strip().split("\n\n")
+    return ["".join(character(line) for line in block.split("\n")) for block in blocks]
+
+
+def _novel(folder: Path) -> Iterator[str]:
+    text = (folder / "hongloumeng_part.txt").read_text(encoding="utf-8")
+    return (re.sub("\n[ \u3000]+", "\n", chapter).strip() for chapter in _CHAPTER.split(text))
+
+
+def _poems(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.json")):
+        yield from ("\n".join(poem["paragraphs"]) for poem in _json(path))
+
+
+def _messages(folder: Path) -> Iterator[str]:
+    for name in ("train", "dev"):
+        yield from _blocks(folder / f"weiboNER_2nd_conll.{name}", lambda line: line.split("\t")[0][:-1])
+
+
+def _resumes(folder: Path) -> Iterator[str]:
+    for name in ("train", "dev"):
+        sentences = _blocks(folder / f"{name}.char.bmes", lambda line: line[:1])
+        for at in range(0, len(sentences), RESUME_SENTENCES):
+            yield "\n".join(sentences[at : at + RESUME_SENTENCES])
+
+
+def _causes(folder: Path) -> Iterator[str]:
+    rows = (row for path in sorted(folder.glob("*.jsonl")) for row in _lines(path))
+    return ("\n".join(row[name] for name in ("premise", "choice1", "choice2")) for row in rows)
+
+
+def _dialogues(folder: Path) -> Iterator[str]:
+    for row in _json(folder / "oasst_rm_zh_dev.json"):
+        earlier = [text for exchange in row["history"] for text in exchange]
+        yield "\n".join([*earlier, row["instruction"], *row["output"]])
+
+
+def _articles(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.json")):
+        for article in _json(path)["data"]:
+            texts = ((part["context"], *(qa["question"] for qa in part["qas"])) for part in article["paragraphs"])
+            yield "\n".join(itertools.chain.from_iterable(texts))
+
+
+def _pairs(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from ("\n".join(dict.fromkeys(row[:2])) for row in csv.reader(file))
+
+
+def _tasks(folder: Path) -> Iterator[str]:
+    for path in sorted(path for name in _FEWCLUE for path in folder.glob(f"{name}_*_0.json")):
+        for row in _lines(path):
+            yield "\n".join(row[name] for name in ("text", "sentence", "sentence1", "sentence2") if name in row)
+
+
+SETS: dict[str, Callable[[Path], Iterable[str]]] = {
+    "zh_classics": _novel,
+    "zh_poetry": _poems,
+    "zh_weibo_ner": _messages,
+    "zh_resume_ner": _resumes,
+    "xcopa_zh": _causes,
+    "oasst_zh": _dialogues,
+    "cmrc2018": _articles,
+    "squad_v1_zh": _articles,
+    "stsb_zh": _pairs,
+    "fewclue": _tasks,
+}
+
+
+def sentences(document: str) -> list[str]:
+    """What ends at a stop or a line of a document, mostly Chinese characters, neither few nor many."""
+    found = []
+    for sentence in map(str.strip, _END.split(document)):
+        han = HAN.findall(sentence)
+        if SENTENCE[0] <= len(han) <= SENTENCE[1] and 2 * len(han) > len(sentence) and len(set(han)) > 1:
+            found.append(sentence)
+    return found
+
+
+def split(folder: Path, *, held_out: float = 0.05, wanted: int = 100, seed: int = 0) -> Split:
+    """All sets' documents, each once: the share `held_out` of every set for validation, as much for the test.
+
+    The test's sentences are drawn from all that occur in no other document.
+    """
+    rng, seen = random.Random(seed), set[str]()
+    train: list[str] = []
+    validation: list[str] = []
+    candidates: list[tuple[str, str]] = []
+    for name, read in SETS.items():
+        documents = [text for text in read(folder / name) if text.strip() and not (text in seen or seen.add(text))]
+        rng.shuffle(documents)
+        share = max(1, round(len(documents) * held_out))
+        test, own, rest = documents[:share], documents[share : 2 * share], documents[2 * share :]
+        candidates += [(name, sentence) for document in test for sentence in sentences(document)]
+        validation, train = validation + own, train + rest
+    learned = "\n".join(train + validation)
+    distinct = list({sentence: (name, sentence) for name, sentence in candidates if sentence not in learned}.values())
+    return Split(train, validation, rng.sample(distinct, wanted))
