@@ -61,7 +61,7 @@ class HarnessModel(LM):
         self._trained, self._tokenizer = self.reader.trained, self.reader.trained.tokenizer
         self._context = self._trained.model.settings.context
         self._before = added_before(self._tokenizer)
-        self._template = _template(self._trained)
+        self._template = chat_template_of(self._trained)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each (context, continuation) the log-probability in nats, and whether all its tokens are the likeliest.
@@ -85,7 +85,7 @@ class HarnessModel(LM):
 
         rows, owners = [], []
         for number, request in enumerate(requests):
-            ids = self._encode(request.args[0])
+            ids = self.encode(request.args[0])
             windows = get_rolling_token_windows(ids, self.reader.begin, self._context, context_len=1)
             some = [Row([*before, *own], len(own)) for before, own in map(make_disjoint_window, windows)]
             rows += some
@@ -108,7 +108,7 @@ class HarnessModel(LM):
         numbers_by_settings = defaultdict(list)
         for number, request in enumerate(requests):
             numbers_by_settings[self._sampling(request.args[1])].append(number)
-        prompts = [self._encode(request.args[0]) or [self.reader.begin] for request in requests]
+        prompts = [self.encode(request.args[0]) or [self.reader.begin] for request in requests]
         texts = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="continuations") as bar:
             for settings, numbers in numbers_by_settings.items():
@@ -157,7 +157,7 @@ class HarnessModel(LM):
             )
         return self._template
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """The tokens, with what the tokenizer puts before every text unless the text begins with it."""
         ids = self._own_ids(text)
         return ids if ids[: len(self._before)] == self._before else self._before + ids
@@ -169,8 +169,8 @@ class HarnessModel(LM):
         """Blanks at the end of a context belong to the continuation; the two are encoded together, and cut."""
         shown = context.rstrip()
         moved = context[len(shown) :] + continuation
-        ids = self._encode(shown + moved) if shown else self._own_ids(moved)
-        count = len(ids) - len(self._encode(shown)) if shown else len(ids)
+        ids = self.encode(shown + moved) if shown else self._own_ids(moved)
+        count = len(ids) - len(self.encode(shown)) if shown else len(ids)
         if not shown and ids[:1] == [self.reader.begin]:
             count -= 1
         elif not shown:
@@ -221,7 +221,7 @@ class HarnessModel(LM):
         return SamplingSettings(max_tokens=most, stop=stop, ends=ends, **drawn)
 
 
-def _template(trained: Trained) -> ChatTemplate | None:
+def chat_template_of(trained: Trained) -> ChatTemplate | None:
     """The template of the stage, or the one that an imported model came with."""
     own, turns = trained.recipe.template, trained.turns
     if own is not None:
