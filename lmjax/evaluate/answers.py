@@ -135,7 +135,11 @@ def _choice(text: str, ending: Ending, found: TokenProbs) -> Choice:
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:
     """What comes before every text: what the tokenizer itself puts there; of lmjax's own, the end of the one before."""
+    return added_before(tokenizer) if tokenizer.kind == "huggingface" else [tokenizer.eos_id]
+
+
+def added_before(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer itself puts before every text: its beginning of text, or nothing."""
     with_specials = getattr(tokenizer, "encode_with_specials", None)
-    if tokenizer.kind != "huggingface" or with_specials is None:
-        return [tokenizer.eos_id]
-    return [token for token in with_specials("")[:1] if token == getattr(tokenizer, "bos_id", None)]
+    first = with_specials("")[:1] if with_specials else []
+    return [token for token in first if token == getattr(tokenizer, "bos_id", None)]

@@ -135,7 +135,7 @@ class Reader:
         require(predicts, "CKPT", str(checkpoint), "a language model, not a reward model", "use lmjax score")
         self.trained.require_finite()
         begin = getattr(tokenizer, "bos_id", None)
-        self._begin = tokenizer.eos_id if begin is None else begin
+        self.begin = tokenizer.eos_id if begin is None else begin  # the token that precedes every text
         self.likelihood = Likelihood(
             *(model, self.trained.params, devices),
             entries=tokenizer.vocab_size,
@@ -155,7 +155,7 @@ class Reader:
         encode = self.trained.tokenizer.encode_batch
         encoded = ((text, ids) for some in parts for text, ids in zip(some, encode(some), strict=True))
         read, predicted = itertools.tee(encoded)
-        sequences = (np.append(self._begin, ids) for _, ids in predicted)
+        sequences = (np.append(self.begin, ids) for _, ids in predicted)
         for (text, ids), found in zip(read, self.likelihood.of(sequences), strict=True):
             yield TextLikelihood(text, float(found.log_probs.sum()), len(ids), len(text.encode()), found, ids)
 
