@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmjax.errors import UserError, require, shortened
 from lmjax.evaluate.answers import added_before
+from lmjax.evaluate.endings import Ending
+from lmjax.evaluate.likelihood import TokenProbs
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import ChatTemplate, as_jinja, encode_rendered
@@ -38,13 +41,6 @@ END = "\0end of text\0"  # the end of text in the texts of a stage's template; i
 PROMPTS_AT_ONCE = 16  # that are continued together
 MOST_TOKENS = 256  # of a continuation, where a task names no number: lm-eval's own
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")  # of a task's generation_kwargs, by the same names
-
-
-class Row(NamedTuple):
-    """The tokens of a context and its continuation, and how many of them are the continuation's."""
-
-    ids: list[int]
-    own: int
 
 
 class HarnessModel(LM):
@@ -70,8 +66,11 @@ class HarnessModel(LM):
         UserError for a continuation that has no tokens, or more than the model's context.
         """
         rows = self._within_context([self._row(*request.args) for request in requests])
+        pairs = itertools.groupby(zip(requests, rows, strict=True), key=lambda pair: pair[0].args[0])
+        found = self.reader.likelihood.after([row for _, row in same] for _, same in pairs)
         answers = []
-        for request, answer in zip(requests, self._scores(rows, disable_tqdm), strict=True):
+        told = _scores(rows, itertools.chain.from_iterable(found), disable_tqdm)
+        for request, answer in zip(requests, told, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
             answers.append(answer)
         return answers
@@ -87,11 +86,12 @@ class HarnessModel(LM):
         for number, request in enumerate(requests):
             ids = self.encode(request.args[0])
             windows = get_rolling_token_windows(ids, self.reader.begin, self._context, context_len=1)
-            some = [Row([*before, *own], len(own)) for before, own in map(make_disjoint_window, windows)]
+            some = [Ending(np.array([*before, *own]), len(own)) for before, own in map(make_disjoint_window, windows)]
             rows += some
             owners += [number] * len(some)
         sums = [0.0] * len(requests)
-        for number, (log_prob, _) in zip(owners, self._scores(rows, disable_tqdm), strict=True):
+        found = self.reader.likelihood.of(row.ids for row in rows)
+        for number, (log_prob, _) in zip(owners, _scores(rows, found, disable_tqdm), strict=True):
             sums[number] += log_prob
         for request, log_prob in zip(requests, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, log_prob)
@@ -165,7 +165,7 @@ class HarnessModel(LM):
     def _own_ids(self, text: str) -> list[int]:
         return encode_rendered(text, self._template.ids if self._template else {}, self._tokenizer)
 
-    def _row(self, context: str, continuation: str) -> Row:
+    def _row(self, context: str, continuation: str) -> Ending:
         """Blanks at the end of a context belong to the continuation; the two are encoded together, and cut."""
         shown = context.rstrip()
         moved = context[len(shown) :] + continuation
@@ -178,28 +178,18 @@ class HarnessModel(LM):
         if not 0 < count <= self._context:
             what = f"the continuation {shortened(continuation)} after {shortened(context[-40:])} has {count} tokens"
             raise UserError(f"{what}: expected 1 to the context of {self._context}; change the task's choices")
-        return Row(ids, count)
+        return Ending(np.array(ids), count)
 
-    def _within_context(self, rows: list[Row]) -> list[Row]:
+    def _within_context(self, rows: list[Ending]) -> list[Ending]:
         most = self._context + 1
         self._warn_of_cut(sum(len(row.ids) > most for row in rows), len(rows), self._context)
-        return [Row(row.ids[-most:], row.own) for row in rows]
+        return [Ending(row.ids[-most:], row.asked) for row in rows]
 
     def _warn_of_cut(self, cut: int, of: int, room: int) -> None:
         if cut:
             what = "%d of %d requests are longer than the %d tokens that the context of %d leaves them: %s"
             lost = "their contexts lose their beginning"
             logging.getLogger(__name__).warning(what, cut, of, room, self._context, lost)
-
-    def _scores(self, rows: Sequence[Row], disable_tqdm: bool) -> Iterator[tuple[float, bool]]:
-        """Of each row's continuation the log-probability, and whether all its tokens are the likeliest."""
-        from tqdm import tqdm
-
-        found = self.reader.likelihood.of(row.ids for row in rows)
-        bar = tqdm(found, total=len(rows), disable=disable_tqdm, desc="continuations")
-        for (ids, own), one in zip(rows, bar, strict=True):
-            likeliest = one.top_ids[-own:, 0] == np.array(ids[-own:])
-            yield float(one.log_probs[-own:].sum()), bool(likeliest.all())
 
     def _sampling(self, options: Mapping[str, Any]) -> SamplingSettings:
         """A task's generation_kwargs."""
@@ -219,6 +209,16 @@ class HarnessModel(LM):
             require(False, f"generation_kwargs.{name}", value, f"one of {known}", "leave it out of the task")
         stop, ends = tuple(filter(None, until)), self._trained.turns.ends
         return SamplingSettings(max_tokens=most, stop=stop, ends=ends, **drawn)
+
+
+def _scores(rows: Sequence[Ending], found: Iterator[TokenProbs], disable_tqdm: bool) -> Iterator[tuple[float, bool]]:
+    """Of the end of each row the log-probability, and whether all its tokens are the likeliest."""
+    from tqdm import tqdm
+
+    bar = tqdm(found, total=len(rows), disable=disable_tqdm, desc="continuations")
+    for (ids, own), one in zip(rows, bar, strict=True):
+        likeliest = one.top_ids[-own:, 0] == ids[-own:]
+        yield float(one.log_probs[-own:].sum()), bool(likeliest.all())
 
 
 def chat_template_of(trained: Trained) -> ChatTemplate | None:
