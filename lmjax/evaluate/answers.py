@@ -24,13 +24,14 @@ PROMPTS_AT_ONCE = 64
 
 
 class Choice(NamedTuple):
-    """A choice after its prompt: nats, tokens, bytes; and whether all its tokens, and the last, are the likeliest."""
+    """What is scored of a choice after its prompt: nats, tokens, bytes; and whether its tokens are the likeliest."""
 
     log_prob: float
     tokens: int
     bytes: int
-    greedy: bool
-    greedy_last: bool
+    greedy: bool  # all of them,
+    greedy_last: bool  # the last one,
+    greedy_filtered: bool = False  # and all where stop words are not predicted
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,30 @@ class Answer:
         scores = sorted(choice.log_prob for choice in self.choices)
         return len(scores) > 1 and scores[-1] == scores[-2]
 
+    @property
+    def loss(self) -> float | None:
+        """Nats of the word that is asked for; None of several choices."""
+        return -self.choices[0].log_prob if len(self.choices) == 1 else None
+
     def word(self) -> dict[str, float]:
-        """Of a question for a last word: whether all its tokens are the likeliest, and whether its last one is."""
+        """Of a question for a last word: whether all its tokens are the likeliest, and whether its last one is.
+
+        "filtered" is whether all are where no stop word is predicted (Radford et al. 2019, section 3.3).
+        """
         (choice,) = self.choices
-        return {"last_word": float(choice.greedy), "last_token": float(choice.greedy_last)}
+        rights = {"last_word": choice.greedy, "last_token": choice.greedy_last, "filtered": choice.greedy_filtered}
+        return {name: float(right) for name, right in rights.items()}
+
+    def marks(self) -> dict[str, float]:
+        return self.rights() if len(self.choices) > 1 else self.word()
+
+    def record(self) -> dict[str, Any]:
+        """What a JSONL file says of it."""
+        return self.question.record() | {
+            "log_probs": [choice.log_prob for choice in self.choices],
+            "tokens": [choice.tokens for choice in self.choices],
+            "unconditional": self.bare,
+        }
 
 
 class Mean(NamedTuple):
@@ -80,11 +101,13 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 class Examiner:
-    """Puts questions to a model. `likelihood` tells the likeliest token (top = 1)."""
+    """Puts questions to a model. `likelihood` tells the likeliest token (top = 1), and one more for each stop word."""
 
-    def __init__(self, likelihood: Likelihood, tokenizer: Tokenizer, context: int) -> None:
+    def __init__(
+        self, likelihood: Likelihood, tokenizer: Tokenizer, context: int, stop_words: Sequence[int] = ()
+    ) -> None:
         self._likelihood, self._tokenizer, self._context = likelihood, tokenizer, context
-        self._begin = _beginning(tokenizer)
+        self._begin, self._stop_words = beginning(tokenizer), stop_words
 
     def answers(self, asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Answer]:
         """The answer to each question, in their order; of its prompts the first that fits the context is used.
@@ -98,7 +121,8 @@ class Examiner:
             rows = [row for (own, *_), without in zip(chosen, bare, strict=True) for row in (*own, *without)]
             found = iter(list(self._likelihood.of(ids for ids, _ in rows)))
             for (question, _), (own, shots, cut), without in zip(some, chosen, bare, strict=True):
-                told = [self._choice(text, row, next(found)) for text, row in zip(question.choices, own, strict=True)]
+                scored = [question.end or choice for choice in question.choices]
+                told = [self._choice(text, row, next(found)) for text, row in zip(scored, own, strict=True)]
                 unconditional = tuple(float(next(found).log_probs[-count:].sum()) for _, count in without)
                 yield Answer(question, tuple(told), unconditional, shots, cut)
 
@@ -111,10 +135,12 @@ class Examiner:
         return [(ids[-self._context - 1 :], count) for ids, count in rows], 0, True
 
     def _rows(self, prompt: str, question: Question) -> list[tuple[np.ndarray, int]]:
-        """For each choice the tokens of prompt and choice, and how many of them are the choice's."""
-        before, *whole = self._tokenizer.encode_batch([prompt, *(prompt + choice for choice in question.choices)])
+        """For each choice the tokens of prompt and choice, and how many of them are scored."""
+        cuts = [(prompt + choice.removesuffix(question.end or choice), prompt + choice) for choice in question.choices]
+        texts = list(dict.fromkeys(itertools.chain(*cuts)))
+        encoded = dict(zip(texts, self._tokenizer.encode_batch(texts), strict=True))
         rows = []
-        for choice, ids in zip(question.choices, whole, strict=True):
+        for choice, (before, ids) in zip(question.choices, ((encoded[a], encoded[b]) for a, b in cuts), strict=True):
             begun = np.concatenate([self._begin, ids]).astype(np.int64)
             count = len(ids) - len(before)
             if not 0 < count < len(begun) or count > self._context:
@@ -125,13 +151,16 @@ class Examiner:
 
     def _choice(self, text: str, row: tuple[np.ndarray, int], found: Any) -> Choice:
         ids, count = row
-        likeliest = found.top_ids[-count:, 0] == ids[-count:]
+        top, own = found.top_ids[-count:], ids[-count:]
+        likeliest, stopped = top[:, 0] == own, np.isin(top, self._stop_words)
+        allowed = top[np.arange(count), stopped.argmin(axis=1)]  # the likeliest that is no stop word
         return Choice(
-            float(found.log_probs[-count:].sum()), count, len(text.encode()), bool(likeliest.all()), bool(likeliest[-1])
+            *(float(found.log_probs[-count:].sum()), count, len(text.encode())),
+            *(bool(likeliest.all()), bool(likeliest[-1]), bool((allowed == own).all())),
         )
 
 
-def _beginning(tokenizer: Tokenizer) -> list[int]:
+def beginning(tokenizer: Tokenizer) -> list[int]:
     """What comes before every text: what the tokenizer itself puts there; of lmjax's own, the end of the one before."""
     with_specials = getattr(tokenizer, "encode_with_specials", None)
     if tokenizer.kind != "huggingface" or with_specials is None:

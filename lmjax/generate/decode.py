@@ -60,9 +60,20 @@ def generate(
     `settings.beyond_context` is "slide", where the model's context ends. Raises UserError for a prompt that fills the
     context without "slide", and for a model whose attention is not causal.
     """
-    if not prompts:
+    return continued(model, params, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], settings, between)
+
+
+def continued(
+    model: LanguageModel,
+    params: Any,
+    tokenizer: Tokenizer,
+    ids: Sequence[list[int]],
+    settings: SamplingSettings = SamplingSettings(),
+    between: Callable[[], None] | None = None,
+) -> list[Completion]:
+    """`generate` for prompts that are tokens, at least one each."""
+    if not ids:
         return []
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     rows = Continuations(model, params, tokenizer, ids, settings)
     stopped = np.zeros(len(ids), bool)
     stride = STOP_CHECK if settings.stop or between is not None else model.settings.context

@@ -84,8 +84,8 @@ class Reader:
     ) -> None:
         """Raises UserError where there is no language model or tokenizer; for a mesh or stride that does not fit."""
         prepare_jax()
-        devices = make_mesh(mesh)
-        self.trained: Trained = load(checkpoint, devices)
+        self.mesh = make_mesh(mesh)
+        self.trained: Trained = load(checkpoint, self.mesh)
         tokenizer, model = self.trained.tokenizer, self.trained.model
         predicts = not self.trained.recipe.scores
         require(predicts, "CKPT", str(checkpoint), "a language model, not a reward model", "use lmjax score")
@@ -93,7 +93,7 @@ class Reader:
         begin = getattr(tokenizer, "bos_id", None)
         self._begin = tokenizer.eos_id if begin is None else begin
         self.likelihood = Likelihood(
-            *(model, self.trained.params, devices),
+            *(model, self.trained.params, self.mesh),
             entries=tokenizer.vocab_size,
             stride=stride,
             top=top,

@@ -100,9 +100,9 @@ def test_a_last_word_is_right_where_all_its_tokens_are_the_likeliest():
     last, _ = answer(Question("a", (" x",), 0))
     wrong, _ = answer(Question("a", ("xa",), 0))
     assert [each.word() for each in (right, last, wrong)] == [
-        {"last_word": 1.0, "last_token": 1.0},
-        {"last_word": 0.0, "last_token": 1.0},
-        {"last_word": 0.0, "last_token": 0.0},
+        {"last_word": 1.0, "last_token": 1.0, "filtered": 1.0},
+        {"last_word": 0.0, "last_token": 1.0, "filtered": 0.0},
+        {"last_word": 0.0, "last_token": 0.0, "filtered": 0.0},
     ]
 
 

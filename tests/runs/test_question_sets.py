@@ -7,7 +7,7 @@ import pytest
 
 import lmjax
 from lmjax.cli import main
-from lmjax.evaluate.questions import SETS
+from lmjax.evaluate.sets import SETS
 from tests.tiny import write_rows
 
 ROWS = [
@@ -100,7 +100,7 @@ def test_a_last_word_has_both_protocols_and_a_perplexity(trained, sets, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "helaswag"], "--task = 'helaswag': expected one of hellaswag, piqa, arc_easy, copa, lambada; "),
+        (["--task", "helaswag"], "--task = 'helaswag': expected one of hellaswag, piqa, copa, xcopa_zh, "),
         (["--task", "hellaswag", "--shots", "3"], "--shots 3: the pool has 2 other questions"),
         (["--task", "hellaswag", "--shots", "a"], "--shots = 'a': expected numbers such as 0,1,8"),
         (["--task", "hellaswag", "--limit", "0"], "--limit = 0: expected a number above 0"),
