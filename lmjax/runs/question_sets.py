@@ -217,7 +217,7 @@ def shown(marks: Marks) -> str:
         "ties": marks.ties,
     }
     told = "".join(f"  {count} {name}" for name, count in counts.items() if count)
-    return f"{marks.task:12} {marks.shots:>2} shots  {marks.questions:>6,} questions  {means}{word}{told}"
+    return f"{marks.task:20} {marks.shots:>2} shots  {marks.questions:>6,} questions  {means}{word}{told}"
 
 
 def records(marks: Marks, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:

@@ -94,7 +94,7 @@ def test_a_last_word_has_both_protocols_and_a_perplexity(trained, sets, capsys):
     assert (marks["last_word"], marks["last_token"]) == (likeliest.all(), likeliest[-1])
     assert (marks["questions"], marks["left_out"], marks["last_word_error"]) == (1, 1, None)
     line = printed(capsys, *words)
-    assert line.startswith("lambada       0 shots       1 questions  last_word ") and "1 left out" in line
+    assert line.startswith("lambada               0 shots       1 questions  last_word ") and "1 left out" in line
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def read_arc_by_letter(path: Path) -> Iterator[Question | str]:
 def read_mmlu(path: Path) -> Iterator[Question | str]:
     """The choices with their letters, and a letter as the answer (Hendrycks et al. 2021, Figure 1)."""
     for subject, *row in cells(path):
-        yield _not_four_choices(row) or by_letter(row[0], row[1:5], row[5], subject)
+        yield _not_four_choices(row) or by_letter(row[0].strip(), row[1:5], row[5], subject)
 
 
 def by_letter(asked: str, choices: Sequence[str], letter: str, group: str = "") -> Question:
