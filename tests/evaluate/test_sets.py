@@ -84,7 +84,7 @@ def test_a_schema_whose_candidates_were_not_all_published_is_left_out(tmp_path):
 
 def test_the_beginnings_of_winogrande_share_whole_words_alone(tmp_path):
     options = ["He fed the bear and the bed", "He fed the bear and the bear"]
-    found, _ = read(
+    found, left_out = read(
         *(tmp_path, "winogrande", {"context_options": options, "continuation": "ran.", "gold": 1}),
         {"context_options": ["Al", "Bo"], "continuation": "ran.", "gold": 0},
         {"context_options": ["Al", "Bo"], "continuation": "ran.", "gold": 2},
@@ -93,6 +93,7 @@ def test_the_beginnings_of_winogrande_share_whole_words_alone(tmp_path):
         Question("He fed the bear and the", (" bed ran.", " bear ran."), 1, end=" ran."),
         Question("", ("Al ran.", "Bo ran."), 0, end=" ran."),
     ]
+    assert reasons(left_out) == ["the right answer is number 2 of 2"]
 
 
 def test_boolq_rte_and_sst2_are_answered_by_one_of_two_words(tmp_path):
