@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     examples = ("lmjax evaluate runs/quickstart --data notes.txt", "lmjax evaluate runs/gpt2 --data 'wiki/*.txt'")
+    sets = "lmjax evaluate runs/gpt2 --task arc_easy,boolq --task-data sets --shots 0,5 --out answers.jsonl"
     text = "loss, perplexity and bits per byte of a checkpoint on text"
-    evaluate = add_command(commands, "evaluate", _evaluate, text, *examples)
+    evaluate = add_command(commands, "evaluate", _evaluate, text, *examples, sets)
     evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
     text = "files, folders or globs of text, JSONL, CSV or Parquet; each is a row of the table"
     evaluate.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
@@ -43,7 +44,7 @@ def add(commands: Any) -> None:
 
 
 def _add_task(evaluate: argparse.ArgumentParser) -> None:
-    text = f"instead: sets of questions, with commas: {', '.join(QUESTION_SETS)}"
+    text = f"instead: sets of questions, with commas: {', '.join(QUESTION_SETS)}; arc and fewclue are several"
     evaluate.add_argument("--task", metavar="NAMES", help=text)
     text = "the folder that holds the sets, each in a folder of its own (default: .)"
     evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
@@ -87,14 +88,17 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
 
 def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
     from lmjax.errors import require
+    from lmjax.evaluate.sets import sets_of
     from lmjax.runs.question_sets import Asked, print_marks, print_prompts
 
     words = options.shots.split(",")
     require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
     require(options.stride is None, "--stride", options.stride, "--data with it", "leave it out")
-    names = tuple(options.task.split(","))
-    asked = Asked(names, options.task_data, tuple(map(int, words)), options.limit, options.seed, options.too_long)
+    asked = Asked(
+        sets_of(options.task), options.task_data, tuple(map(int, words)), options.limit, options.seed, options.too_long
+    )
     if options.show_prompt:
+        require(options.out is None, "--out", str(options.out), "nothing beside --show-prompt", "leave it out")
         print_prompts(options.checkpoint, asked, mesh=mesh)
         return 0
     print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)

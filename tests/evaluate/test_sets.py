@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.evaluate.questions import OpenQuestion, Question
-from lmjax.evaluate.sets import SETS
+from lmjax.evaluate.sets import FAMILIES, SETS, sets_of
 from lmjax.kinds import QUESTION_SETS
 
 
@@ -32,6 +32,14 @@ def schema(text, at, pronoun, candidate, right):
 
 def test_the_command_line_names_every_set():
     assert set(QUESTION_SETS) == set(SETS) and len(QUESTION_SETS) == len(SETS)
+
+
+def test_a_family_is_all_of_its_sets():
+    assert sets_of("piqa,fewclue,arc") == (
+        *("piqa", "eprstmt", "tnews", "ocnli", "bustm", "cluewsc"),
+        *("arc_easy", "arc_challenge"),
+    )
+    assert {name for family in FAMILIES.values() for name in family} <= set(SETS)
 
 
 def test_the_lines_of_a_pronoun_are_one_question_and_its_end_alone_is_scored(tmp_path):

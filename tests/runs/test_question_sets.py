@@ -212,6 +212,7 @@ def test_a_set_whose_answers_do_not_fit_the_context_is_refused(trained, translat
         (["--task", "hellaswag", "--shots", "a"], "--shots = 'a': expected numbers such as 0,1,8"),
         (["--task", "hellaswag", "--limit", "0"], "--limit = 0: expected a number above 0"),
         (["--task", "piqa"], "piqa_dev"),
+        (["--task", "hellaswag", "--show-prompt", "--out", "a"], "--out = 'a': expected nothing beside --show-prompt"),
         (["--task", "hellaswag", "--data", "a.txt"], "expected --data or --task, and not both"),
         ([], "expected --data or --task, and not both"),
     ],

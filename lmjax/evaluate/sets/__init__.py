@@ -1,4 +1,4 @@
-"""The sets of questions, by name: a module for each family, with the readers of its published files."""
+"""The sets of questions by name, and families of sets. A module has the readers of related published files."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ SETS: dict[str, QuestionSet] = {
     **written.SETS,
     **fewclue.SETS,
 }
+
+FAMILIES = {"arc": ("arc_easy", "arc_challenge"), "fewclue": tuple(fewclue.SETS)}
+
+
+def sets_of(names: str) -> tuple[str, ...]:
+    """The names of the sets that are named, with commas; a family is all of its sets."""
+    return tuple(own for name in names.split(",") for own in FAMILIES.get(name, (name,)))
