@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lmjax.evaluate.questions import QuestionSet
-from lmjax.evaluate.sets import endings, examinations, fewclue, judgements, last_words, pronouns, written
+from lmjax.evaluate.sets import completions, examinations, fewclue, judgements, last_words, pronouns, written
 
 SETS: dict[str, QuestionSet] = {
-    **endings.SETS,
+    **completions.SETS,
     **examinations.SETS,
     **last_words.SETS,
     **pronouns.SETS,
