@@ -47,6 +47,11 @@ KINDS_BY_SUFFIX = {
 }
 _ACCOMPANYING = {".md", ".json"}  # often beside the data of a folder: its kind only where there is nothing else
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+QUESTION_SETS = (  # of lmjax.evaluate.sets, which the command line names without importing them
+    *("hellaswag", "piqa", "copa", "xcopa_zh", "arc_easy", "arc_easy_letter", "arc_challenge", "arc_challenge_letter"),
+    *("mmlu", "lambada", "lambada_cloze", "winograd", "winogrande", "boolq", "rte", "sst2", "gsm8k", "squad_v2"),
+    *("fr_en", "en_fr", "tldr", "eprstmt", "tnews", "ocnli", "bustm", "cluewsc"),
+)
 
 
 def check_unused(settings: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmjax.commands.command import add_command, path_of
+from lmjax.kinds import QUESTION_SETS
 
 if TYPE_CHECKING:
     from lmjax.settings import MeshSettings
@@ -14,19 +15,13 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     examples = ("lmjax evaluate runs/quickstart --data notes.txt", "lmjax evaluate runs/gpt2 --data 'wiki/*.txt'")
+    sets = "lmjax evaluate runs/gpt2 --task arc_easy,boolq --task-data sets --shots 0,5 --out answers.jsonl"
     text = "loss, perplexity and bits per byte of a checkpoint on text"
-    evaluate = add_command(commands, "evaluate", _evaluate, text, *examples)
+    evaluate = add_command(commands, "evaluate", _evaluate, text, *examples, sets)
     evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
     text = "files, folders or globs of text, JSONL, CSV or Parquet; each is a row of the table"
     evaluate.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
-    text = "instead: sets of questions, with commas: hellaswag, piqa, arc_easy, copa, lambada"
-    evaluate.add_argument("--task", metavar="NAMES", help=text)
-    text = "the folder that holds the sets, each in a folder of its own (default: .)"
-    evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
-    evaluate.add_argument("--shots", default="0", metavar="N,N", help="solved questions before each (default: 0)")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each set")
-    evaluate.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
-    evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
+    _add_task(evaluate)
     _add_source(evaluate)
     text = "what one document is in plain text (default: file)"
     evaluate.add_argument("--documents", choices=("file", "line", "paragraph"), default="file", help=text)
@@ -47,6 +42,21 @@ def add(commands: Any) -> None:
     text = "of a language model: show each token with the K likeliest in its place"
     score.add_argument("--top", type=int, default=0, metavar="K", help=text)
     score.add_argument("--json", action="store_true", help="one object per text or answer")
+
+
+def _add_task(evaluate: argparse.ArgumentParser) -> None:
+    text = f"instead: sets of questions, with commas: {', '.join(QUESTION_SETS)}; arc and fewclue are several"
+    evaluate.add_argument("--task", metavar="NAMES", help=text)
+    text = "the folder that holds the sets, each in a folder of its own (default: .)"
+    evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
+    evaluate.add_argument("--shots", default="0", metavar="N,N", help="solved questions before each (default: 0)")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each set")
+    evaluate.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
+    text = "a prompt that is longer than the context loses shots, which are counted (default), or is an error"
+    evaluate.add_argument("--too-long", choices=("drop", "error"), default="drop", help=text)
+    text = "print the first prompt of each set as the model reads it, and nothing else"
+    evaluate.add_argument("--show-prompt", action="store_true", help=text)
+    evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
@@ -87,15 +97,21 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
 
 def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
     from lmjax.errors import require
-    from lmjax.runs.question_sets import Asked, print_marks
+    from lmjax.evaluate.sets import sets_of
+    from lmjax.runs.question_sets import Asked, print_marks, print_prompts
 
     words = options.shots.split(",")
     require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
     for name in ("stride", "context", "detokenize"):
         value = getattr(options, name)
         require(value is None, f"--{name}", value, "--data with it", "leave it out")
-    names = tuple(options.task.split(","))
-    asked = Asked(names, options.task_data, tuple(map(int, words)), options.limit, options.seed)
+    asked = Asked(
+        sets_of(options.task), options.task_data, tuple(map(int, words)), options.limit, options.seed, options.too_long
+    )
+    if options.show_prompt:
+        require(options.out is None, "--out", str(options.out), "nothing beside --show-prompt", "leave it out")
+        print_prompts(options.checkpoint, asked, mesh=mesh)
+        return 0
     print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)
     return 0
 

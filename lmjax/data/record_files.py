@@ -20,7 +20,7 @@ from lmjax.files import MalformedJsonError, decode_text, parse_json
 Row = dict[str, Any] | BadRecordError  # a record, or why it cannot be read
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131,072
+LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131,072
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -97,7 +97,7 @@ def csv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
     A row with more or fewer cells than the header, an open quote or bytes that are not UTF-8 is a bad record. Raises
     BadRecordError for a header that names a column twice.
     """
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(LONGEST_CELL)
     text = data[:].removeprefix(UTF8_MARK).decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,13 +25,14 @@ PROMPTS_AT_ONCE = 256
 
 
 class Choice(NamedTuple):
-    """A choice after its prompt: nats, tokens, bytes; and whether all its tokens, and the last, are the likeliest."""
+    """What is scored of a choice after its prompt: nats, tokens, bytes; and whether its tokens are the likeliest."""
 
     log_prob: float
     tokens: int
     bytes: int
-    greedy: bool
-    greedy_last: bool
+    greedy: bool  # all of them,
+    greedy_last: bool  # the last one,
+    greedy_filtered: bool = False  # and all where stop words are not predicted
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,30 @@ class Answer:
         scores = sorted(choice.log_prob for choice in self.choices)
         return len(scores) > 1 and scores[-1] == scores[-2]
 
+    @property
+    def loss(self) -> float | None:
+        """Nats of the word that is asked for; None of several choices."""
+        return -self.choices[0].log_prob if len(self.choices) == 1 else None
+
     def word(self) -> dict[str, float]:
-        """Of a question for a last word: whether all its tokens are the likeliest, and whether its last one is."""
+        """Of a question for a last word: whether all its tokens are the likeliest, and whether its last one is.
+
+        "filtered" is whether all are where no stop word is predicted (Radford et al. 2019, section 3.3).
+        """
         (choice,) = self.choices
-        return {"last_word": float(choice.greedy), "last_token": float(choice.greedy_last)}
+        rights = {"last_word": choice.greedy, "last_token": choice.greedy_last, "filtered": choice.greedy_filtered}
+        return {name: float(right) for name, right in rights.items()}
+
+    def marks(self) -> dict[str, float]:
+        return self.rights() if len(self.choices) > 1 else self.word()
+
+    def record(self) -> dict[str, Any]:
+        """What a JSONL file says of it."""
+        return self.question.record() | {
+            "log_probs": [choice.log_prob for choice in self.choices],
+            "tokens": [choice.tokens for choice in self.choices],
+            "unconditional": self.bare,
+        }
 
 
 class Mean(NamedTuple):
@@ -81,11 +102,13 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 class Examiner:
-    """Puts questions to a model. `likelihood` tells the likeliest token (top = 1)."""
+    """Puts questions to a model. `likelihood` tells the likeliest token (top = 1), and one more for each stop word."""
 
-    def __init__(self, likelihood: Likelihood, tokenizer: Tokenizer, context: int) -> None:
+    def __init__(
+        self, likelihood: Likelihood, tokenizer: Tokenizer, context: int, stop_words: Sequence[int] = ()
+    ) -> None:
         self._likelihood, self._tokenizer, self._context = likelihood, tokenizer, context
-        self._begin = _beginning(tokenizer)
+        self._begin, self._stop_words = beginning(tokenizer), stop_words
 
     def answers(self, asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Answer]:
         """The answer to each question, in their order; of its prompts the first that fits the context is used.
@@ -101,7 +124,8 @@ class Examiner:
             ]
             found = self._likelihood.after(groups)
             for (question, _), (own, shots, cut), without in zip(some, chosen, bare, strict=True):
-                told = [_choice(*each) for each in zip(question.choices, own, next(found), strict=True)]
+                scored = [question.end or choice for choice in question.choices]
+                told = [self._choice(*each) for each in zip(scored, own, next(found), strict=True)]
                 unconditional = tuple(float(one.log_probs.sum()) for one in next(found)) if without else ()
                 yield Answer(question, tuple(told), unconditional, shots, cut)
 
@@ -114,10 +138,12 @@ class Examiner:
         return [Ending(ids[-self._context - 1 :], count) for ids, count in rows], 0, True
 
     def _rows(self, prompt: str, question: Question) -> list[Ending]:
-        """For each choice the tokens of prompt and choice, and how many of them are the choice's."""
-        before, *whole = self._tokenizer.encode_batch([prompt, *(prompt + choice for choice in question.choices)])
+        """For each choice the tokens of prompt and choice, and how many of them are scored."""
+        cuts = [(prompt + choice.removesuffix(question.end or choice), prompt + choice) for choice in question.choices]
+        texts = list(dict.fromkeys(itertools.chain(*cuts)))
+        encoded = dict(zip(texts, self._tokenizer.encode_batch(texts), strict=True))
         rows = []
-        for choice, ids in zip(question.choices, whole, strict=True):
+        for choice, (before, ids) in zip(question.choices, ((encoded[a], encoded[b]) for a, b in cuts), strict=True):
             begun = np.concatenate([self._begin, ids]).astype(np.int64)
             count = len(ids) - len(before)
             if not 0 < count < len(begun) or count > self._context:
@@ -126,14 +152,17 @@ class Examiner:
             rows.append(Ending(begun, count))
         return rows
 
+    def _choice(self, text: str, ending: Ending, found: TokenProbs) -> Choice:
+        top, own = found.top_ids, ending.ids[-ending.asked :]
+        likeliest, stopped = top[:, 0] == own, np.isin(top, self._stop_words)
+        allowed = top[np.arange(len(own)), stopped.argmin(axis=1)]  # the likeliest that is no stop word
+        return Choice(
+            *(float(found.log_probs.sum()), len(own), len(text.encode())),
+            *(bool(likeliest.all()), bool(likeliest[-1]), bool((allowed == own).all())),
+        )
 
-def _choice(text: str, ending: Ending, found: TokenProbs) -> Choice:
-    likeliest = found.top_ids[:, 0] == ending.ids[-ending.asked :]
-    log_prob, size = float(found.log_probs.sum()), len(text.encode())
-    return Choice(log_prob, ending.asked, size, bool(likeliest.all()), bool(likeliest[-1]))
 
-
-def _beginning(tokenizer: Tokenizer) -> list[int]:
+def beginning(tokenizer: Tokenizer) -> list[int]:
     """What comes before every text: what the tokenizer itself puts there; of lmjax's own, the end of the one before."""
     return added_before(tokenizer) if tokenizer.kind == "huggingface" else [tokenizer.eos_id]
 

@@ -50,21 +50,30 @@ def generate(
     model: LanguageModel,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[str],
     settings: SamplingSettings = SamplingSettings(),
     between: Callable[[], None] | None = None,
 ) -> list[Completion]:
-    """Continues each prompt, a text or token ids. An empty text starts after an end-of-text token.
-
-    `between` is called every few tokens.
+    """Continues each prompt. An empty one starts after an end-of-text token. `between` is called every few tokens.
 
     A row ends at the end-of-text token, before a stop string, after `settings.max_tokens`, or, unless
     `settings.beyond_context` is "slide", where the model's context ends. Raises UserError for a prompt that fills the
     context without "slide", and for a model whose attention is not causal.
     """
-    if not prompts:
+    return continued(model, params, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], settings, between)
+
+
+def continued(
+    model: LanguageModel,
+    params: Any,
+    tokenizer: Tokenizer,
+    ids: Sequence[list[int]],
+    settings: SamplingSettings = SamplingSettings(),
+    between: Callable[[], None] | None = None,
+) -> list[Completion]:
+    """`generate` for prompts that are tokens, at least one each."""
+    if not ids:
         return []
-    ids = [prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     rows = Continuations(model, params, tokenizer, ids, settings)
     stopped = np.zeros(len(ids), bool)
     stride = STOP_CHECK if settings.stop or between is not None else model.settings.context

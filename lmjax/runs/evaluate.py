@@ -128,8 +128,8 @@ class Reader:
     ) -> None:
         """Raises UserError where there is no language model or tokenizer; for a wrong mesh, stride or context."""
         prepare_jax()
-        devices = make_mesh(mesh)
-        self.trained: Trained = load(checkpoint, devices)
+        self.mesh = make_mesh(mesh)
+        self.trained: Trained = load(checkpoint, self.mesh)
         tokenizer, model = self.trained.tokenizer, self.trained.model
         predicts = not self.trained.recipe.scores
         require(predicts, "CKPT", str(checkpoint), "a language model, not a reward model", "use lmjax score")
@@ -137,7 +137,7 @@ class Reader:
         begin = getattr(tokenizer, "bos_id", None)
         self.begin = tokenizer.eos_id if begin is None else begin  # the token that precedes every text
         self.likelihood = Likelihood(
-            *(model, self.trained.params, devices),
+            *(model, self.trained.params, self.mesh),
             entries=tokenizer.vocab_size,
             stride=stride,
             top=top,

@@ -23,7 +23,7 @@ from lmjax.errors import UserError, require, shortened
 from lmjax.evaluate.answers import added_before
 from lmjax.evaluate.endings import Ending
 from lmjax.evaluate.likelihood import TokenProbs
-from lmjax.generate.decode import generate
+from lmjax.generate.decode import continued
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import ChatTemplate, as_jinja, encode_rendered
 from lmjax.runs.evaluate import Reader
@@ -120,7 +120,7 @@ class HarnessModel(LM):
                     # Rows of one batch draw differently; the seed lets those of the next ones do so, too.
                     drawn = dataclasses.replace(settings, seed=at)
                     ids = [prompts[number][-room:] for number in some]
-                    done = generate(self._trained.model, self._trained.params, self._tokenizer, ids, drawn)
+                    done = continued(self._trained.model, self._trained.params, self._tokenizer, ids, drawn)
                     for number, completion in zip(some, done, strict=True):
                         texts[number] = completion.text
                         self.cache_hook.add_partial("generate_until", requests[number].args, completion.text)

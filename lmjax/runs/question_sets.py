@@ -1,7 +1,7 @@
-"""Sets of questions put to a checkpoint, for `lmjax evaluate --task`: accuracies, with standard errors, by shots.
+"""Sets of questions put to a checkpoint, for `lmjax evaluate --task`: marks, with standard errors, by shots.
 
 In: a checkpoint, names of sets, the folder that holds them. Out: a line for each set and number of shots; on request a
-JSONL file with every question's choices.
+JSONL file with every answer. Or the first prompt of each set, as the model reads it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,73 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lmjax.errors import clear_disk_errors, nearest, require
+from lmjax.errors import UserError, clear_disk_errors, nearest, require
 from lmjax.evaluate.answers import Answer, Examiner, Mean, mean_of
-from lmjax.evaluate.questions import SETS, QuestionSet, with_shots
+from lmjax.evaluate.likelihood import Likelihood
+from lmjax.evaluate.open_answers import OpenAnswer, Writer
+from lmjax.evaluate.questions import QuestionSet, Rows
+from lmjax.evaluate.sets import SETS
+from lmjax.evaluate.stop_words import stop_word_ids
 from lmjax.evaluate.validation import perplexity_of
 from lmjax.runs.evaluate import Reader
 from lmjax.settings import MeshSettings
 
+Answered = Answer | OpenAnswer
+
 
 @dataclass(frozen=True)
 class Asked:
-    """Which questions are put: of these sets in `folder`, `limit` of each, with so many shots drawn by the seed."""
+    """Which questions are put: of these sets in `folder`, `limit` of each, with so many shots drawn by the seed.
+
+    A prompt that is longer than the context loses shots, then its beginning; or, with "error", raises UserError.
+    """
 
     sets: tuple[str, ...]
     folder: Path
     shots: tuple[int, ...] = (0,)
     limit: int | None = None
     seed: int = 0
+    too_long: Literal["drop", "error"] = "drop"
 
     def __post_init__(self) -> None:
         for name in self.sets:
             require(name in SETS, "--task", name, f"one of {', '.join(SETS)}", nearest(name, SETS))
         require(min(self.shots) >= 0, "--shots", min(self.shots), "numbers from 0", "use 0 for none")
         require(self.limit is None or self.limit > 0, "--limit", self.limit, "a number above 0", "leave it out for all")
+
+    def of(self, name: str) -> Put:
+        """The set of that name. Raises UserError where its files are none."""
+        own = SETS[name]
+        rows = own.rows(self.folder)
+        pool = own.rows(self.folder, pool=True) if own.pool and any(self.shots) else rows
+        return Put(name, own, rows, pool, rows.questions[: self.limit], self.seed)
+
+
+class Put(NamedTuple):
+    """A set that is put to a model: its rows, those of its pool of shots, and the questions of them that are put."""
+
+    name: str
+    own: QuestionSet
+    rows: Rows
+    pool: Rows
+    questions: Sequence[Any]
+    seed: int
+
+    def asked(self, shots: int) -> Iterator[tuple[Any, list[str]]]:
+        """Each question with its prompts."""
+        for number, question in enumerate(self.questions):
+            rng = np.random.default_rng((self.seed, number))
+            yield question, self.own.prompts(question, self.pool.questions, shots, rng)
+
+    @property
+    def in_pool(self) -> int:
+        """The questions that another file, the pool, holds, too."""
+        held = set() if self.pool is self.rows else {each.context for each in self.pool.questions}
+        return sum(question.context in held for question in self.questions)
 
 
 @dataclass(frozen=True)
@@ -48,48 +88,86 @@ class Marks:
     task: str
     shots: int
     questions: int
-    left_out: int  # records that are no question
+    left_out: int  # records that are no question,
+    pool_left_out: int  # and those of another file, the pool
+    in_pool: int  # questions that the pool holds, too, and that are no shots of themselves
     fewer_shots: int  # prompts that lost shots, since they were longer than the context
     cut: int  # prompts that lost their beginning, too
     ties: int  # questions whose likeliest choice has an equal
     means: dict[str, Mean]
+    groups: dict[str, dict[str, float]]  # of each group of questions their number and means
     perplexity: float | None = None  # of the word that is asked for
 
     def plain(self) -> dict[str, Any]:
         means = {name: mean.value for name, mean in self.means.items()}
         errors = {f"{name}_error": mean.error if self.questions > 1 else None for name, mean in self.means.items()}
-        names = ("task", "shots", "questions", "left_out", "fewer_shots", "cut", "ties")
-        word = {} if self.perplexity is None else {"perplexity": self.perplexity}
-        return {name: getattr(self, name) for name in names} | means | errors | word
+        counts = ("left_out", "pool_left_out", "in_pool", "fewer_shots", "cut", "ties")
+        optional = {"perplexity": self.perplexity, "groups": self.groups or None}
+        names = {name: getattr(self, name) for name in ("task", "shots", "questions", *counts)}
+        return names | means | errors | {name: value for name, value in optional.items() if value is not None}
 
 
-def examine(reader: Reader, asked: Asked) -> Iterator[tuple[Marks, list[Answer]]]:
-    """The marks of each set for each number of shots, and the answers. Raises UserError for files that are no sets."""
-    examiner = Examiner(reader.likelihood, reader.trained.tokenizer, reader.trained.model.settings.context)
+def examine(reader: Reader, asked: Asked) -> Iterator[tuple[Marks, list[Answered]]]:
+    """The marks of each set for each number of shots, and the answers.
+
+    Raises UserError for files that are no sets, and for a prompt that is too long where that is an error.
+    """
     for name in asked.sets:
-        own = SETS[name]
-        rows = own.rows(asked.folder)
-        pool = own.rows(asked.folder, pool=True).questions if own.pool and any(asked.shots) else rows.questions
-        some = rows.questions[: asked.limit]
+        put = asked.of(name)
+        examiner = examiner_of(reader, put.own)
         for shots in asked.shots:
-            draws = (np.random.default_rng((asked.seed, at)) for at in range(len(some)))
-            prompts = (with_shots(one, pool, shots, rng) for one, rng in zip(some, draws, strict=True))
-            answers = list(examiner.answers(zip(some, prompts, strict=True)))
-            yield _marks(name, own, shots, len(rows.left_out), answers), answers
+            answers: list[Answered] = []
+            for answer in examiner.answers(put.asked(shots)):
+                _check_length(answer, put, shots, asked)
+                answers.append(answer)
+            yield _marks(put, shots, answers), answers
 
 
-def _marks(name: str, own: QuestionSet, shots: int, left_out: int, answers: Sequence[Answer]) -> Marks:
-    rights = [answer.word() if own.word else answer.rights() for answer in answers]
-    means = {way: mean_of([each[way] for each in rights]) for way in rights[0]}
-    losses = [-answer.choices[0].log_prob for answer in answers]
+def examiner_of(reader: Reader, own: QuestionSet) -> Examiner | Writer:
+    """What puts the questions of a set to the reader's model."""
+    trained, tokenizer, model = reader.trained, reader.trained.tokenizer, reader.trained.model
+    if own.writing is not None:
+        return Writer(model, trained.params, tokenizer, own.writing)
+    likelihood, stop_words = reader.likelihood, stop_word_ids(tokenizer) if own.word else []
+    if stop_words:
+        arguments = (model, trained.params, reader.mesh)
+        likelihood = Likelihood(*arguments, entries=tokenizer.vocab_size, top=1 + len(stop_words))
+    return Examiner(likelihood, tokenizer, model.settings.context, stop_words)
+
+
+def _check_length(answer: Answered, put: Put, shots: int, asked: Asked) -> None:
+    if asked.too_long == "error" and (answer.cut or answer.shots < shots):
+        what = f"{put.name}, {shots} shots, the question {answer.question.context[:60]!r}"
+        raise UserError(
+            f"{what}: its prompt is longer than the model's context; ask for fewer shots, or --too-long drop"
+        )
+
+
+def _marks(put: Put, shots: int, answers: Sequence[Answered]) -> Marks:
+    rights = [answer.marks() for answer in answers]
+    groups: dict[str, list[dict[str, float]]] = {}
+    for answer, own in zip(answers, rights, strict=True):
+        groups.setdefault(answer.question.group, []).append(own)
+    losses = [answer.loss for answer in answers if answer.loss is not None]
     return Marks(
-        *(name, shots, len(answers), left_out),
+        *(put.name, shots, len(answers), len(put.rows.left_out)),
+        pool_left_out=0 if put.pool is put.rows else len(put.pool.left_out),
+        in_pool=put.in_pool,
         fewer_shots=sum(answer.shots < shots for answer in answers),
         cut=sum(answer.cut for answer in answers),
         ties=sum(answer.tie for answer in answers),
-        means=means,
-        perplexity=perplexity_of(float(np.mean(losses))) if own.word else None,
+        means=_means(rights),
+        groups={name: _group(own) for name, own in groups.items() if name},
+        perplexity=perplexity_of(float(np.mean(losses))) if losses else None,
     )
+
+
+def _means(rights: Sequence[dict[str, float]]) -> dict[str, Mean]:
+    return {way: mean_of([each[way] for each in rights]) for way in rights[0]}
+
+
+def _group(rights: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {"questions": len(rights)} | {way: mean.value for way, mean in _means(rights).items()}
 
 
 def print_marks(
@@ -110,27 +188,40 @@ def print_marks(
         print(json.dumps([marks.plain() for marks in found], indent=2))
 
 
+def print_prompts(checkpoint: Path, asked: Asked, *, mesh: MeshSettings) -> None:
+    """Prints, for each set and number of shots, the first prompt as the model reads it, and what may follow it."""
+    reader = Reader(checkpoint, mesh, top=1)
+    for name in asked.sets:
+        put = asked.of(name)
+        examiner = examiner_of(reader, put.own)
+        for shots in asked.shots:
+            question, prompts = next(put.asked(shots))
+            (answer,) = examiner.answers([(question, prompts)])
+            _check_length(answer, put, shots, asked)
+            cut = ", of which the model reads the end" if answer.cut else ""
+            print(f"{name}, {answer.shots} shots{cut}:\n{prompts[shots - answer.shots]}")
+            after = {name: value for name, value in question.record().items() if name != "context"}
+            print(json.dumps(after, ensure_ascii=False), end="\n\n")
+
+
 def shown(marks: Marks) -> str:
     each = (f"{name} {mean.value:.4f} \N{PLUS-MINUS SIGN} {mean.error:.4f}" for name, mean in marks.means.items())
     means = "  ".join(each)
     word = "" if marks.perplexity is None else f"  perplexity {marks.perplexity:.2f}"
-    counts = {"left out": marks.left_out, "with fewer shots": marks.fewer_shots, "cut": marks.cut, "ties": marks.ties}
+    counts = {
+        "left out": marks.left_out,
+        "left out of the pool": marks.pool_left_out,
+        "in the pool, too": marks.in_pool,
+        "with fewer shots": marks.fewer_shots,
+        "cut": marks.cut,
+        "ties": marks.ties,
+    }
     told = "".join(f"  {count} {name}" for name, count in counts.items() if count)
-    return f"{marks.task:12} {marks.shots:>2} shots  {marks.questions:>6,} questions  {means}{word}{told}"
+    return f"{marks.task:20} {marks.shots:>2} shots  {marks.questions:>6,} questions  {means}{word}{told}"
 
 
-def records(marks: Marks, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+def records(marks: Marks, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
     """A question's line of the JSONL file."""
     for number, answer in enumerate(answers):
-        yield {
-            "task": marks.task,
-            "shots": answer.shots,
-            "number": number,
-            "context": answer.question.context,
-            "choices": answer.question.choices,
-            "gold": answer.question.gold,
-            "log_probs": [choice.log_prob for choice in answer.choices],
-            "tokens": [choice.tokens for choice in answer.choices],
-            "unconditional": answer.bare,
-            "cut": answer.cut,
-        } | (answer.word() if SETS[marks.task].word else answer.rights())
+        place = {"task": marks.task, "shots": answer.shots, "number": number, "group": answer.question.group}
+        yield place | answer.record() | {"cut": answer.cut} | answer.marks()

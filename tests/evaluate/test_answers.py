@@ -70,6 +70,32 @@ def test_the_unconditional_probability_is_that_after_the_bare_context():
     assert found.bare == (-1.5, -3.0)
 
 
+def test_a_common_end_alone_is_scored_after_what_precedes_it_in_each_choice():
+    found, read = answer(Question("ab", (" x cc", " yy cc"), 1, end=" cc"))
+    assert read == [[256, *b"ab x cc"], [256, *b"ab yy cc"]]
+    assert found.choices == (Choice(-3.0, 3, 3, False, False), Choice(-3.0, 3, 3, False, False))
+    found, _ = answer(Question("", ("xx", "cx"), 0, end="x"))  # without a context a candidate begins the text
+    assert found.choices == (Choice(-0.5, 1, 1, True, True, True), Choice(-0.5, 1, 1, True, True, True))
+
+
+def test_with_the_filter_a_word_is_right_where_the_likeliest_token_that_is_no_stop_word_is_its_own():
+    class Ranked(Likelihood):
+        def after(self, groups):
+            for group in super().after(groups):
+                rows = [(found.log_probs, np.tile([*map(ord, "txyz")], (len(found.log_probs), 1))) for found in group]
+                yield [TokenProbs(log_probs, ranked, np.zeros(ranked.shape)) for log_probs, ranked in rows]
+
+    def word(text, stop_words):
+        examiner = Examiner(Ranked(), ByteTokenizer(), 64, [ord(stop) for stop in stop_words])
+        (found,) = examiner.answers([(Question("a", (text,), 0), ["a"])])
+        return found.word()["last_word"], found.word()["filtered"]
+
+    assert word("tt", "") == word("tt", "z") == (1, 1)
+    assert word("xx", "t") == word("zz", "txy") == (0, 1)
+    assert word("tt", "t") == (1, 0)
+    assert word("xx", "") == word("xt", "t") == word("yy", "t") == (0, 0)
+
+
 def test_of_equal_choices_the_first_is_taken():
     equal = (Choice(-2.0, 1, 1, True, True), Choice(-2.0, 1, 1, True, True))
     assert [Answer(Question("", ("a", "b"), gold), equal, (), 0, False).rights()["accuracy"] for gold in (0, 1)] == [
@@ -100,9 +126,9 @@ def test_a_last_word_is_right_where_all_its_tokens_are_the_likeliest():
     last, _ = answer(Question("a", (" x",), 0))
     wrong, _ = answer(Question("a", ("xa",), 0))
     assert [each.word() for each in (right, last, wrong)] == [
-        {"last_word": 1.0, "last_token": 1.0},
-        {"last_word": 0.0, "last_token": 1.0},
-        {"last_word": 0.0, "last_token": 0.0},
+        {"last_word": 1.0, "last_token": 1.0, "filtered": 1.0},
+        {"last_word": 0.0, "last_token": 1.0, "filtered": 0.0},
+        {"last_word": 0.0, "last_token": 0.0, "filtered": 0.0},
     ]
 
 

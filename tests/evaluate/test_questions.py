@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.evaluate.questions import SETS, Question, with_shots
+from lmjax.evaluate.questions import Question, with_shots
+from lmjax.evaluate.sets import SETS
 
 POOL = [Question(f"Q{number}?", (" yes", " no"), number % 2) for number in range(6)]
 

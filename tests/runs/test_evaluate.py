@@ -229,5 +229,7 @@ def test_a_reward_model_predicts_no_text(rewarded, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("the sea")
     assert main(["evaluate", str(rewarded / "reward"), "--data", str(tmp_path / "text.txt")]) == 2
     assert "expected a language model, not a reward model; use lmjax score" in capsys.readouterr().err
+    assert main(["evaluate", str(rewarded / "reward"), "--task", "hellaswag"]) == 2
+    assert "expected a language model, not a reward model" in capsys.readouterr().err
     assert main(["score", str(rewarded / "reward"), "--text", "a"]) == 2
     assert "expected a file of prompts and answers" in capsys.readouterr().err

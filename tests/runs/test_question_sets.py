@@ -1,5 +1,6 @@
 """`lmjax evaluate --task`: sets of questions put to a trained model, printed, and written answer by answer."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 import lmjax
 from lmjax.cli import main
-from lmjax.evaluate.questions import SETS
+from lmjax.evaluate.questions import Writing
+from lmjax.evaluate.sets import SETS
 from tests.tiny import write_rows
 
 ROWS = [
@@ -94,17 +96,123 @@ def test_a_last_word_has_both_protocols_and_a_perplexity(trained, sets, capsys):
     assert (marks["last_word"], marks["last_token"]) == (likeliest.all(), likeliest[-1])
     assert (marks["questions"], marks["left_out"], marks["last_word_error"]) == (1, 1, None)
     line = printed(capsys, *words)
-    assert line.startswith("lambada       0 shots       1 questions  last_word ") and "1 left out" in line
+    assert line.startswith("lambada               0 shots       1 questions  last_word ") and "1 left out" in line
+
+
+@pytest.fixture
+def translations(tmp_path, monkeypatch):
+    """The folder of sets with fr_en, whose answers have up to 4 tokens and end with a line.
+
+    Of the context of 16 tokens that leaves 12 to a prompt, with the token before every text.
+    """
+    writing = Writing(4, ("\n",), lambda text, references: {"begins": float(text[:1] == references[0])})
+    monkeypatch.setitem(SETS, "fr_en", dataclasses.replace(SETS["fr_en"], writing=writing))
+    path = tmp_path / SETS["fr_en"].file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("fr,en\na,t\nb,o\nc,\n")
+    return tmp_path
+
+
+def written(model, ids):
+    """What the likeliest of four forward passes say, up to the end of a line."""
+    tokens = list(ids)
+    for _ in range(4):
+        tokens.append(int(np.asarray(model.apply([tokens]))[0, -1, :257].argmax()))
+    return model.tokenizer.decode(tokens[len(ids) :]).split("\n")[0].strip()
+
+
+def test_answers_are_written_and_marked(trained, translations, tmp_path, capsys):
+    words = (trained, "--task", "fr_en", "--task-data", translations, "--shots", "0,1", "--json")
+    marks = json.loads(printed(capsys, *words, "--out", tmp_path / "out.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    model = lmjax.load(trained)
+    prompts = [b"a =", b"b =", b"b = o\na =", b"a = t\nb ="]
+    assert [line["answer"] for line in lines] == [written(model, [256, *prompt]) for prompt in prompts]
+    rights = [float(line["answer"][:1] == right) for line, right in zip(lines, "toto", strict=True)]
+    assert [line["begins"] for line in lines] == rights
+    assert [one["begins"] for one in marks] == [np.mean(rights[:2]), np.mean(rights[2:])]
+    counts = [(one["shots"], one["questions"], one["left_out"], one["fewer_shots"], one["cut"]) for one in marks]
+    assert counts == [(0, 2, 1, 0, 0), (1, 2, 1, 0, 0)]
+    assert [(line["references"], line["context"]) for line in lines[:2]] == [(["t"], "a ="), (["o"], "b =")]
+
+
+def test_a_mesh_writes_the_same_answers(trained, translations, tmp_path, capsys):
+    words = (trained, "--task", "fr_en", "--task-data", translations, "--shots", "1", "--out")
+    printed(capsys, *words, tmp_path / "one.jsonl")
+    printed(capsys, *words, tmp_path / "cut.jsonl", "--mesh", "data=2,fsdp=4")
+    assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "cut.jsonl").read_text()
+
+
+def test_a_prompt_that_is_too_long_loses_its_shots_or_is_an_error(trained, translations, capsys):
+    (translations / SETS["fr_en"].file).write_text("fr,en\nbcdef,o\nbcdeg,o\nmer au loin,s\n")
+    words = [trained, "--task", "fr_en", "--task-data", translations, "--shots", "1"]
+    (marks,) = json.loads(printed(capsys, *words, "--json"))
+    assert (marks["questions"], marks["fewer_shots"], marks["cut"]) == (3, 3, 1)
+    assert main(["evaluate", *map(str, words), "--too-long", "error"]) == 2
+    message = "fr_en, 1 shots, the question 'bcdef =': its prompt is longer than the model's context; ask for fewer"
+    assert message in capsys.readouterr().err
+    words = [trained, "--task", "hellaswag", "--task-data", hellaswag_of(translations), "--shots", "2"]
+    assert main(["evaluate", *map(str, words), "--too-long", "error"]) == 2
+    assert "hellaswag, 2 shots, the question 'the'" in capsys.readouterr().err
+    printed(capsys, *words[:-1], "0", "--too-long", "error")
+
+
+def hellaswag_of(folder):
+    path = folder / SETS["hellaswag"].file
+    path.parent.mkdir(exist_ok=True)
+    write_rows(path, ROWS)
+    return folder
+
+
+def test_groups_have_marks_of_their_own(trained, tmp_path, monkeypatch, capsys):
+    """Two subjects of three questions in the form of MMLU, of which one is left out, and the pool holds another."""
+    monkeypatch.setitem(SETS, "mmlu", dataclasses.replace(SETS["mmlu"], description=""))
+    row = '"{}","{}","a","b","c","d","{}"\n'.format
+    test = [row("x", "1", "A"), row("y", "2", "B"), row("x", "3", "C"), row("y", "4", "E")]
+    pool = [row("x", "1", "A"), row("x", "5", "D"), row("y", "6", "F"), row("y", "7", "B")]
+    for file, rows in ((SETS["mmlu"].file, test), (SETS["mmlu"].pool, pool)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("".join(rows))
+    words = (trained, "--task", "mmlu", "--task-data", tmp_path, "--shots", "1", "--out", tmp_path / "out.jsonl")
+    (marks,) = json.loads(printed(capsys, *words, "--json"))
+    assert [marks[name] for name in ("questions", "left_out", "pool_left_out", "in_pool")] == [3, 1, 1, 1]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["group"] for line in lines] == ["x", "y", "x"]
+    x = np.mean([lines[0]["accuracy"], lines[2]["accuracy"]])
+    assert {name: (own["questions"], own["accuracy"]) for name, own in marks["groups"].items()} == {
+        "x": (2, x),
+        "y": (1, lines[1]["accuracy"]),
+    }
+    line = printed(capsys, *words[:-2])
+    assert "1 left out  1 left out of the pool  1 in the pool, too" in line
+
+
+def test_the_first_prompt_of_each_set_can_be_read(trained, sets, translations, capsys):
+    words = (trained, "--task", "fr_en,hellaswag", "--task-data", translations, "--shots", "0,1", "--show-prompt")
+    printed_all = printed(capsys, *words)
+    assert printed_all.startswith(
+        'fr_en, 0 shots:\na =\n{"references": ["t"]}\n\nfr_en, 1 shots:\nb = o\na =\n{"references": ["t"]}\n\n'
+        'hellaswag, 0 shots:\nthe\n{"choices": [" cat", " sea", " mat", " a"], "gold": 0}\n\n'
+    )
+    assert "accuracy" not in printed_all
+
+
+def test_a_set_whose_answers_do_not_fit_the_context_is_refused(trained, translations, capsys):
+    (translations / "gsm8k").mkdir()
+    write_rows(translations / SETS["gsm8k"].file, [{"question": "a", "answer": "#### 1"}])
+    assert main(["evaluate", str(trained), "--task", "gsm8k", "--task-data", str(translations)]) == 2
+    assert "the model's context = 16: expected more than the 256 that an answer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "helaswag"], "--task = 'helaswag': expected one of hellaswag, piqa, arc_easy, copa, lambada; "),
+        (["--task", "helaswag"], "--task = 'helaswag': expected one of hellaswag, piqa, copa, xcopa_zh, "),
         (["--task", "hellaswag", "--shots", "3"], "--shots 3: the pool has 2 other questions"),
         (["--task", "hellaswag", "--shots", "a"], "--shots = 'a': expected numbers such as 0,1,8"),
         (["--task", "hellaswag", "--limit", "0"], "--limit = 0: expected a number above 0"),
         (["--task", "piqa"], "piqa_dev"),
+        (["--task", "hellaswag", "--show-prompt", "--out", "a"], "--out = 'a': expected nothing beside --show-prompt"),
         (["--task", "hellaswag", "--data", "a.txt"], "expected --data or --task, and not both"),
         ([], "expected --data or --task, and not both"),
     ],
