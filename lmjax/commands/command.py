@@ -36,6 +36,14 @@ def path_of(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def require_png(path: Path | None) -> None:
+    """Raises UserError unless a plot, if one is wanted, can be written to `path`."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise UserError(f"--plot {path}: expected a file that ends in .png")
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--plot {path}: expected a file in a folder that exists; make {path.parent}")
+
+
 def share(text: str) -> tuple[int, int]:
     """(I, N) of `I/N`, as an argument gives it."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)

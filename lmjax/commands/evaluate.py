@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import add_command, path_of, require_png
 from lmjax.kinds import QUESTION_SETS
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def _add_task(evaluate: argparse.ArgumentParser) -> None:
     text = "print the first prompt of each set as the model reads it, and nothing else"
     evaluate.add_argument("--show-prompt", action="store_true", help=text)
     evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
+    text = "with --task: accuracy over the number of shots, a panel for each set"
+    evaluate.add_argument("--plot", type=path_of, metavar="FILE.png", help=text)
+    text = "with --task: the same model trained on the sets, which is asked without shots beside it"
+    evaluate.add_argument("--fine-tuned", type=path_of, metavar="CKPT", help=text)
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
@@ -89,6 +94,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
     if options.task is not None:
         return _tasks(options, mesh)
+    _require_absent(options, ("limit", "out", "plot", "fine_tuned", "show_prompt"), "--task with it")
     sources = [_source(options, path, options.documents) for path in options.data]
     reader = Reader(options.checkpoint, mesh, options.stride, context=options.context)
     print_evaluation(reader, sources, corpus=options.detokenize, as_json=options.json)
@@ -102,18 +108,27 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
 
     words = options.shots.split(",")
     require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
-    for name in ("stride", "context", "detokenize"):
-        value = getattr(options, name)
-        require(value is None, f"--{name}", value, "--data with it", "leave it out")
+    _require_absent(options, ("stride", "context", "detokenize"), "--data with it")
     asked = Asked(
         sets_of(options.task), options.task_data, tuple(map(int, words)), options.limit, options.seed, options.too_long
     )
     if options.show_prompt:
-        require(options.out is None, "--out", str(options.out), "nothing beside --show-prompt", "leave it out")
+        _require_absent(options, ("out", "plot", "fine_tuned"), "nothing beside --show-prompt")
         print_prompts(options.checkpoint, asked, mesh=mesh)
         return 0
-    print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)
+    require_png(options.plot)
+    files = {"fine_tuned": options.fine_tuned, "out": options.out, "plot": options.plot}
+    print_marks(options.checkpoint, asked, mesh=mesh, as_json=options.json, **files)
     return 0
+
+
+def _require_absent(options: argparse.Namespace, names: Sequence[str], expected: str) -> None:
+    """Raises UserError for an option that says something of what is not done."""
+    from lmjax.errors import require
+
+    for name in names:
+        value = getattr(options, name)
+        require(value in (None, False), "--" + name.replace("_", "-"), str(value), expected, "leave it out")
 
 
 def _score(options: argparse.Namespace, _: list[str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import add_command, path_of, require_png
 from lmjax.errors import UserError
 
 METHODS = ("chinchilla", "isoflop", "envelope", "kaplan")
@@ -129,8 +129,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--seed {options.seed}: expected a number of at least 0; leave it out")
     if not 1 <= options.asymmetry <= 1_000:
         raise UserError(f"--asymmetry {options.asymmetry:g}: expected 1 (symmetric) to 1000; 10 is heavy")
-    if options.plot is not None and options.plot.suffix.lower() != ".png":
-        raise UserError(f"--plot {options.plot}: expected a file that ends in .png")
+    require_png(options.plot)
     if options.accuracy_column is not None and options.method not in ("chinchilla", "all"):
         raise UserError(f"--accuracy-column with --method {options.method}: expected chinchilla, which predicts a loss")
     if options.against_where is not None and options.against is None:

@@ -68,6 +68,11 @@ class Answer:
         """Nats of the word that is asked for; None of several choices."""
         return -self.choices[0].log_prob if len(self.choices) == 1 else None
 
+    @property
+    def guessed(self) -> float | None:
+        """The accuracy of guessing; None of one choice."""
+        return 1 / len(self.choices) if len(self.choices) > 1 else None
+
     def word(self) -> dict[str, float]:
         """Of a question for a last word: whether all its tokens are the likeliest, and whether its last one is.
 

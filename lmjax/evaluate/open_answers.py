@@ -29,6 +29,7 @@ class OpenAnswer:
     cut: bool  # whether the prompt lost its beginning, since it is longer than the context even without shots
     tie = False
     loss = None
+    guessed = None
 
     def marks(self) -> dict[str, float]:
         return self.marked

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from lmjax.evaluate.questions import QuestionSet, Rows
 from lmjax.evaluate.sets import SETS
 from lmjax.evaluate.stop_words import stop_word_ids
 from lmjax.evaluate.validation import perplexity_of
+from lmjax.report.shots import Mark, write_shots
 from lmjax.runs.evaluate import Reader
 from lmjax.settings import MeshSettings
 
@@ -97,12 +98,15 @@ class Marks:
     means: dict[str, Mean]
     groups: dict[str, dict[str, float]]  # of each group of questions their number and means
     perplexity: float | None = None  # of the word that is asked for
+    guessed: float | None = None  # the accuracy of guessing, where there are choices
+    fine_tuned: bool = False  # whether it is the model that was trained on the set
 
     def plain(self) -> dict[str, Any]:
         means = {name: mean.value for name, mean in self.means.items()}
         errors = {f"{name}_error": mean.error if self.questions > 1 else None for name, mean in self.means.items()}
         counts = ("left_out", "pool_left_out", "in_pool", "fewer_shots", "cut", "ties")
-        optional = {"perplexity": self.perplexity, "groups": self.groups or None}
+        optional = {"perplexity": self.perplexity, "groups": self.groups or None, "guessed": self.guessed}
+        optional |= {"fine_tuned": True} if self.fine_tuned else {}
         names = {name: getattr(self, name) for name in ("task", "shots", "questions", *counts)}
         return names | means | errors | {name: value for name, value in optional.items() if value is not None}
 
@@ -149,6 +153,7 @@ def _marks(put: Put, shots: int, answers: Sequence[Answered]) -> Marks:
     for answer, own in zip(answers, rights, strict=True):
         groups.setdefault(answer.question.group, []).append(own)
     losses = [answer.loss for answer in answers if answer.loss is not None]
+    guessed = [answer.guessed for answer in answers if answer.guessed is not None]
     return Marks(
         *(put.name, shots, len(answers), len(put.rows.left_out)),
         pool_left_out=0 if put.pool is put.rows else len(put.pool.left_out),
@@ -159,6 +164,7 @@ def _marks(put: Put, shots: int, answers: Sequence[Answered]) -> Marks:
         means=_means(rights),
         groups={name: _group(own) for name, own in groups.items() if name},
         perplexity=perplexity_of(float(np.mean(losses))) if losses else None,
+        guessed=float(np.mean(guessed)) if guessed else None,
     )
 
 
@@ -171,14 +177,23 @@ def _group(rights: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def print_marks(
-    checkpoint: Path, asked: Asked, *, mesh: MeshSettings, out: Path | None = None, as_json: bool = False
+    checkpoint: Path,
+    asked: Asked,
+    *,
+    mesh: MeshSettings,
+    fine_tuned: Path | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Prints a line for each set and number of shots, and writes every answer to `out`, a JSONL file."""
-    reader = Reader(checkpoint, mesh, top=1)
-    print(reader.about(), file=sys.stderr)
+    """Prints a line for each set and number of shots, and writes every answer to `out`, a JSONL file.
+
+    `fine_tuned` is a model that was trained on the sets: it is asked without shots, and stands beside the other. `plot`
+    is a PNG file of both.
+    """
     found = []
     with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
-        for marks, answers in examine(reader, asked):
+        for marks, answers in _both(checkpoint, fine_tuned, asked, mesh):
             found.append(marks)
             if not as_json:
                 print(shown(marks), flush=True)
@@ -186,6 +201,28 @@ def print_marks(
                 lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in records(marks, answers))
     if as_json:
         print(json.dumps([marks.plain() for marks in found], indent=2))
+    if plot is not None:
+        write_shots(plot, [drawn(marks) for marks in found])
+
+
+def _both(
+    checkpoint: Path, fine_tuned: Path | None, asked: Asked, mesh: MeshSettings
+) -> Iterator[tuple[Marks, list[Answered]]]:
+    reader = Reader(checkpoint, mesh, top=1)
+    print(reader.about(), file=sys.stderr)
+    yield from examine(reader, asked)
+    if fine_tuned is not None:
+        reader = Reader(fine_tuned, mesh, top=1)
+        print(f"fine-tuned: {reader.about()}", file=sys.stderr)
+        for marks, answers in examine(reader, replace(asked, shots=(0,))):
+            yield replace(marks, fine_tuned=True), answers
+
+
+def drawn(marks: Marks) -> Mark:
+    """What the plot has of marks: the first measure of the set."""
+    measure, mean = next(iter(marks.means.items()))
+    place = (marks.task, measure.replace("_", " "), marks.shots)
+    return Mark(*place, mean.value, mean.error, marks.guessed, marks.fine_tuned)
 
 
 def print_prompts(checkpoint: Path, asked: Asked, *, mesh: MeshSettings) -> None:
@@ -217,11 +254,13 @@ def shown(marks: Marks) -> str:
         "ties": marks.ties,
     }
     told = "".join(f"  {count} {name}" for name, count in counts.items() if count)
-    return f"{marks.task:20} {marks.shots:>2} shots  {marks.questions:>6,} questions  {means}{word}{told}"
+    shots = "fine-tuned" if marks.fine_tuned else f"{marks.shots:>4} shots"
+    return f"{marks.task:20} {shots:10}  {marks.questions:>6,} questions  {means}{word}{told}"
 
 
 def records(marks: Marks, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
     """A question's line of the JSONL file."""
     for number, answer in enumerate(answers):
         place = {"task": marks.task, "shots": answer.shots, "number": number, "group": answer.question.group}
+        place |= {"fine_tuned": True} if marks.fine_tuned else {}
         yield place | answer.record() | {"cut": answer.cut} | answer.marks()

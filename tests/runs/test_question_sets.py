@@ -10,6 +10,7 @@ import lmjax
 from lmjax.cli import main
 from lmjax.evaluate.questions import Writing
 from lmjax.evaluate.sets import SETS
+from lmjax.runs import question_sets
 from tests.tiny import write_rows
 
 ROWS = [
@@ -65,6 +66,30 @@ def test_the_accuracies_are_those_of_a_forward_pass_for_each_choice(trained, set
     right = [int(np.argmax(own)) == row["label"] for own, row in zip(per_byte, ROWS, strict=True)]
     assert marks["per_byte"] == pytest.approx(np.mean(right))
     assert (marks["questions"], marks["shots"], marks["left_out"], marks["cut"]) == (3, 0, 0, 0)
+
+
+def test_the_same_model_fine_tuned_stands_beside_it_in_table_file_and_plot(
+    trained, sets, tmp_path, capsys, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(question_sets, "write_shots", lambda path, marks: shown.append((path, marks)))
+    files = ("--out", tmp_path / "answers.jsonl", "--plot", tmp_path / "shots.png")
+    asked = ("--task", "hellaswag", "--task-data", sets, "--shots", "0,1", "--fine-tuned", trained)
+    lines = printed(capsys, trained, *asked, *files).splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        *(["hellaswag", shots, "shots"] for shots in "01"),
+        ["hellaswag", "fine-tuned", "3"],
+    ]
+    assert lines[0].split()[3:] == lines[2].split()[2:]  # it is the same checkpoint here
+    ((path, marks),) = shown
+    assert path == tmp_path / "shots.png"
+    assert [(mark.task, mark.measure, mark.shots, mark.trained, mark.guessed) for mark in marks] == [
+        *(("hellaswag", "accuracy", shots, False, 0.25) for shots in (0, 1)),
+        ("hellaswag", "accuracy", 0, True, 0.25),
+    ]
+    assert f"{marks[0].value:.4f}" == lines[0].split()[lines[0].split().index("accuracy") + 1]
+    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [record.get("fine_tuned", False) for record in records] == [False] * 6 + [True] * 3
 
 
 def test_a_mesh_and_a_limit_give_the_same_answers(trained, sets, tmp_path, capsys):
@@ -213,6 +238,10 @@ def test_a_set_whose_answers_do_not_fit_the_context_is_refused(trained, translat
         (["--task", "hellaswag", "--limit", "0"], "--limit = 0: expected a number above 0"),
         (["--task", "piqa"], "piqa_dev"),
         (["--task", "hellaswag", "--show-prompt", "--out", "a"], "--out = 'a': expected nothing beside --show-prompt"),
+        (["--task", "hellaswag", "--plot", "a.pdf"], "--plot a.pdf: expected a file that ends in .png"),
+        (["--task", "hellaswag", "--plot", "none/a.png"], "--plot none/a.png: expected a file in a folder that exists"),
+        (["--data", "a.txt", "--out", "a"], "--out = 'a': expected --task with it"),
+        (["--data", "a.txt", "--limit", "3"], "--limit = '3': expected --task with it"),
         (["--task", "hellaswag", "--data", "a.txt"], "expected --data or --task, and not both"),
         ([], "expected --data or --task, and not both"),
     ],
