@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,12 @@ from lmjax.parallel.placement import ROWS, batch_sharding, jit_eval, place_rows
 SHORTEST = 32  # tokens: the lengths of rows are this, doubled until the context, so that few programs are compiled
 BATCH_TOKENS = 8192  # of a batch on each device along the rows,
 BATCH_TOKENS_TOP = 1024  # and where the likeliest tokens are wanted, for which all logits of a batch exist at once
-SEQUENCES_AT_ONCE = 1024  # whose windows are sorted by length together
+FIRST_AT_ONCE = 8  # sequences; every part has twice as many as the one before, so that the first is there soon,
+SEQUENCES_AT_ONCE = 1024  # up to this number, whose windows are sorted by length together
 GROUPS_AT_ONCE = 256  # of endings, which are sorted by shape together
 BEGINNING_AT_ONCE = 512  # tokens, whose attention scores exist at once
+
+Item = TypeVar("Item")
 
 
 class Window(NamedTuple):
@@ -50,6 +53,14 @@ def windows(tokens: int, context: int, stride: int) -> list[Window]:
         end = min(done + stride, tokens)
         found.append(Window(end - context, done, end))
     return found
+
+
+def growing(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """The items in parts: a few, then twice as many each time, up to `most`."""
+    remaining, size = iter(items), min(FIRST_AT_ONCE, most)
+    while part := list(itertools.islice(remaining, size)):
+        yield part
+        size = min(2 * size, most)
 
 
 class TokenProbs(NamedTuple):
@@ -107,8 +118,8 @@ class Likelihood:
 
     def of(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> Iterator[TokenProbs]:
         """What the model says of the tokens of each sequence after its first, in their order."""
-        remaining = iter(sequences)
-        while some := [np.asarray(ids, np.int64) for ids in itertools.islice(remaining, SEQUENCES_AT_ONCE)]:
+        for part in growing(sequences, SEQUENCES_AT_ONCE):
+            some = [np.asarray(ids, np.int64) for ids in part]
             sizes = [max(0, len(ids) - 1) for ids in some]
             found = [self._empty(size) for size in sizes]
             rows = [(n, own) for n, size in enumerate(sizes) for own in windows(size, self.context, self.stride)]

@@ -21,7 +21,7 @@ import numpy as np
 from lmjax.data.sources import open_source
 from lmjax.errors import UserError, require
 from lmjax.evaluate.detokenize import CorpusTokens, corpus_tokens, detokenized
-from lmjax.evaluate.likelihood import Likelihood, TokenProbs
+from lmjax.evaluate.likelihood import Likelihood, TokenProbs, growing
 from lmjax.evaluate.validation import perplexity_of
 from lmjax.generate.table import print_alternatives
 from lmjax.parallel.mesh import make_mesh
@@ -150,9 +150,8 @@ class Reader:
 
     def texts(self, texts: Iterable[str]) -> Iterator[TextLikelihood]:
         """Each text, in order, as it is read. Raises UserError for one that is no Unicode."""
-        remaining = iter(texts)
-        parts = iter(lambda: list(itertools.islice(remaining, ENCODED_AT_ONCE)), [])
         encode = self.trained.tokenizer.encode_batch
+        parts = growing(texts, ENCODED_AT_ONCE)
         encoded = ((text, ids) for some in parts for text, ids in zip(some, encode(some), strict=True))
         read, predicted = itertools.tee(encoded)
         sequences = (np.append(self.begin, ids) for _, ids in predicted)

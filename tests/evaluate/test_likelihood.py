@@ -124,7 +124,8 @@ def test_the_number_of_sequences_read_at_once_and_their_order_change_nothing(mon
 
 
 def test_sequences_are_read_as_they_are_needed(monkeypatch):
-    monkeypatch.setattr(module, "SEQUENCES_AT_ONCE", 2)
+    monkeypatch.setattr(module, "FIRST_AT_ONCE", 1)
+    monkeypatch.setattr(module, "SEQUENCES_AT_ONCE", 4)
     asked = []
 
     def endless():
@@ -134,25 +135,11 @@ def test_sequences_are_read_as_they_are_needed(monkeypatch):
 
     mesh = one_device()
     reader = Likelihood(*on(mesh), mesh, entries=ENTRIES).of(endless())
-    next(reader)
-    assert len(asked) == 2
-
-
-def test_a_smaller_context_reads_what_a_sequence_alone_would_give():
-    mesh, ids = one_device(), SEQUENCES[LENGTHS.index(65)]
-    reader = Likelihood(*on(mesh), mesh, entries=ENTRIES, context=32, stride=32)
-    (found,) = reader.of([ids])
-    for begin, end in ((0, 32), (32, 64), (64, 65)):
-        first = max(0, end - 32)  # the last window is read with what is before it
-        (alone,) = log_probs(sequences=[ids[first : end + 1]])
-        np.testing.assert_allclose(found.log_probs[begin:end], alone[begin - first :], atol=2e-5)
-
-
-@pytest.mark.parametrize("context", [0, 65])
-def test_a_context_that_the_model_does_not_have_is_refused(context):
-    mesh = one_device()
-    with pytest.raises(UserError, match=rf"^--context = {context}: expected 1 to the model's 64 tokens; change it"):
-        Likelihood(*on(mesh), mesh, entries=ENTRIES, context=context)
+    read = []
+    for _ in range(12):
+        next(reader)
+        read.append(len(asked))
+    assert read == [1, *[3] * 2, *[7] * 4, *[11] * 4, 15]
 
 
 @pytest.mark.parametrize("stride", [0, 65])
