@@ -19,19 +19,23 @@ READY = {"ready": True}
 
 
 class Contender:
-    """A process that runs `file` with `arguments` and answers requests. Use as a context manager."""
+    """A process that runs `file` with `arguments` and answers requests. Use as a context manager.
 
-    def __init__(self, name: str, file: str, arguments: Sequence[str], threads: int) -> None:
+    `python` is the one that runs it, by default this one.
+    """
+
+    def __init__(self, name: str, file: str, arguments: Sequence[str], threads: int, python: str | None = None) -> None:
         self.name = name
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         quiet = {
             "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
             "TRANSFORMERS_VERBOSITY": "error",
             "JAX_PLATFORMS": "cpu",
             "TQDM_DISABLE": "1",
         }
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command = [sys.executable, file, *arguments]
+        command = [python or sys.executable, file, *arguments]
         self._process = subprocess.Popen(command, env=os.environ | limits | quiet, **pipes)
         self.ready = self._read()
 

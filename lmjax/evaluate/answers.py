@@ -173,7 +173,8 @@ def beginning(tokenizer: Tokenizer) -> list[int]:
 
 
 def added_before(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer itself puts before every text: its beginning of text, or nothing."""
+    """The special tokens that the tokenizer itself puts before every text, without the end that it puts behind."""
     with_specials = getattr(tokenizer, "encode_with_specials", None)
-    first = with_specials("")[:1] if with_specials else []
-    return [token for token in first if token == getattr(tokenizer, "bos_id", None)]
+    ids = with_specials("") if with_specials else []
+    behind = ids[-1:] == [tokenizer.eos_id] != [getattr(tokenizer, "bos_id", None)]
+    return ids[:-1] if behind else ids

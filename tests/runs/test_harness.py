@@ -1,8 +1,11 @@
 """`lmjax harness`: lm-eval's tasks, run for real on local files, beside forward passes of the model itself."""
 
+import base64
 import dataclasses
 import json
 import logging
+import lzma
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ import lmjax
 from lmjax.cli import main
 from lmjax.data.conversations import Turn, encode
 from lmjax.errors import UserError
+from lmjax.evaluate.answers import added_before
 from lmjax.generate.chat import StageTurns
 from lmjax.runs import harness_model
 from lmjax.settings import MeshSettings
+from lmjax.tokenizers.tokenizer import load_tokenizer
 from tests.tiny import sft, write_rows
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'lmjax[harness]'")
@@ -156,6 +161,26 @@ def test_a_context_that_is_too_long_loses_its_beginning_which_is_said(model, tra
         ((log_prob, _), _) = model.loglikelihood(requests((text[:20], text[20:]), ("a", "b")))
     assert log_prob == pytest.approx(log_probs(trained, [*text[-17:].encode()])[0][-4:].sum(), abs=1e-5)
     assert "1 of 2 requests are longer than the 16 tokens that the context of 16 leaves them" in caplog.text
+
+
+def test_what_a_tokenizer_puts_before_every_text_stands_before_it_once(model, trained, monkeypatch):
+    monkeypatch.setattr(model, "_before", [EOS])
+    ((plain, _), (empty, _)) = model.loglikelihood(requests(("the", " cat"), ("", "cat")))
+    own = [log_probs(trained, [EOS, *b"the cat"])[0][3:].sum(), log_probs(trained, [EOS, *b"cat"])[0].sum()]
+    assert [plain, empty] == pytest.approx(own, abs=1e-5)
+    (rolling,) = model.loglikelihood_rolling(requests(("cat",)))
+    assert rolling == pytest.approx(log_probs(trained, [EOS, EOS, *b"cat"])[0].sum(), abs=1e-5)  # as lm-eval counts
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("llama3", "<|begin_of_text|>"), ("llama2", "<s>"), ("smollm", ""), ("gpt2", ""), ("t5", "")]
+)
+def test_what_stands_before_every_text_is_what_the_tokenizer_adds_and_no_end(name, before, tmp_path):
+    kinds = json.loads(lzma.decompress((Path(__file__).parents[1] / "golden" / "hf_tokenizers.json.xz").read_bytes()))
+    for file, data in kinds["kinds"][name]["files"].items():
+        (tmp_path / file).write_bytes(base64.b64decode(data))
+    tokenizer = load_tokenizer(tmp_path)
+    assert [tokenizer.token(index) for index in added_before(tokenizer)] == ([before] if before else [])
 
 
 def test_a_continuation_that_has_no_token_or_too_many_is_named(model):
