@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ _END = re.compile(
 _CHAPTER = re.compile("\n(?= ?\u7b2c[^\n]{1,5}\u56de)")
 _FEWCLUE = ("eprstmt", "tnews", "ocnli", "bustm", "cluewsc")
 RESUME_SENTENCES = 25
+SHARED = 10  # Chinese characters of a sentence that says that two documents are related
 SENTENCE = (6, 40)  # Chinese characters of a sentence that is asked about
 
 
@@ -123,22 +124,47 @@ def sentences(document: str) -> list[str]:
     return found
 
 
+def related(documents: Sequence[str]) -> list[list[int]]:
+    """The numbers of the documents in groups: two that have a sentence of `SHARED` characters in common are in one."""
+    parents, first = list(range(len(documents))), dict[str, int]()
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            number = parents[number]
+        return number
+
+    for number, document in enumerate(documents):
+        for sentence in map(str.strip, _END.split(document)):
+            if len(HAN.findall(sentence)) >= SHARED:
+                parents[root(number)] = root(first.setdefault(sentence, number))
+    groups: dict[int, list[int]] = {}
+    for number in range(len(documents)):
+        groups.setdefault(root(number), []).append(number)
+    return list(groups.values())
+
+
 def split(folder: Path, *, held_out: float = 0.05, wanted: int = 100, seed: int = 0) -> Split:
     """All sets' documents, each once: the share `held_out` of every set for validation, as much for the test.
 
-    The test's sentences are drawn from all that occur in no other document.
+    Related documents stay together. The test's sentences are drawn from all that occur in no other document.
     """
-    rng, seen = random.Random(seed), set[str]()
+    rng = random.Random(seed)
+    sets = {text: name for name, read in SETS.items() for text in read(folder / name) if text.strip()}
+    documents = list(sets)
+    groups: dict[str, list[list[str]]] = {name: [] for name in SETS}
+    for numbers in related(documents):
+        groups[sets[documents[numbers[0]]]].append([documents[number] for number in numbers])
     train: list[str] = []
     validation: list[str] = []
-    candidates: list[tuple[str, str]] = []
-    for name, read in SETS.items():
-        documents = [text for text in read(folder / name) if text.strip() and not (text in seen or seen.add(text))]
-        rng.shuffle(documents)
-        share = max(1, round(len(documents) * held_out))
-        test, own, rest = documents[:share], documents[share : 2 * share], documents[2 * share :]
-        candidates += [(name, sentence) for document in test for sentence in sentences(document)]
-        validation, train = validation + own, train + rest
-    learned = "\n".join(train + validation)
-    distinct = list({sentence: (name, sentence) for name, sentence in candidates if sentence not in learned}.values())
+    candidates: dict[str, str] = {}
+    for name, own in groups.items():
+        rng.shuffle(own)
+        share = max(1, round(len(own) * held_out))
+        tested, held, learned = (
+            list(itertools.chain(*part)) for part in (own[:share], own[share : 2 * share], own[2 * share :])
+        )
+        candidates |= {sentence: name for document in tested for sentence in sentences(document)}
+        validation, train = validation + held, train + learned
+    elsewhere = "\n".join(train + validation)
+    distinct = [(name, sentence) for sentence, name in candidates.items() if sentence not in elsewhere]
     return Split(train, validation, rng.sample(distinct, wanted))

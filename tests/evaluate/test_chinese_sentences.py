@@ -68,6 +68,12 @@ def test_sentences_end_at_stops_and_are_mostly_chinese():
     assert CORPORA["sentences"](text) == ["宝玉又道：“等太太醒了我就讨。”", "且说贾珍那边，开了宗祠。"]
 
 
+def test_documents_with_a_long_sentence_in_common_stay_together():
+    long, other = "一二三四五六七八九十。", "甲乙丙丁戊己庚辛壬癸。"
+    documents = [f"{long}哦。", "哦。好。", f"啊。{other}", f"{other}{long}", "好。"]
+    assert sorted(map(sorted, CORPORA["related"](documents))) == [[0, 2, 3], [1], [4]]
+
+
 @pytest.mark.data
 def test_held_out_sentences_occur_in_no_other_document(shared_data):
     folder = shared_data("zh_classics").parent
@@ -76,7 +82,13 @@ def test_held_out_sentences_occur_in_no_other_document(shared_data):
     assert len(set(texts.train + texts.validation)) == len(texts.train) + len(texts.validation) > 8000
     learned = "\n".join(texts.train + texts.validation)
     assert not any(sentence in learned for _, sentence in texts.sentences)
+    assert [len(group) for group in CORPORA["related"](texts.train + texts.validation) if _apart(group, texts)] == []
     assert texts == CORPORA["split"](folder) != CORPORA["split"](folder, seed=1)
+
+
+def _apart(group, texts):
+    """Whether some of these documents train and others validate."""
+    return min(group) < len(texts.train) <= max(group)
 
 
 def test_both_models_read_the_same_tokens(whole):
