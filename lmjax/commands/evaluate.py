@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    examples = ("lmjax evaluate runs/quickstart --data notes.txt", "lmjax evaluate runs/gpt2 --data 'wiki/*.txt'")
+    examples = ("lmjax evaluate runs/quickstart --data notes.txt", "lmjax evaluate runs/gpt2 --suite hhh --limit 100")
     text = "loss, perplexity and bits per byte of a checkpoint on text"
     evaluate = add_command(commands, "evaluate", _evaluate, text, *examples)
     evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each set")
     evaluate.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
     evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
+    _add_suite(evaluate)
     _add_source(evaluate)
     text = "what one document is in plain text (default: file)"
     evaluate.add_argument("--documents", choices=("file", "line", "paragraph"), default="file", help=text)
@@ -48,6 +49,13 @@ def add(commands: Any) -> None:
     score.add_argument("--json", action="store_true", help="one object per text or answer")
 
 
+def _add_suite(command: argparse.ArgumentParser) -> None:
+    text = "instead: truthfulness, bias and preferences, from truthfulqa, crows_pairs, winogender, hh_rlhf and oasst_en"
+    command.add_argument("--suite", choices=("hhh",), help=text)
+    text = "with --suite: a reward model that orders the rankings, too"
+    command.add_argument("--reward-model", type=path_of, metavar="CKPT", help=text)
+
+
 def _add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("--field", default="text", help="the field of a record that holds the text (default: text)")
     text = "what the files are, where their names do not tell"
@@ -66,9 +74,11 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.runs.evaluate import print_evaluation
     from lmjax.settings import MeshSettings
 
+    mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
+    if options.suite is not None:
+        return _suite(options, mesh)
     one = (options.task is None) == bool(options.data)
     require(one, "--data", options.data[:1], "--data or --task, and not both", "give one of them")
-    mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
     if options.task is not None:
         return _tasks(options, mesh)
     sources = [_source(options, path, options.documents) for path in options.data]
@@ -86,6 +96,21 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
     names = tuple(options.task.split(","))
     asked = Asked(names, options.task_data, tuple(map(int, words)), options.limit, options.seed)
     print_marks(options.checkpoint, asked, mesh=mesh, out=options.out, as_json=options.json)
+    return 0
+
+
+def _suite(options: argparse.Namespace, mesh: MeshSettings) -> int:
+    from lmjax.errors import require
+    from lmjax.runs.hhh import Suite, print_measures
+
+    others = {"--data": options.data, "--task": options.task, "--stride": options.stride}
+    for name, value in others.items():
+        require(not value, name, value, "none with --suite", "leave it out, or --suite")
+    require(
+        options.shots == "0", "--shots", options.shots, "none with --suite, whose prompts are given", "leave it out"
+    )
+    shown = {"reward_model": options.reward_model, "out": options.out, "as_json": options.json}
+    print_measures(options.checkpoint, Suite(options.task_data, options.limit), mesh=mesh, **shown)
     return 0
 
 
