@@ -21,12 +21,14 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
     text = "instead: sets of questions, with commas: hellaswag, piqa, arc_easy, copa, lambada"
     evaluate.add_argument("--task", metavar="NAMES", help=text)
-    text = "the folder that holds the sets, each in a folder of its own (default: .)"
+    text = "of --task and --suite: the folder that holds the sets, each in its own folder (default: .)"
     evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
     evaluate.add_argument("--shots", default="0", metavar="N,N", help="solved questions before each (default: 0)")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each set")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="N questions of each set (of --task the first ones)")
     evaluate.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
-    evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
+    evaluate.add_argument(
+        "--out", type=path_of, metavar="FILE", help="with --task or --suite: every answer, as JSON lines"
+    )
     _add_suite(evaluate)
     _add_source(evaluate)
     text = "what one document is in plain text (default: file)"
