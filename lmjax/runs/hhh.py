@@ -137,10 +137,10 @@ def print_measures(
         require(scores, "--reward-model", str(reward_model), "a reward model", "name the stage that made one")
     reader = Reader(checkpoint, mesh, top=1)
     print(reader.about(), file=sys.stderr)
-    found: list[Measure] = []
+    found = []
     with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
         for part in _all_parts(reader, read, mesh, reward_model):
-            found += part.measures
+            found += [{**each.plain(), "counts": part.counts} for each in part.measures]
             if not as_json:
                 print("\n".join(map(shown, part.measures)), flush=True)
             if words := counted(part):
@@ -148,7 +148,7 @@ def print_measures(
             if lines:
                 lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _records(part))
     if as_json:
-        print(json.dumps([each.plain() for each in found], indent=2))
+        print(json.dumps(found, indent=2))
 
 
 def _all_parts(reader: Reader, read: Read, mesh: MeshSettings, reward_model: Path | None) -> Iterator[Part]:

@@ -94,6 +94,7 @@ def test_preferences_are_by_the_response_after_its_prompt_and_by_the_reward_mode
     assert found["oasst_en", "log_prob", "all"]["examples"] == 2  # of ranks 0, 1 and 1
     by_reward = found["oasst_en", "reward", "all"]
     assert by_reward["examples"] == 2
+    assert by_reward["counts"] == {"rankings": 1, "ties by reward": 0, "bad records": 0, "left out": 0}
     (line,) = [line for line in lines if line["set"] == "oasst_en" and "reward" in line]
     best, *others = line["reward"]
     assert line["ranks"] == [0, 1, 1] and len(set(line["reward"])) == 3
