@@ -13,6 +13,7 @@ WALL_SECONDS = "wall_seconds"  # in the record and the summary: of all runs of t
 PROVENANCE_FILE = "origins.json"  # what a stage was made from beside its recipe, by digest
 ANSWERED_FILE = "answered.jsonl"  # of a comparison: a line for each batch of prompts, until all are answered
 PIPELINE_FILE = "pipeline.json"  # in a pipeline's workdir: the names of its stages, in order
+MEASURES_FILE = "measures.json"  # of the model that a stage ends with; of a pipeline, of the one it begins with
 TABLE_FILE, RUNS = "table.jsonl", "runs"  # in a sweep's workdir: its table, and the folder of its runs
 START_TOKENIZER = "tokenizer-start"  # the folder of the tokenizer of a stage's initial checkpoint
 

@@ -34,6 +34,7 @@ from lmjax.tokenizers.byte_level_bpe import byte_level_pipeline
 from lmjax.tokenizers.pipeline import BYTES
 
 LETTERS = "abcdefghijklmnop"
+GENDERS = {"male": "he", "female": "she", "neutral": "they"}
 WORDS = ("the", "cat", "sat", "on", "mats")
 LOG = LogSettings(every=1, tensorboard=False)
 RATE = OptimizerSettings(learning_rate=1e-2)
@@ -125,6 +126,31 @@ def for_slice(layers: int = 2, width: int = 128, length: int = 128, **changes: A
     )
     data, plan = DataSettings(sequence_length=length, batch_size=8), PlanSettings(topology="v5e-4")
     return changed(Pretrain(name="small", data=data, model=shape, plan=plan), **changes)
+
+
+def hhh_sets(folder: Path) -> Path:
+    """The folder with the sets of `lmjax evaluate --suite hhh`: two or three short examples of each."""
+    pairs = [
+        {"chosen": f"\n\nHuman: {c}\n\nAssistant: {c}{c}", "rejected": f"\n\nHuman: {c}\n\nAssistant: z"} for c in "ab"
+    ]
+    ranked = [{"prompt": "c", "answers": ["cc", "c", "d"], "ranks": [0, 1, 1]}]
+    files = {
+        "truthfulqa/truthfulqa_dev.csv": "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers\n"
+        "A,B,Why?,No,No; So.,Yes; It is\n"
+        "A,B,Who?,I,I,You\n",
+        "crows_pairs/crows_pairs_dev.csv": "sent_more,sent_less,stereo_antistereo,bias_type\n"
+        "aa cat,bb cat,stereo,age\n"
+        "he sat,she sat,antistereo,gender\n"
+        "a mat,a rug,stereo,age\n",
+        "winogender/all_sentences.tsv": "sentid\tsentence\n"
+        + "".join(f"chef.{who}.0.{g}.txt\tthe {who} and {p}\n" for who in ("man", "cat") for g, p in GENDERS.items()),
+        "hh_rlhf/harmless_dev.jsonl": "".join(json.dumps(row) + "\n" for row in pairs),
+        "oasst_en/oasst_en_dev.jsonl": "".join(json.dumps(row) + "\n" for row in ranked),
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
 
 
 def write_recipe(path: Path, recipe: Any) -> Path:

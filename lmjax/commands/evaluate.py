@@ -1,101 +1,97 @@
-"""`lmjax evaluate`: how well a checkpoint predicts texts. `lmjax score`: the probability of each, or a reward."""
+"""`lmjax evaluate`: how well a checkpoint predicts texts, answers sets of questions, and measures up to a suite."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lmjax.commands.command import add_command, path_of, require_png
+from lmjax.commands.texts import add_source, add_stride, source_of
 from lmjax.kinds import QUESTION_SETS
 
 if TYPE_CHECKING:
     from lmjax.settings import MeshSettings
 
+OF_DATA = ("stride", "context", "detokenize")
+OF_TASK = ("show_prompt", "plot", "fine_tuned")
+OF_SUITE = ("reward_model",)
+
 
 def add(commands: Any) -> None:
     examples = ("lmjax evaluate runs/quickstart --data notes.txt", "lmjax evaluate runs/gpt2 --data 'wiki/*.txt'")
     sets = "lmjax evaluate runs/gpt2 --task arc_easy,boolq --task-data sets --shots 0,5 --out answers.jsonl"
-    text = "loss, perplexity and bits per byte of a checkpoint on text"
-    evaluate = add_command(commands, "evaluate", _evaluate, text, *examples, sets)
+    suite = "lmjax evaluate runs/gpt2 --suite hhh --task-data sets --limit 100"
+    text = "loss, perplexity and bits per byte of a checkpoint on text, its answers to sets of questions, or a suite"
+    evaluate = add_command(commands, "evaluate", _evaluate, text, *examples, sets, suite)
     evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
-    text = "files, folders or globs of text, JSONL, CSV or Parquet; each is a row of the table"
-    evaluate.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
-    _add_task(evaluate)
-    _add_source(evaluate)
-    text = "what one document is in plain text (default: file)"
-    evaluate.add_argument("--documents", choices=("file", "line", "paragraph"), default="file", help=text)
-    _add_stride(evaluate)
-    _add_reading(evaluate)
+    _add_data(evaluate.add_argument_group("text"))
+    _add_task(evaluate.add_argument_group("sets of questions"))
+    _add_suite(evaluate.add_argument_group("a suite"))
+    text = "of --task and --suite: the folder that holds the sets, each in a folder of its own (default: .)"
+    evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
+    text = "of --task and --suite: N questions of each set (of --task the first ones)"
+    evaluate.add_argument("--limit", type=int, metavar="N", help=text)
+    text = "of --task and --suite: every answer, as JSON lines"
+    evaluate.add_argument("--out", type=path_of, metavar="FILE", help=text)
     evaluate.add_argument("--mesh", help="sizes such as data=4,fsdp=2 (default: all devices along data)")
     evaluate.add_argument("--json", action="store_true", help="a list of objects, one for each row")
 
-    text = "the log-probability of each text under a language model, or a reward model's score of each answer in a file"
-    examples = ("lmjax score runs/instructgpt/reward answers.jsonl", "lmjax score runs/quickstart --text 'The array'")
-    score = add_command(commands, "score", _score, text, *examples)
-    score.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
-    text = "texts, by lines or records; of a reward model, prompts and answers in any of the shapes that training takes"
-    score.add_argument("file", nargs="?", type=path_of, help=text)
-    score.add_argument("--text", action="append", default=[], help="a text instead of a file; may be repeated")
-    _add_source(score)
-    _add_stride(score)
-    text = "of a language model: show each token with the K likeliest in its place"
-    score.add_argument("--top", type=int, default=0, metavar="K", help=text)
-    score.add_argument("--json", action="store_true", help="one object per text or answer")
+
+def _add_data(group: Any) -> None:
+    text = "files, folders or globs of text, JSONL, CSV or Parquet; each is a row of the table"
+    group.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
+    add_source(group)
+    text = "what one document is in plain text (default: file)"
+    group.add_argument("--documents", choices=("file", "line", "paragraph"), default="file", help=text)
+    add_stride(group)
+    text = "at most so many tokens are read at once (default, and at most: the model's context)"
+    group.add_argument("--context", type=int, metavar="N", help=text)
+    text = "undo the tokenisation of this corpus, and tell the perplexity over the corpus's own words"
+    group.add_argument("--detokenize", choices=("wikitext", "ptb"), help=text)
 
 
-def _add_task(evaluate: argparse.ArgumentParser) -> None:
-    text = f"instead: sets of questions, with commas: {', '.join(QUESTION_SETS)}; arc and fewclue are several"
-    evaluate.add_argument("--task", metavar="NAMES", help=text)
-    text = "the folder that holds the sets, each in a folder of its own (default: .)"
-    evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
-    evaluate.add_argument("--shots", default="0", metavar="N,N", help="solved questions before each (default: 0)")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each set")
-    evaluate.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
+def _add_task(group: Any) -> None:
+    text = f"names, with commas: {', '.join(QUESTION_SETS)}; arc and fewclue are several"
+    group.add_argument("--task", metavar="NAMES", help=text)
+    group.add_argument("--shots", default="0", metavar="N,N", help="solved questions before each (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="which questions are drawn as shots (default: 0)")
     text = "a prompt that is longer than the context loses shots, which are counted (default), or is an error"
-    evaluate.add_argument("--too-long", choices=("drop", "error"), default="drop", help=text)
+    group.add_argument("--too-long", choices=("drop", "error"), default="drop", help=text)
     text = "print the first prompt of each set as the model reads it, and nothing else"
-    evaluate.add_argument("--show-prompt", action="store_true", help=text)
-    evaluate.add_argument("--out", type=path_of, metavar="FILE", help="with --task: every answer, as JSON lines")
-    text = "with --task: accuracy over the number of shots, a panel for each set"
-    evaluate.add_argument("--plot", type=path_of, metavar="FILE.png", help=text)
-    text = "with --task: the same model trained on the sets, which is asked without shots beside it"
-    evaluate.add_argument("--fine-tuned", type=path_of, metavar="CKPT", help=text)
+    group.add_argument("--show-prompt", action="store_true", help=text)
+    text = "accuracy over the number of shots, a panel for each set"
+    group.add_argument("--plot", type=path_of, metavar="FILE.png", help=text)
+    text = "the same model trained on the sets, which is asked without shots beside it"
+    group.add_argument("--fine-tuned", type=path_of, metavar="CKPT", help=text)
 
 
-def _add_source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--field", default="text", help="the field of a record that holds the text (default: text)")
-    text = "what the files are, where their names do not tell"
-    command.add_argument("--kind", choices=("text", "jsonl", "csv", "parquet"), help=text)
-    command.add_argument("--skip-bad", action="store_true", help="leave bad records out, and say so")
-
-
-def _add_stride(command: argparse.ArgumentParser) -> None:
-    text = "tokens by which the windows of a text beyond the context move on (default: half the context)"
-    command.add_argument("--stride", type=int, metavar="N", help=text)
-
-
-def _add_reading(command: argparse.ArgumentParser) -> None:
-    text = "with --data: at most so many tokens are read at once (default, and at most: the model's context)"
-    command.add_argument("--context", type=int, metavar="N", help=text)
-    text = "with --data: undo the tokenisation of this corpus, and tell the perplexity over the corpus's own words"
-    command.add_argument("--detokenize", choices=("wikitext", "ptb"), help=text)
+def _add_suite(group: Any) -> None:
+    text = "hhh: truthfulness, bias and preferences, from truthfulqa, crows_pairs, winogender, hh_rlhf and oasst_en"
+    group.add_argument("--suite", choices=("hhh",), help=text)
+    text = "a reward model that orders the rankings, too"
+    group.add_argument("--reward-model", type=path_of, metavar="CKPT", help=text)
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     from lmjax.errors import require
     from lmjax.plan.planner import parse_mesh
-    from lmjax.runs.evaluate import Reader, print_evaluation
     from lmjax.settings import MeshSettings
 
-    one = (options.task is None) == bool(options.data)
-    require(one, "--data", options.data[:1], "--data or --task, and not both", "give one of them")
+    given = [name for name in ("data", "task", "suite") if getattr(options, name)]
+    found = " ".join(f"--{name}" for name in given) or "none"
+    require(len(given) == 1, "lmjax evaluate", found, "--data, --task or --suite, and one of them alone", "give one")
     mesh = MeshSettings() if options.mesh is None else parse_mesh(options.mesh)
-    if options.task is not None:
-        return _tasks(options, mesh)
-    _require_absent(options, ("limit", "out", "plot", "fine_tuned", "show_prompt"), "--task with it")
-    sources = [_source(options, path, options.documents) for path in options.data]
+    call = {"data": _texts, "task": _tasks, "suite": _suite}[given[0]]
+    return call(options, mesh)
+
+
+def _texts(options: argparse.Namespace, mesh: MeshSettings) -> int:
+    from lmjax.runs.evaluate import Reader, print_evaluation
+
+    _require_absent(options, (*OF_TASK, *OF_SUITE, "limit", "out"), "no such option with --data")
+    sources = [source_of(options, path, options.documents, "--data") for path in options.data]
     reader = Reader(options.checkpoint, mesh, options.stride, context=options.context)
     print_evaluation(reader, sources, corpus=options.detokenize, as_json=options.json)
     return 0
@@ -108,7 +104,7 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
 
     words = options.shots.split(",")
     require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
-    _require_absent(options, ("stride", "context", "detokenize"), "--data with it")
+    _require_absent(options, (*OF_DATA, *OF_SUITE), "no such option with --task")
     asked = Asked(
         sets_of(options.task), options.task_data, tuple(map(int, words)), options.limit, options.seed, options.too_long
     )
@@ -122,42 +118,23 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
     return 0
 
 
+def _suite(options: argparse.Namespace, mesh: MeshSettings) -> int:
+    from lmjax.errors import require
+    from lmjax.runs.hhh import Suite, print_measures
+
+    _require_absent(options, (*OF_DATA, *OF_TASK), "no such option with --suite")
+    expected = "none with --suite, whose prompts are given"
+    require(options.shots == "0", "--shots", options.shots, expected, "leave it out")
+    shown = {"reward_model": options.reward_model, "out": options.out, "as_json": options.json}
+    print_measures(options.checkpoint, Suite(options.task_data, options.limit), mesh=mesh, **shown)
+    return 0
+
+
 def _require_absent(options: argparse.Namespace, names: Sequence[str], expected: str) -> None:
     """Raises UserError for an option that says something of what is not done."""
     from lmjax.errors import require
 
     for name in names:
         value = getattr(options, name)
-        require(value in (None, False), "--" + name.replace("_", "-"), str(value), expected, "leave it out")
-
-
-def _score(options: argparse.Namespace, _: list[str]) -> int:
-    from lmjax.data.sources import open_source
-    from lmjax.errors import require
-    from lmjax.runs.evaluate import print_probabilities
-    from lmjax.runs.score import is_reward_model, print_scores
-
-    one = (options.file is None) == bool(options.text)
-    require(one, "FILE", options.file and str(options.file), "a file, or --text, and not both", "give one of them")
-    if is_reward_model(options.checkpoint):
-        expected = "a file of prompts and answers for a reward model"
-        require(not options.text, "--text", options.text[:1], expected, "write them into a JSONL file")
-        print_scores(options.checkpoint, options.file, as_json=options.json, skip_bad=options.skip_bad)
-        return 0
-    texts = options.text or open_source(_source(options, str(options.file), "line"))
-    shown = {"stride": options.stride, "top": options.top, "as_json": options.json}
-    print_probabilities(options.checkpoint, texts, **shown)
-    return 0
-
-
-def _source(options: argparse.Namespace, path: str, documents: Any) -> Any:
-    """A source of the options that its kind uses: --documents of plain text, --field of records."""
-    from lmjax.fields import placed
-    from lmjax.kinds import source_kind
-    from lmjax.settings import SourceSettings
-
-    bad: Literal["skip", "error"] = "skip" if options.skip_bad else "error"
-    with placed("--data" if options.command == "evaluate" else "FILE"):
-        kind: Any = options.kind or source_kind(path, "embedded")
-        how: dict[str, Any] = {"documents": documents} if kind == "text" else {"field": options.field}
-        return SourceSettings(kind=kind, path=path, on_bad_record=bad, **how)
+        found = str(value) if isinstance(value, Path) else value
+        require(value is None or value is False, "--" + name.replace("_", "-"), found, expected, "leave it out")

@@ -42,7 +42,7 @@ def open_rows(
     make = {
         "demonstration": _demonstration_rows,
         "answer": _single_rows,
-        "ranking": _ranking_rows,
+        "ranking": ranking_rows,
         "response": _single_rows,
         "prompt": _prompt_rows,
     }
@@ -196,9 +196,10 @@ def _demonstration_rows(
     return DemonstrationRows(examples, settings), used
 
 
-def _ranking_rows(
+def ranking_rows(
     records: list[Record], settings: DialogueSettings, tokenizer: Tokenizer, counts: Counts, where: str
 ) -> Made:
+    """The rows of rankings, and the records that are in them; what is cut or left out is added to `counts`."""
     most = settings.most_answers
     counts.answers_left_out = sum(max(0, len(record.answers) - most) for record in records)
     asked = [(record.turns, record.answers[:most]) for record in records]

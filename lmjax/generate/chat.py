@@ -74,6 +74,7 @@ class ChatFormat:
 
     def prompt(self, turns: Turns, tokenizer: Tokenizer) -> str:
         shapes = {"user": f"{self.user}{TEXT}{self.separator}{self.assistant}", "assistant": TEXT + self.separator}
+        shapes["system"] = TEXT + self.separator
         return "".join(shapes[turn.role].replace(TEXT, turn.text) for turn in turns)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lmjax.evaluate.measures import Measure
 from lmjax.notation import exact
 from lmjax.report.charts import NARROW, Chart
+from lmjax.report.measures import measures_values
 from lmjax.report.metrics import against_divergence, charts_of, tiles_of
 from lmjax.report.records import PipelineRecord, RunRecord
 from lmjax.report.sections import Figure, State, best_of, figures, shape, state, warnings
@@ -32,12 +34,18 @@ def pipeline_values(pipeline: PipelineRecord, charts: list[Chart]) -> dict[str, 
         "state": State(True, text) if done == count else State(False, text, "stages", done, count),
         "warnings": [(run.recipe.name, texts) for run in runs if (texts := warnings(run))],
         "stages": [_stage(name, run) for name, run in pipeline.stages.items()],
+        "measures": measures_values(_measured(pipeline)),
         "divergence": figures(charts, 1, small=NARROW),
         "best_of": tables[-1] if tables else [],
         "samples": _samples(runs),
         "curves": [(run.recipe.name, drawn) for run in runs if (drawn := _curves(run))],
         "environment": environments[-1] if environments else {},
     }
+
+
+def _measured(pipeline: PipelineRecord) -> dict[str, list[Measure]]:
+    """The measures of the model that the pipeline begins with, where it is none of its own, and of each stage's."""
+    return {"initial checkpoint": pipeline.measures} | {run.recipe.name: run.measures for run in pipeline.begun}
 
 
 def divergence_charts(pipeline: PipelineRecord) -> list[Chart]:

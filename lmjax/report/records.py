@@ -4,7 +4,7 @@ whatever of them is there yet."""
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmjax.errors import UserError
+from lmjax.evaluate.measures import Measure, Measured, measure_of
 from lmjax.files import check_form, read_json_if_there
 from lmjax.model.flops import Count, count
-from lmjax.run_files import ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, START_TOKENIZER, SUMMARY_FILE, stage_names
+from lmjax.run_files import (
+    ENVIRONMENT_FILE,
+    MEASURES_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    START_TOKENIZER,
+    SUMMARY_FILE,
+    stage_names,
+)
 from lmjax.settings import ModelSettings
 from lmjax.settings.recipe_files import read_recipe
 from lmjax.stages.registry import kind_of
@@ -37,6 +46,7 @@ class RunRecord:
     summary: dict[str, Any]  # empty until the run is done
     environment: dict[str, str]
     recorded: datetime | None  # when the last line was written, UTC
+    measures: list[Measure] = field(default_factory=list)  # of the model that it ends with
 
     @property
     def stage(self) -> str:
@@ -148,6 +158,7 @@ class PipelineRecord:
 
     folder: Path
     stages: dict[str, RunRecord | None]
+    measures: list[Measure] = field(default_factory=list)  # of the model that the first of them starts from
 
     @property
     def begun(self) -> list[RunRecord]:
@@ -164,7 +175,8 @@ class PipelineRecord:
 def read_pipeline(folder: Path) -> PipelineRecord:
     """Reads a pipeline's workdir. Raises UserError where one of its files is damaged."""
     begun = {name: (folder / name / RECIPE_FILE).is_file() for name in stage_names(folder)}
-    return PipelineRecord(folder, {name: read_run(folder / name) if begun[name] else None for name in begun})
+    stages = {name: read_run(folder / name) if begun[name] else None for name in begun}
+    return PipelineRecord(folder, stages, read_measures(folder))
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -183,7 +195,15 @@ def read_run(folder: Path) -> RunRecord:
         summary=read_summary(folder, made),
         environment=read_json_if_there(folder / ENVIRONMENT_FILE, dict[str, str], "delete the file") or {},
         recorded=datetime.fromtimestamp(log.stat().st_mtime, UTC) if there else None,
+        measures=read_measures(folder),
     )
+
+
+def read_measures(folder: Path) -> list[Measure]:
+    """What was measured of a model; nothing where it was not. Raises UserError where the file is damaged."""
+    fix = "delete the file; the run's command writes it again"
+    measured = read_json_if_there(folder / MEASURES_FILE, Measured, fix)
+    return [] if measured is None else [measure_of(plain) for plain in measured["measures"]]
 
 
 def read_summary(folder: Path, recipe: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from lmjax.notation import decimals, duration, exact, percent, rounded, setting
 from lmjax.report.charts import COMPACT, NARROW, POINTS, WIDE, Chart, svg
+from lmjax.report.measures import measures_values
 from lmjax.report.metrics import HELD_OUT, Rows, model_counts, newest, sources_seen, tiles_of, validation_by_source
 from lmjax.report.records import RunRecord
 from lmjax.settings.stage import TaskSettings
@@ -63,6 +64,7 @@ def run_values(run: RunRecord, charts: Sequence[Chart]) -> dict[str, Any]:
         "trains": trains,
         "tiles": tiles_of(run) if trains and run.lines else [],
         "best_of": [] if trains else best_of(run),
+        "measures": measures_values({"value": run.measures}),
         "charts": figures(charts[:1], run.reached, wide=WIDE, narrow=NARROW) + figures(charts[1:], run.reached),
         "points": POINTS,
         "thinned": any(len(series.values) > POINTS for chart in charts for series in chart.series),

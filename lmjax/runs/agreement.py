@@ -6,7 +6,7 @@ In: a recipe. Out: for each part, its fields with their values; files by the dig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,28 @@ from lmjax.settings import Pipeline, Stage
 from lmjax.settings.recipe_files import flat, plain
 from lmjax.version import __version__
 
+ABSENT = "not there"
 MOST_READ = 64  # files of a folder whose contents are looked at; of the others, names and sizes
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def facts_of(recipe: Stage | Pipeline, options: Mapping[str, Any]) -> Facts:
-    """The facts of a run of this recipe with these options of the command."""
+def facts_of(recipe: Stage | Pipeline, options: Mapping[str, Any], paths: Iterable[str] = ()) -> Facts:
+    """The facts of a run of this recipe with these options of the command, which reads these paths beside."""
     stages = recipe.stages
     fields: dict[str, str] = {}
     for stage in stages:
         prefix = "" if recipe is stage else f"{stage.name}."
         own = flat(plain(stage)) | {"stage": type(stage).__name__}
         fields |= {f"{prefix}{name}": repr(value) for name, value in own.items()}
-    if recipe not in stages:
+    if isinstance(recipe, Pipeline):
         fields["stages"] = ", ".join(stage.name for stage in stages)
+        fields["measures"] = repr(recipe.measures)
     return {
         "the recipe": fields,
         "the options": {name: repr(value) for name, value in options.items()},
         "lmjax's code": {"version": __version__, "digest": code_digest(Path(__file__).parents[1])},
         "the packages": {name: metadata.version(name) for name in PACKAGES},
-        "the data": {path: files_digest(path) for path in sorted(paths_of(stages))},
+        "the data": {path: files_digest(path) for path in sorted(paths_of(stages) | set(paths))},
     }
 
 
@@ -58,7 +60,7 @@ def paths_of(stages: tuple[Stage, ...]) -> set[str]:
 
 
 def files_digest(path: str) -> str:
-    """Of what is at a path: names, sizes and, of up to 64 files, what `checksum` reads. "not there": no file."""
+    """Of what is at a path: names, sizes and, of up to 64 files, what `checksum` reads. ABSENT: no file."""
     try:
         place = user_path(path)
         if place.is_file():
@@ -71,7 +73,7 @@ def files_digest(path: str) -> str:
     except (UserError, OSError, ValueError, NotImplementedError):  # no path: whoever opens it says so
         files = []
     if not files:
-        return "not there"
+        return ABSENT
     every = -(-len(files) // MOST_READ)
     digest = hashlib.sha256()
     for number, file in enumerate(files):

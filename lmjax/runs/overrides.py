@@ -13,19 +13,21 @@ import tyro
 
 from lmjax.errors import UserError, nearest, shortened
 from lmjax.fields import checked, unchecked
-from lmjax.settings import Pipeline
+from lmjax.settings import MeasureSettings, Pipeline
 from lmjax.settings.renamed import renamed_fields
 from lmjax.settings.stage import TaskSettings
 
 LONGEST_WORD = 200  # characters of a word that a message repeats
+MEASURES = "measures"  # the field of a pipeline that options set, where no stage has that name
 HELP = ("-h", "--help")
 
 
 def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> Any:
     """The recipe with the fields that the words `--field value` set; `--help` lists all fields and leaves.
 
-    In a pipeline, a field without a stage's name is the first stage's. A stage's name may be any; its own spelling
-    goes before one that differs in "-", "_" and ".". Raises UserError for a word that names neither.
+    In a pipeline, a field without a stage's name is the first stage's, but for the pipeline's own `measures`. A stage's
+    name may be any; its own spelling goes before one that differs in "-", "_" and ".". Raises UserError for a word that
+    names neither.
     """
     if not overrides:
         return recipe
@@ -35,17 +37,40 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
         for word in filter(_is_option, overrides):
             _refuse_old_name("--", word.lstrip("-"), recipe)
         return checked(_as_stage(_parsed(_with_own_task(recipe), recipe, overrides, about), recipe))
-    if any(word in HELP for word in overrides):
-        _parsed_under([(flag_of(stage.name), stage) for stage in recipe.stages], ["--help"], about)
     stages = list(recipe.stages)
     names = [stage.name for stage in stages]
-    own, first = _by_stage(overrides, names, stages)
+    measures = [] if MEASURES in names else [(MEASURES, recipe.measures or _unchecked_measures())]
+    if any(word in HELP for word in overrides):
+        _parsed_under([(flag_of(stage.name), stage) for stage in stages] + measures, ["--help"], about)
+    measured, words = _of_measures(overrides, names)
+    if measured:
+        (parsed,) = _parsed_under(measures, measured, about)
+        recipe = dataclasses.replace(recipe, measures=checked(parsed, MEASURES))
+    own, first = _by_stage(words, names, stages)
     if first:
         stages[0] = checked(_as_stage(_parsed(_with_own_task(stages[0]), stages[0], first, about), stages[0]), names[0])
     for number, words in own.items():
         (parsed,) = _parsed_under([(flag_of(names[number]), stages[number])], words, about)
         stages[number] = checked(parsed, names[number])
     return dataclasses.replace(recipe, stages=tuple(stages))
+
+
+def _unchecked_measures() -> MeasureSettings:
+    with unchecked():
+        return MeasureSettings()
+
+
+def _of_measures(words: Sequence[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """The words that set what a pipeline measures, and the others."""
+    own: list[str] = []
+    others: list[str] = []
+    place = others
+    for word in words:
+        if _is_option(word):
+            of_stage = _stage_of(word.lstrip("-"), names)[0] is not None
+            place = own if word.startswith(f"--{MEASURES}.") and not of_stage else others
+        place.append(word)
+    return own, others
 
 
 def flag_of(name: str) -> str:

@@ -62,9 +62,15 @@ def plan_stages(
 
 
 def run_stages(
-    plans: Sequence[Plan], folder: Path, run_one: Callable[[Stage, Path], bool], say: Callable[[str], None]
+    plans: Sequence[Plan],
+    folder: Path,
+    run_one: Callable[[Stage, Path], bool],
+    say: Callable[[str], None],
+    after: Callable[[Stage, Path], None] = lambda stage, own: None,
 ) -> bool:
     """Carries the plans out; `run_one` runs a stage in its folder and says whether it was finished. False: stopped.
+
+    `after` is called behind each stage, also behind one that is skipped.
 
     What is to run anew is set aside before anything runs, so that an interrupted run never takes it for finished.
     """
@@ -80,8 +86,10 @@ def run_stages(
     barrier("set aside")
     for plan in plans:
         say(f"{plan.stage.name}: {plan.reason}")
-        if plan.action != "skip" and not run_one(plan.stage, folder / plan.stage.name):
+        own_folder = folder / plan.stage.name
+        if plan.action != "skip" and not run_one(plan.stage, own_folder):
             return False
+        after(plan.stage, own_folder)
     return True
 
 

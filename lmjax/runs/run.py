@@ -26,6 +26,7 @@ from lmjax.report.records import read_summary
 from lmjax.run_files import ENVIRONMENT_FILE, METRICS_FILE, PIPELINE_FILE, SUMMARY_FILE, WALL_SECONDS
 from lmjax.runs import workdir as place
 from lmjax.runs.agreement import facts_of
+from lmjax.runs.measures import Measuring, measured_paths
 from lmjax.runs.pipeline import is_done, plan_stages, run_stages
 from lmjax.runs.preflight import check_ahead
 from lmjax.runs.provenance import claim_provenance
@@ -37,7 +38,7 @@ from lmjax.tasks.resolved import resolve
 from lmjax.tasks.task import Session
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.record import read_metrics
-from lmjax.training.stop import Stopped, StopRequest
+from lmjax.training.stop import Interrupted, Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _run(
     prepare_jax()
     options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}
     options["--cache"] = None if cache is None else str(cache)
-    processes.join(lambda: facts_of(recipe, options))
+    processes.join(lambda: facts_of(recipe, options, measured_paths(recipe)))
     display = ProgressDisplay(silent=quiet or not processes.is_first())
     unused = unused_accelerator()
     if unused is not None:
@@ -122,7 +123,7 @@ def _run(
             else:
                 result = _stage(recipe, folder, stop, display, tokens, force, executable, report)
             return dataclasses.replace(result, workdir=asked)
-        except Stopped:
+        except (Stopped, Interrupted):
             display.say("stopped; the same command resumes")
             return Result(asked, stop.signal, {})
 
@@ -153,10 +154,14 @@ def _pipeline(
         return results[stage.name].signal is None
 
     plans = plan_stages(pipeline, folder, only, first, force)
+    measuring = Measuring(pipeline, folder, stop, display.say)
+    if any(plan.action != "skip" for plan in plans):
+        measuring.check()
     check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
     if processes.is_first():
         write_whole(folder / PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
-    run_stages(plans, folder, run_one, display.say)
+    measuring.start()
+    run_stages(plans, folder, run_one, display.say, measuring.after)
     if processes.is_first():
         _say_pipeline(pipeline, folder, display)
     summaries = {name: result.summary for name, result in results.items()}

@@ -7,26 +7,29 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lmjax.bucket import located
 from lmjax.checkpoints.initial import InitialCheckpoint, found_checkpoint, open_initial, recipe_of
 from lmjax.data.batch import SEGMENTS
-from lmjax.data.conversation_rows import Counts, open_rows
-from lmjax.data.conversations import render
+from lmjax.data.conversation_rows import RANKS, Counts, open_rows, ranking_rows
+from lmjax.data.conversations import Record, render
 from lmjax.data.packing import Rows
 from lmjax.errors import clear_disk_errors, require
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preferences import answer_scores
-from lmjax.parallel.placement import abstract_params
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, jit_eval, place_rows
 from lmjax.parallel.start_jax import prepare_jax
-from lmjax.settings import DialogueSourceSettings, RewardModel
+from lmjax.settings import DialogueSourceSettings, MeshSettings, RewardModel
 
 AT_ONCE = 8  # prompts
 
@@ -93,7 +96,7 @@ def is_reward_model(checkpoint: Path) -> bool:
         return recipe_of(found_checkpoint(path)).scores
 
 
-def open_scorer(checkpoint: Path) -> tuple[RewardModel, InitialCheckpoint]:
+def open_scorer(checkpoint: Path | str) -> tuple[RewardModel, InitialCheckpoint]:
     """A reward model and the recipe that made it. Raises UserError for a checkpoint that is no reward model's."""
     prepare_jax()
     with tempfile.TemporaryDirectory() as folder:
@@ -103,16 +106,45 @@ def open_scorer(checkpoint: Path) -> tuple[RewardModel, InitialCheckpoint]:
     return cast(RewardModel, start.recipe), start
 
 
-def scores_of(recipe: RewardModel, start: InitialCheckpoint, rows: Rows) -> Iterator[np.ndarray]:
-    """The scores of the answers to each prompt, float32 [K], of rows of rankings or responses."""
+def ranking_scores(
+    recipe: RewardModel, start: InitialCheckpoint, records: Sequence[Record], where: str, mesh: Mesh | None = None
+) -> tuple[list[Record], Iterator[tuple[list[float], list[int]]]]:
+    """The rankings that can be compared, and for each the scores of its answers, float [K], and their ranks.
+
+    All answers are read, and prompts that are too long lose their beginning, whatever training did. A ranking whose
+    answers are cut to the same tokens is left out. Raises UserError where none is left.
+    """
+    most = max((len(record.answers) for record in records), default=2)
+    dialogue = dataclasses.replace(recipe.dialogue, too_long="left", most_answers=most)
+    rows, used = ranking_rows(list(records), dialogue, start.tokenizer, Counts(len(records)), where)
+
+    def scored() -> Iterator[tuple[list[float], list[int]]]:
+        for number, scores_K in enumerate(scores_of(recipe, start, rows, mesh)):
+            ranks_K = rows.batch(np.array([number]))[RANKS][0]
+            yield scores_K.astype(float).tolist(), ranks_K[ranks_K >= 0].tolist()
+
+    return used, scored()
+
+
+def scores_of(
+    recipe: RewardModel, start: InitialCheckpoint, rows: Rows, mesh: Mesh | None = None
+) -> Iterator[np.ndarray]:
+    """The scores of the answers to each prompt, float32 [K], of rows of rankings or responses.
+
+    The model is cut over `mesh`, or is on the first device.
+    """
     compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
     model = ScalarModel(LanguageModel(start.settings, compute, jax.default_backend()))
-    params = start.reward_model(abstract_params(model, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
-    score = jax.jit(lambda params, batch: answer_scores(model, params, batch))
-    for begin in range(0, len(rows), AT_ONCE):
-        batch = rows.batch(np.arange(begin, begin + AT_ONCE) % len(rows))  # one shape; what is repeated is not shown
-        scores_BK, present_BK = np.asarray(score(params, batch)), batch[SEGMENTS].any(axis=-1)
-        for row in range(min(AT_ONCE, len(rows) - begin)):
+    mesh = make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
+    params = start.reward_model(abstract_params(model, mesh))
+    score = jit_eval(partial(answer_scores, model), mesh, params, batch=batch_sharding(mesh, ROWS))
+    along = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]  # devices that rows are cut over
+    size = along * -(-AT_ONCE // along)
+    for begin in range(0, len(rows), size):
+        batch = rows.batch(np.arange(begin, begin + size) % len(rows))  # one shape; what is repeated is not shown
+        scores_BK = jax.device_get(score(params, place_rows(batch, mesh)))
+        present_BK = batch[SEGMENTS].any(axis=-1)
+        for row in range(min(size, len(rows) - begin)):
             yield scores_BK[row][present_BK[row]]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
     FeedForwardSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "Finetune",
     "KLSettings",
     "LogSettings",
+    "MeasureSettings",
     "Member",
     "MeshSettings",
     "ModelSettings",

@@ -21,6 +21,7 @@ from lmjax.fields import (
 )
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import ModelSettings
 from lmjax.settings.rl import KLSettings, Penalty, PPOSettings, RewardSettings, is_function
 from lmjax.settings.stage import DialogueStage, Stage, TaskSettings, TrainingStage
@@ -354,6 +355,7 @@ class Pipeline:
 
     name: str
     stages: tuple[Stage, ...]
+    measures: MeasureSettings | None = None  # of the models that they make
 
     def __post_init__(self) -> None:
         check_name(self.name)

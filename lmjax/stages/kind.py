@@ -46,6 +46,7 @@ class StageKind:
     produce: Callable[[ResolvedStage, Session], dict[str, Any]] | None = None
     programs: dict[str, Planned] = field(default_factory=dict)  # "train" is the step; none: there is nothing to compile
     loads_executable: bool = False  # whether a run can load its step from a file
+    one_model: bool = True  # whether a checkpoint holds one model
     prepares_text: bool = False  # whether it makes a tokenizer and token shards from raw text
     summary_form: Any = Trained  # what its summary holds at least
     describe_finished: Callable[[Path, Stage], list[str]] = lambda folder, stage: []  # lines of a pipeline's end

@@ -36,5 +36,6 @@ KIND = StageKind(
     changes=(TRAINING, CHANGES, {Kind.BREAKING: ("members.",)}),
     train=lambda resolved, session: pretrain(resolved, session, _task(resolved)),
     programs={"train": Planned(_step, _cost)},
+    one_model=False,
     prepares_text=True,
 )

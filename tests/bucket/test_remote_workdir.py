@@ -15,7 +15,7 @@ from lmjax.checkpoints.checkpoint import Checkpoint
 from lmjax.checkpoints.remote_workdir import mirror, staged
 from lmjax.cli import main
 from lmjax.errors import UserError
-from lmjax.settings import CheckpointSettings, DialogueSourceSettings, Pipeline
+from lmjax.settings import CheckpointSettings, DialogueSourceSettings, MeasureSettings, Pipeline
 from lmjax.settings.recipe_files import to_json
 from lmjax.training.record import read_metrics
 from tests.running import assert_same_bits
@@ -136,13 +136,20 @@ def test_a_run_that_was_copied_to_a_bucket_goes_on_there(bucket, storage, tiny, 
 @pytest.mark.slow
 def test_stages_of_a_pipeline_go_on_from_each_other_on_the_bucket(bucket, another_machine, tiny, tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", [{"prompt": c, "answer": c * 2} for c in "abcdefgh"])
-    pipeline = Pipeline("two", (tiny(name="base", train__steps=2), sft(source, epochs=1.0)))
+    (tmp_path / "lambada").mkdir()
+    write_rows(tmp_path / "lambada" / "lambada_dev.jsonl", [{"text": "the cat"}])
+    measures = MeasureSettings(str(tmp_path), suite="", tasks=("lambada",))
+    pipeline = Pipeline("two", (tiny(name="base", train__steps=2), sft(source, epochs=1.0)), measures)
     ran(pipeline)
+    assert {"runs/one/base/measures.json", "runs/one/sft/measures.json"} <= bucket.keys()
+    measured = bucket["runs/one/sft/measures.json"].data
     assert lmjax.load(URL).recipe.name == "sft"
     assert {"runs/one/report.html", "runs/one/sft/report.html", "runs/one/base/summary.json"} <= bucket.keys()
     another_machine()
     assert ran(pipeline).summary == {}  # all is done
+    assert bucket["runs/one/sft/measures.json"].data == measured
     ran(pipeline, start_from="sft")
+    assert bucket["runs/one/sft.old/measures.json"].data == measured
     assert "runs/one/sft.old/recipe.json" in bucket
     assert {name.split("/")[5] for name in bucket if name.startswith("runs/one/sft.old/checkpoints/sft/")} == {"1"}
     # A stage on this machine starts from one on the bucket.

@@ -16,8 +16,8 @@ from lmjax.errors import PeerLostError, UserError
 from lmjax.parallel import rendezvous
 from lmjax.parallel.processes import _arguments
 from lmjax.parallel.rendezvous import different, meet
-from lmjax.settings import EvaluationSettings, MeshSettings, TrainSettings
-from tests.tiny import pretrain, text, write_recipe
+from lmjax.settings import EvaluationSettings, MeasureSettings, MeshSettings, Pipeline, TrainSettings
+from tests.tiny import LETTERS, base, hhh_sets, pretrain, reward_model, text, write_recipe, write_rows
 
 
 def recipe_of(steps):
@@ -39,8 +39,8 @@ def start(tmp_path):
     (tmp_path / "text.txt").write_text(text)
     started = []
 
-    def begin(workdir, processes, devices, steps=30, of_each=None, program=("-m", "lmjax.cli")):
-        write_recipe(tmp_path / "tiny.py", recipe_of(steps))
+    def begin(workdir, processes, devices, steps=30, of_each=None, program=("-m", "lmjax.cli"), recipe=None):
+        write_recipe(tmp_path / "tiny.py", recipe or recipe_of(steps))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -137,6 +137,26 @@ def test_the_files_of_all_processes_have_digests_and_all_pass_over_the_same_dama
     said = (tmp_path / "both.0.log").read_text().replace("\n", "")
     assert "10 is damaged" in said and "trying the one before it" in said
     assert sorted(path.name for path in steps.iterdir()) == ["10", "10.damaged", "5"]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_models_of_a_pipeline_as_one_does_and_one_of_them_writes(start, tmp_path):
+    rows = write_rows(tmp_path / "ranks.jsonl", [{"prompt": c, "chosen": c * 2, "rejected": c} for c in LETTERS])
+    stages = (base(tmp_path, mesh=MeshSettings(fsdp=4)), reward_model(rows, dialogue__too_long="skip"))
+    sets = MeasureSettings(str(hhh_sets(tmp_path / "sets")))
+    recipe = Pipeline("measured", stages, sets)
+    finish(start("run", 1, 4, recipe=recipe), [0])
+    folders = [tmp_path / "run" / stage.name for stage in stages]
+    alone = []
+    for folder in folders:
+        alone.append(json.loads((folder / "measures.json").read_text())["measures"])
+        (folder / "measures.json").unlink()
+    finish(start("run", 2, 2, recipe=recipe), [0, 0])
+    for folder, expected in zip(folders, alone, strict=True):
+        found = json.loads((folder / "measures.json").read_text())["measures"]
+        assert [each["measure"] for each in found] == [each["measure"] for each in expected] and len(found) > 1
+        values = [[each["value"] for each in measured] for measured in (found, expected)]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ def workdir(tmp_path):
     (folder / "metrics.jsonl").write_text('{"step": 2, "loss": 3.0}\n')
     (folder / "summary.json").write_text('{"steps": 2, "loss": NaN, "sample": "x"}')
     (folder / "environment.json").write_text('{"jax": "0.1"}')
+    (folder / "measures.json").write_text('{"made_from": {}, "measures": []}')
     return folder
 
 
 @pytest.mark.parametrize("content", ["", "\0" * 64, "{", "[" * 100_000, "7", '{"n": 1' + "0" * 5_000 + "}", "\ud800"])
-@pytest.mark.parametrize("name", ["recipe.json", "summary.json", "environment.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["recipe.json", "summary.json", "environment.json", "metrics.jsonl", "measures.json"])
 def test_a_file_that_is_empty_torn_or_no_object_is_named(workdir, name, content):
     read_run(workdir)
     (workdir / name).write_text(content + "\n" * (name == "metrics.jsonl"), errors="surrogatepass")

@@ -178,8 +178,14 @@ def test_bytes_that_are_several_to_a_character_are_counted(trained, capsys):
             ["evaluate", "CKPT", "--data", "FOLDER/text.txt", "--context", "8", "--stride", "9"],
             "--stride = 9: expected",
         ),
-        (["evaluate", "CKPT", "--task", "piqa", "--context", "8"], "--context = 8: expected --data with it"),
-        (["evaluate", "CKPT", "--task", "piqa", "--detokenize", "ptb"], "--detokenize = 'ptb': expected --data with"),
+        (
+            ["evaluate", "CKPT", "--task", "piqa", "--context", "8"],
+            "--context = 8: expected no such option with --task",
+        ),
+        (
+            ["evaluate", "CKPT", "--task", "piqa", "--detokenize", "ptb"],
+            "--detokenize = 'ptb': expected no such option",
+        ),
         (["evaluate", "CKPT", "--data", "FOLDER/text.txt", "--mesh", "data=3"], "mesh.data = 3"),
         (["evaluate", "CKPT", "--data", "FOLDER/text.unknown"], "set kind"),
         (["evaluate", "FOLDER", "--data", "FOLDER/text.txt"], "no checkpoint"),

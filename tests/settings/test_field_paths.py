@@ -17,6 +17,7 @@ from lmjax.settings import (
     DataSettings,
     DialogueSettings,
     DialogueSourceSettings,
+    MeasureSettings,
     ModelSettings,
     OptimizerSettings,
     Pipeline,
@@ -117,6 +118,32 @@ def test_a_field_of_the_first_stage_is_told_with_its_name_too():
     message = "base.data.train[0].weight = -1.0: expected a number above 0; leave the source out instead"
     assert message_of(lambda: overridden(PAIR, words, "r", "lmjax run")) == message
     assert message_of(lambda: overridden(PAIR, [f"--base.{words[0][2:]}", "-1"], "r", "lmjax run")) == message
+
+
+def test_a_pipelines_measures_are_set_by_their_name_unless_a_stage_has_it():
+    words = [
+        "--measures.data",
+        "sets",
+        "--train.steps",
+        "3",
+        "--measures.tasks",
+        "piqa",
+        "copa",
+        "--measures.limit",
+        "5",
+    ]
+    made = overridden(PAIR, words, "r", "lmjax run")
+    assert made.measures == MeasureSettings("sets", tasks=("piqa", "copa"), limit=5)
+    assert made.stages[0].train.steps == 3
+    less = overridden(made, ["--measures.suite", ""], "r", "lmjax run")
+    assert less.measures == MeasureSettings("sets", suite="", tasks=("piqa", "copa"), limit=5)
+    message = "measures.data = '': expected the folder that holds the sets; name it"
+    assert message_of(lambda: overridden(PAIR, ["--measures.limit", "5"], "r", "lmjax run")) == message
+    said = message_of(lambda: overridden(made, ["--measures.limit", "0"], "r", "lmjax run"))
+    assert said.startswith("measures.limit = 0: expected a number above 0")
+    for name, option in (("measures", "measures"), ("measures.a", "measures.a")):
+        own = Pipeline("own", (Pretrain(name=name),))
+        assert overridden(own, [f"--{option}.train.steps", "3"], "r", "lmjax run").stages[0].train.steps == 3
 
 
 @pytest.mark.parametrize(("place", "message"), WRONG_BY_JSON, ids=lambda value: str(value)[:40])
