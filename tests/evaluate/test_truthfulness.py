@@ -31,6 +31,11 @@ class Bytes:
             own = -np.asarray(ids[1:], float) / 100
             yield TokenProbs(own, np.zeros((len(own), 1), int), np.zeros((len(own), 1)))
 
+    def after(self, groups):
+        for group in groups:
+            found = self.of(ids for ids, _ in group)
+            yield [TokenProbs(*(part[-asked:] for part in one)) for (_, asked), one in zip(group, found, strict=True)]
+
 
 def table(folder, text, header=HEADER):
     path = folder / "part.csv"
