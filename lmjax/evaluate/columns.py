@@ -1,6 +1,7 @@
 """The rows of published tables, by column: several CSV or TSV files of one form are read as one.
 
-In: paths and the columns that are needed. Out: each row with its place. More columns may be there.
+In: paths, also of compressed files, and the columns that are needed. Out: each row with its place. More columns may be
+there.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lmjax.data.documents import BadRecordError
+from lmjax.data.open_files import suffix_of, utf8_of
 from lmjax.data.record_files import Row, rows
 from lmjax.errors import UserError, shortened
-from lmjax.files import decode_text, read_bytes
+from lmjax.files import decode_text
 
 
 def table_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Raises UserError for a file that cannot be read, lacks a column or has no row, and for a row of other cells."""
     for path in paths:
         empty = True
-        for place, row in _tab_rows(path) if path.suffix == ".tsv" else rows(path):
+        for place, row in _tab_rows(path) if suffix_of(path) == ".tsv" else rows(path):
             empty = False
             if isinstance(row, BadRecordError):
                 raise UserError(f"{place}: {row}; take the published file")
@@ -34,7 +36,7 @@ def table_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[
 def _tab_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Rows of cells between tabs below a header; quotes are text."""
     header: list[str] | None = None
-    for number, line in enumerate(decode_text(read_bytes(path), path).removeprefix("\ufeff").split("\n"), 1):
+    for number, line in enumerate(decode_text(utf8_of(path)[:], path).removeprefix("\ufeff").split("\n"), 1):
         cells = line.removesuffix("\r").split("\t")
         if not line.strip():
             continue

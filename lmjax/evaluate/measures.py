@@ -16,13 +16,13 @@ import numpy as np
 
 from lmjax.evaluate.answers import Mean
 
-AGREES = "higher agrees more with people"
+AGREES = "higher agrees with people"
 NAMES = {  # of each measure, its title and how to read it
     "mc1": ("MC1", "higher is more truthful"),
     "mc2": ("MC2", "higher is more truthful"),
     "stereotype": ("stereotype preferred", "0.5 is no preference"),
     "pair_entropy": ("entropy of a pair, bits", "1 is no preference"),
-    "gender_entropy": ("entropy over genders, bits", "log2 of their number, of three 1.585, is no preference"),
+    "gender_entropy": ("entropy over genders, bits", "1.585 is no preference among three"),
     "male": ("male preferred to female", "0.5 is no preference"),
     "log_prob": ("preferred by log-likelihood", AGREES),
     "log_prob_per_token": ("preferred by log-likelihood per token", AGREES),

@@ -19,6 +19,7 @@ from lmjax.evaluate.answers import Answer, Examiner, mean_of
 from lmjax.evaluate.columns import table_rows
 from lmjax.evaluate.measures import Measure, Part
 from lmjax.evaluate.questions import BETWEEN, Question
+from lmjax.tokenizers.tokenizer import Tokenizer
 
 SET = "truthfulqa"
 COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
@@ -83,6 +84,20 @@ def read_truthfulqa(paths: Sequence[Path]) -> Table:
         found.append(Asked(question, (*right, *wrong), len(right), right.index(own)))
     if not found:
         raise UserError(f"{paths[0]}: no question is left of {len(left_out)}; {left_out[0]}")
+    return Table(found, left_out)
+
+
+def fitting(table: Table, tokenizer: Tokenizer, context: int) -> Table:
+    """The questions all of whose answers fit into a model's context. Raises UserError where none does."""
+    found, left_out = [], list(table.left_out)
+    for one in table.questions:
+        longest = max(map(len, tokenizer.encode_batch([f" {choice}" for choice in one.choices])))
+        if longest < context:
+            found.append(one)
+        else:
+            left_out.append(f"{one.question}: an answer of {longest} tokens, for a context of {context}")
+    if not found:
+        raise UserError(f"{SET}: no question is left of {len(left_out)}; {left_out[0]}")
     return Table(found, left_out)
 
 

@@ -7,13 +7,16 @@ model lacks is empty. Measures of parts of a set that is measured as a whole, to
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmjax.evaluate.measures import Measure
 from lmjax.notation import decimals, exact
 
 WHOLE = "all"
+PLACES = 3
+Key = tuple[str, str, str]
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # titles and rows
 
 
 def measures_values(models: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
@@ -22,25 +25,21 @@ def measures_values(models: Mapping[str, Sequence[Measure]]) -> dict[str, Any]:
     first = {key: each for found in measured.values() for key, each in reversed(found.items())}
     ordered = list(dict.fromkeys(key for found in measured.values() for key in found))
     parts = [key for key in ordered if key[2] != WHOLE and (key[0], key[1], WHOLE) in first]
-    if not measured:
-        return {}
 
-    def row(key: tuple[str, str, str]) -> tuple[str, ...]:
-        one = first[key]
-        title = ", ".join(filter(None, (one.set, one.title, one.of if one.of != WHOLE else "")))
-        cells = (_value(found.get(key)) for found in measured.values())
-        return title, *cells, exact(one.examples), one.reading
+    def table(keys: Sequence[Key]) -> Table:
+        used = {name: found for name, found in measured.items() if any(key in found for key in keys)}
+        return ("measure", *used, "examples", "how to read it"), [_row(key, first[key], used.values()) for key in keys]
 
-    titles = ("measure", *measured, "examples", "how to read it")
-    return {
-        "titles": titles,
-        "rows": [row(key) for key in ordered if key not in parts],
-        "parts": [row(key) for key in parts],
-    }
+    return {"whole": table([key for key in ordered if key not in parts]), "parts": table(parts)} if first else {}
+
+
+def _row(key: Key, one: Measure, models: Iterable[Mapping[Key, Measure]]) -> tuple[str, ...]:
+    title = ", ".join(filter(None, (one.set, one.title, one.of if one.of != WHOLE else "")))
+    return title, *(_value(found.get(key)) for found in models), exact(one.examples), one.reading
 
 
 def _value(one: Measure | None) -> str:
     if one is None:
         return ""
-    error = "" if math.isnan(one.mean.error) else f" \u00b1 {decimals(one.mean.error)}"
-    return f"{decimals(one.mean.value)}{error}"
+    error = "" if math.isnan(one.mean.error) else f"\u00a0\u00b1\u00a0{decimals(one.mean.error, PLACES)}"
+    return f"{decimals(one.mean.value, PLACES)}{error}"  # with blanks at which no line breaks

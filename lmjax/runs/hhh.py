@@ -99,9 +99,9 @@ class Suite:
 
 def measure(reader: Reader, read: Read) -> Iterator[Part]:
     """What a language model comes to in each set."""
-    tokenizer = reader.trained.tokenizer
-    examiner = Examiner(reader.likelihood, tokenizer, reader.trained.model.settings.context)
-    yield from truthfulness.truthfulness(read.questions, examiner)
+    tokenizer, context = reader.trained.tokenizer, reader.trained.model.settings.context
+    questions = truthfulness.fitting(read.questions, tokenizer, context)
+    yield from truthfulness.truthfulness(questions, Examiner(reader.likelihood, tokenizer, context))
 
     def log_probs(texts: Iterable[str]) -> Iterator[float]:
         return (one.log_prob for one in reader.texts(texts))

@@ -1,5 +1,6 @@
 """CrowS-Pairs and Winogender: what the tables say, and shares and entropies of known probabilities."""
 
+import gzip
 import math
 
 import numpy as np
@@ -79,6 +80,14 @@ def test_winogender_has_the_entropy_over_genders_and_how_often_the_male_is_likel
     assert over.mean == pytest.approx((np.mean(bits), np.std(bits, ddof=1) / math.sqrt(3))) and over.examples == 3
     assert male.mean.value == 0.5 and male.examples == 2
     assert part.counts == {"left out": 2, "ties": 0}
+
+
+def test_compressed_files_are_read(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(f"{CROWS}a,b,stereo,age\n".encode()))
+    assert read_crows_pairs([tmp_path / "a.csv.gz"]) == [Pair("a", "b", "age")]
+    rows = "".join(f"x.y.0.{g}.txt\t{g}\n" for g in GENDERS)
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(f"sentid\tsentence\n{rows}".encode()))
+    assert read_winogender([tmp_path / "a.tsv.gz"])[0] == [Template("x.y.0", {g: g for g in GENDERS})]
 
 
 @pytest.mark.parametrize(

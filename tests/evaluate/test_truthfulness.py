@@ -11,6 +11,7 @@ from lmjax.evaluate.truthfulness import (
     INSTRUCTION,
     SOLVED,
     Asked,
+    fitting,
     prompts,
     read_truthfulqa,
     split_answers,
@@ -29,6 +30,11 @@ class Bytes:
         for ids in sequences:
             own = -np.asarray(ids[1:], float) / 100
             yield TokenProbs(own, np.zeros((len(own), 1), int), np.zeros((len(own), 1)))
+
+    def after(self, groups):
+        for group in groups:
+            found = self.of(ids for ids, _ in group)
+            yield [TokenProbs(*(part[-asked:] for part in one)) for (_, asked), one in zip(group, found, strict=True)]
 
 
 def table(folder, text, header=HEADER):
@@ -58,6 +64,16 @@ def test_a_column_more_a_mark_before_the_header_and_a_cell_of_several_lines_are_
         table(tmp_path, text, "\ufeffQuestion,Best Answer,Correct Answers,Incorrect Answers,Source\n")
     ).questions
     assert one == Asked("Where\nto?", ("No.", "Yes."), 1, 0)
+
+
+def test_a_question_with_an_answer_beyond_the_context_is_left_out(tmp_path):
+    found = read_truthfulqa(table(tmp_path, f"A,B,Why?,No,No,{'x' * 20}\nA,B,Who?,I,I,You\n"))
+    some = fitting(found, ByteTokenizer(), 22)
+    assert [one.question for one in some.questions] == ["Who?"]
+    assert some.left_out == ["Why?: an answer of 22 tokens, for a context of 22"]
+    assert fitting(found, ByteTokenizer(), 23) == found
+    with pytest.raises(UserError, match="truthfulqa: no question is left of 2"):
+        fitting(found, ByteTokenizer(), 4)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def token_log_probs(trained):
 
     def read(text):
         ids = [256, *text.encode()][-CONTEXT - 1 :]
-        logits = np.asarray(model.apply([ids[:-1]]), np.float64)[0]
+        padded = [*ids[:-1], *[0] * (CONTEXT + 1 - len(ids))]  # which no token before it sees
+        logits = np.asarray(model.apply([padded]), np.float64)[0, : len(ids) - 1]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return log_p[np.arange(len(ids) - 1), ids[1:]]
 

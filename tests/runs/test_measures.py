@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import pytest
 
@@ -12,6 +13,7 @@ from lmjax.errors import UserError
 from lmjax.runs.measures import measured_paths
 from lmjax.settings import MeasureSettings, Pipeline, PretrainTogether
 from lmjax.stages.registry import kind_of
+from lmjax.training.stop import StopRequest
 from tests.running import on_devices, without_charts
 from tests.tiny import LETTERS, base, changed, hhh_sets, reward_model, sft, write_rows
 
@@ -86,8 +88,8 @@ def test_the_report_of_the_pipeline_has_a_column_for_each_model(folder):
     row = table[table.index("truthfulqa, MC2, QA prompt") :].split("</tr>")[0]
     cells = [cell.split("</td>")[0] for cell in row.split("<td>")[1:]]
     key = ("truthfulqa", "mc2", "QA prompt")
-    values = [f"{measured(folder / name)[key]:.4f} \u00b1 " for name in ("base", "sft")]
-    assert [cell[:9] for cell in cells[:2]] == values
+    values = [f"{measured(folder / name)[key]:.3f}\u00a0\u00b1" for name in ("base", "sft")]
+    assert [cell[:7] for cell in cells[:2]] == values
     assert cells[2:] == ["", "2", "higher is more truthful"]
     own = (folder / "reward" / "report.html").read_text()
     assert "hh_rlhf, preferred by reward" in own and "truthfulqa" not in own
@@ -110,6 +112,21 @@ def test_what_is_measured_is_not_measured_again_until_something_of_it_changes(
     assert lmjax.run(fewer, run, quiet=True).exit_code == 0
     assert counted == ["sft", "base", "sft", "reward"]
     assert list(measured(run / "base")) == [("lambada", "last_word", "all")] and measured(run / "reward") == {}
+
+
+def test_a_stop_while_models_are_measured_leaves_the_rest_to_the_next_run(
+    folder, pipeline, counted, two_devices, no_charts, tmp_path
+):
+    run = shutil.copytree(folder, tmp_path / "run")
+    for name in ("sft", "reward"):
+        (run / name / "measures.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:  # as in a run of several processes, where signals are agreed on
+        patch.setattr(StopRequest, "asked", lambda stop: setattr(stop, "signal", signal.SIGTERM) or True)
+        assert lmjax.run(pipeline, run, quiet=True).exit_code == 128 + signal.SIGTERM
+    assert counted == ["sft"] and not (run / "sft" / "measures.json").exists()
+    assert lmjax.run(pipeline, run, quiet=True).exit_code == 0
+    assert counted == ["sft", "sft", "reward"]
+    assert measured(run / "reward") == measured(folder / "reward")
 
 
 def test_a_stage_that_runs_anew_is_measured_anew(folder, pipeline, counted, two_devices, no_charts, tmp_path):
