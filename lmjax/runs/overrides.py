@@ -39,7 +39,7 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
         return checked(_as_stage(_parsed(_with_own_task(recipe), recipe, overrides, about), recipe))
     stages = list(recipe.stages)
     names = [stage.name for stage in stages]
-    measures = [] if MEASURES in names else [(MEASURES, recipe.measures or _unchecked_measures())]
+    measures = [] if MEASURES in names else [(MEASURES, recipe.measures or MeasureSettings())]
     if any(word in HELP for word in overrides):
         _parsed_under([(flag_of(stage.name), stage) for stage in stages] + measures, ["--help"], about)
     measured, words = _of_measures(overrides, names)
@@ -53,11 +53,6 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
         (parsed,) = _parsed_under([(flag_of(names[number]), stages[number])], words, about)
         stages[number] = checked(parsed, names[number])
     return dataclasses.replace(recipe, stages=tuple(stages))
-
-
-def _unchecked_measures() -> MeasureSettings:
-    with unchecked():
-        return MeasureSettings()
 
 
 def _of_measures(words: Sequence[str], names: list[str]) -> tuple[list[str], list[str]]:

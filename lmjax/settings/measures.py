@@ -17,7 +17,7 @@ class MeasureSettings(Settings):
     rankings alone.
     """
 
-    data: str = ""  # the folder that holds the sets, each in a folder of its own
+    data: str = "."  # the folder that holds the sets, each in a folder of its own
     suite: Literal["", "hhh"] = "hhh"  # as `lmjax evaluate --suite`; "" is none
     tasks: tuple[str, ...] = ()  # sets of questions, as `lmjax evaluate --task`
     shots: NonNegativeInt = 0  # solved questions before each of a task's

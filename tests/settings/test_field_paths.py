@@ -137,8 +137,9 @@ def test_a_pipelines_measures_are_set_by_their_name_unless_a_stage_has_it():
     assert made.stages[0].train.steps == 3
     less = overridden(made, ["--measures.suite", ""], "r", "lmjax run")
     assert less.measures == MeasureSettings("sets", suite="", tasks=("piqa", "copa"), limit=5)
+    assert overridden(PAIR, ["--measures.limit", "5"], "r", "lmjax run").measures == MeasureSettings(".", limit=5)
     message = "measures.data = '': expected the folder that holds the sets; name it"
-    assert message_of(lambda: overridden(PAIR, ["--measures.limit", "5"], "r", "lmjax run")) == message
+    assert message_of(lambda: overridden(PAIR, ["--measures.data", ""], "r", "lmjax run")) == message
     said = message_of(lambda: overridden(made, ["--measures.limit", "0"], "r", "lmjax run"))
     assert said.startswith("measures.limit = 0: expected a number above 0")
     for name, option in (("measures", "measures"), ("measures.a", "measures.a")):
