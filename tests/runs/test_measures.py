@@ -167,7 +167,7 @@ def test_a_mistake_is_said_before_anything_is_trained(pipeline, measures, tmp_pa
 
 def test_settings_without_data_or_without_anything_to_measure_are_refused():
     with pytest.raises(UserError, match="data = '': expected the folder that holds the sets"):
-        MeasureSettings()
+        MeasureSettings("")
     with pytest.raises(UserError, match="suite = '': expected a suite or tasks"):
         MeasureSettings("data", suite="")
 
