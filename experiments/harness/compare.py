@@ -7,6 +7,7 @@ README.md beside this file says how the two are made. Every request of ours must
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,25 +44,28 @@ def items(ours: list[dict[str, Any]], theirs: dict[tuple[str, int], dict[str, An
         yield found | {"lmjax": responses(sample), "hf": responses(other), "metrics": metrics}
 
 
-def numbers(response: Any) -> tuple[float | None, Any]:
-    """The log-likelihood of a response, if it is one, and what must be equal: whether it is greedy, or the text."""
-    if isinstance(response, list):
-        return float(response[0]), response[1] in (True, "True")
-    try:
-        return float(response), None
-    except ValueError:
-        return None, response
+def read(own: Any, other: Any) -> tuple[float | None, bool]:
+    """By how much two log-likelihoods differ, if they are such; whether the rest, is-greedy or a text, is the same.
+
+    lm-eval writes numbers as text in its own files.
+    """
+    if isinstance(own, list):
+        return abs(own[0] - float(other[0])), str(own[1]) == str(other[1])
+    return (abs(own - float(other)), True) if isinstance(own, float) else (None, own == other)
+
+
+def alike(own: Any, other: Any) -> bool:
+    """Whether two values of a metric are the same; one that is made of a log-likelihood is a list with it."""
+    return math.isclose(own[0], other[0], rel_tol=1e-6) if isinstance(own, list) else own == other
 
 
 def line_of(task: str, found: list[dict[str, Any]]) -> str:
     pairs = [pair for item in found for pair in zip(item["lmjax"], item["hf"], strict=True)]
-    read = [(numbers(own), numbers(other)) for own, other in pairs]
-    gaps = [abs(own[0] - other[0]) for own, other in read if own[0] is not None and other[0] is not None]
-    same = sum(own[1] == other[1] for own, other in read)
-    alike = sum(all(own == other for own, other in item["metrics"].values()) for item in found)
-    gap = f"{max(gaps):.2e}" if gaps else ""
-    within = f"{sum(each <= TOLERANCE for each in gaps)}" if gaps else ""
-    return f"| {task} | {len(found)} | {len(pairs)} | {gap} | {within} | {same} | {alike} |"
+    found_alike = sum(all(alike(*values) for values in item["metrics"].values()) for item in found)
+    gaps, same = zip(*(read(own, other) for own, other in pairs), strict=True)
+    apart = [gap for gap in gaps if gap is not None]
+    gap, within = (f"{max(apart):.2e}", sum(each <= TOLERANCE for each in apart)) if apart else ("", "")
+    return f"| {task} | {len(found)} | {len(pairs)} | {gap} | {within} | {sum(same)} | {found_alike} |"
 
 
 def main() -> None:
