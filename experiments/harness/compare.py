@@ -2,7 +2,8 @@
 
     python experiments/harness/compare.py ours.jsonl hf/*/samples_*.jsonl --out results.jsonl
 
-README.md beside this file says how the two are made. Every request of ours must be one of theirs, word for word.
+README.md beside this file says how the two are made. The documents that both have are compared; their requests must be
+the same, word for word.
 """
 
 import argparse
@@ -16,12 +17,9 @@ TOLERANCE = 1e-4  # nats
 
 
 def samples(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def task_of(path: Path) -> str:
-    """lm-eval names its files samples_TASK_DATE.jsonl."""
-    return path.stem.removeprefix("samples_").rpartition("_")[0]
+    """The lines of a file, each with its task; lm-eval names its own files samples_TASK_DATE.jsonl."""
+    task = path.stem.removeprefix("samples_").rpartition("_")[0]
+    return [{"task": task} | json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def responses(sample: dict[str, Any]) -> list[Any]:
@@ -50,7 +48,7 @@ def read(own: Any, other: Any) -> tuple[float | None, bool]:
     lm-eval writes numbers as text in its own files.
     """
     if isinstance(own, list):
-        return abs(own[0] - float(other[0])), str(own[1]) == str(other[1])
+        return abs(float(own[0]) - float(other[0])), str(own[1]) == str(other[1])
     return (abs(own - float(other)), True) if isinstance(own, float) else (None, own == other)
 
 
@@ -74,8 +72,9 @@ def main() -> None:
     parser.add_argument("theirs", type=Path, nargs="+", help="what lm_eval --log_samples wrote")
     parser.add_argument("--out", type=Path, help="every item, as JSON lines")
     arguments = parser.parse_args()
-    theirs = {(task_of(path), sample["doc_id"]): sample for path in arguments.theirs for sample in samples(path)}
-    found = list(items(samples(arguments.ours), theirs))
+    theirs = {(sample["task"], sample["doc_id"]): sample for path in arguments.theirs for sample in samples(path)}
+    both = [sample for sample in samples(arguments.ours) if (sample["task"], sample["doc_id"]) in theirs]
+    found = list(items(both, theirs))
     print(
         "| task | documents | requests | largest difference, nats | within 1e-4 | same greedy or text | same metrics |"
     )
