@@ -2,11 +2,13 @@
 
     python experiments/harness/compare.py ours.jsonl hf/*/samples_*.jsonl --out results.jsonl
 
-README.md beside this file says how the two are made. Every request of ours must be one of theirs, word for word.
+README.md beside this file says how the two are made. The documents that both have are compared; their requests must be
+the same, word for word.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,9 @@ TOLERANCE = 1e-4  # nats
 
 
 def samples(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def task_of(path: Path) -> str:
-    """lm-eval names its files samples_TASK_DATE.jsonl."""
-    return path.stem.removeprefix("samples_").rpartition("_")[0]
+    """The lines of a file, each with its task; lm-eval names its own files samples_TASK_DATE.jsonl."""
+    task = path.stem.removeprefix("samples_").rpartition("_")[0]
+    return [{"task": task} | json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def responses(sample: dict[str, Any]) -> list[Any]:
@@ -43,25 +42,28 @@ def items(ours: list[dict[str, Any]], theirs: dict[tuple[str, int], dict[str, An
         yield found | {"lmjax": responses(sample), "hf": responses(other), "metrics": metrics}
 
 
-def numbers(response: Any) -> tuple[float | None, Any]:
-    """The log-likelihood of a response, if it is one, and what must be equal: whether it is greedy, or the text."""
-    if isinstance(response, list):
-        return float(response[0]), response[1] in (True, "True")
-    try:
-        return float(response), None
-    except ValueError:
-        return None, response
+def read(own: Any, other: Any) -> tuple[float | None, bool]:
+    """By how much two log-likelihoods differ, if they are such; whether the rest, is-greedy or a text, is the same.
+
+    lm-eval writes numbers as text in its own files.
+    """
+    if isinstance(own, list):
+        return abs(float(own[0]) - float(other[0])), str(own[1]) == str(other[1])
+    return (abs(own - float(other)), True) if isinstance(own, float) else (None, own == other)
+
+
+def alike(own: Any, other: Any) -> bool:
+    """Whether two values of a metric are the same; one that is made of a log-likelihood is a list with it."""
+    return math.isclose(own[0], other[0], rel_tol=1e-6) if isinstance(own, list) else own == other
 
 
 def line_of(task: str, found: list[dict[str, Any]]) -> str:
     pairs = [pair for item in found for pair in zip(item["lmjax"], item["hf"], strict=True)]
-    read = [(numbers(own), numbers(other)) for own, other in pairs]
-    gaps = [abs(own[0] - other[0]) for own, other in read if own[0] is not None and other[0] is not None]
-    same = sum(own[1] == other[1] for own, other in read)
-    alike = sum(all(own == other for own, other in item["metrics"].values()) for item in found)
-    gap = f"{max(gaps):.2e}" if gaps else ""
-    within = f"{sum(each <= TOLERANCE for each in gaps)}" if gaps else ""
-    return f"| {task} | {len(found)} | {len(pairs)} | {gap} | {within} | {same} | {alike} |"
+    found_alike = sum(all(alike(*values) for values in item["metrics"].values()) for item in found)
+    gaps, same = zip(*(read(own, other) for own, other in pairs), strict=True)
+    apart = [gap for gap in gaps if gap is not None]
+    gap, within = (f"{max(apart):.2e}", sum(each <= TOLERANCE for each in apart)) if apart else ("", "")
+    return f"| {task} | {len(found)} | {len(pairs)} | {gap} | {within} | {sum(same)} | {found_alike} |"
 
 
 def main() -> None:
@@ -70,8 +72,9 @@ def main() -> None:
     parser.add_argument("theirs", type=Path, nargs="+", help="what lm_eval --log_samples wrote")
     parser.add_argument("--out", type=Path, help="every item, as JSON lines")
     arguments = parser.parse_args()
-    theirs = {(task_of(path), sample["doc_id"]): sample for path in arguments.theirs for sample in samples(path)}
-    found = list(items(samples(arguments.ours), theirs))
+    theirs = {(sample["task"], sample["doc_id"]): sample for path in arguments.theirs for sample in samples(path)}
+    both = [sample for sample in samples(arguments.ours) if (sample["task"], sample["doc_id"]) in theirs]
+    found = list(items(both, theirs))
     print(
         "| task | documents | requests | largest difference, nats | within 1e-4 | same greedy or text | same metrics |"
     )
