@@ -1,4 +1,4 @@
-"""A pretrained model that is asked in context, and the same model fine-tuned on the set (Brown et al. 2020, figure 2.1).
+"""A pretrained model asked in context, and the same model fine-tuned on the set (Brown et al. 2020, figure 2.1).
 
 `python experiments/in_context.py DIR` writes the first questions of SST-2's training part in the folder of all sets as
 demonstrations; `lmjax run in_context` trains the model in `BASE` on them, with a rate from GPT-1's fine-tuning divided

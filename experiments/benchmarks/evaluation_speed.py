@@ -14,7 +14,6 @@ window's new tokens alone; the faster counts. Loading is not timed. The first ru
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -88,21 +87,17 @@ def prepare_hf(arguments: argparse.Namespace) -> Callable[..., dict[str, Any]]:
 
 def prepare_lmjax(arguments: argparse.Namespace) -> Callable[..., dict[str, Any]]:
     from lmjax.evaluate.likelihood import Likelihood
-    from lmjax.parallel.mesh import make_mesh
     from lmjax.runs.evaluate import Reader
     from lmjax.runs.harness_model import HarnessModel
     from lmjax.runs.question_sets import Asked, examine
-    from lmjax.settings import MeshSettings
 
     model = HarnessModel(arguments.checkpoint)
     reader = Reader(arguments.checkpoint)  # of texts: no likeliest tokens are asked for
 
     @functools.cache
     def likelihood(context: int, stride: int) -> Likelihood:
-        own = reader.trained.model
-        shorter = dataclasses.replace(own, settings=dataclasses.replace(own.settings, context=context))
-        entries, mesh = reader.trained.tokenizer.vocab_size, make_mesh(MeshSettings())
-        return Likelihood(shorter, reader.trained.params, mesh, entries=entries, stride=stride)
+        trained, entries = reader.trained, reader.trained.tokenizer.vocab_size
+        return Likelihood(trained.model, trained.params, reader.mesh, entries=entries, stride=stride, context=context)
 
     def windows(characters: int, context: int, stride: int) -> tuple[float, int]:
         reader.likelihood = likelihood(context, stride)
@@ -191,8 +186,12 @@ def print_summary(result: dict[str, Any]) -> None:
     print_table(heads, rows)
 
 
+def words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
 def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",") if word]
+    return [int(word) for word in words(text)]
 
 
 def main() -> None:
@@ -200,7 +199,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="lmjax's, imported from --hf")
     parser.add_argument("--hf", type=Path, required=True, help="the Hugging Face folder")
     parser.add_argument("--peer-python", default=None, help="a Python with lm-eval[hf] (default: this one)")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(SETS), help="with commas")
+    parser.add_argument("--tasks", type=words, default=list(SETS), help='with commas; "" is none')
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--limit", type=int, default=20, help="questions of each task")
     parser.add_argument("--batches", type=numbers, default=[1, 4, 8, 16], help="batch sizes of hf, with commas")

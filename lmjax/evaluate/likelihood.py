@@ -27,8 +27,9 @@ from lmjax.objective.log_probs import token_log_probs
 from lmjax.parallel.placement import ROWS, batch_sharding, jit_eval, place_rows
 
 SHORTEST = 32  # tokens: the lengths of rows are this, doubled until the context, so that few programs are compiled
-BATCH_TOKENS = 8192  # of a batch on each device along the rows,
-BATCH_TOKENS_TOP = 1024  # and where the likeliest tokens are wanted, for which all logits of a batch exist at once
+# of a batch on each device along the rows, by platform: a CPU's cores are busy with fewer, and less is rounded up
+BATCH_TOKENS = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+BATCH_TOKENS_TOP = 1024  # where the likeliest tokens are wanted, for which all logits of a batch exist at once
 FIRST_AT_ONCE = 8  # sequences; every part has twice as many as the one before, so that the first is there soon,
 SEQUENCES_AT_ONCE = 1024  # up to this number, whose windows are sorted by length together
 GROUPS_AT_ONCE = 256  # of endings, which are sorted by shape together
@@ -99,7 +100,8 @@ class Likelihood:
         vocabulary = entries or model.settings.vocab_size or 0
         require(0 <= top <= vocabulary, "--top", top, f"at most the {vocabulary:,} tokens", "lower it")
         self._params, self._mesh, self.stride, self.context = params, mesh, stride, context
-        self._top, self._tokens = top, BATCH_TOKENS_TOP if top else BATCH_TOKENS
+        tokens = BATCH_TOKENS[model.platform]
+        self._top, self._tokens, self._ending_tokens = top, min(tokens, BATCH_TOKENS_TOP) if top else tokens, 2 * tokens
         self._devices = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
         self._said = functools.partial(_said, model, entries, top)
         rows = batch_sharding(mesh, ROWS)
@@ -136,7 +138,7 @@ class Likelihood:
         remaining = iter(groups)
         while some := [grouped(endings) for endings in itertools.islice(remaining, GROUPS_AT_ONCE)]:
             found: list[list[TokenProbs]] = [[] for _ in some]
-            for shape, numbers in batches(some, self._devices * BATCH_TOKENS):
+            for shape, numbers in batches(some, self._devices * self._ending_tokens):
                 read = self._read_endings([some[number] for number in numbers], shape)
                 for number, own in zip(numbers, read, strict=True):
                     found[number] = own
@@ -181,7 +183,7 @@ class Likelihood:
         return rows * self._devices
 
     def _read_endings(self, groups: list[Group], shape: Shape) -> Iterator[list[TokenProbs]]:
-        rows = self._rows(len(groups), max(1, BATCH_TOKENS // shape.tokens))
+        rows = self._rows(len(groups), max(1, self._ending_tokens // shape.tokens))
         batch = tuple(place_rows(part, self._mesh) for part in arrays(groups, shape, rows))
         log_probs, *top = jax.device_get(self._endings(self._params, batch))
         said = (np.asarray(log_probs, np.float64), *top)
