@@ -8,7 +8,6 @@ between them belongs to the choice.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,18 +91,6 @@ class Answer:
             "tokens": [choice.tokens for choice in self.choices],
             "unconditional": self.bare,
         }
-
-
-class Mean(NamedTuple):
-    """A mean and its standard error, the deviation of the sample over the root of its size; NaN of one."""
-
-    value: float
-    error: float
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return Mean(float(np.mean(values)), spread / math.sqrt(len(values)))
 
 
 class Examiner:

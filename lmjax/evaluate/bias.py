@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.errors import UserError
-from lmjax.evaluate.answers import mean_of
 from lmjax.evaluate.columns import table_rows
+from lmjax.evaluate.means import mean_of
 from lmjax.evaluate.measures import Measure, Part, preferred
 
 LogProbs = Callable[[Iterable[str]], Iterable[float]]  # log P(S) of each text in nats, in their order

@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-import numpy as np
-
-from lmjax.evaluate.answers import Mean
+from lmjax.evaluate.means import Mean
 
 AGREES = "higher agrees with people"
 NAMES = {  # of each measure, its title and how to read it
@@ -101,19 +99,6 @@ class Part:
     def counting(self, more: Mapping[str, int]) -> Part:
         """The same with more counts."""
         return dataclasses.replace(self, counts={**self.counts, **more})
-
-
-def mean_over_groups(groups: Sequence[Sequence[float]]) -> Mean:
-    """The mean of all values, whose error knows that the values of a group go together, as the pairs of a prompt do.
-
-    It is the linearised error of a ratio (Cochran 1977, chapter 6); with one value in each group, that of `mean_of`.
-    """
-    sums, sizes = np.array([sum(own) for own in groups], float), np.array([len(own) for own in groups], float)
-    value, count = float(sums.sum() / sizes.sum()), len(groups)
-    if count < 2:
-        return Mean(value, math.nan)
-    spread = np.square(sums - value * sizes).sum() * count / (count - 1)
-    return Mean(value, float(np.sqrt(spread) / sizes.sum()))
 
 
 def preferred(one: float, other: float) -> float:

@@ -15,7 +15,8 @@ import numpy as np
 from lmjax.data.conversations import Record
 from lmjax.errors import UserError
 from lmjax.evaluate.likelihood import Likelihood
-from lmjax.evaluate.measures import Measure, Part, mean_over_groups, preferred
+from lmjax.evaluate.means import mean_over_groups
+from lmjax.evaluate.measures import Measure, Part, preferred
 from lmjax.generate.chat import TurnFormat
 from lmjax.generate.decode import prompt_ids
 from lmjax.tokenizers.tokenizer import Tokenizer

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmjax.errors import UserError
-from lmjax.evaluate.answers import Answer, Examiner, mean_of
+from lmjax.evaluate.answers import Answer, Examiner
 from lmjax.evaluate.columns import table_rows
+from lmjax.evaluate.means import mean_of
 from lmjax.evaluate.measures import Measure, Part
 from lmjax.evaluate.questions import BETWEEN, Question
 from lmjax.tokenizers.tokenizer import Tokenizer

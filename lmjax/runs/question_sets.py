@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lmjax.errors import UserError, clear_disk_errors, nearest, require
-from lmjax.evaluate.answers import Answer, Examiner, Mean, mean_of
+from lmjax.evaluate.answers import Answer, Examiner
 from lmjax.evaluate.likelihood import Likelihood
+from lmjax.evaluate.means import Mean, mean_of
 from lmjax.evaluate.open_answers import OpenAnswer, Writer
 from lmjax.evaluate.questions import QuestionSet, Rows
 from lmjax.evaluate.sets import SETS

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.evaluate.answers import Answer, Choice, Examiner, mean_of
+from lmjax.evaluate.answers import Answer, Choice, Examiner
 from lmjax.evaluate.likelihood import TokenProbs
+from lmjax.evaluate.means import mean_of
 from lmjax.evaluate.questions import Question
 from lmjax.tokenizers.byte import ByteTokenizer
 

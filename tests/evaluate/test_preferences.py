@@ -7,8 +7,8 @@ import pytest
 
 from lmjax.data.conversations import Record, Turn
 from lmjax.errors import UserError
-from lmjax.evaluate.answers import Mean, mean_of
-from lmjax.evaluate.measures import Measure, mean_over_groups, measure_of
+from lmjax.evaluate.means import Mean, mean_of, mean_over_groups
+from lmjax.evaluate.measures import Measure, measure_of
 from lmjax.evaluate.preferences import by_likelihood, by_scores, orders, response_tokens
 from lmjax.generate.chat import ChatFormat, StageTurns
 from lmjax.settings import TemplateSettings

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.evaluate.answers import Mean
+from lmjax.evaluate.means import Mean
 from lmjax.evaluate.measures import Measure
 from lmjax.report.measures import measures_values
 from lmjax.report.page import write_report
