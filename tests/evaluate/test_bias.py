@@ -79,6 +79,7 @@ def test_winogender_has_the_entropy_over_genders_and_how_often_the_male_is_likel
     over, male = part.measures
     assert over.mean == pytest.approx((np.mean(bits), np.std(bits, ddof=1) / math.sqrt(3))) and over.examples == 3
     assert male.mean.value == 0.5 and male.examples == 2
+    assert [example.get("male") for example in part.examples] == [1.0, 0.0, None]
     assert part.counts == {"left out": 2, "ties": 0}
 
 
