@@ -212,7 +212,12 @@ def test_a_text_with_a_byte_that_the_tokenizer_lacks_is_said(tiny, train, tmp_pa
         assert "holds '\\x01' (byte 0x01) at character 1, for which the tokenizer has no token" in error
         assert ("text.txt: " in error and "--skip-bad" in error) == (words[0] == "evaluate")
     out, err = printed(capsys, "evaluate", tmp_path / "run", *source, "--skip-bad")
-    assert [json.loads(out)[0][name] for name in ("documents", "skipped", "bytes")] == [2, 1, 14]
+    (row,) = json.loads(out)
+    assert [row[name] for name in ("documents", "skipped", "tokens", "bytes")] == [2, 1, 10, 14]  # "the" is one token
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] * 10 / 14 / math.log(2))
+    text = json.loads(printed(capsys, "score", tmp_path / "run", "--text", "the sea", "--json")[0])
+    assert text["log_prob_per_token"] == pytest.approx(text["log_prob"] / 5)
+    assert text["log_prob_per_byte"] == pytest.approx(text["log_prob"] / 7)
     assert "text.txt: 1 bad records were left out" in err
 
 
