@@ -130,9 +130,9 @@ class Examiner:
             found = self._likelihood.after(groups)
             for (question, _), (own, shots, cut), without in zip(some, chosen, bare, strict=True):
                 scored = [question.end or choice for choice in question.choices]
-                told = [self._choice(*each) for each in zip(scored, own, next(found), strict=True)]
+                choices = [self._choice(*each) for each in zip(scored, own, next(found), strict=True)]
                 unconditional = tuple(float(one.log_probs.sum()) for one in next(found)) if without else ()
-                yield Answer(question, tuple(told), unconditional, shots, cut)
+                yield Answer(question, tuple(choices), unconditional, shots, cut)
 
     def _fitting(self, question: Question, prompts: Sequence[str]) -> tuple[list[Ending], int, bool]:
         """The rows of the first prompt that fits, how many shots it has, and whether even the last had to be cut."""

@@ -164,9 +164,9 @@ def shown(one: Measure) -> str:
 
 def counted(part: Part) -> str:
     """What was unusual, in words; "" where nothing was."""
-    told = ", ".join(f"{count:,} {words}" for words, count in part.counts.items() if count)
+    counts = ", ".join(f"{count:,} {words}" for words, count in part.counts.items() if count)
     first = part.measures[0]
-    return f"{first.set}, {first.of}: {told}" if told else ""
+    return f"{first.set}, {first.of}: {counts}" if counts else ""
 
 
 def _records(part: Part) -> Iterable[dict]:

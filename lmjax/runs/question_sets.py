@@ -253,9 +253,9 @@ def shown(marks: Marks) -> str:
         "cut": marks.cut,
         "ties": marks.ties,
     }
-    told = "".join(f"  {count} {name}" for name, count in counts.items() if count)
+    unusual = "".join(f"  {count} {name}" for name, count in counts.items() if count)
     shots = "fine-tuned" if marks.fine_tuned else f"{marks.shots:>4} shots"
-    return f"{marks.task:20} {shots:10}  {marks.questions:>6,} questions  {means}{word}{told}"
+    return f"{marks.task:20} {shots:10}  {marks.questions:>6,} questions  {means}{word}{unusual}"
 
 
 def records(marks: Marks, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
