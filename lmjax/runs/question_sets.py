@@ -259,8 +259,8 @@ def shown(marks: Marks) -> str:
 
 
 def records(marks: Marks, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
-    """A question's line of the JSONL file."""
+    """A question's line of the JSONL file; "shots_left" is how many of its shots the context holds."""
     for number, answer in enumerate(answers):
-        place = {"task": marks.task, "shots": answer.shots, "number": number, "group": answer.question.group}
+        place = {"task": marks.task, "shots": marks.shots, "number": number, "group": answer.question.group}
         place |= {"fine_tuned": True} if marks.fine_tuned else {}
-        yield place | answer.record() | {"cut": answer.cut} | answer.marks()
+        yield place | answer.record() | {"shots_left": answer.shots, "cut": answer.cut} | answer.marks()
