@@ -83,6 +83,7 @@ class Answer:
         return {name: float(right) for name, right in rights.items()}
 
     def marks(self) -> dict[str, float]:
+        """1 or 0 by the name of each way to choose, or of each protocol for a last word."""
         return self.rights() if len(self.choices) > 1 else self.word()
 
     def record(self) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Mean:
+    """The mean of at least one value."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return Mean(float(np.mean(values)), spread / math.sqrt(len(values)))
 

@@ -158,6 +158,7 @@ def _all_parts(reader: Reader, read: Read, mesh: MeshSettings, reward_model: Pat
 
 
 def shown(one: Measure) -> str:
+    """A measure's line of the table."""
     value = f"{one.mean.value:.4f} \N{PLUS-MINUS SIGN} {one.mean.error:.4f}"
     return f"{one.set:12} {one.title:38} {one.of:26} {value}  of {one.examples:>5,}  {one.reading}"
 

@@ -242,6 +242,7 @@ def print_prompts(checkpoint: Path, asked: Asked, *, mesh: MeshSettings) -> None
 
 
 def shown(marks: Marks) -> str:
+    """A line of the table: marks with their standard errors, and counts of what was unusual."""
     each = (f"{name} {mean.value:.4f} \N{PLUS-MINUS SIGN} {mean.error:.4f}" for name, mean in marks.means.items())
     means = "  ".join(each)
     word = "" if marks.perplexity is None else f"  perplexity {marks.perplexity:.2f}"
