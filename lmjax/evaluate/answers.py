@@ -103,7 +103,6 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of at least one value."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return Mean(float(np.mean(values)), spread / math.sqrt(len(values)))
 
