@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     examples = ("lmjax evaluate runs/quickstart --data notes.txt", "lmjax evaluate runs/gpt2 --data 'wiki/*.txt'")
     sets = "lmjax evaluate runs/gpt2 --task arc_easy,boolq --task-data sets --shots 0,5 --out answers.jsonl"
     suite = "lmjax evaluate runs/gpt2 --suite hhh --task-data sets --limit 100"
-    text = "loss, perplexity and bits per byte of a checkpoint on text, its answers to sets of questions, or a suite"
+    text = "measure a checkpoint on text (--data), by sets of questions (--task) or by a suite of measures (--suite)"
     evaluate = add_command(commands, "evaluate", _evaluate, text, *examples, sets, suite)
     evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
     _add_data(evaluate.add_argument_group("text"))
@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 
 def _add_data(group: Any) -> None:
-    text = "files, folders or globs of text, JSONL, CSV or Parquet; each is a row of the table"
+    text = "loss, perplexity and bits per byte of files, folders or globs of text, JSONL, CSV or Parquet: a row each"
     group.add_argument("--data", nargs="+", default=[], metavar="FILE", help=text)
     add_source(group)
     text = "what one document is in plain text (default: file)"

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     score.add_argument("--text", action="append", default=[], help="a text instead of a file; may be repeated")
     add_source(score)
     add_stride(score)
-    text = "of a language model: show each token with the K likeliest in its place"
+    text = "of a language model: show each token with the K likeliest in its place; `lmjax generate` has what follows"
     score.add_argument("--top", type=int, default=0, metavar="K", help=text)
     score.add_argument("--json", action="store_true", help="one object per text or answer")
 

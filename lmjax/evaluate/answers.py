@@ -82,6 +82,7 @@ class Answer:
         return {name: float(right) for name, right in rights.items()}
 
     def marks(self) -> dict[str, float]:
+        """1 or 0 by the name of each way to choose, or of each protocol for a last word."""
         return self.rights() if len(self.choices) > 1 else self.word()
 
     def record(self) -> dict[str, Any]:
@@ -117,9 +118,9 @@ class Examiner:
             found = self._likelihood.after(groups)
             for (question, _), (own, shots, cut), without in zip(some, chosen, bare, strict=True):
                 scored = [question.end or choice for choice in question.choices]
-                told = [self._choice(*each) for each in zip(scored, own, next(found), strict=True)]
+                choices = [self._choice(*each) for each in zip(scored, own, next(found), strict=True)]
                 unconditional = tuple(float(one.log_probs.sum()) for one in next(found)) if without else ()
-                yield Answer(question, tuple(told), unconditional, shots, cut)
+                yield Answer(question, tuple(choices), unconditional, shots, cut)
 
     def _fitting(self, question: Question, prompts: Sequence[str]) -> tuple[list[Ending], int, bool]:
         """The rows of the first prompt that fits, how many shots it has, and whether even the last had to be cut."""

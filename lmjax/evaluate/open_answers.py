@@ -32,6 +32,7 @@ class OpenAnswer:
     guessed = None
 
     def marks(self) -> dict[str, float]:
+        """Numbers from 0 to 1, by name."""
         return self.marked
 
     def record(self) -> dict[str, Any]:

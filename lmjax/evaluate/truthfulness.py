@@ -103,6 +103,7 @@ def fitting(table: Table, tokenizer: Tokenizer, context: int) -> Table:
 
 
 def split_answers(cell: str) -> list[str]:
+    """The answers of a cell, each with a period."""
     parts = (part.strip() for part in cell.split(";"))
     return [part if part.endswith(".") else f"{part}." for part in parts if part]
 

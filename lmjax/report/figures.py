@@ -45,6 +45,7 @@ def write_figure(path: Path, draw: Callable[[], Any]) -> None:
 
 
 def style(axes: Any) -> None:
+    """Gives axes of matplotlib, whose contents are drawn, the look of all figures."""
     axes.set_title(axes.get_title(), loc="center", color=INK)
     axes.tick_params(which="both", length=0, labelcolor=MUTED)
     axes.grid(color=RULE, linewidth=0.8)

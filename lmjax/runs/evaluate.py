@@ -67,10 +67,12 @@ class SourceLikelihood:
 
     @property
     def perplexity(self) -> float:
+        """exp(loss), of a token."""
         return perplexity_of(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
+        """Of the UTF-8 of the texts that are read; None where the tokenizer does not keep all of them."""
         return -self.log_prob / self.bytes / math.log(2) if self.lossless else None
 
     @property
@@ -225,6 +227,7 @@ def _total(counted: Sequence[CorpusTokens]) -> CorpusTokens | None:
 
 
 def table_of(found: Sequence[SourceLikelihood]) -> str:
+    """A line for each source below the names of the columns."""
     width = max(len("source"), *(len(one.source) for one in found))
     with_words = found[0].words is not None
     lines = [" ".join([f"{'source':{width}}", *(f"{name:>12}" for name in COLUMNS + WORD_COLUMNS * with_words)])]

@@ -69,8 +69,8 @@ class HarnessModel(LM):
         pairs = itertools.groupby(zip(requests, rows, strict=True), key=lambda pair: pair[0].args[0])
         found = self.reader.likelihood.after([row for _, row in same] for _, same in pairs)
         answers = []
-        told = _scores(rows, itertools.chain.from_iterable(found), disable_tqdm)
-        for request, answer in zip(requests, told, strict=True):
+        scores = _scores(rows, itertools.chain.from_iterable(found), disable_tqdm)
+        for request, answer in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
             answers.append(answer)
         return answers

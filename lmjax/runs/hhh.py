@@ -158,15 +158,16 @@ def _all_parts(reader: Reader, read: Read, mesh: MeshSettings, reward_model: Pat
 
 
 def shown(one: Measure) -> str:
+    """A measure's line of the table."""
     value = f"{one.mean.value:.4f} \N{PLUS-MINUS SIGN} {one.mean.error:.4f}"
     return f"{one.set:12} {one.title:38} {one.of:26} {value}  of {one.examples:>5,}  {one.reading}"
 
 
 def counted(part: Part) -> str:
     """What was unusual, in words; "" where nothing was."""
-    told = ", ".join(f"{count:,} {words}" for words, count in part.counts.items() if count)
+    counts = ", ".join(f"{count:,} {words}" for words, count in part.counts.items() if count)
     first = part.measures[0]
-    return f"{first.set}, {first.of}: {told}" if told else ""
+    return f"{first.set}, {first.of}: {counts}" if counts else ""
 
 
 def _records(part: Part) -> Iterable[dict]:

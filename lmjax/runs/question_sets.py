@@ -243,6 +243,7 @@ def print_prompts(checkpoint: Path, asked: Asked, *, mesh: MeshSettings) -> None
 
 
 def shown(marks: Marks) -> str:
+    """A line of the table: marks with their standard errors, and counts of what was unusual."""
     each = (f"{name} {mean.value:.4f} \N{PLUS-MINUS SIGN} {mean.error:.4f}" for name, mean in marks.means.items())
     means = "  ".join(each)
     word = "" if marks.perplexity is None else f"  perplexity {marks.perplexity:.2f}"
@@ -254,14 +255,14 @@ def shown(marks: Marks) -> str:
         "cut": marks.cut,
         "ties": marks.ties,
     }
-    told = "".join(f"  {count} {name}" for name, count in counts.items() if count)
+    unusual = "".join(f"  {count} {name}" for name, count in counts.items() if count)
     shots = "fine-tuned" if marks.fine_tuned else f"{marks.shots:>4} shots"
-    return f"{marks.task:20} {shots:10}  {marks.questions:>6,} questions  {means}{word}{told}"
+    return f"{marks.task:20} {shots:10}  {marks.questions:>6,} questions  {means}{word}{unusual}"
 
 
 def records(marks: Marks, answers: Sequence[Answered]) -> Iterator[dict[str, Any]]:
-    """A question's line of the JSONL file."""
+    """A question's line of the JSONL file; "shots_left" is how many of its shots the context holds."""
     for number, answer in enumerate(answers):
-        place = {"task": marks.task, "shots": answer.shots, "number": number, "group": answer.question.group}
+        place = {"task": marks.task, "shots": marks.shots, "number": number, "group": answer.question.group}
         place |= {"fine_tuned": True} if marks.fine_tuned else {}
-        yield place | answer.record() | {"cut": answer.cut} | answer.marks()
+        yield place | answer.record() | {"shots_left": answer.shots, "cut": answer.cut} | answer.marks()

@@ -33,6 +33,7 @@ COMMANDS = [
         ["score"],
         ["report"],
         ["evaluate"],
+        ["harness"],
     ),
     *(["import-hf"], ["export-hf"], ["tokenizer", "train"], ["data", "prepare"]),
 ]

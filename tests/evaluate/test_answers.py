@@ -50,17 +50,31 @@ def test_the_tokens_of_a_choice_are_scored_and_no_others():
 def test_prompt_and_choice_are_encoded_together_and_cut_where_the_prompt_alone_ends():
     found, read = answer(Question("a:", (" x",), 0), tokenizer=Pairs())
     assert read == [[256, ord("a"), 2, ord("x")]]
-    assert (found.choices[0].tokens, found.choices[0].log_prob) == (1, -0.5)  # as many as the whole has more
+    (choice,) = found.choices
+    assert (choice.tokens, choice.bytes, choice.log_prob) == (1, 2, -0.5)  # as many tokens as the whole has more
     with pytest.raises(UserError, match="has 0 tokens of its own: expected 1 to the context of 64"):
         answer(Question("a ", (" ",), 0), tokenizer=Pairs())
 
 
+@pytest.mark.parametrize("before", [(), (258,)])
+def test_a_published_tokenizer_has_before_a_prompt_what_it_adds_itself_and_nothing_else(before):
+    class Published(ByteTokenizer):
+        kind = "huggingface"
+
+        def encode_with_specials(self, text):
+            return [*before, *text.encode()]
+
+    _, read = answer(Question("ab", (" x",), 0), tokenizer=Published())
+    assert read == [[*before, *b"ab x"]]
+
+
 def test_each_way_to_choose_takes_the_choice_that_it_should():
-    choices = (Choice(-3.0, 1, 9, True, True), Choice(-4.0, 2, 4, True, True), Choice(-5.0, 4, 20, True, True))
-    bare = (-1.0, -6.0, -6.0)
-    takes = {"accuracy": 0, "per_token": 2, "per_byte": 2, "unconditional": 1}
-    for gold in range(3):
-        rights = Answer(Question("", ("a", "b", "c"), gold), choices, bare, 0, False).rights()
+    sizes = ((-3.0, 1, 9), (-4.0, 2, 4), (-5.0, 4, 20), (-6.0, 3, 60))  # nats, tokens, bytes
+    choices = tuple(Choice(*own, True, True) for own in sizes)
+    bare = (-1.0, -6.0, -6.0, -6.0)
+    takes = {"accuracy": 0, "per_token": 2, "per_byte": 3, "unconditional": 1}
+    for gold in range(4):
+        rights = Answer(Question("", ("a", "b", "c", "d"), gold), choices, bare, 0, False).rights()
         assert rights == {way: float(taken == gold) for way, taken in takes.items()}
     assert "unconditional" not in Answer(Question("", ("a",), 0), choices[:1], (), 0, False).rights()
 

@@ -59,10 +59,10 @@ def test_entropy_is_that_of_the_shares_in_bits_however_small_the_probabilities()
 
 
 def test_a_template_has_its_sentences_by_gender_and_one_gender_alone_is_left_out(tmp_path):
-    rows = [f'chef.cook.1.{g}.txt\tThe chef "{g}" sat.' for g in GENDERS] + ["chef.cook.0.male.txt\tHe sat."]
+    rows = [f'chef.cook.1.{g}.txt\tThe chef "{g}"\u2028sat.' for g in GENDERS] + ["chef.cook.0.male.txt\tHe sat."]
     text = "sentid\tsentence\r\n" + "".join(f"{row}\r\n" for row in rows)
     found, single = read_winogender(written(tmp_path, text, "part.tsv"))
-    assert found == [Template("chef.cook.1", {g: f'The chef "{g}" sat.' for g in GENDERS})] and single == 1
+    assert found == [Template("chef.cook.1", {g: f'The chef "{g}"\u2028sat.' for g in GENDERS})] and single == 1
 
 
 def test_winogender_has_the_entropy_over_genders_and_how_often_the_male_is_likelier():
@@ -79,6 +79,7 @@ def test_winogender_has_the_entropy_over_genders_and_how_often_the_male_is_likel
     over, male = part.measures
     assert over.mean == pytest.approx((np.mean(bits), np.std(bits, ddof=1) / math.sqrt(3))) and over.examples == 3
     assert male.mean.value == 0.5 and male.examples == 2
+    assert [example.get("male") for example in part.examples] == [1.0, 0.0, None]
     assert part.counts == {"left out": 2, "ties": 0}
 
 

@@ -76,7 +76,7 @@ def test_an_answer_ends_before_a_stop_string(model, params, greedy):
 def test_a_prompt_leaves_room_for_the_answer_or_loses_shots_and_then_its_beginning(model, params, greedy):
     """26 tokens are left, of which one is that before every text: 25 bytes."""
     fits, long, longer = "a" * 20 + "cd:", "b" * 30, "x" * 24 + "end:"
-    found = written(model, params, [["e" * 9 + fits, "ee" + fits, fits], [long + "a", "a"], [long + longer, longer]])
+    found = written(model, params, [["eee" + fits, "ee" + fits, fits], [long + "a", "a"], [long + longer, longer]])
     assert [(one.shots, one.cut) for one in found] == [(1, False), (0, False), (0, True)]
     expected = [[256, *("ee" + fits).encode()], [256, *b"a"], list(longer.encode()[-26:])]
     assert [one.text for one in found] == [greedy(ids).strip() for ids in expected]

@@ -52,7 +52,7 @@ def test_a_response_in_a_stages_template_is_encoded_as_in_training_without_its_e
 
 
 def test_accuracies_are_of_the_sum_and_per_token():
-    records = [ranking(["aaa", "b"], [0, 1]), ranking(["d", "c", "cc"], [1, 0, 0])]
+    records = [ranking(["aaa", "b"], [0, 1]), ranking(["d", "c", "cc"], [1, 0, 0]), ranking(["b!!!", "b"], [0, 1])]
     part = by_likelihood("set", records, Bytes(), ChatFormat(), TOKENIZER)
     sums = [[-(32 + sum(answer.encode())) / 100 for answer in record.answers] for record in records]
     for each, own, record in zip(part.examples, sums, records, strict=True):
@@ -60,10 +60,11 @@ def test_accuracies_are_of_the_sum_and_per_token():
         assert each["tokens"] == [1 + len(answer) for answer in record.answers]
     whole, per_token = part.measures
     # sums: aaa < b; d < c, d > cc. Per token: aaa (-0.8075) < b (-0.65); d (-0.66) < c (-0.655), d > cc (-0.7667)
+    # The third: b!!! < b as sums, and per token b!!! (-0.458) > b (-0.65)
     assert whole.key == ("set", "log_prob", "all")
-    assert whole.mean == pytest.approx(mean_over_groups([[0.0], [1.0, 0.0]])) and whole.examples == 3
-    assert per_token.mean.value == pytest.approx(1 / 3)
-    assert part.counts["rankings"] == 2 and part.counts["ties by log_prob"] == 0
+    assert whole.mean == pytest.approx(mean_over_groups([[0.0], [1.0, 0.0], [0.0]])) and whole.examples == 4
+    assert per_token.mean == pytest.approx(mean_over_groups([[0.0], [1.0, 0.0], [1.0]]))
+    assert part.counts["rankings"] == 3 and part.counts["ties by log_prob"] == 0
 
 
 def test_a_reward_model_is_compared_by_its_scores_and_sets_without_pairs_are_refused():

@@ -31,6 +31,14 @@ def test_an_ending_of_hellaswag_follows_its_context_after_a_blank(tmp_path):
     assert found.solved == "A cat left."
 
 
+def test_a_question_with_an_empty_choice_is_left_out_with_its_place(tmp_path):
+    rows = [{"ctx": "A", "endings": ["a", ending], "label": 0} for ending in ("b", "", " ")]
+    path = put(tmp_path, "hellaswag", lines(*rows))
+    found, left_out = SETS["hellaswag"].rows(tmp_path)
+    assert found == [Question("A", (" a", " b"), 0)]
+    assert left_out == [f"{path}:2: choice 1 is empty", f"{path}:3: choice 1 is empty"]
+
+
 def test_piqa_has_its_answers_in_a_file_beside_it(tmp_path):
     path = put(tmp_path, "piqa", lines({"goal": "How?", "sol1": "so", "sol2": "thus"}))
     labels = path.with_name("piqa_dev_labels.lst")

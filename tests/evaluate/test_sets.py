@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001  (Chinese punctuation is meant)
 
+import csv
 import json
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_boolq_rte_and_sst2_are_answered_by_one_of_two_words(tmp_path):
         "[] follow the sentence, expected 0 or 1 after a tab",
         "['2'] follow the sentence, expected 0 or 1 after a tab",
     ]
+
+
+def test_a_line_separator_of_unicode_ends_no_line_and_a_cell_may_be_long(tmp_path):
+    found, left_out = read(tmp_path, "sst2", "a\u2028b\t1", "c\t0")
+    assert [each.context.partition("\n")[0] for each in found] == ["a\u2028b", "c"] and not left_out
+    before = csv.field_size_limit(131_072)  # Python's own
+    try:
+        assert len(read(tmp_path, "arc_easy", f'"{"a" * 200_000}","a","b","c","d","A"').questions) == 1
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_an_examination_is_answered_by_a_letter(tmp_path):

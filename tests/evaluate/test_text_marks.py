@@ -9,6 +9,7 @@ from lmjax.evaluate.text_marks import longest_common, mark_number, mark_overlap,
     ("text", "references", "exact", "f1"),
     [
         ("The Chicago Bears.", ["Chicago Bears"], 1, 1),
+        ("March 1941", ["1941", "march, 1941"], 1, 1),
         ("bears", ["the Chicago Bears"], 0, 2 / 3),  # 1 of 1 and of 2 words
         ("in March, 1941", ["March 1941", "1941"], 0, 0.8),  # 2 of 3 and of 2 words; the second reference gives 1 / 2
         ("March 1941 March", ["March March March 1941"], 0, 6 / 7),  # words are counted: 3 of 3 and of 4

@@ -9,6 +9,7 @@ import pytest
 
 import lmjax
 from lmjax.cli import main
+from lmjax.runs.evaluate import SourceLikelihood, table_of
 from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers.byte import ByteTokenizer
 from tests.tiny import lacking_bytes, write_rows
@@ -48,6 +49,14 @@ def test_a_source_has_the_numbers_of_its_documents(trained, tmp_path, capsys):
     assert row["perplexity"] == pytest.approx(math.exp(-total / size), rel=1e-5)
     assert row["bits_per_byte"] == pytest.approx(-total / size / math.log(2), abs=1e-5)
     assert "step 10" in err and "context 16, stride 8" in err
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
+    numbers = {"documents": 1, "skipped": 0, "tokens": 4, "bytes": 10, "log_prob": -20.0}
+    kept, lost = (SourceLikelihood("a.txt", **numbers, lossless=lossless) for lossless in (True, False))
+    assert kept.bits_per_byte == pytest.approx(2 / math.log(2))
+    assert lost.bits_per_byte is None and lost.plain()["bits_per_byte"] is None
+    assert table_of([lost]).splitlines()[1].split() == ["a.txt", "1", "4", "10", "5.0000", "148.4132"]
 
 
 def test_several_sources_are_added_up_token_by_token(trained, tmp_path, capsys):
@@ -212,7 +221,12 @@ def test_a_text_with_a_byte_that_the_tokenizer_lacks_is_said(tiny, train, tmp_pa
         assert "holds '\\x01' (byte 0x01) at character 1, for which the tokenizer has no token" in error
         assert ("text.txt: " in error and "--skip-bad" in error) == (words[0] == "evaluate")
     out, err = printed(capsys, "evaluate", tmp_path / "run", *source, "--skip-bad")
-    assert [json.loads(out)[0][name] for name in ("documents", "skipped", "bytes")] == [2, 1, 14]
+    (row,) = json.loads(out)
+    assert [row[name] for name in ("documents", "skipped", "tokens", "bytes")] == [2, 1, 10, 14]  # "the" is one token
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] * 10 / 14 / math.log(2))
+    text = json.loads(printed(capsys, "score", tmp_path / "run", "--text", "the sea", "--json")[0])
+    assert text["log_prob_per_token"] == pytest.approx(text["log_prob"] / 5)
+    assert text["log_prob_per_byte"] == pytest.approx(text["log_prob"] / 7)
     assert "text.txt: 1 bad records were left out" in err
 
 

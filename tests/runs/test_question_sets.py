@@ -102,12 +102,25 @@ def test_a_mesh_and_a_limit_give_the_same_answers(trained, sets, tmp_path, capsy
     np.testing.assert_allclose(answers["two"], answers["one"][:2], atol=1e-5)
 
 
-def test_shots_that_do_not_fit_are_dropped_and_counted(trained, sets, capsys):
+def test_shots_that_do_not_fit_are_dropped_and_counted(trained, sets, tmp_path, capsys):
     """The context has 16 tokens: a question of up to 8 with one shot fits, and with two it does not."""
-    out = printed(capsys, trained, "--task", "hellaswag", "--task-data", sets, "--shots", "0,2", "--json")
-    none, two = json.loads(out)
+    words = (
+        "--task",
+        "hellaswag",
+        "--task-data",
+        sets,
+        "--shots",
+        "0,2",
+        "--json",
+        "--out",
+        tmp_path / "answers.jsonl",
+    )
+    none, two = json.loads(printed(capsys, trained, *words))
     assert (none["shots"], none["fewer_shots"], two["shots"]) == (0, 0, 2)
     assert two["fewer_shots"] == 3 and two["cut"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["shots"] for line in lines] == [0, 0, 0, 2, 2, 2]
+    assert all(line["shots_left"] < max(line["shots"], 1) for line in lines)
 
 
 def test_a_last_word_has_both_protocols_and_a_perplexity(trained, sets, capsys):

@@ -37,6 +37,7 @@ def read_mmlu(path: Path) -> Iterator[Question | str]:
 
 
 def by_letter(asked: str, choices: Sequence[str], letter: str, group: str = "") -> Question:
+    """A question whose four choices are listed in its context with their letters, which are the answers."""
     listed = "\n".join(f"{name}. {choice}" for name, choice in zip(LETTERS, choices, strict=True))
     answers = tuple(f" {name}" for name in LETTERS)
     return Question(f"{asked}\n{listed}\nAnswer:", answers, LETTERS.index(letter), bare="Answer:", group=group)
