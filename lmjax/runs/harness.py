@@ -9,12 +9,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, clear_disk_errors, nearest, require, text_of
+from lmjax.errors import UserError, nearest, require, text_of
+from lmjax.files import new_file
 from lmjax.runs.harness_model import HarnessModel, require_lm_eval
 from lmjax.settings import MeshSettings
 
@@ -110,7 +110,7 @@ def print_harness(
 
     model = HarnessModel(checkpoint, mesh)
     print(model.reader.about(), file=sys.stderr)
-    with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
+    with new_file(out) as lines:
         found = run_harness(model, tasks, loaded)
         if lines:
             written = (json.dumps(line, ensure_ascii=False, default=handle_non_serializable) for line in records(found))
