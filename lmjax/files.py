@@ -257,8 +257,11 @@ def open_streams() -> None:
     """Lets standard output and error take any text, and standard input any bytes, whatever the terminal's encoding.
 
     What the encoding lacks is written as an escape that JSON reads, too; ASCII input is read as UTF-8, and bytes that
-    are not UTF-8 become lone surrogates, which tokenizers refuse by name.
+    are not UTF-8 become lone surrogates, which tokenizers refuse by name. What is written to a stream that is closed is
+    lost.
     """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
