@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lmjax.commands import convert, evaluate, fit, forecast, generate, harness, plan, prepare, score, sweep, train
-from lmjax.errors import PeerLostError, UserError, nearest, readable
+from lmjax.errors import PeerLostError, UserError, means_full_disk, nearest, readable
 from lmjax.fields import require_local
 from lmjax.files import open_streams
 from lmjax.version import __version__
@@ -54,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and means_full_disk(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("lmjax: the output cannot be written: the disk is full; free some space", file=sys.stderr)
+            _leave(options, 2, "the disk is full")
+            return 2
         traceback.print_exc()
         _leave(options, 1, "ended early; its own log says why")
         return 1

@@ -17,11 +17,13 @@ import json
 import os
 import sys
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TextIO
 
-from lmjax.errors import UserError, is_bucket, shortened
+from lmjax.errors import UserError, clear_disk_errors, is_bucket, shortened
 from lmjax.fields import described, expected, fits
 
 ESCAPED = "lmjax-escaped"  # how a codec writes what it lacks: by escapes that JSON reads, too
@@ -158,11 +160,39 @@ def write_whole(path: Path, content: str | bytes) -> None:
         path.write_bytes(data)
         return
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write the same file at this moment
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextmanager
+def new_file(path: Path | None) -> Iterator[TextIO | None]:
+    """A file that `--out` names, for text that is written piece by piece; it is removed where that does not end well.
+
+    None is no file. Raises UserError where something is there already, and where the file cannot be written.
+    """
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("x", encoding="utf-8")
+    except OSError as error:
+        fix = "name a new file" if isinstance(error, FileExistsError) else "name a file in another folder"
+        raise UserError(f"--out {path}: cannot be written ({error.strerror}); {fix}") from error
+    try:
+        with clear_disk_errors(path), file:
+            yield file
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def is_safe_name(name: object) -> bool:
@@ -227,8 +257,11 @@ def open_streams() -> None:
     """Lets standard output and error take any text, and standard input any bytes, whatever the terminal's encoding.
 
     What the encoding lacks is written as an escape that JSON reads, too; ASCII input is read as UTF-8, and bytes that
-    are not UTF-8 become lone surrogates, which tokenizers refuse by name.
+    are not UTF-8 become lone surrogates, which tokenizers refuse by name. What is written to a stream that is closed is
+    lost.
     """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)

@@ -1,5 +1,6 @@
 """Whole files, JSON of a known form, and names that cannot leave their folder."""
 
+import errno
 import os
 import sys
 from typing import Any, Literal, NotRequired, TypedDict
@@ -11,6 +12,7 @@ from lmjax.files import (
     MalformedJsonError,
     decode_json,
     is_safe_name,
+    new_file,
     parse_json,
     read_json,
     read_text,
@@ -108,6 +110,40 @@ def test_a_name_that_could_leave_its_folder_is_refused(name):
 @pytest.mark.parametrize("name", ["tokenizer.model", "00001-of-00002.safetensors", "a b", "ünï", "...a"])
 def test_plain_names_pass(name):
     assert safe_name(name, "manifest.json") == name
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_whole(tmp_path / "folder", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("no checkpoint"), OSError(errno.ENOSPC, "full")])
+def test_a_new_file_that_does_not_end_well_is_removed(tmp_path, error):
+    expected = UserError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), new_file(tmp_path / "answers.jsonl") as lines:
+        lines.write("half\n")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+    with new_file(tmp_path / "answers.jsonl") as lines:
+        lines.write("whole\n")
+    assert (tmp_path / "answers.jsonl").read_text() == "whole\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("there.jsonl", r"--out .*there\.jsonl: cannot be written \(File exists\); name a new file"),
+        (".", r"cannot be written \(File exists\); name a new file"),
+        ("none/a.jsonl", r"cannot be written \(No such file or directory\); name a file in another folder"),
+    ],
+)
+def test_a_new_file_is_written_over_nothing(tmp_path, place, message):
+    (tmp_path / "there.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=message), new_file(tmp_path / place):
+        pass
+    assert (tmp_path / "there.jsonl").read_text() == "mine"
 
 
 def test_the_digest_is_of_every_byte(tmp_path):

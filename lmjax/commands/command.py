@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,9 @@ def require_png(path: Path | None) -> None:
         raise UserError(f"--plot {path}: expected a file that ends in .png")
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--plot {path}: expected a file in a folder that exists; make {path.parent}")
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        found = "a folder" if path.is_dir() else f"that {path.parent} cannot be written"
+        raise UserError(f"--plot {path}: found {found}, expected a file; name one in another folder")
 
 
 def share(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from lmjax.kinds import QUESTION_SETS
 if TYPE_CHECKING:
     from lmjax.settings import MeshSettings
 
-OF_DATA = ("stride", "context", "detokenize")
-OF_TASK = ("show_prompt", "plot", "fine_tuned")
+OF_DATA = ("field", "kind", "skip_bad", "documents", "stride", "context", "detokenize")
+OF_TASK = ("shots", "seed", "too_long", "show_prompt", "plot", "fine_tuned")
 OF_SUITE = ("reward_model",)
 
 
@@ -90,7 +91,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
 def _texts(options: argparse.Namespace, mesh: MeshSettings) -> int:
     from lmjax.runs.evaluate import Reader, print_evaluation
 
-    _require_absent(options, (*OF_TASK, *OF_SUITE, "limit", "out"), "no such option with --data")
+    _require_absent(options, (*OF_TASK, *OF_SUITE, "limit", "out", "task_data"), "no such option with --data")
     sources = [source_of(options, path, options.documents, "--data") for path in options.data]
     reader = Reader(options.checkpoint, mesh, options.stride, context=options.context)
     print_evaluation(reader, sources, corpus=options.detokenize, as_json=options.json)
@@ -103,13 +104,19 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
     from lmjax.runs.question_sets import Asked, print_marks, print_prompts
 
     words = options.shots.split(",")
-    require(all(word.isdecimal() for word in words), "--shots", options.shots, "numbers such as 0,1,8", "write them so")
+    require(
+        all(re.fullmatch("[0-9]{1,9}", word) for word in words),
+        "--shots",
+        options.shots,
+        "numbers such as 0,1,8",
+        "write them so",
+    )
     _require_absent(options, (*OF_DATA, *OF_SUITE), "no such option with --task")
     asked = Asked(
         sets_of(options.task), options.task_data, tuple(map(int, words)), options.limit, options.seed, options.too_long
     )
     if options.show_prompt:
-        _require_absent(options, ("out", "plot", "fine_tuned"), "nothing beside --show-prompt")
+        _require_absent(options, ("out", "plot", "fine_tuned", "json"), "nothing beside --show-prompt")
         print_prompts(options.checkpoint, asked, mesh=mesh)
         return 0
     require_png(options.plot)
@@ -119,12 +126,9 @@ def _tasks(options: argparse.Namespace, mesh: MeshSettings) -> int:
 
 
 def _suite(options: argparse.Namespace, mesh: MeshSettings) -> int:
-    from lmjax.errors import require
     from lmjax.runs.hhh import Suite, print_measures
 
     _require_absent(options, (*OF_DATA, *OF_TASK), "no such option with --suite")
-    expected = "none with --suite, whose prompts are given"
-    require(options.shots == "0", "--shots", options.shots, expected, "leave it out")
     shown = {"reward_model": options.reward_model, "out": options.out, "as_json": options.json}
     print_measures(options.checkpoint, Suite(options.task_data, options.limit), mesh=mesh, **shown)
     return 0
@@ -137,4 +141,5 @@ def _require_absent(options: argparse.Namespace, names: Sequence[str], expected:
     for name in names:
         value = getattr(options, name)
         found = str(value) if isinstance(value, Path) else value
-        require(value is None or value is False, "--" + name.replace("_", "-"), found, expected, "leave it out")
+        absent = value == options.parser.get_default(name)
+        require(absent, "--" + name.replace("_", "-"), found, expected, "leave it out")

@@ -123,11 +123,12 @@ def _walk(root: Path, named: Sequence[str], left_out: Counter[str], wanted: Call
             raise unreadable(folder, error) from error
         for entry in entries:
             path = folder / entry.name
+            place = path if entry.is_symlink() else entry  # a path knows a link that leads back to itself as broken
             if entry.name.startswith(".") and not any(fnmatch.fnmatchcase(entry.name, one) for one in named):
                 left_out["hidden"] += 1
-            elif entry.is_dir():
+            elif place.is_dir():
                 (linked if entry.is_symlink() else folders).append(path)
-            elif entry.is_file():
+            elif place.is_file():
                 yield path
             elif path.exists():
                 left_out["devices, pipes or sockets"] += 1

@@ -119,7 +119,10 @@ class Likelihood:
         self._endings = jit_eval(endings, mesh, params, batch=rows)
 
     def of(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> Iterator[TokenProbs]:
-        """What the model says of the tokens of each sequence after its first, in their order."""
+        """What the model says of the tokens of each sequence after its first, in their order.
+
+        Raises UserError where that is no finite number.
+        """
         for part in growing(sequences, SEQUENCES_AT_ONCE):
             some = [np.asarray(ids, np.int64) for ids in part]
             sizes = [max(0, len(ids) - 1) for ids in some]
@@ -128,12 +131,12 @@ class Likelihood:
             rows.sort(key=lambda row: self._shape(row[1]))
             for shape, bucket in itertools.groupby(rows, key=lambda row: self._shape(row[1])):
                 self._fill(found, some, list(bucket), *shape)
-            yield from found
+            yield from map(_finite, found)
 
     def after(self, groups: Iterable[Sequence[Ending]]) -> Iterator[list[TokenProbs]]:
         """What the model says of the ends of sequences; what those of a group have in common is read once.
 
-        A sequence has at most one token more than the context.
+        A sequence has at most one token more than the context. Raises as `of` does.
         """
         remaining = iter(groups)
         while some := [grouped(endings) for endings in itertools.islice(remaining, GROUPS_AT_ONCE)]:
@@ -190,7 +193,15 @@ class Likelihood:
         for row, group in enumerate(groups):
             places = ((row * shape.sequences + number, ending) for number, ending in enumerate(group.endings))
             ends = ((place, len(ids) - 1 - group.shared, count) for place, (ids, count) in places)
-            yield [TokenProbs(*(values[place, end - count : end] for values in said)) for place, end, count in ends]
+            found = (TokenProbs(*(values[place, end - count : end] for values in said)) for place, end, count in ends)
+            yield [_finite(one) for one in found]
+
+
+def _finite(found: TokenProbs) -> TokenProbs:
+    wrong = found.log_probs[~np.isfinite(found.log_probs)]
+    expected, fix = "finite numbers", "the training that wrote the checkpoint diverged: take an older one"
+    require(not len(wrong), "log-probabilities of the model", wrong[:1].tolist(), expected, fix)
+    return found
 
 
 def _batch(sequences: list[np.ndarray], rows: list[tuple[int, Window]], size: int, length: int) -> Batch:

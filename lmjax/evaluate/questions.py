@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, shortened
 
 BETWEEN = "\n\n"  # shots
 
@@ -106,7 +106,7 @@ class QuestionSet:
         path = folder / (self.pool or self.file if pool else self.file)
         found, left_out = [], []
         for number, each in enumerate(_published(self.read(path), path), 1):
-            reason = each if isinstance(each, str) else each.fault
+            reason = each if isinstance(each, str) else each.fault or self._one_choice(each)
             if reason:
                 left_out.append(f"{path}:{number}: {reason}")
             else:
@@ -114,6 +114,11 @@ class QuestionSet:
         if not found:
             raise UserError(f"{path}: no question is left of {len(left_out)} records; {(*left_out, 'it is empty')[0]}")
         return Rows(found, left_out)
+
+    def _one_choice(self, question: AnyQuestion) -> str:
+        """Why a question with nothing to choose from is none of a set of choices."""
+        single = self.writing is None and not self.word and len(getattr(question, "choices", ())) < 2
+        return "it has one choice, expected several" if single else ""
 
     def prompts(
         self, question: AnyQuestion, pool: Sequence[AnyQuestion], shots: int, rng: np.random.Generator
@@ -127,16 +132,30 @@ class QuestionSet:
 
 
 def _published(records: Iterator[Any], path: Path) -> Iterator[Any]:
-    """The records. Raises UserError where one has not the fields of the published file."""
+    """The records. Raises UserError where one has not the fields of the published file, or no texts in them."""
     for number in itertools.count(1):
         try:
             each = next(records, None)
-        except (KeyError, TypeError, ValueError) as error:
+            _require_texts(each)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             what = f"record {number} is none of this set: {type(error).__name__}: {error}"
             raise UserError(f"{path}: {what}; take the published file") from error
         if each is None:
             return
         yield each
+
+
+def _require_texts(each: Any) -> None:
+    """Raises ValueError where a field of a question is no text that can be encoded."""
+    for name in ("context", "target"):
+        value = getattr(each, name, "")
+        if not isinstance(value, str):
+            raise ValueError(f"its {name} is {shortened(value, 60)}, expected a text")
+        value.encode()
+    for text in (*getattr(each, "choices", ()), *getattr(each, "references", ())):
+        if not isinstance(text, str):
+            raise ValueError(f"{shortened(text, 60)} is one of its answers, expected a text")
+        text.encode()
 
 
 def with_shots(

@@ -9,12 +9,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, clear_disk_errors, nearest, require, text_of
+import jax
+
+from lmjax.errors import UserError, nearest, require, text_of
+from lmjax.files import new_file
 from lmjax.runs.harness_model import HarnessModel, require_lm_eval
 from lmjax.settings import MeshSettings
 
@@ -57,11 +59,14 @@ class HarnessTasks:
         try:
             loaded = manager.load(list(dict.fromkeys(found)))
         except Exception as error:  # a task may fail in whatever its YAML, its functions and its data set do
-            said = f"{type(error).__name__}: {text_of(error)}"
-            fix = "correct the task, or see to it that its data set can be read"
-            raise UserError(f"--tasks {','.join(self.names)}: lm-eval cannot load it: {said}; {fix}") from error
+            raise self.failed("load", error, "correct the task, or see to it that its data set can be read") from error
         inner = {child for children in loaded["group_map"].values() for child in children}
         return [one for name, one in (loaded["groups"] | loaded["tasks"]).items() if name not in inner]
+
+    def failed(self, what: str, error: Exception, fix: str) -> UserError:
+        """What a task's own error becomes."""
+        said = f"{type(error).__name__}: {text_of(error)}"
+        return UserError(f"--tasks {','.join(self.names)}: lm-eval cannot {what} it: {said}; {fix}")
 
     def _manager(self) -> Any:
         """lm-eval's index of tasks: of the folder alone, which is quick, where it defines all that are named."""
@@ -85,20 +90,26 @@ class HarnessTasks:
 def run_harness(model: HarnessModel, tasks: HarnessTasks, loaded: list[Any] | None = None) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` returns: "results" by task, and under "samples" every document of each.
 
-    `loaded` is what `tasks.load()` gave. Raises UserError as it does, and as `HarnessModel` does.
+    `loaded` is what `tasks.load()` gave. Raises UserError as it does, as `HarnessModel` does, and for a task that fails
+    at one of its documents.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of its bootstrap: a fork beside JAX's threads may hang
-    return simple_evaluate(
-        model=model,
-        tasks=tasks.load() if loaded is None else loaded,
-        num_fewshot=tasks.shots,
-        limit=tasks.limit,
-        apply_chat_template=tasks.apply_chat_template,
-        task_manager=TaskManager(include_defaults=False),  # all are loaded: an index of them takes seconds
-    )
+    try:
+        return simple_evaluate(
+            model=model,
+            tasks=tasks.load() if loaded is None else loaded,
+            num_fewshot=tasks.shots,
+            limit=tasks.limit,
+            apply_chat_template=tasks.apply_chat_template,
+            task_manager=TaskManager(include_defaults=False),  # all are loaded: an index of them takes seconds
+        )
+    except (UserError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # as in `load`
+        raise tasks.failed("run", error, "correct the task or its data") from error
 
 
 def print_harness(
@@ -110,7 +121,7 @@ def print_harness(
 
     model = HarnessModel(checkpoint, mesh)
     print(model.reader.about(), file=sys.stderr)
-    with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
+    with new_file(out) as lines:
         found = run_harness(model, tasks, loaded)
         if lines:
             written = (json.dumps(line, ensure_ascii=False, default=handle_non_serializable) for line in records(found))

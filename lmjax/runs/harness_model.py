@@ -195,7 +195,10 @@ class HarnessModel(LM):
         """A task's generation_kwargs."""
         from lm_eval.models.utils import normalize_gen_kwargs
 
-        given: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), min(MOST_TOKENS, self._context // 2)))
+        try:
+            given: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), min(MOST_TOKENS, self._context // 2)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"generation_kwargs: {error}; correct them in the task") from error
         most, until, samples = (given.pop(name) for name in ("max_gen_toks", "until", "do_sample"))
         fits, fix = 0 < most < self._context, "set max_gen_toks in the task's generation_kwargs"
         require(fits, "generation_kwargs.max_gen_toks", most, f"1 to less than the context of {self._context}", fix)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,11 +19,12 @@ from jax.sharding import Mesh
 from lmjax.data.conversation_files import SUFFIXES, read_records
 from lmjax.data.conversations import Record
 from lmjax.data.open_files import list_files
-from lmjax.errors import UserError, clear_disk_errors, require
+from lmjax.errors import UserError, require
 from lmjax.evaluate import bias, truthfulness
 from lmjax.evaluate.answers import Examiner
 from lmjax.evaluate.measures import Measure, Part
 from lmjax.evaluate.preferences import by_likelihood, by_scores
+from lmjax.files import new_file
 from lmjax.parallel.mesh import make_mesh
 from lmjax.runs.evaluate import Reader
 from lmjax.runs.score import is_reward_model, open_scorer, ranking_scores
@@ -138,7 +138,7 @@ def print_measures(
     reader = Reader(checkpoint, mesh, top=1)
     print(reader.about(), file=sys.stderr)
     found = []
-    with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
+    with new_file(out) as lines:
         for part in _all_parts(reader, read, mesh, reward_model):
             found += [{**each.plain(), "counts": part.counts} for each in part.measures]
             if not as_json:

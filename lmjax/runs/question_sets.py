@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lmjax.errors import UserError, clear_disk_errors, nearest, require
+from lmjax.errors import UserError, nearest, require
 from lmjax.evaluate.answers import Answer, Examiner
 from lmjax.evaluate.likelihood import Likelihood
 from lmjax.evaluate.means import Mean, mean_of
@@ -25,6 +24,7 @@ from lmjax.evaluate.questions import QuestionSet, Rows
 from lmjax.evaluate.sets import SETS
 from lmjax.evaluate.stop_words import stop_word_ids
 from lmjax.evaluate.validation import perplexity_of
+from lmjax.files import new_file
 from lmjax.report.shots import Mark, write_shots
 from lmjax.runs.evaluate import Reader
 from lmjax.settings import MeshSettings
@@ -49,6 +49,7 @@ class Asked:
     def __post_init__(self) -> None:
         for name in self.sets:
             require(name in SETS, "--task", name, f"one of {', '.join(SETS)}", nearest(name, SETS))
+        require(self.seed >= 0, "--seed", self.seed, "a number from 0", "use another")
         require(min(self.shots) >= 0, "--shots", min(self.shots), "numbers from 0", "use 0 for none")
         require(self.limit is None or self.limit > 0, "--limit", self.limit, "a number above 0", "leave it out for all")
 
@@ -193,7 +194,7 @@ def print_marks(
     is a PNG file of both.
     """
     found = []
-    with clear_disk_errors(out or Path()), out.open("x", encoding="utf-8") if out else nullcontext() as lines:
+    with new_file(out) as lines:
         for marks, answers in _both(checkpoint, fine_tuned, asked, mesh):
             found.append(marks)
             if not as_json:

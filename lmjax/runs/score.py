@@ -80,10 +80,8 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
 
     def scored() -> Iterator[Scored]:
         for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
-            score, fix = float(scores_K[0]), "the training that wrote the checkpoint diverged: take an older one"
-            require(math.isfinite(score), f"{checkpoint}: a score", score, "a finite number", fix)
             prompt = "".join(piece.text for piece in render(record.turns, dialogue.template))
-            yield Scored(prompt, record.answers[0], score, record.reward)
+            yield Scored(prompt, record.answers[0], float(scores_K[0]), record.reward)
 
     return scored(), counts
 
@@ -131,7 +129,7 @@ def scores_of(
 ) -> Iterator[np.ndarray]:
     """The scores of the answers to each prompt, float32 [K], of rows of rankings or responses.
 
-    The model is cut over `mesh`, or is on the first device.
+    The model is cut over `mesh`, or is on the first device. Raises UserError for a score that is not finite.
     """
     compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
     model = ScalarModel(LanguageModel(start.settings, compute, jax.default_backend()))
@@ -144,8 +142,12 @@ def scores_of(
         batch = rows.batch(np.arange(begin, begin + size) % len(rows))  # one shape; what is repeated is not shown
         scores_BK = jax.device_get(score(params, place_rows(batch, mesh)))
         present_BK = batch[SEGMENTS].any(axis=-1)
+        fix = "the training that wrote the checkpoint diverged: take an older one"
         for row in range(min(size, len(rows) - begin)):
-            yield scores_BK[row][present_BK[row]]
+            scores_K = scores_BK[row][present_BK[row]]
+            total = float(scores_K.sum())  # of finite scores, finite
+            require(math.isfinite(total), f"{start.checkpoint.path}: a score", total, "a finite number", fix)
+            yield scores_K
 
 
 def correlation(scored: list[Scored]) -> tuple[float, int]:

@@ -242,6 +242,14 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path):
     assert child.stderr.read() == ""
 
 
+@pytest.mark.parametrize(("where", "code", "said"), [(">&-", 0, ""), (">/dev/full", 2, "the disk is full")])
+def test_output_that_goes_nowhere_gives_no_traceback(where, code, said):
+    command = f"{sys.executable} -m lmjax.cli count gpt1 {where}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600, check=False)
+    assert done.returncode == code
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_no_error_repeats_a_word_of_thousands_of_digits(capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["generate", "runs/x", "--max-tokens", "9" * 5_000])

@@ -85,6 +85,13 @@ def test_a_link_that_leads_nowhere_is_named(tree, pattern):
         names(folder, pattern)
 
 
+@pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt", "loop.txt"])
+def test_a_link_to_itself_leads_nowhere(tree, pattern):
+    folder = tree({"a.txt": b"a", "loop.txt": "loop.txt"})
+    with pytest.raises(UserError, match=r"loop\.txt: a link to 'loop\.txt', which is missing"):
+        names(folder, pattern)
+
+
 def test_a_broken_link_of_another_ending_is_counted(tree):
     folder = tree({"a.txt": b"a", "gone.md": "nowhere.md"})
     assert names(folder)[1] == ["1 broken links of another ending"]

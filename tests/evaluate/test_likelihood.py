@@ -203,3 +203,14 @@ def test_a_mesh_gives_the_same_endings_and_so_does_the_size_of_batches(sizes, mo
     for own, other in zip(before, after(groups, make_mesh(MeshSettings(**sizes))), strict=True):
         for one, same in zip(own, other, strict=True):
             np.testing.assert_allclose(one.log_probs, same.log_probs, atol=2e-5)
+
+
+@pytest.mark.parametrize("top", [0, 1])
+def test_probabilities_that_are_no_numbers_are_an_error(top):
+    mesh = one_device()
+    model, params = on(mesh)
+    reader = Likelihood(model, jax.tree.map(lambda x: x * 1e30, params), mesh, entries=ENTRIES, top=top)
+    with pytest.raises(UserError, match=r"log-probabilities of the model = \[nan\]: expected finite"):
+        list(reader.of(SEQUENCES[2:3]))
+    with pytest.raises(UserError, match=r"log-probabilities of the model = \[nan\]: expected finite"):
+        list(reader.after([[Ending(SEQUENCES[4], 3)]]))

@@ -49,6 +49,9 @@ def test_piqa_has_its_answers_in_a_file_beside_it(tmp_path):
     labels.write_text("1\n0\n")
     with pytest.raises(UserError, match=r"2 labels for 1 questions of piqa_dev\.jsonl"):
         SETS["piqa"].rows(tmp_path)
+    labels.write_bytes(b"0\n\xff\n")
+    with pytest.raises(UserError, match=r"piqa_dev_labels\.lst:2: byte 0xff is not UTF-8"):
+        SETS["piqa"].rows(tmp_path)
 
 
 def test_rows_of_arc_that_are_no_question_are_left_out_with_their_place(tmp_path):
@@ -101,12 +104,32 @@ def test_lambada_asks_for_the_last_word(tmp_path):
         ("lambada", "", "no question is left of 0 records; it is empty"),
         ("copa", "<copa", "expected XML"),
         ("arc_easy", "\x00", "1 cells"),
+        ("hellaswag", lines({"ctx": 5, "endings": ["a", "b"], "label": 1}), "its context is 5, expected a text"),
+        ("hellaswag", lines({"ctx": "A\ud800", "endings": ["a", "b"], "label": 1}), "UnicodeEncodeError"),
+        ("hellaswag", lines({"ctx": "A", "endings": ["a", "\udc80"], "label": 1}), "UnicodeEncodeError"),
+        ("hellaswag", lines({"ctx": "A", "endings": ["a", "b"], "label": 1e400}), "OverflowError"),
+        ("hellaswag", lines({"ctx": "A", "endings": ["a"], "label": 0}), "it has one choice, expected several"),
+        ("gsm8k", lines({"question": "A", "answer": 5}), "record 1 is none of this set: AttributeError"),
+        ("copa", "<?xml version='1.0' encoding='none'?><a/>", "record 1 is none of this set: LookupError"),
     ],
 )
 def test_a_file_that_is_no_such_set_is_refused(tmp_path, name, text, message):
     put(tmp_path, name, text)
     with pytest.raises(UserError, match=message):
         SETS[name].rows(tmp_path)
+
+
+def test_a_question_with_one_choice_is_left_out_beside_others(tmp_path):
+    put(tmp_path, "hellaswag", lines(*({"ctx": "A", "endings": e, "label": 0} for e in (["a"], ["a", "b"]))))
+    found, left_out = SETS["hellaswag"].rows(tmp_path)
+    assert found == [Question("A", (" a", " b"), 0)]
+    assert left_out == [f"{tmp_path / SETS['hellaswag'].file}:1: it has one choice, expected several"]
+
+
+def test_an_empty_line_of_csv_is_no_record(tmp_path):
+    put(tmp_path, "mmlu", "law,Q,a,b,c,d,A\n\n")
+    found, left_out = SETS["mmlu"].rows(tmp_path)
+    assert (len(found), left_out) == (1, [])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -260,6 +260,7 @@ def test_samples_of_one_prompt_differ_also_in_other_batches(model, monkeypatch):
         ({"num_beams": 4}, r"generation_kwargs.num_beams = 4: expected 1"),
         ({"min_p": 0.1}, r"generation_kwargs.min_p = 0.1: expected one of until, max_gen_toks, do_sample, temperature"),
         ({"max_gen_toks": 16}, r"generation_kwargs.max_gen_toks = 16: expected 1 to less than the context of 16"),
+        ({"max_gen_toks": "many"}, "generation_kwargs: invalid literal for int.*'many'; correct them in the task"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
@@ -302,6 +303,7 @@ def test_lm_eval_knows_the_model_by_name(checkpoint):
         (["--tasks", "words", "--shots", "-1"], "--shots = -1: expected a number from 0"),
         (["--tasks", "words", "--include-path", "nowhere"], "--include-path = 'nowhere': expected a folder"),
         (["--tasks", "gone"], "--tasks gone: lm-eval cannot load it: FileNotFoundError: "),
+        (["--tasks", "later"], "--tasks later: lm-eval cannot run it: "),
         (["--tasks", "words", "--mesh", "rows=2"], "no mesh axis 'rows'"),
         (["--tasks", "words", "--apply-chat-template"], "'tiny' has no chat template"),
     ],
@@ -310,6 +312,7 @@ def test_lm_eval_knows_the_model_by_name(checkpoint):
 def test_a_mistake_is_said_and_ends_with_2(checkpoint, tasks, tmp_path, capsys, words, message):
     tasks("gone", ROWS, CHOICES)
     (tmp_path / "gone.jsonl").unlink()
+    tasks("later", [*ROWS, {"ctx": "a", "endings": [], "label": 0}], CHOICES)
     folder = tasks("words", ROWS, CHOICES)
     assert main(["harness", str(checkpoint), "--include-path", str(folder), *words]) == 2
     assert message in capsys.readouterr().err

@@ -135,7 +135,8 @@ def test_a_table_tells_each_measure_with_its_error_and_how_to_read_it(trained, s
         ([], ["--limit", "0"], "--limit = 0: expected a number above 0"),
         ([], ["--data", "a.txt"], "= '--data --suite': expected --data, --task or --suite, and one"),
         ([], ["--task", "piqa"], "= '--task --suite': expected --data, --task or --suite, and one"),
-        ([], ["--shots", "1"], "--shots = '1': expected none with --suite"),
+        ([], ["--shots", "1"], "--shots = '1': expected no such option with --suite"),
+        ([], ["--documents", "line"], "--documents = 'line': expected no such option with --suite"),
     ],
 )
 def test_a_mistake_is_said_and_ends_with_2(trained, sets, capsys, remove, words, message):

@@ -134,7 +134,7 @@ def test_a_last_word_has_both_protocols_and_a_perplexity(trained, sets, capsys):
     assert (marks["last_word"], marks["last_token"]) == (likeliest.all(), likeliest[-1])
     assert (marks["questions"], marks["left_out"], marks["last_word_error"]) == (1, 1, None)
     line = printed(capsys, *words)
-    assert line.startswith("lambada               0 shots       1 questions  last_word ") and "1 left out" in line
+    assert line.startswith("lambada                 0 shots       1 questions  last_word ") and "1 left out" in line
 
 
 @pytest.fixture
@@ -248,6 +248,12 @@ def test_a_set_whose_answers_do_not_fit_the_context_is_refused(trained, translat
         (["--task", "helaswag"], "--task = 'helaswag': expected one of hellaswag, piqa, copa, xcopa_zh, "),
         (["--task", "hellaswag", "--shots", "3"], "--shots 3: the pool has 2 other questions"),
         (["--task", "hellaswag", "--shots", "a"], "--shots = 'a': expected numbers such as 0,1,8"),
+        (["--task", "hellaswag", "--shots", "9" * 5000], "expected numbers such as 0,1,8"),
+        (["--task", "hellaswag", "--shots", "1", "--seed=-1"], "--seed = -1: expected a number from 0"),
+        (["--task", "hellaswag", "--field", "x"], "--field = 'x': expected no such option with --task"),
+        (["--task", "hellaswag", "--show-prompt", "--json"], "--json = True: expected nothing beside --show-prompt"),
+        (["--data", "a.txt", "--shots", "3"], "--shots = '3': expected no such option with --data"),
+        (["--data", "a.txt"], "expected no such option with --data"),
         (["--task", "hellaswag", "--limit", "0"], "--limit = 0: expected a number above 0"),
         (["--task", "piqa"], "piqa_dev"),
         (["--task", "hellaswag", "--show-prompt", "--out", "a"], "--out = 'a': expected nothing beside --show-prompt"),
@@ -258,11 +264,18 @@ def test_a_set_whose_answers_do_not_fit_the_context_is_refused(trained, translat
         (["--task", "hellaswag", "--data", "a.txt"], "= '--data --task': expected --data, --task or --suite, and one"),
         ([], "= 'none': expected --data, --task or --suite, and one"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_a_mistake_is_said_and_ends_with_2(trained, sets, capsys, words, message):
     assert main(["evaluate", str(trained), *words, "--task-data", str(sets)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_plot_where_a_folder_is_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "a.png").mkdir()
+    words = ["evaluate", tmp_path, "--task", "hellaswag", "--plot", tmp_path / "a.png"]
+    assert main([str(word) for word in words]) == 2
+    assert "a.png: found a folder, expected a file" in capsys.readouterr().err
 
 
 def test_no_file_is_written_over(trained, sets, tmp_path, capsys):
@@ -271,3 +284,11 @@ def test_no_file_is_written_over(trained, sets, tmp_path, capsys):
     assert main([str(word) for word in words]) == 2
     assert "answers.jsonl" in capsys.readouterr().err
     assert (tmp_path / "answers.jsonl").read_text() == "mine"
+
+
+def test_what_fails_leaves_no_file(trained, sets, tmp_path, capsys):
+    for checkpoint in (trained, tmp_path / "none"):
+        words = ["evaluate", checkpoint, "--task", "hellaswag,piqa", "--task-data", sets, "--out", tmp_path / "a.jsonl"]
+        assert main([str(word) for word in words]) == 2
+        assert not (tmp_path / "a.jsonl").exists()
+    assert "none: no checkpoint" in capsys.readouterr().err

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from lmjax.cli import main
-from lmjax.data.conversations import Turn, encode
+from lmjax.data.batch import SEGMENTS
+from lmjax.data.conversations import Record, Turn, encode
 from lmjax.errors import UserError
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import abstract_params
+from lmjax.runs.hhh import measure_rewards
 from lmjax.runs.score import Scored, correlation, open_scorer, score_file
+from lmjax.settings import MeshSettings
 from tests.tiny import write_rows
 
 pytestmark = pytest.mark.xdist_group("rewarded")  # one process trains the reward model
@@ -77,11 +81,17 @@ def test_the_correlation_with_the_given_rewards_is_told_behind_the_scores(reward
 
 
 def test_a_score_that_is_no_number_is_an_error(rewarded, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmjax.runs.score.scores_of", lambda recipe, start, rows: iter([np.array([np.nan])]))
+    def unknown(model, params, batch):
+        return batch[SEGMENTS].any(-1) * jnp.nan
+
+    monkeypatch.setattr("lmjax.runs.score.answer_scores", unknown)
     file = tmp_path / "answers.jsonl"
     write_rows(file, [{"prompt": "a", "completion": "b", "label": True}])
     with pytest.raises(UserError, match=r"a score = nan: expected a finite number; the training .* diverged"):
         list(score_file(rewarded / "reward", file)[0])
+    records = [Record((Turn("user", "a"),), ("b", "c"), ranks=(0, 1))]
+    with pytest.raises(UserError, match=r"a score = nan"):
+        list(measure_rewards(rewarded / "reward", {"hh_rlhf": (records, 0)}, make_mesh(MeshSettings())))
 
 
 def test_the_correlation_is_that_of_the_responses_with_rewards():

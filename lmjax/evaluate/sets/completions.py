@@ -11,7 +11,7 @@ from pathlib import Path
 from lmjax.errors import UserError
 from lmjax.evaluate.questions import Question, QuestionSet
 from lmjax.evaluate.sets.records import records
-from lmjax.files import read_bytes
+from lmjax.files import read_bytes, read_text
 
 
 def read_hellaswag(path: Path) -> Iterator[Question | str]:
@@ -23,7 +23,7 @@ def read_hellaswag(path: Path) -> Iterator[Question | str]:
 def read_piqa(path: Path) -> Iterator[Question | str]:
     """Bisk et al. 2020, asked as lm-evaluation-harness does; the answers are in a file of digits beside it."""
     labels = path.with_name(path.name.replace(".jsonl", "_labels.lst"))
-    golds = read_bytes(labels).decode("utf-8").split()
+    golds = read_text(labels).split()
     goals = list(records(path))
     if len(golds) != len(goals):
         raise UserError(

@@ -22,10 +22,10 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def cells(path: Path) -> Iterator[list[str]]:
-    """The rows of CSV without a header. Raises ValueError for malformed CSV."""
+    """The rows of CSV without a header, without empty lines. Raises ValueError for malformed CSV."""
     csv.field_size_limit(LONGEST_CELL)
     try:
-        yield from csv.reader(io.StringIO(read_text(path), newline=""))
+        yield from filter(None, csv.reader(io.StringIO(read_text(path), newline="")))
     except csv.Error as error:
         raise ValueError(f"malformed CSV ({error})") from error
 
