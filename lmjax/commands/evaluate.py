@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     _add_suite(evaluate.add_argument_group("a suite"))
     text = "of --task and --suite: the folder that holds the sets, each in a folder of its own (default: .)"
     evaluate.add_argument("--task-data", type=path_of, default=Path(), metavar="DIR", help=text)
-    text = "of --task and --suite: N questions of each set (of --task the first ones)"
+    text = "of --task and --suite: N questions of each set, evenly spread over it"
     evaluate.add_argument("--limit", type=int, metavar="N", help=text)
     text = "of --task and --suite: every answer, as JSON lines"
     evaluate.add_argument("--out", type=path_of, metavar="FILE", help=text)

@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from lmjax.errors import UserError, shortened
 
 BETWEEN = "\n\n"  # shots
+Some = TypeVar("Some")
 
 
 class Question(NamedTuple):
@@ -156,6 +157,13 @@ def _require_texts(each: Any) -> None:
         if not isinstance(text, str):
             raise ValueError(f"{shortened(text, 60)} is one of its answers, expected a text")
         text.encode()
+
+
+def spread(examples: Sequence[Some], limit: int | None) -> list[Some]:
+    """`limit` of the examples, evenly spread over them, since a file may be sorted; None takes all."""
+    count = len(examples)
+    most = count if limit is None else min(limit, count)
+    return [examples[at * count // most] for at in range(most)]
 
 
 def with_shots(

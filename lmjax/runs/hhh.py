@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 
@@ -24,6 +24,7 @@ from lmjax.evaluate import bias, truthfulness
 from lmjax.evaluate.answers import Examiner
 from lmjax.evaluate.measures import Measure, Part
 from lmjax.evaluate.preferences import by_likelihood, by_scores
+from lmjax.evaluate.questions import spread
 from lmjax.files import new_file
 from lmjax.parallel.mesh import make_mesh
 from lmjax.runs.evaluate import Reader
@@ -34,7 +35,6 @@ PREFERENCES = ("hh_rlhf", "oasst_en")
 ENDINGS: dict[str, tuple[str, ...]] = {truthfulness.SET: (".csv",), bias.CROWS: (".csv",), bias.WINOGENDER: (".tsv",)}
 ENDINGS |= dict.fromkeys(PREFERENCES, SUFFIXES)
 
-Some = TypeVar("Some")
 Rankings = dict[str, tuple[list[Record], int]]  # of each set, and how many of its records are bad
 
 
@@ -72,21 +72,15 @@ class Suite:
             raise UserError(f"{what}; name the folder that holds one for each set (--task-data, or measures.data)")
         return found
 
-    def some(self, examples: Sequence[Some]) -> list[Some]:
-        """The examples that are used."""
-        count = len(examples)
-        most = count if self.limit is None else min(self.limit, count)
-        return [examples[at * count // most] for at in range(most)]
-
     def read(self) -> Read:
         """The examples that are used. Raises UserError for files that are no such sets."""
         files = self.files()
         table = truthfulness.read_truthfulqa(files[truthfulness.SET])
         templates, single = bias.read_winogender(files[bias.WINOGENDER])
         return Read(
-            table._replace(questions=self.some(table.questions)),
-            self.some(bias.read_crows_pairs(files[bias.CROWS])),
-            self.some(templates),
+            table._replace(questions=spread(table.questions, self.limit)),
+            spread(bias.read_crows_pairs(files[bias.CROWS]), self.limit),
+            spread(templates, self.limit),
             single,
             {name: self._rankings(name) for name in PREFERENCES},
         )
@@ -94,7 +88,7 @@ class Suite:
     def _rankings(self, name: str) -> tuple[list[Record], int]:
         source = DialogueSourceSettings(path=str(self.folder / name), on_bad_record="skip")
         records, skipped, _ = read_records(source, "ranking")
-        return self.some([record for record in records if len(set(record.ranks)) > 1]), len(skipped)
+        return spread([record for record in records if len(set(record.ranks)) > 1], self.limit), len(skipped)
 
 
 def measure(reader: Reader, read: Read) -> Iterator[Part]:

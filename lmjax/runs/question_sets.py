@@ -20,7 +20,7 @@ from lmjax.evaluate.answers import Answer, Examiner
 from lmjax.evaluate.likelihood import Likelihood
 from lmjax.evaluate.means import Mean, mean_of
 from lmjax.evaluate.open_answers import OpenAnswer, Writer
-from lmjax.evaluate.questions import QuestionSet, Rows
+from lmjax.evaluate.questions import QuestionSet, Rows, spread
 from lmjax.evaluate.sets import SETS
 from lmjax.evaluate.stop_words import stop_word_ids
 from lmjax.evaluate.validation import perplexity_of
@@ -34,7 +34,7 @@ Answered = Answer | OpenAnswer
 
 @dataclass(frozen=True)
 class Asked:
-    """Which questions are put: of these sets in `folder`, `limit` of each, with so many shots drawn by the seed.
+    """Which questions are put: `limit` of each set in `folder`, evenly spread, with shots drawn by the seed.
 
     A prompt that is longer than the context loses shots, then its beginning; or, with "error", raises UserError.
     """
@@ -58,7 +58,7 @@ class Asked:
         own = SETS[name]
         rows = own.rows(self.folder)
         pool = own.rows(self.folder, pool=True) if own.pool and any(self.shots) else rows
-        return Put(name, own, rows, pool, rows.questions[: self.limit], self.seed)
+        return Put(name, own, rows, pool, spread(rows.questions, self.limit), self.seed)
 
 
 class Put(NamedTuple):

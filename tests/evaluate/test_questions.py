@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.evaluate.questions import Question, with_shots
+from lmjax.evaluate.questions import Question, spread, with_shots
 from lmjax.evaluate.sets import SETS
 
 POOL = [Question(f"Q{number}?", (" yes", " no"), number % 2) for number in range(6)]
@@ -155,3 +155,8 @@ def test_the_seed_draws_the_shots():
 def test_a_pool_that_is_too_small_is_refused():
     with pytest.raises(UserError, match=r"--shots 6: the pool has 5 other questions"):
         with_shots(POOL[0], POOL, 6, np.random.default_rng(0))
+
+
+def test_fewer_examples_are_evenly_spread_over_the_file():
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread(range(3), 5) == spread(range(3), None) == [0, 1, 2]
