@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lmjax.report.figures import BLUE, INK, MUTED, ORANGE, new_figure, style, write_figure
 
 PANEL = 2.9, 2.5  # inches
+LEGEND = 4.2, 0.35
 COLUMNS = 4
 
 
@@ -39,7 +40,7 @@ def drawn(marks: Sequence[Mark]) -> Any:
     tasks = list(dict.fromkeys(mark.task for mark in marks))
     columns = min(len(tasks), COLUMNS)
     rows = math.ceil(len(tasks) / columns)
-    figure = new_figure((columns * PANEL[0], rows * PANEL[1] + 0.35))
+    figure = new_figure((max(columns * PANEL[0], LEGEND[0]), rows * PANEL[1] + LEGEND[1]))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, task in zip(panels, tasks, strict=False):
         _draw(axes, [mark for mark in marks if mark.task == task])

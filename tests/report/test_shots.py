@@ -38,3 +38,11 @@ def test_the_file_is_a_png(tmp_path):
     assert (width, height) == (int(2 * 2.9 * 90), int((2.5 + 0.35) * 90))
     with pytest.raises(UserError, match=r"^--plot .*none/shots.png: cannot be written"):
         write_shots(tmp_path / "none" / "shots.png", MARKS)
+
+
+def test_one_panel_is_wide_enough_for_the_legend():
+    figure = drawn([mark for mark in MARKS if mark.task == "piqa"])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.texts) == 3
+    assert legend.get_window_extent().x0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.width
