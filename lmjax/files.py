@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -193,6 +193,12 @@ def new_file(path: Path | None) -> Iterator[TextIO | None]:
         with suppress(OSError):
             path.unlink()
         raise
+
+
+def write_json_lines(file: TextIO | None, records: Iterable[Any], default: Callable[[Any], Any] | None = None) -> None:
+    """A line of JSON for each record; nothing where there is no file. `default` makes plain what JSON does not know."""
+    if file is not None:
+        file.writelines(json.dumps(record, ensure_ascii=False, default=default) + "\n" for record in records)
 
 
 def is_safe_name(name: object) -> bool:

@@ -36,7 +36,7 @@ def table_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[
 def _tab_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Rows of cells between tabs below a header; quotes are text."""
     header: list[str] | None = None
-    for number, line in enumerate(decode_text(utf8_of(path)[:], path).removeprefix("\ufeff").split("\n"), 1):
+    for number, line in enumerate(decode_text(utf8_of(path)[:], path).split("\n"), 1):
         cells = line.removesuffix("\r").split("\t")
         if not line.strip():
             continue

@@ -3,9 +3,8 @@
 In: the text of a corpus whose tokens are separated by blanks (WikiText: Merity et al. 2016; the Penn Treebank as
 Mikolov et al. 2010 prepared it). Out: the text as its authors wrote it, as far as that can be known, and how many
 tokens the corpus has. GPT-2 (Radford et al. 2019, section 3.1) was measured so: its perplexity is the exponential of
-all nats over the tokens of the corpus, to which the word-level literature counts the end of every line (`<eos>`). What
-is read has to determine the tokens: "<unk>", which stands for a word that nobody knows, stays, and so does the end of
-each line.
+all nats over the tokens of the corpus, to which the word-level literature counts the end of every line (`<eos>`). The
+corpus's tokens follow from the text that the model reads: neither "<unk>" nor the end of a line is removed.
 """
 
 from __future__ import annotations

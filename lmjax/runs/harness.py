@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from lmjax.errors import UserError, nearest, require, text_of
-from lmjax.files import new_file
+from lmjax.files import new_file, write_json_lines
 from lmjax.runs.harness_model import HarnessModel, require_lm_eval
 from lmjax.settings import MeshSettings
 
@@ -123,9 +123,7 @@ def print_harness(
     print(model.reader.about(), file=sys.stderr)
     with new_file(out) as lines:
         found = run_harness(model, tasks, loaded)
-        if lines:
-            written = (json.dumps(line, ensure_ascii=False, default=handle_non_serializable) for line in records(found))
-            lines.writelines(line + "\n" for line in written)
+        write_json_lines(lines, records(found), default=handle_non_serializable)
     if as_json:
         reported = {name: found[name] for name in REPORTED if name in found}
         print(json.dumps(reported, indent=2, default=handle_non_serializable))
