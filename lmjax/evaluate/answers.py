@@ -8,6 +8,7 @@ between them belongs to the choice.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,14 +25,17 @@ PROMPTS_AT_ONCE = 256
 
 
 class Choice(NamedTuple):
-    """What is scored of a choice after its prompt: nats, tokens, bytes; and whether its tokens are the likeliest."""
+    """What is scored of a choice after its prompt: nats, tokens, bytes; and whether its tokens are the likeliest.
+
+    That is NaN where it was not asked of the `Likelihood` (top = 0).
+    """
 
     log_prob: float
     tokens: int
     bytes: int
-    greedy: bool  # all of them,
-    greedy_last: bool  # the last one,
-    greedy_filtered: bool = False  # and all where stop words are not predicted
+    greedy: float = math.nan  # 1 or 0: all of them,
+    greedy_last: float = math.nan  # the last one,
+    greedy_filtered: float = False  # and all where stop words are not predicted
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,10 @@ class Answer:
 
 
 class Examiner:
-    """Puts questions to a model. `likelihood` tells the likeliest token (top = 1), and one more for each stop word."""
+    """Puts questions to a model.
+
+    For questions for a last word, `likelihood` tells the likeliest token (top = 1), and one more for each stop word.
+    """
 
     def __init__(
         self, likelihood: Likelihood, tokenizer: Tokenizer, context: int, stop_words: Sequence[int] = ()
@@ -147,12 +154,12 @@ class Examiner:
 
     def _choice(self, text: str, ending: Ending, found: TokenProbs) -> Choice:
         top, own = found.top_ids, ending.ids[-ending.asked :]
+        nats, size = float(found.log_probs.sum()), len(text.encode())
+        if not top.shape[1]:
+            return Choice(nats, len(own), size)
         likeliest, stopped = top[:, 0] == own, np.isin(top, self._stop_words)
         allowed = top[np.arange(len(own)), stopped.argmin(axis=1)]  # the likeliest that is no stop word
-        return Choice(
-            *(float(found.log_probs.sum()), len(own), len(text.encode())),
-            *(bool(likeliest.all()), bool(likeliest[-1]), bool((allowed == own).all())),
-        )
+        return Choice(nats, len(own), size, bool(likeliest.all()), bool(likeliest[-1]), bool((allowed == own).all()))
 
 
 def beginning(tokenizer: Tokenizer) -> list[int]:

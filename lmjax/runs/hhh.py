@@ -25,7 +25,7 @@ from lmjax.evaluate.answers import Examiner
 from lmjax.evaluate.measures import Measure, Part
 from lmjax.evaluate.preferences import by_likelihood, by_scores
 from lmjax.evaluate.questions import spread
-from lmjax.files import new_file
+from lmjax.files import new_file, write_json_lines
 from lmjax.parallel.mesh import make_mesh
 from lmjax.runs.evaluate import Reader
 from lmjax.runs.score import is_reward_model, open_scorer, ranking_scores
@@ -129,7 +129,7 @@ def print_measures(
     if reward_model is not None:
         scores = is_reward_model(reward_model)
         require(scores, "--reward-model", str(reward_model), "a reward model", "name the stage that made one")
-    reader = Reader(checkpoint, mesh, top=1)
+    reader = Reader(checkpoint, mesh)
     print(reader.about(), file=sys.stderr)
     found = []
     with new_file(out) as lines:
@@ -139,8 +139,7 @@ def print_measures(
                 print("\n".join(map(shown, part.measures)), flush=True)
             if words := counted(part):
                 print(words, file=sys.stderr)
-            if lines:
-                lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _records(part))
+            write_json_lines(lines, _records(part))
     if as_json:
         print(json.dumps(found, indent=2))
 

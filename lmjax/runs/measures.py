@@ -98,7 +98,7 @@ def measures_of(settings: MeasureSettings, checkpoint: Path, mesh: MeshSettings)
         for part in measure_rewards(checkpoint, read.rankings, make_mesh(mesh)) if read else ():
             yield from part.measures
         return
-    reader = Reader(checkpoint, mesh, top=1)
+    reader = Reader(checkpoint, mesh)
     for part in measure(reader, read) if read else ():
         yield from part.measures
     for marks, _ in examine(reader, asked) if asked else ():

@@ -24,7 +24,7 @@ from lmjax.evaluate.questions import QuestionSet, Rows, spread
 from lmjax.evaluate.sets import SETS
 from lmjax.evaluate.stop_words import stop_word_ids
 from lmjax.evaluate.validation import perplexity_of
-from lmjax.files import new_file
+from lmjax.files import new_file, write_json_lines
 from lmjax.report.shots import Mark, write_shots
 from lmjax.runs.evaluate import Reader
 from lmjax.settings import MeshSettings
@@ -134,10 +134,11 @@ def examiner_of(reader: Reader, own: QuestionSet) -> Examiner | Writer:
     trained, tokenizer, model = reader.trained, reader.trained.tokenizer, reader.trained.model
     if own.writing is not None:
         return Writer(model, trained.params, tokenizer, own.writing)
-    likelihood, stop_words = reader.likelihood, stop_word_ids(tokenizer) if own.word else []
-    if stop_words:
-        arguments = (model, trained.params, reader.mesh)
-        likelihood = Likelihood(*arguments, entries=tokenizer.vocab_size, top=1 + len(stop_words))
+    if not own.word:
+        return Examiner(reader.likelihood, tokenizer, model.settings.context)
+    stop_words = stop_word_ids(tokenizer)
+    arguments = (model, trained.params, reader.mesh)
+    likelihood = Likelihood(*arguments, entries=tokenizer.vocab_size, top=1 + len(stop_words))
     return Examiner(likelihood, tokenizer, model.settings.context, stop_words)
 
 
@@ -199,8 +200,7 @@ def print_marks(
             found.append(marks)
             if not as_json:
                 print(shown(marks), flush=True)
-            if lines:
-                lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in records(marks, answers))
+            write_json_lines(lines, records(marks, answers))
     if as_json:
         print(json.dumps([marks.plain() for marks in found], indent=2))
     if plot is not None:
@@ -210,11 +210,11 @@ def print_marks(
 def _both(
     checkpoint: Path, fine_tuned: Path | None, asked: Asked, mesh: MeshSettings
 ) -> Iterator[tuple[Marks, list[Answered]]]:
-    reader = Reader(checkpoint, mesh, top=1)
+    reader = Reader(checkpoint, mesh)
     print(reader.about(), file=sys.stderr)
     yield from examine(reader, asked)
     if fine_tuned is not None:
-        reader = Reader(fine_tuned, mesh, top=1)
+        reader = Reader(fine_tuned, mesh)
         print(f"fine-tuned: {reader.about()}", file=sys.stderr)
         for marks, answers in examine(reader, replace(asked, shots=(0,))):
             yield replace(marks, fine_tuned=True), answers
@@ -229,7 +229,7 @@ def drawn(marks: Marks) -> Mark:
 
 def print_prompts(checkpoint: Path, asked: Asked, *, mesh: MeshSettings) -> None:
     """Prints, for each set and number of shots, the first prompt as the model reads it, and what may follow it."""
-    reader = Reader(checkpoint, mesh, top=1)
+    reader = Reader(checkpoint, mesh)
     for name in asked.sets:
         put = asked.of(name)
         examiner = examiner_of(reader, put.own)
