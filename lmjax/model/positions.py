@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
@@ -46,8 +48,41 @@ def relative_bucket(distance: jax.Array, buckets: int, max_distance: int, bidire
     return bucket + jnp.where(distance < exact, distance, far)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])
+@dataclass(frozen=True)
+class DistanceBias:
+    """A bias of the scores of T queries and S keys that depends on the distance, key - query, alone.
+
+    `values` are [H, T + S - 1] float32: of distances in a row, the last query's to the first key before all others.
+    """
+
+    values: jax.Array
+
+    def scores(self, T: int, S: int) -> jax.Array:
+        """The bias of every pair, [1, H, T, S]."""
+        return self.block(T, S, 0, T, 0, S)[None]
+
+    def block(self, T: int, S: int, start: int, stop: int, first: int, last: int) -> jax.Array:
+        """The bias of queries [start, stop) of T and of keys [first, last) of S, [H, stop - start, last - first]."""
+        W = self.values.shape[1]
+        if W != T + S - 1:
+            raise ValueError(f"a bias of {W} distances for {T} queries and {S} keys: expected {T + S - 1}")
+        low, width = T - stop + first, (stop - start) + (last - first) - 1
+        return _skewed(self.values[:, low : low + width], stop - start)
+
+
+def _skewed(values_HW: jax.Array, queries: int) -> jax.Array:
+    """[H, queries, keys] whose entry (t, s) is values[s - t + queries - 1], without a gather, for its gradient's sake.
+
+    Rows of W + 1 values in a row, read as rows of W, begin one place later each.
+    """
+    H, W = values_HW.shape
+    rows = jnp.broadcast_to(jnp.pad(values_HW, ((0, 0), (0, 1)))[:, None], (H, queries, W + 1))
+    return rows.reshape(H, -1)[:, : queries * W].reshape(H, queries, W)[:, :, queries - 1 :]
+
+
 class RelativeBias(nn.Module):
-    """One learned bias per head and bucket, as [1, H, T, S]; all layers add it to their scores."""
+    """One learned bias per head and bucket; all layers add it to their scores."""
 
     settings: PositionSettings
     heads: int
@@ -55,9 +90,11 @@ class RelativeBias(nn.Module):
     std: float
 
     @nn.compact
-    def __call__(self, query_positions_T: jax.Array, key_positions_S: jax.Array) -> jax.Array:
+    def __call__(self, query_positions_T: jax.Array, key_positions_S: jax.Array) -> DistanceBias:
+        """The bias of queries and keys at consecutive positions."""
         buckets = self.settings.relative_buckets
         table = self.param("table", normal_init(self.std, ("positions", "heads")), (buckets, self.heads), jnp.float32)
-        distance_TS = key_positions_S[None, :] - query_positions_T[:, None]
-        bucket_TS = relative_bucket(distance_TS, buckets, self.settings.relative_max_distance, self.bidirectional)
-        return jnp.transpose(table[bucket_TS], (2, 0, 1))[None]
+        count = query_positions_T.size + key_positions_S.size - 1
+        distance_W = key_positions_S[0] - query_positions_T[-1] + jnp.arange(count)
+        bucket_W = relative_bucket(distance_W, buckets, self.settings.relative_max_distance, self.bidirectional)
+        return DistanceBias(table[bucket_W].T)

@@ -74,7 +74,11 @@ def test_the_bias_of_a_head_is_its_table_at_the_bucket_of_each_distance():
     module = RelativeBias(settings, heads=2, bidirectional=False, std=1.0)
     queries, keys = jnp.arange(3) + 4, jnp.arange(7)
     table = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    bias = module.apply({"params": {"table": jnp.asarray(table)}}, queries, keys)
+    by_distance = module.apply({"params": {"table": jnp.asarray(table)}}, queries, keys)
+    bias = by_distance.scores(3, 7)
     assert bias.shape == (1, 2, 3, 7)
     for head, t, s in np.ndindex(2, 3, 7):
         assert bias[0, head, t, s] == table[bucket_by_definition(s - (t + 4), 8, 20, False), head]
+    np.testing.assert_array_equal(by_distance.block(3, 7, 1, 3, 2, 6), bias[0, :, 1:3, 2:6])
+    with pytest.raises(ValueError, match="a bias of 9 distances for 4 queries and 7 keys: expected 10"):
+        by_distance.scores(4, 7)
