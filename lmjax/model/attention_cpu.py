@@ -9,7 +9,7 @@ scores first, and arrays of scores have four axes, which it fuses best. Forward 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,10 +67,11 @@ def _attend(
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
     q_BHGTK, k_BHKS, v_BHSK = _grouped(q_BTHK, Hkv), _columns(k_BSHK), _rows(v_BSHK)
-    outs = []
-    for part in _ranges(T, S, causal, band):
+    parts = tuple(_ranges(T, S, causal, band))
+    outs, bias_HRC = [], _bias_band(bias, T, S, parts)
+    for part in parts:
         visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
-        tile = _bias_tile(bias, part, T, S, Hkv)
+        tile = _bias_tile(bias_HRC, part, parts, Hkv)
         weights_BHRS = _weights(part, _block(q_BHGTK, part), k_BHKS, visible, tile).astype(v_BSHK.dtype)
         out_BHRK = jnp.einsum("bhrs,bhsk->bhrk", weights_BHRS, v_BHSK[:, :, part.first : part.last])
         outs.append(out_BHRK.reshape(B, Hkv, H // Hkv, -1, K))
@@ -89,16 +90,16 @@ def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradie
     q_BHGTK, gradient_BHGTK = _grouped(q_BTHK, Hkv), _grouped(gradient_BTHK, Hkv)
     k_BHKS, k_BHSK, v_BHKS = _columns(k_BSHK), _rows(k_BSHK), _columns(v_BSHK)
     dqs, dk_BHKS, dv_BHKS = [], jnp.zeros(k_BHKS.shape, jnp.float32), jnp.zeros(k_BHKS.shape, jnp.float32)
-    dbias = jax.tree.map(jnp.zeros_like, bias)
-    for part in _ranges(T, S, causal, band):
+    parts = tuple(_ranges(T, S, causal, band))
+    bias_HRC, of_band = jax.vjp(functools.partial(_bias_band, T=T, S=S, parts=parts), bias)
+    dbias_HRC = jax.tree.map(jnp.zeros_like, bias_HRC)
+    for part in parts:
         q, gradient, keys = _block(q_BHGTK, part), _block(gradient_BHGTK, part), slice(part.first, part.last)
         visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
-        tile, of_tile = jax.vjp(functools.partial(_bias_tile, part=part, T=T, S=S, kv_heads=Hkv), bias)
-        weights = _weights(part, q, k_BHKS, visible, tile)
+        weights = _weights(part, q, k_BHKS, visible, _bias_tile(bias_HRC, part, parts, Hkv))
         dweights = _product("bhrk,bhks->bhrs", gradient, v_BHKS[..., keys])
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
-        if bias is not None:
-            dbias = jax.tree.map(jnp.add, dbias, *of_tile(dscores.sum(0, keepdims=True)))
+        dbias_HRC = jax.tree.map(lambda x, part=part, d=dscores: _add_tile(x, part, parts, d.sum(0)), dbias_HRC)
         dscores = dscores.astype(dtype)
         dqs.append(jnp.einsum("bhrs,bhsk->bhrk", dscores, k_BHSK[:, :, keys]).reshape(B, Hkv, H // Hkv, -1, K))
         padding = ((0, 0), (0, 0), (0, 0), (part.first, S - part.last))
@@ -106,7 +107,7 @@ def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradie
         weights = weights.astype(dtype)
         dv_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(gradient, 2, 3), weights), padding)
     dk_BSHK, dv_BSHK = (jnp.transpose(x, (0, 3, 1, 2)).astype(dtype) for x in (dk_BHKS, dv_BHKS))
-    return _ungrouped(dqs), dk_BSHK, dv_BSHK, None, None, dbias
+    return _ungrouped(dqs), dk_BSHK, dv_BSHK, None, None, *of_band(dbias_HRC)
 
 
 _attend.defvjp(_forward, _backward)
@@ -121,12 +122,32 @@ def _weights(
     return jax.nn.softmax(jnp.where(visible, scores, HIDDEN), -1)
 
 
-def _bias_tile(bias: DistanceBias | None, part: _Range, T: int, S: int, kv_heads: int) -> jax.Array | None:
-    """A block's part of the bias of T queries and S keys, [1, H, R, keys]."""
+def _bias_band(bias: DistanceBias | None, T: int, S: int, parts: Sequence[_Range]) -> jax.Array | None:
+    """The bias [H, R, C] of which each block's is a part."""
     if bias is None:
         return None
-    tile = bias.block(T, S, *part)
-    return tile.reshape(1, kv_heads, -1, tile.shape[-1])
+    size, high = parts[0].stop - parts[0].start, max(part.last - part.start for part in parts)
+    return bias.band(T, S, size, _lowest(parts), high)
+
+
+def _lowest(parts: Sequence[_Range]) -> int:
+    """The distance from a block's first query to its first key, where that is farthest back."""
+    return min(part.first - part.start for part in parts)
+
+
+def _bias_tile(bias_HRC: jax.Array | None, part: _Range, parts: Sequence[_Range], kv_heads: int) -> jax.Array | None:
+    """A block's part of the bias, [1, Hkv, G x queries, keys]."""
+    if bias_HRC is None:
+        return None
+    begin, keys = part.first - part.start - _lowest(parts), part.last - part.first
+    return bias_HRC[:, : part.stop - part.start, begin : begin + keys].reshape(1, kv_heads, -1, keys)
+
+
+def _add_tile(bias_HRC: jax.Array, part: _Range, parts: Sequence[_Range], tile: jax.Array) -> jax.Array:
+    """The bias with a block's part of it, [Hkv, G x queries, keys], added: `_bias_tile`'s transpose."""
+    begin, keys = part.first - part.start - _lowest(parts), part.last - part.first
+    old = bias_HRC[:, : part.stop - part.start, begin : begin + keys]
+    return jax.lax.dynamic_update_slice(bias_HRC, old + tile.reshape(old.shape), (0, 0, begin))
 
 
 def _visible(

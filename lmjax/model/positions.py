@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from lmjax.model.layers import normal_init
 from lmjax.settings import PositionSettings
 
+ROWS = 16  # queries whose biases are sliced from one another
+LARGEST_BAND = 256  # queries whose biases are made at once
+
 
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, section 3.2); element i is paired with i + K/2, as in Llama.
@@ -60,25 +63,37 @@ class DistanceBias:
 
     def scores(self, T: int, S: int) -> jax.Array:
         """The bias of every pair, [1, H, T, S]."""
-        return self.block(T, S, 0, T, 0, S)[None]
+        size = min(T, LARGEST_BAND)
+        band_HRC, starts = self.band(T, S, size, 1 - T, S), range(0, T, size)
+        blocks = [band_HRC[:, : min(size, T - start), T - 1 - start :][:, :, :S] for start in starts]
+        return jnp.concatenate(blocks, axis=1)[None]
 
-    def block(self, T: int, S: int, start: int, stop: int, first: int, last: int) -> jax.Array:
-        """The bias of queries [start, stop) of T and of keys [first, last) of S, [H, stop - start, last - first]."""
+    def band(self, T: int, S: int, size: int, low: int, high: int) -> jax.Array:
+        """[H, size, high - low], whose entry (r, c) is the bias of the distance low + c - r.
+
+        It has the bias of any `size` queries from t on and of the keys from t + low up to t + high: what a block of
+        queries needs is a part of it, whatever block of T queries and S keys that is.
+        """
         W = self.values.shape[1]
         if W != T + S - 1:
             raise ValueError(f"a bias of {W} distances for {T} queries and {S} keys: expected {T + S - 1}")
-        low, width = T - stop + first, (stop - start) + (last - first) - 1
-        return _skewed(self.values[:, low : low + width], stop - start)
+        padded = jnp.pad(self.values, ((0, 0), (size, size)))  # for the distances of no pair
+        return _skewed(padded[:, low + T : high + T + size - 1], size)
 
 
 def _skewed(values_HW: jax.Array, queries: int) -> jax.Array:
-    """[H, queries, keys] whose entry (t, s) is values[s - t + queries - 1], without a gather, for its gradient's sake.
+    """[H, queries, keys] whose entry (t, s) is values[s - t + queries - 1].
 
-    Rows of W + 1 values in a row, read as rows of W, begin one place later each.
+    Made of slices in two steps, of 1 and of ROWS places, as gathers and odd reshapes are slow on TPUs, gradients too.
     """
-    H, W = values_HW.shape
-    rows = jnp.broadcast_to(jnp.pad(values_HW, ((0, 0), (0, 1)))[:, None], (H, queries, W + 1))
-    return rows.reshape(H, -1)[:, : queries * W].reshape(H, queries, W)[:, :, queries - 1 :]
+    rows = min(queries, ROWS)
+    extra = -queries % rows
+    values_HW = jnp.pad(values_HW, ((0, 0), (extra, 0)))
+    total, W = queries + extra, values_HW.shape[1]
+    width, keys = W - rows + 1, W - total + 1
+    near_HRC = jnp.stack([values_HW[:, rows - 1 - i :][:, :width] for i in range(rows)], axis=1)
+    far = [near_HRC[:, :, total - rows - i :][:, :, :keys] for i in range(0, total, rows)]
+    return jnp.concatenate(far, axis=1)[:, :queries]
 
 
 class RelativeBias(nn.Module):
