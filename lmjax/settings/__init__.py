@@ -13,6 +13,7 @@ from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
     FeedForwardSettings,
+    HeadSettings,
     ModelSettings,
     MuPSettings,
     NormSettings,
@@ -49,6 +50,7 @@ __all__ = [
     "EvaluationSettings",
     "FeedForwardSettings",
     "Finetune",
+    "HeadSettings",
     "KLSettings",
     "LogSettings",
     "MeasureSettings",
