@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.labelled import LabelledSettings
 from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
     FeedForwardSettings,
+    HeadSettings,
     ModelSettings,
     MuPSettings,
     NormSettings,
@@ -49,7 +51,9 @@ __all__ = [
     "EvaluationSettings",
     "FeedForwardSettings",
     "Finetune",
+    "HeadSettings",
     "KLSettings",
+    "LabelledSettings",
     "LogSettings",
     "MeasureSettings",
     "Member",
