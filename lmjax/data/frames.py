@@ -15,7 +15,6 @@ from lmjax.errors import UserError, require
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 Cut = Literal["head", "tail", "head_tail", "error"]
-DECODER_TOKENS = 3  # Start, Delimiter, Extract
 _HEAD = 4  # "head_tail": a quarter of what is left is the head, 128 of 510 tokens (Sun et al. 2019, section 5.3.1)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lmjax.data.batch import SEGMENTS, Batch
 from lmjax.model.layers import dropout
-from lmjax.model.outputs import Auxiliary, Outputs
+from lmjax.model.outputs import Auxiliary
 from lmjax.model.transformer import Params, Reads, Transformer
 
 TRUNK, SCALAR, HEAD = "trunk", "scalar", "head"
@@ -132,12 +132,8 @@ class TaskModel:
 
     def outputs_of(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Auxiliary]:
         """The head's numbers, float32 [B, outputs], or [B, T, outputs] of all tokens; and auxiliary losses."""
-        hidden_BTD, aux = self.hidden(params, batch, rng)
+        hidden_BTD, aux = self.trunk.hidden(params[TRUNK], batch, rng)
         return self.on_hidden(params, hidden_BTD, batch[SEGMENTS], rng), aux
-
-    def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
-        """The trunk's hidden states, [B, T, D], and auxiliary losses."""
-        return self.trunk.hidden(params[TRUNK], batch, rng)
 
     def on_hidden(
         self, params: Params, hidden_BTD: jax.Array, segments_BT: jax.Array, rng: jax.Array | None = None

@@ -40,7 +40,7 @@ def text_outputs(
     2018, section 3.3): its products add up, and the bias is in their sum once.
     """
     rows = _rows(batch)
-    outputs = model.hidden(params, rows, rng)
+    outputs = model.trunk.hidden(params[TRUNK], rows, rng)
     numbers_NC = model.on_hidden(params, outputs.hidden, rows[SEGMENTS], rng)
     if batch[TOKENS].ndim == 2:
         return numbers_NC, outputs
@@ -53,7 +53,7 @@ def option_scores(
 ) -> tuple[jax.Array, Outputs]:
     """A score of each option, float32 [B, K], that of a missing one far below all others; and the hidden states."""
     rows = _rows(batch)
-    outputs = model.hidden(params, rows, rng)
+    outputs = model.trunk.hidden(params[TRUNK], rows, rng)
     numbers_N1 = model.on_hidden(params, outputs.hidden, rows[SEGMENTS], rng)
     return choice_scores(numbers_N1.reshape(batch[TOKENS].shape[:2]), batch), outputs
 

@@ -8,7 +8,6 @@ import pytest
 from lmjax.data.frames import Frame
 from lmjax.data.ragged_rows import RaggedRows
 from lmjax.model.families import model_of
-from lmjax.model.framed import FramedModel
 from lmjax.model.heads import TaskModel
 from lmjax.objective.labelled import (
     choice_loss,
@@ -24,7 +23,7 @@ ENTRIES = 20
 ENCODER = ModelSettings(
     layers=1, width=16, context=12, vocab_size=ENTRIES, attention=AttentionSettings(heads=2, causal=False)
 )
-DECODER = ModelSettings(layers=1, width=16, context=12, vocab_size=ENTRIES, attention=AttentionSettings(heads=2))
+DECODER = ModelSettings(layers=1, width=16, context=12, vocab_size=ENTRIES + 3, attention=AttentionSettings(heads=2))
 FRAME = Frame(20, 21, 22)
 RNG = np.random.default_rng(0)
 
@@ -48,7 +47,7 @@ def batch_of(count, labels, frame=(20, 22), options=None, weights=None):
 
 @pytest.fixture(scope="module")
 def decoder():
-    model = FramedModel(model_of(DECODER), 3)
+    model = TaskModel(model_of(DECODER), 3)
     return model, model.init(jax.random.key(0))
 
 
@@ -63,8 +62,8 @@ def test_l3_is_l2_and_lambda_times_the_mean_over_texts_of_the_mean_over_tokens(d
     batch = batch_of(4, np.array([0, 2, 1, 1], np.int32))
     l2, _ = mean(text_loss(model), params, batch)
     l3, metrics = mean(text_loss(model, language=0.5, entries=ENTRIES), params, batch)
-    hidden = np.asarray(model.hidden(params, batch).hidden, np.float64)
-    logits = hidden @ np.asarray(params["trunk"]["tokens"], np.float64).T
+    hidden = np.asarray(model.trunk.hidden(params["trunk"], batch).hidden, np.float64)
+    logits = hidden @ np.asarray(params["trunk"]["tokens"], np.float64)[:ENTRIES].T
     nats = (
         np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.asarray(batch["targets"])[..., None], -1)[..., 0]
     )
@@ -91,7 +90,7 @@ def test_both_orders_of_two_texts_are_added_before_the_head(decoder):
     batch = batch_of(4, np.array([0, 1], np.int32), options=np.array([[0, 1], [2, 3]]))
     got, _ = jax.jit(lambda params, batch: text_outputs(model, params, batch))(params, batch)
     rows = {name: batch[name].reshape(4, 12) for name in ("tokens", "positions", "segments")}
-    hidden = np.asarray(model.hidden(params, rows).hidden)
+    hidden = np.asarray(model.trunk.hidden(params["trunk"], rows).hidden)
     last = hidden[np.arange(4), np.asarray(rows["segments"]).sum(1) - 1]
     by_hand = (last[[0, 2]] + last[[1, 3]]) @ params["head"]["kernel"] + params["head"]["bias"][None]
     np.testing.assert_allclose(got, by_hand, atol=1e-5)
