@@ -18,6 +18,16 @@ WEIGHTS = "weights"  # [B, T] float32: the weight of each target in the loss; 0 
 POSITIONS = "positions"  # [B, T] int32: counted from 0 in each segment
 SEGMENTS = "segments"  # [B, T] int32: attention stays inside a segment; 0 is padding
 
+TYPES = "token_types"  # [B, T] int32: 0 in the first text of a pair, 1 in the second
+PREDICTED = "predicted"  # [B, P] int32: the columns whose tokens a masked language model predicts
+PREDICTED_TARGETS = "predicted_targets"  # [B, P] int32: the tokens that were there
+PREDICTED_WEIGHTS = "predicted_weights"  # [B, P] float32: the weight of each in the loss; 0 means none
+LABELS = "labels"  # [B] int32: the class of each row; float32 for a score
+LABEL_WEIGHTS = "label_weights"  # [B] float32: the weight of each row's label; 0 means none
+INPUTS = "inputs"  # [B, S] int32: what an encoder reads, beside a decoder's tokens
+INPUT_POSITIONS = "input_positions"  # [B, S] int32
+INPUT_SEGMENTS = "input_segments"  # [B, S] int32: a decoder's segment reads the inputs' segment of its number
+
 LANGUAGE_FIELDS = (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)
 
 # What a step that is compiled without data takes for the fields above.

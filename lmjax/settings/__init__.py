@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.masking import MaskingSettings, PairSettings, SpanSettings
 from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
@@ -51,6 +52,7 @@ __all__ = [
     "Finetune",
     "KLSettings",
     "LogSettings",
+    "MaskingSettings",
     "MeasureSettings",
     "Member",
     "MeshSettings",
@@ -59,6 +61,7 @@ __all__ = [
     "NormSettings",
     "OptimizerSettings",
     "PPOSettings",
+    "PairSettings",
     "Pipeline",
     "PlanSettings",
     "PositionSettings",
@@ -69,6 +72,7 @@ __all__ = [
     "RowSettings",
     "ScheduleSettings",
     "SourceSettings",
+    "SpanSettings",
     "Stage",
     "Sweep",
     "SweepRun",
