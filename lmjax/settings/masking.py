@@ -46,5 +46,5 @@ class SpanSettings(Settings):
     """Which spans an encoder-decoder writes anew (Raffel et al. 2020, "Exploring the limits ...", 3.1.4)."""
 
     density: OpenFraction = 0.15  # of a row's tokens that are in spans
-    length: SpanLength = 3.0  # of a span, on average
+    mean_length: SpanLength = 3.0  # of a span, in tokens
     corruptions: PositiveInt | None = None  # different ones of a row; None draws anew in every epoch
