@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.labelled import LabelledSettings
 from lmjax.settings.masking import MaskingSettings, PairSettings, SpanSettings
 from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
@@ -51,6 +52,7 @@ __all__ = [
     "FeedForwardSettings",
     "Finetune",
     "KLSettings",
+    "LabelledSettings",
     "LogSettings",
     "MaskingSettings",
     "MeasureSettings",

@@ -19,6 +19,7 @@ from lmjax.settings import (
     DialogueSourceSettings,
     EvaluationSettings,
     FeedForwardSettings,
+    LabelledSettings,
     LogSettings,
     MeshSettings,
     ModelSettings,
@@ -35,7 +36,8 @@ from lmjax.settings import (
     TrainSettings,
 )
 
-NEED = (DialogueSourceSettings, Pipeline, Sweep, PPO, Compare)  # fields that have no default that works
+# Fields that have no default that works.
+NEED = (DialogueSourceSettings, LabelledSettings, Pipeline, Sweep, PPO, Compare)
 PARTS = [getattr(lmjax.settings, name) for name in lmjax.settings.__all__]
 PARTS = [part for part in PARTS if not issubclass(part, (Stage, *NEED))]
 FORM = re.compile(r"^(?P<field>[\w., ]+) = (?P<value>.+?): expected (?P<expected>.+?); (?P<fix>.+)$", re.S)
@@ -51,6 +53,9 @@ WRONG = [
     (SourceSettings, {"kind": "text"}, "path", "''", "set path"),
     (SourceSettings, {"kind": "txt", "path": "x"}, "kind", "'txt'", "did you mean 'text'"),
     (SourceSettings, {"on_bad_record": "ignore"}, "on_bad_record", "'ignore'", "error, skip"),
+    (LabelledSettings, {}, "path", "''", "name one"),
+    (LabelledSettings, {"path": "a.csv", "begin": 1.0}, "begin, end", "(1.0, 1.0)", "0 and 1"),
+    (LabelledSettings, {"path": "a.tsv", "form": "sst2", "label": "y"}, "label", "'y'", "leave form out"),
     (DataSettings, {"sequence_length": 0}, "sequence_length", "0", "256"),
     (DataSettings, {"train": ()}, "train", "()", "add a SourceSettings"),
     (DataSettings, {"validation": ()}, "validation", "()", "add a SourceSettings"),
