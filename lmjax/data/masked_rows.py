@@ -24,7 +24,12 @@ from lmjax.data.batch import (
 )
 from lmjax.data.draws import Stream, below
 from lmjax.data.packing import Rows
-from lmjax.settings.masking import MaskingSettings
+from lmjax.errors import UserError
+from lmjax.settings import MaskingSettings
+from lmjax.tokenizers.tokenizer import Tokenizer
+
+_CONTINUED = "##"  # WordPiece's mark of a piece that continues a word
+_BEGUN = ("\u2581", "\u0120")  # SentencePiece's and byte-level BPE's marks of a blank before a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,37 @@ class MaskVocabulary:
     mask: int
     special: tuple[int, ...]
     starts_word: np.ndarray | None = None
+
+
+def mask_vocabulary(tokenizer: Tokenizer, settings: MaskingSettings) -> MaskVocabulary:
+    """That of a tokenizer. Raises UserError where it has no [MASK], or does not show where words begin."""
+    special = tokenizer.special
+    if special.mask is None:
+        raise UserError(
+            f"the {tokenizer.kind} tokenizer: expected one with [MASK], for a masked language model; set "
+            'tokenizer.kind = "wordpiece", or name a folder whose tokenizer has it'
+        )
+    named = (special.cls, special.sep, special.mask, special.pad, tokenizer.eos_id)
+    never = sorted({index for index in named if index is not None})
+    starts = word_starts(tokenizer) if settings.whole_words else None
+    return MaskVocabulary(tokenizer.vocab_size, special.mask, tuple(never), starts)
+
+
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """Which entries begin a word, bool [entries]: WordPiece marks those that do not, other vocabularies those that do.
+
+    Raises UserError for a tokenizer without such marks.
+    """
+    spelled = getattr(tokenizer, "token", None)
+    tokens = [] if spelled is None else [spelled(index) for index in range(tokenizer.vocab_size)]
+    if any(token.startswith(_CONTINUED) for token in tokens):
+        return np.array([not token.startswith(_CONTINUED) for token in tokens])
+    if any(token.startswith(_BEGUN) for token in tokens):
+        return np.array([token.startswith(_BEGUN) for token in tokens])
+    raise UserError(
+        f"masking.whole_words = True: the {tokenizer.kind} tokenizer does not mark where words begin: expected pieces "
+        f"such as {_CONTINUED}ing; leave whole_words out, or use a wordpiece tokenizer"
+    )
 
 
 def epochs_drawn(indices: np.ndarray, epochs: np.ndarray | None, different: int | None) -> np.ndarray:

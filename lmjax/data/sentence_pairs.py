@@ -21,7 +21,7 @@ from lmjax.data.draws import Stream, below
 from lmjax.data.sentences import SentenceMarks, Sentences, find_sentences
 from lmjax.data.token_shards import TokenShards
 from lmjax.errors import UserError
-from lmjax.settings.masking import PairSettings
+from lmjax.settings import PairSettings
 
 SPECIALS = 3  # of a row: [CLS] and two [SEP]
 

@@ -24,7 +24,9 @@ from lmjax.data.masked_rows import epochs_drawn
 from lmjax.data.seq2seq_rows import Ragged, RowPlan, laid_out, plan_examples
 from lmjax.data.token_shards import TokenShards
 from lmjax.errors import UserError, require
-from lmjax.settings.masking import SpanSettings
+from lmjax.settings import SpanSettings
+from lmjax.settings.masking import sentinel
+from lmjax.tokenizers.tokenizer import Tokenizer
 
 
 class Counts(NamedTuple):
@@ -75,6 +77,19 @@ class SpanVocabulary:
 
     sentinels: np.ndarray  # int32
     eos: int
+
+
+def span_vocabulary(tokenizer: Tokenizer) -> SpanVocabulary:
+    """Sentinels are the tokens with their names. Raises UserError where the tokenizer has none."""
+    found: list[int] = []
+    while len(ids := tokenizer.encode(sentinel(len(found)))) == 1 and ids[0] not in found:
+        found.append(ids[0])
+    if not found:
+        raise UserError(
+            f"the {tokenizer.kind} tokenizer has no token {sentinel(0)}: expected sentinels for spans of a text; set "
+            "tokenizer.user_symbols to lmjax.settings.masking.sentinel_symbols(), or use the folder of T5's tokenizer"
+        )
+    return SpanVocabulary(np.array(found, np.int32), tokenizer.eos_id)
 
 
 def partitions(draws_PN: np.ndarray, items_P: np.ndarray, parts_P: np.ndarray) -> np.ndarray:

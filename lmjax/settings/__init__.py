@@ -24,6 +24,7 @@ from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
 from lmjax.settings.sweep import Member, PretrainTogether, Sweep, SweepRun
+from lmjax.settings.text_to_text import TextToTextSettings
 from lmjax.settings.training import (
     CheckpointSettings,
     ComputeSettings,
@@ -79,6 +80,7 @@ __all__ = [
     "Sweep",
     "SweepRun",
     "TemplateSettings",
+    "TextToTextSettings",
     "TokenizerSettings",
     "TrainSettings",
     "TrainingStage",

@@ -48,3 +48,13 @@ class SpanSettings(Settings):
     density: OpenFraction = 0.15  # of a row's tokens that are in spans
     mean_length: SpanLength = 3.0  # of a span, in tokens
     corruptions: PositiveInt | None = None  # different ones of a row; None draws anew in every epoch
+
+
+def sentinel_symbols(count: int = 100) -> tuple[str, ...]:
+    """The names of sentinels for tokenizer.user_symbols, in T5's order: sentinel 0 is last, at the vocabulary's end."""
+    return tuple(sentinel(number) for number in reversed(range(count)))
+
+
+def sentinel(number: int) -> str:
+    """The name of a sentinel, as T5's tokenizers have it."""
+    return f"<extra_id_{number}>"

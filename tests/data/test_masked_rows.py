@@ -5,9 +5,13 @@ import pytest
 
 from lmjax.data.array_rows import ArrayRows
 from lmjax.data.draws import Stream, below
-from lmjax.data.masked_rows import FirstTokenRows, MaskedRows, MaskVocabulary
+from lmjax.data.masked_rows import FirstTokenRows, MaskedRows, MaskVocabulary, mask_vocabulary, word_starts
 from lmjax.data.packing import pack
-from lmjax.settings import DataSettings, MaskingSettings
+from lmjax.data.sentences import sentence_marks
+from lmjax.errors import FieldError, UserError
+from lmjax.settings import DataSettings, MaskingSettings, TokenizerSettings
+from lmjax.tokenizers.byte import ByteTokenizer
+from lmjax.tokenizers.wordpiece import train_wordpiece
 
 CLS, SEP, MASK, ENTRIES = 1, 2, 3, 1000
 SPECIAL = (0, CLS, SEP, MASK)
@@ -212,3 +216,33 @@ def test_draws_are_uniform_and_a_prefix_of_longer_draws():
     np.testing.assert_array_equal(stream.uniform(rows, np.full(200, 7), 3), draws[:, :3])
     assert abs(np.corrcoef(draws[:, 0], stream.uniform(rows, np.full(200, 8), 1)[:, 0])[0, 1]) < 0.3
     assert below(np.array([np.nextafter(1, 0)]), 7).tolist() == [6]
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    texts = ["the playing player plays. the play is played! \u82cf\u8f7c" * 3]
+    return train_wordpiece(TokenizerSettings(kind="wordpiece", vocab_size=38), texts)
+
+
+def test_a_wordpiece_tokenizer_says_what_is_special_and_where_words_begin(wordpiece):
+    vocabulary = mask_vocabulary(wordpiece, MaskingSettings(whole_words=True))
+    names = {wordpiece.token(index) for index in vocabulary.special}
+    assert names == {"[PAD]", "[CLS]", "[SEP]", "[MASK]"}
+    assert wordpiece.token(vocabulary.mask) == "[MASK]" and vocabulary.entries == wordpiece.vocab_size
+    continued = [wordpiece.token(index) for index in np.flatnonzero(~vocabulary.starts_word)]
+    assert continued and all(token.startswith("##") for token in continued)
+    assert sum(wordpiece.token(index).startswith("##") for index in range(wordpiece.vocab_size)) == len(continued)
+    marks = sentence_marks(wordpiece)
+    assert {wordpiece.token(index) for index in np.flatnonzero(marks.ends)} == {".", "!"}
+
+
+def test_a_tokenizer_without_mask_or_marks_of_words_is_refused():
+    with pytest.raises(UserError, match=r"the byte tokenizer: expected one with \[MASK\].*wordpiece"):
+        mask_vocabulary(ByteTokenizer(), MaskingSettings())
+    with pytest.raises(UserError, match=r"masking.whole_words = True: the byte tokenizer does not mark"):
+        word_starts(ByteTokenizer())
+
+
+def test_settings_of_masks_are_checked():
+    with pytest.raises(FieldError, match=r"masked \+ random = 1.1: expected at most 1"):
+        MaskingSettings(masked=0.9, random=0.2)

@@ -5,10 +5,20 @@ import pytest
 
 from lmjax.data.draws import Stream
 from lmjax.data.seq2seq_rows import START
-from lmjax.data.span_corruption import Counts, RowLengths, SpanRows, SpanVocabulary, noise_mask, partitions
-from lmjax.errors import UserError
-from lmjax.fields import FieldError
-from lmjax.settings import SpanSettings
+from lmjax.data.span_corruption import (
+    Counts,
+    RowLengths,
+    SpanRows,
+    SpanVocabulary,
+    noise_mask,
+    partitions,
+    span_vocabulary,
+)
+from lmjax.errors import FieldError, UserError
+from lmjax.settings import SpanSettings, TokenizerSettings
+from lmjax.settings.masking import sentinel_symbols
+from lmjax.tokenizers.byte import ByteTokenizer
+from lmjax.tokenizers.tokenizer import build_tokenizer
 
 EOS = 256
 SENTINELS = np.arange(999, 899, -1, dtype=np.int32)  # from the top of a vocabulary of 1,000
@@ -178,3 +188,14 @@ def test_too_little_text_too_few_sentinels_and_short_rows_are_refused(make_shard
         SpanRows(shards, SpanSettings(), SpanVocabulary(SENTINELS[:1], EOS), 40, Stream(0))
     with pytest.raises(FieldError, match="3 or more for spans"):
         rows_of(shards, 2)
+
+
+def test_sentinels_are_the_tokens_with_their_names_and_those_of_a_trained_vocabulary_are_at_its_top():
+    settings = TokenizerSettings(kind="bpe", vocab_size=280, user_symbols=sentinel_symbols(7))
+    tokenizer = build_tokenizer(settings, ["some text with some words and some more words " * 5])
+    vocabulary = span_vocabulary(tokenizer)
+    assert vocabulary.sentinels.tolist() == [279, 278, 277, 276, 275, 274, 273]
+    assert tokenizer.decode([279]) == "<extra_id_0>"
+    assert vocabulary.eos == tokenizer.eos_id
+    with pytest.raises(UserError, match=r"the byte tokenizer has no token <extra_id_0>.*sentinel_symbols"):
+        span_vocabulary(ByteTokenizer())
