@@ -31,23 +31,32 @@ def as_text(example: Labelled | Choices | Question, settings: TextToTextSettings
     A class is its name, a score has one decimal, a choice is "choice1" or another; a question is written as
     "question: ... context: ..." (appendix D.15).
     """
+    parts = _parts(example)
+    if not parts.targets:
+        raise BadExampleError(example.where, "no label, which a text-to-text task learns")
+    written = _written(parts.texts, settings.names or parts.names, example.where)
+    return Pair(settings.prefix + written, parts.targets)
+
+
+class _Parts(NamedTuple):
+    texts: tuple[str, ...]
+    names: tuple[str, ...]  # of the texts where the settings give none
+    targets: tuple[str, ...]
+
+
+def _parts(example: Labelled | Choices | Question) -> _Parts:
     if isinstance(example, Question):
         answers = tuple(dict.fromkeys(text for text, _ in example.answers))
-        texts, names = (example.question, example.passage), ("question", "context")
-        targets: tuple[str, ...] = answers or ((NO_ANSWER,) if example.impossible else ())
-    elif isinstance(example, Choices):
+        targets = answers or ((NO_ANSWER,) if example.impossible else ())
+        return _Parts((example.question, example.passage), ("question", "context"), targets)
+    if isinstance(example, Choices):
         numbers = tuple(f"choice{number}" for number in range(1, len(example.options) + 1))
-        texts, names = (*example.options, example.context), (*numbers, "context")
         targets = () if example.label is None else (numbers[example.label],)
-    elif isinstance(example, Labelled):
-        texts, names = example.texts, ()
-        label = f"{example.label:.1f}" if isinstance(example.label, float) else example.label
-        targets = () if label is None else (label,)
-    else:
+        return _Parts((*example.options, example.context), (*numbers, "context"), targets)
+    if not isinstance(example, Labelled):
         raise BadExampleError("a text-to-text task", f"expected texts with a label, found {type(example).__name__}")
-    if not targets:
-        raise BadExampleError(example.where, "no label, which a text-to-text task learns")
-    return Pair(settings.prefix + _written(texts, settings.names or names, example.where), targets)
+    label = f"{example.label:.1f}" if isinstance(example.label, float) else example.label
+    return _Parts(example.texts, (), () if label is None else (label,))
 
 
 def _written(texts: Sequence[str], names: Sequence[str], where: str) -> str:
