@@ -15,6 +15,7 @@ from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
     FeedForwardSettings,
+    HeadSettings,
     ModelSettings,
     MuPSettings,
     NormSettings,
@@ -52,6 +53,7 @@ __all__ = [
     "EvaluationSettings",
     "FeedForwardSettings",
     "Finetune",
+    "HeadSettings",
     "KLSettings",
     "LabelledSettings",
     "LogSettings",
