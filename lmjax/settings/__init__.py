@@ -21,6 +21,7 @@ from lmjax.settings.model import (
     NormSettings,
     PositionSettings,
 )
+from lmjax.settings.pretraining import PretrainMasked, PretrainSpans
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
@@ -71,6 +72,8 @@ __all__ = [
     "PlanSettings",
     "PositionSettings",
     "Pretrain",
+    "PretrainMasked",
+    "PretrainSpans",
     "PretrainTogether",
     "RewardModel",
     "RewardSettings",

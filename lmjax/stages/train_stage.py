@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from lmjax.bucket import checkpoints_of
 from lmjax.checkpoints.checkpoint import Checkpointer
 from lmjax.checkpoints.remote_workdir import mirror
-from lmjax.data.batch import TOKENS, Batch
+from lmjax.data.batch import INPUTS, TOKENS, Batch
 from lmjax.data.loader import RowLoader
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import require
@@ -85,15 +85,15 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     loader = RowLoader(data.train, data.weights, stage.loading)
     for line in data.shares(loader, steps):
         session.display.say(line)
-    counted = count(model, stage.loading.sequence_length)
+    flops_per_token = task.flops_per_token(resolved)
     if stage.own_model:
         session.display.say(
-            f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}"
+            f"{count(model).parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}"
         )
     frozen = _frozen(program, resolved)
     run = TaskRun(resolved, mesh, program, frozen, data, loader, session)
     step = _step(program, resolved, mesh, session)
-    row = math.prod(loader.batch_at(0, slice(0, 1))[TOKENS].shape[1:])
+    row = row_tokens(loader.batch_at(0, slice(0, 1)))
     axes = program.axes
     training = Training(
         recipe=_kept(resolved),
@@ -104,7 +104,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         step=lambda state, batch: step(state, *frozen, batch),
         batch_at=lambda at: place_batch(lambda rows: loader.batch_at(at, rows), loader.batch_size_at(at), mesh, axes),
         tokens_in=lambda at: loader.batch_size_at(at) * row * task.copies,
-        flops_per_token=counted.flops_per_token,
+        flops_per_token=flops_per_token,
         evaluate=task.evaluation(run),
         finish=task.finish(run),
         progress=lambda done: task.progress(loader, done),
@@ -112,7 +112,12 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     length = stage.loading.sequence_length
     tokens = loader.tokens_at(steps) * row // length  # a row of several sequences counts them all
     state = train(training, resolved, session)
-    return Outcome(state, steps, model, length, tokens, counted.flops_per_token, mesh.devices.size)
+    return Outcome(state, steps, model, length, tokens, flops_per_token, mesh.devices.size)
+
+
+def row_tokens(batch: Batch) -> int:
+    """The tokens of each row of a batch, padding included; an encoder-decoder's inputs, too."""
+    return sum(math.prod(batch[name].shape[1:]) for name in (TOKENS, INPUTS) if name in batch)
 
 
 def planned_steps(stage: TrainingStage, data: TaskData) -> int:

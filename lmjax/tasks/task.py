@@ -20,13 +20,14 @@ import optax
 from jax.sharding import Mesh
 
 from lmjax.checkpoints.evaluated import VALIDATION_LOSS
-from lmjax.data.batch import TOKENS, BatchSpec
+from lmjax.data.batch import TOKENS, Batch, BatchSpec
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.packing import Rows
 from lmjax.data.token_cache import TokenCache
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, sums_by_source, values_of
 from lmjax.model.families import model_of
+from lmjax.model.flops import count
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.rates import model_rates
@@ -194,6 +195,13 @@ class Task(TaskSettings, ABC):
         jitted = jit_step(self.step(model, resolved), abstract, mesh, compute, frozen=others, batch=shardings_of(batch))
         return Program(model, optimizer, abstract, frozen, spec, batch, jitted, taken, schedule)
 
+    def weigh(self, batch: Batch) -> Batch:
+        """A step's whole batch, before microbatches cut it: the weights of several means are scaled to each other.
+
+        See lmjax/objective/means.py. An evaluation adds up the sums of each mean, and does without.
+        """
+        return batch
+
     def step(self, model: Any, resolved: ResolvedStage) -> Callable[..., tuple[TrainState, Metrics]]:
         """(state, *frozen, numbers, batch) -> (state, metrics), a pure function; `numbers` are a `RunNumbers`."""
         axes, parts = model.logical_axes(), resolved.of(TrainingStage).train.microbatches
@@ -203,7 +211,7 @@ class Task(TaskSettings, ABC):
             optimizer, schedule = self.optimizer(resolved, axes, numbers.course)
             loss_fn = self.loss(model, resolved, *frozen)
             made = make_train_step(loss_fn, optimizer, microbatches=parts, seed=numbers.seed, schedule=schedule)
-            return made(state, batch)
+            return made(state, self.weigh(batch))
 
         return step
 
@@ -248,6 +256,10 @@ class Task(TaskSettings, ABC):
         """The FLOPs of a step: by default, those of the language model on rows of tokens."""
         tokens = self.spec(resolved)[TOKENS].shape
         return language_cost(resolved.model, math.prod(tokens[:-1]), tokens[-1])
+
+    def flops_per_token(self, resolved: ResolvedStage) -> float:
+        """The FLOPs of a step for each token that it reads, by which the use of the devices is told."""
+        return count(resolved.model, resolved.settings.loading.sequence_length).flops_per_token
 
     def progress(self, loader: RowLoader, done: int) -> Values:
         """What is recorded beside the metrics of a step."""
