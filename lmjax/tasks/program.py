@@ -97,15 +97,9 @@ class Cost:
 
 
 def language_cost(
-    model: ModelSettings,
-    rows: int,
-    length: int,
-    passes: int = TRAIN,
-    *,
-    head: bool = True,
-    inputs: int | None = None,
+    model: ModelSettings, rows: int, length: int, passes: int = TRAIN, *, head: bool = True, inputs: int | None = None
 ) -> Cost:
-    """Of `passes` forward passes over rows, with or without the vocabulary's head; `inputs` are an encoder's tokens."""
+    """Of `passes` forward passes over rows, with or without the vocabulary's head; `inputs` of an encoder-decoder."""
     of, tokens = forward_flops(model, length, inputs), rows * (length + (inputs or 0))
     products = passes * tokens * (of.body + (of.head if head else 0.0))
     return Cost((model,), rows, length, tokens, products, scores=passes * tokens * of.scores)

@@ -19,7 +19,6 @@ from lmjax.objective.weighted import LossFunction
 from lmjax.settings import PretrainSpans
 from lmjax.tasks.masked_language import loss_options, row_stream
 from lmjax.tasks.next_token import NextToken
-from lmjax.tasks.program import Cost, language_cost
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Task, TaskRun
 from lmjax.training.loop import Values
@@ -60,14 +59,6 @@ class SpanCorruption(NextToken):
 
     def evaluation(self, run: TaskRun) -> Evaluate:
         return Task.evaluation(self, run)
-
-    def cost(self, resolved: ResolvedStage) -> Cost:
-        _, inputs, targets = self._lengths(resolved)
-        return language_cost(resolved.model, resolved.settings.loading.batch_size, targets, inputs=inputs)
-
-    def flops_per_token(self, resolved: ResolvedStage) -> float:
-        cost = self.cost(resolved)
-        return cost.flops / cost.tokens
 
     def _lengths(self, resolved: ResolvedStage) -> RowLengths:
         return RowLengths.of(resolved.settings.loading.sequence_length, resolved.of(PretrainSpans).spans)
