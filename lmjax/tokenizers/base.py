@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,6 +20,7 @@ import numpy as np
 
 from lmjax.errors import UserError, shortened
 from lmjax.files import read_bytes, read_json, safe_name
+from lmjax.tokenizers.pieces import Pieces, SpecialIds, joined
 
 METADATA = "lmjax_tokenizer.json"
 _FORMAT = 1
@@ -49,6 +51,8 @@ class StoredTokenizer(ABC):
     eos_id: int
     lossless: bool  # different texts have different ids: no text is normalised, shortened or encoded as unknown
 
+    special = SpecialIds()
+
     @abstractmethod
     def contents(self) -> Contents:
         """The parameters and files from which this tokenizer is loaded again."""
@@ -61,6 +65,10 @@ class StoredTokenizer(ABC):
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens]. Raises TypeError or UnicodeEncodeError for what is not Unicode text."""
 
+    @abstractmethod
+    def _pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """The tokens of each text with their places. Raises as `_encode_batch`."""
+
     def byte_lengths(self) -> np.ndarray | None:
         """Bytes of text per id, int64 [vocab_size]; None where they do not add up to the bytes of a text."""
         return None
@@ -70,11 +78,24 @@ class StoredTokenizer(ABC):
 
         Raises UserError for a lone surrogate, NoTokensError for what the vocabulary cannot spell.
         """
-        try:
+        with _unicode(texts):
             return self._encode_batch(texts)
-        except (TypeError, UnicodeEncodeError):
-            _require_unicode(texts)
-            raise
+
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """The ids of `encode_batch` with their spans in the original text and their words. Raises as it does."""
+        with _unicode(texts):
+            return self._pieces(texts)
+
+    def word_pieces(self, words: Sequence[str], before: str = "") -> Pieces:
+        """The tokens of each word, `words` being its number, and spans those in the word.
+
+        before: text before each word but the first, which is in no span: " " for a tokenizer that knows words by the
+          blank before them. A word may have no tokens.
+        """
+        each = self.pieces([before * (number > 0) + word for number, word in enumerate(words)])
+        whole = joined(each)
+        moved = np.maximum(whole.offsets - len(before) * (whole.words > 0)[:, None], 0)
+        return Pieces(whole.ids, moved, whole.words)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -101,6 +122,16 @@ def refusal(tokenizer: Any, text: str) -> str:
     except NoTokensError as error:
         return str(error)
     return ""
+
+
+@contextmanager
+def _unicode(texts: Sequence[str]) -> Iterator[None]:
+    """Raises UserError for a text with a lone surrogate, which a library refuses without a reason."""
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError):
+        _require_unicode(texts)
+        raise
 
 
 def _require_unicode(texts: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.tokenizers.base import Contents, StoredTokenizer
+from lmjax.tokenizers.pieces import Pieces, character_of_bytes, located
 
 
 class ByteTokenizer(StoredTokenizer):
@@ -19,6 +20,13 @@ class ByteTokenizer(StoredTokenizer):
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) for text in texts]
+
+    def _pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        found = []
+        for text, ids in zip(texts, self._encode_batch(texts), strict=True):
+            character = character_of_bytes(text.encode())
+            found.append(located(text, ids, np.stack([character, character + 1], axis=1)))
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(self.text_ids(ids)).decode("utf-8", errors="replace")

@@ -18,7 +18,15 @@ from tokenizers import models
 from lmjax.errors import UserError, shortened
 from lmjax.files import check_form
 from lmjax.tokenizers.base import Contents, StoredTokenizer
-from lmjax.tokenizers.huggingface_config import PIPELINE, apply_config, clean_up, makes_its_own_steps, read_config
+from lmjax.tokenizers.huggingface_config import (
+    PIPELINE,
+    FolderConfig,
+    apply_config,
+    clean_up,
+    makes_its_own_steps,
+    read_config,
+)
+from lmjax.tokenizers.pieces import Pieces, SpecialIds, located
 from lmjax.tokenizers.pipeline import (
     UnknownPieces,
     bytes_by_id,
@@ -91,6 +99,8 @@ class HuggingFaceTokenizer(StoredTokenizer):
             index = getattr(self, name)
             if index is not None and not 0 <= index < self.vocab_size:
                 raise UserError(f"{where}: {name} = {index}: expected an id below {self.vocab_size}; restore the file")
+        self.special = self._special(config)
+        self._cuts_words = self._tokenizer.pre_tokenizer is not None
         self.lossless = keeps_text(self._tokenizer, self._unknown.none_possible)
 
     @classmethod
@@ -129,6 +139,26 @@ class HuggingFaceTokenizer(StoredTokenizer):
         if not self._has_rowless:
             return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
         return [self._ids(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _special(self, config: FolderConfig) -> SpecialIds:
+        """The ids of the special tokens that the files name, or that have BERT's names; none for kind "bpe"."""
+        if self.kind == BPE:
+            return SpecialIds()
+        named = config.named(self._parameters.get("tokenizer_class")) if self.kind == HUGGINGFACE else {}
+        ids = {}
+        for name in SpecialIds._fields:
+            token = named.get(f"{name}_token")
+            index = self._tokenizer.token_to_id(token.content if token else f"[{name.upper()}]")
+            index = self._parameters.get(f"{name}_id") if index is None else index
+            ids[name] = index if index is not None and index < self.vocab_size else None
+        return SpecialIds(**ids)
+
+    def _pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        encodings = self._encodings(self._tokenizer.encode_batch, list(texts), specials=False)
+        return [
+            located(text, self._ids(text, each.ids), each.offsets, each.word_ids if self._cuts_words else None)
+            for text, each in zip(texts, encodings, strict=True)
+        ]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of `encode`, and the span of characters [begin, end) of the text that each id encodes."""

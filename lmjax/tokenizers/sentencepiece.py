@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from lmjax.errors import UserError
 from lmjax.files import check_form
 from lmjax.settings import TokenizerSettings
 from lmjax.tokenizers.base import Contents, StoredTokenizer
+from lmjax.tokenizers.pieces import Pieces, SpecialIds, character_of_bytes, located
 
 _FILE = "sentencepiece.model"
 _SPACE_MARK = "\u2581"  # SentencePiece writes a blank so, and does not distinguish the two
@@ -51,9 +52,17 @@ class SentencePieceTokenizer(StoredTokenizer):
         # A model without an end-of-sentence piece gets one more id, as documents need a separator.
         self.eos_id = eos_id if eos_id >= 0 else pieces
         self.vocab_size = max(pieces, self.eos_id + 1)
+        cls, sep, mask = map(self._own, ("[CLS]", "[SEP]", "[MASK]"))
+        pad, unk = (None if index < 0 else index for index in (self._processor.pad_id(), self._processor.unk_id()))
+        self.special = SpecialIds(cls, sep, mask, pad, unk)
         self._exact = exact
         self.lossless = exact or _keeps_text(model)
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    def _own(self, piece: str) -> int | None:
+        """The id of a piece; None where the model has no such piece."""
+        index = self._processor.piece_to_id(piece)
+        return index if self._processor.id_to_piece(index) == piece else None
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._exact and any(_SPACE_MARK in text for text in texts):
@@ -66,6 +75,36 @@ class SentencePieceTokenizer(StoredTokenizer):
         for part in rest:
             ids += self._space_mark_ids + part
         return np.asarray(ids, dtype=np.int32)
+
+    def _pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        if not self._exact:
+            return [located(text, *self._spans(text)) for text in texts]
+        return [self._pieces_exactly(text) for text in texts]
+
+    def _pieces_exactly(self, text: str) -> Pieces:
+        ids, spans, begin = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int64)], 0
+        for part in re.split(f"({_SPACE_MARK})", text):
+            if part == _SPACE_MARK:
+                own = np.array(self._space_mark_ids, np.int32), np.array([[0, 1]] * len(self._space_mark_ids))
+            else:
+                own = self._spans(part)
+            ids.append(own[0])
+            spans.append(own[1] + begin)
+            begin += len(part)
+        return located(text, np.concatenate(ids), np.concatenate(spans))
+
+    def _spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids and the spans of a text. The library's are of bytes; of a character's pieces the last one has it."""
+        encoded = self._processor.encode(text, out_type="serialized_proto")
+        proto: Any = sentencepiece_pb2
+        pieces = proto.SentencePieceText.FromString(encoded).pieces
+        spans = np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)
+        for place in reversed(range(len(pieces) - 1)):
+            begin, end = spans[place]
+            if begin == end == spans[place + 1, 0] and pieces[place].piece != _SPACE_MARK:
+                spans[place, 1] = spans[place + 1, 1]
+        characters = np.append(character_of_bytes(text.encode()), len(text))
+        return np.array([piece.id for piece in pieces], np.int32), characters[spans]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode(self.text_ids(ids))

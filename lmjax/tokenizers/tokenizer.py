@@ -28,6 +28,7 @@ from lmjax.tokenizers.huggingface import BPE, HUGGINGFACE, WORDPIECE, HuggingFac
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.huggingface_folder import is_huggingface, read_huggingface
 from lmjax.tokenizers.long_words import without_long_words
+from lmjax.tokenizers.pieces import Pieces, SpecialIds
 from lmjax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from lmjax.tokenizers.wordpiece import as_vocabulary, load_wordpiece, saved_wordpiece, train_wordpiece
 
@@ -45,11 +46,20 @@ class Tokenizer(Protocol):
     vocab_size: int  # ids are 0 to vocab_size - 1
     eos_id: int  # separates documents; decodes to nothing
     lossless: bool  # different texts have different ids: no text is normalised, shortened or encoded as unknown
+    special: SpecialIds
 
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens], without special tokens."""
+        ...
+
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """The ids of `encode_batch` with their spans in the original text and the numbers of their words."""
+        ...
+
+    def word_pieces(self, words: Sequence[str], before: str = "") -> Pieces:
+        """The tokens of each word, `words` being its number; `before` is text before each word but the first."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
