@@ -14,6 +14,7 @@ import numpy as np
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.data.frames import Frame
 from lmjax.data.labelled import Question
+from lmjax.data.token_strings import TokenStrings
 from lmjax.data.windows import Windows, windows
 from lmjax.errors import require
 from lmjax.tokenizers.pieces import Pieces
@@ -25,33 +26,14 @@ LABEL_WEIGHTS = "label_weights"
 
 
 @dataclass(frozen=True, eq=False)
-class Strings:
-    """Token ids of several texts, one after the other: those of text i are from firsts[i] to firsts[i + 1]."""
-
-    ids: np.ndarray  # int32
-    firsts: np.ndarray  # int64 [texts + 1]
-
-    @classmethod
-    def of(cls, texts: Sequence[np.ndarray]) -> Strings:
-        """The strings of these ids, each int32 [tokens]."""
-        sizes = np.array([0, *map(len, texts)], np.int64)
-        return cls(np.concatenate([np.zeros(0, np.int32), *texts]), np.cumsum(sizes))
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """The tokens of each text, int64 [texts]."""
-        return np.diff(self.firsts)
-
-
-@dataclass(frozen=True, eq=False)
 class QuestionRows:
     """The rows of N questions, window after window of each; a `Rows` of `sequence_length` columns."""
 
     questions: Sequence[Question]
     frame: Frame
     sequence_length: int
-    asked: Strings  # the questions, cut
-    passages: Strings  # different passages
+    asked: TokenStrings  # the questions, cut
+    passages: TokenStrings  # different passages
     passage_numbers: np.ndarray  # of each question's passage, int64 [N]
     offsets: Sequence[np.ndarray]  # the characters [tokens, 2] of each passage's tokens
     windows: Windows  # of the passage's tokens; `texts` are numbers of questions
@@ -78,8 +60,8 @@ class QuestionRows:
         first_B1 = self.first_columns[indices][:, None]
         last_B1 = first_B1 + (ends - begins)[:, None]  # the column of the last special token
         column_T = np.arange(self.sequence_length)[None]
-        question_BT = _taken(self.asked, texts, column_T - 1)
-        passage_BT = _taken(self.passages, self.passage_numbers[texts], column_T - first_B1 + begins[:, None])
+        question_BT = self.asked.at(texts, column_T - 1)
+        passage_BT = self.passages.at(self.passage_numbers[texts], column_T - first_B1 + begins[:, None])
         tokens_BT = np.where(column_T < first_B1 - 1, question_BT, passage_BT)
         tokens_BT[:, 0] = self.frame.begin
         np.put_along_axis(tokens_BT, first_B1 - 1, np.int32(self.frame.between), axis=1)
@@ -93,13 +75,6 @@ class QuestionRows:
             SPANS: self.spans[indices],
             LABEL_WEIGHTS: self.weights[indices],
         }
-
-
-def _taken(strings: Strings, texts_B: np.ndarray, places_BT: np.ndarray) -> np.ndarray:
-    """The tokens at these places of the texts, int32 [B, T]; places outside of a text give any token."""
-    if not len(strings.ids):
-        return np.zeros(np.broadcast_shapes(places_BT.shape, (len(texts_B), 1)), np.int32)
-    return strings.ids[np.clip(strings.firsts[texts_B][:, None] + places_BT, 0, len(strings.ids) - 1)]
 
 
 def question_rows(
@@ -120,8 +95,10 @@ def question_rows(
     numbers: dict[str, int] = {}
     passage_N = np.array([numbers.setdefault(each.passage, len(numbers)) for each in questions], np.int64)
     pieces = tokenizer.pieces(list(numbers))
-    asked = Strings.of([ids[:question_length] for ids in tokenizer.encode_batch([each.question for each in questions])])
-    passages = Strings.of([each.ids for each in pieces])
+    asked = TokenStrings.of(
+        [ids[:question_length] for ids in tokenizer.encode_batch([each.question for each in questions])]
+    )
+    passages = TokenStrings.of([each.ids for each in pieces])
     cut = windows(passages.sizes[passage_N], length - 3 - asked.sizes, stride)
     spans_N2 = np.array(
         [answer_tokens(each, pieces[number]) for each, number in zip(questions, passage_N, strict=True)], np.int64
