@@ -1,4 +1,4 @@
-"""The records of JSON lines, JSON lists, CSV and Parquet files, compressed or not.
+"""The records of JSON lines, JSON lists, CSV, TSV and Parquet files, compressed or not.
 
 In: a file. Out: its rows in order, each with its place in the file. A row that cannot be read is yielded as a
 BadRecordError, so that the caller decides whether to skip it; a file that cannot be read raises one with its path.
@@ -18,13 +18,14 @@ from lmjax.errors import UserError, shortened
 from lmjax.files import MalformedJsonError, decode_text, parse_json
 
 Row = dict[str, Any] | BadRecordError  # a record, or why it cannot be read
+Cells = list[str] | BadRecordError
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131,072
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each record of a .jsonl, .json, .csv or .parquet file with its place, in order.
+    """Each record of a .jsonl, .json, .csv, .tsv or .parquet file with its place, in order.
 
     Raises BadRecordError where the file cannot be read.
     """
@@ -32,18 +33,40 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
     if suffix == ".parquet":
         return parquet_rows(path)
     data = utf8_of(path)
-    return {".csv": csv_rows, ".json": json_rows}.get(suffix, line_rows)(data, path)
+    return {".csv": csv_rows, ".tsv": tsv_rows, ".json": json_rows}.get(suffix, line_rows)(data, path)
 
 
 def line_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
     """Each line that is not blank as a JSON object. Only a line feed ends a line."""
+    return ((f"{where}:{number}", json_object(line)) for number, line in lines(data) if not line.isspace())
+
+
+def lines(data: Buffer) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not empty, with their numbers from 1. Only a line feed ends a line."""
     start, number = 3 if data[:3] == UTF8_MARK else 0, 0
     while start < len(data):
         end = data.find(b"\n", start)
         end = len(data) if end < 0 else end
         line, start, number = data[start:end], end + 1, number + 1
-        if not line.isspace() and line:
-            yield f"{where}:{number}", json_object(line)
+        if line:
+            yield number, line
+
+
+def tab_cells(data: Buffer, where: object) -> Iterator[tuple[str, Cells]]:
+    """The cells of each line of TSV that is not empty. Quotes and NULs are text, as in GLUE's files."""
+    for number, line in lines(data):
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            yield f"{where}:{number}", BadRecordError(f"byte {line[error.start]:#04x} is not UTF-8")
+        else:
+            if text:
+                yield f"{where}:{number}", text.split("\t")
+
+
+def tsv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
+    """The lines of TSV below its header, by column. Raises BadRecordError for a header that names a column twice."""
+    return _below_header(tab_cells(data, where))
 
 
 def json_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
@@ -97,37 +120,45 @@ def csv_rows(data: Buffer, where: object) -> Iterator[tuple[str, Row]]:
     A row with more or fewer cells than the header, an open quote or bytes that are not UTF-8 is a bad record. Raises
     BadRecordError for a header that names a column twice.
     """
+    return _below_header(csv_cells(data, where))
+
+
+def csv_cells(data: Buffer, where: object) -> Iterator[tuple[str, Cells]]:
+    """The cells of each row of CSV (RFC 4180) that is not empty; the place is the line where it begins."""
     csv.field_size_limit(LONGEST_CELL)
     text = data[:].removeprefix(UTF8_MARK).decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
     while True:
-        line = reader.line_num + 1
+        place = f"{where}:{reader.line_num + 1}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if header is None:
-                raise BadRecordError(f"{where}:{line}: malformed CSV ({error}); fix the header") from None
-            yield f"{where}:{line}", BadRecordError(f"malformed CSV ({error})")
+            yield place, BadRecordError(f"malformed CSV ({error})")
             continue
-        if not cells:
-            continue
+        if bad := _escaped(cells):
+            yield place, BadRecordError(f"byte {bad:#04x} is not UTF-8")
+        elif cells:
+            yield place, cells
+
+
+def _below_header(rows: Iterator[tuple[str, Cells]]) -> Iterator[tuple[str, Row]]:
+    header: list[str] | None = None
+    for place, cells in rows:
         if header is None:
+            if isinstance(cells, BadRecordError) or len(set(cells)) < len(cells):
+                found = cells if isinstance(cells, BadRecordError) else shortened(cells)
+                expected = "expected a header of different names in UTF-8"
+                raise BadRecordError(f"{place}: {expected}, found {found}; fix it")
             header = cells
-            if len(set(header)) < len(header) or _escaped(header):
-                expected = f"expected a header of different names in UTF-8, found {shortened(header)}"
-                raise BadRecordError(f"{where}:{line}: {expected}; fix it")
         else:
-            yield f"{where}:{line}", _row(header, cells)
+            yield place, cells if isinstance(cells, BadRecordError) else _row(header, cells)
 
 
 def _row(header: list[str], cells: list[str]) -> Row:
     if len(cells) != len(header):
         return BadRecordError(f"expected {len(header)} cells as in the header, found {len(cells)}")
-    if bad := _escaped(cells):
-        return BadRecordError(f"byte {bad:#04x} is not UTF-8")
     return dict(zip(header, cells, strict=True))
 
 

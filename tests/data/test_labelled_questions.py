@@ -28,16 +28,19 @@ def read(tmp_path, contents, skip=False):
 
 def test_a_question_has_its_passage_and_all_that_the_file_says(tmp_path):
     none = {"id": "q2", "question": "?", "answers": [], "is_impossible": True, "plausible_answers": [{"x": 1}]}
-    unlabelled = {"id": "q3", "question": "?"}
-    found = read(tmp_path, squad(ROW | {"is_impossible": False}, none, unlabelled, title="苏轼"))
+    unlabelled = {"id": "q3", "question": "?", "is_impossible": False, "answers": []}
+    bare, empty = {"id": "q4", "question": "?"}, {"id": "q5", "question": "?", "answers": []}
+    found = read(tmp_path, squad(ROW | {"is_impossible": False}, none, unlabelled, bare, empty, title="苏轼"))
     answer = (("眉州眉山人", 16),)
     where = f"{tmp_path}/file.json: question q"
     assert found.items == [
         Question("q1", "苏轼是哪里人？", PASSAGE, answer, False, "苏轼", ""),  # noqa: RUF001
         Question("q2", "?", PASSAGE, (), True, "苏轼", ""),
         Question("q3", "?", PASSAGE, (), False, "苏轼", ""),
+        Question("q4", "?", PASSAGE, (), False, "苏轼", ""),
+        Question("q5", "?", PASSAGE, (), True, "苏轼", ""),
     ]
-    assert [each.where for each in found.items] == [where + number for number in "123"]
+    assert [each.where for each in found.items] == [where + number for number in "12345"]
     assert PASSAGE[16:21] == "眉州眉山人"
 
 
@@ -60,6 +63,7 @@ def test_a_mark_and_compression_change_nothing(tmp_path):
         ({"answers": [{"text": "", "answer_start": 3}]}, "'' at 3, where the passage has ''"),
         ({"is_impossible": True}, "it is marked as impossible and has answers: '眉州眉山人'"),
         ({"question": " "}, "its question is empty"),
+        ({"question": "\ud800"}, "its question holds a lone surrogate"),
     ],
 )
 def test_a_question_that_is_none_is_an_error_with_file_and_id_or_a_counted_skip(tmp_path, change, message):
@@ -103,6 +107,49 @@ def test_a_file_of_another_form_is_an_error_that_names_its_field(tmp_path, conte
     with pytest.raises(UserError) as error:
         read(tmp_path, contents, skip=True)
     assert f"{tmp_path}/file.json" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_records_are_read_as_squads_rows_or_with_lists_of_answers(tmp_path):
+    lists = {"text": ["眉州眉山人", "眉山"], "answer_start": [16, 18]}
+    records = [
+        {"id": "q1", "question": "?", "context": PASSAGE, "answers": ROW["answers"], "title": "苏轼"},
+        {"question": "?", "passage": PASSAGE, "answers": lists},
+        {"question": "?", "passage": PASSAGE, "answers": {"text": [], "answer_start": []}},
+        {"question": "?", "passage": PASSAGE},
+    ]
+    path = tmp_path / "file.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = read_examples(LabelledSettings(path=str(path), form="questions")).items
+    one, two = ("眉州眉山人", 16), ("眉山", 18)
+    assert found == [
+        Question("q1", "?", PASSAGE, (one,), False, "苏轼", ""),
+        Question("2", "?", PASSAGE, (one, two), False, "", ""),
+        Question("3", "?", PASSAGE, (), True, "", ""),
+        Question("4", "?", PASSAGE, (), False, "", ""),
+    ]
+    assert [each.where for each in found] == [f"{path}:{number}" for number in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": 7}, "a field has another type: question = 7: expected a string"),
+        ({"answers": [{"text": "x"}]}, "no field 'answers[0].answer_start'"),
+        ({"answers": "x"}, "a field has another type: answers = 'x'"),
+        ({"answers": {"text": ["眉州"], "answer_start": [0]}}, "its first answer is not at its place"),
+        ({"passage": " "}, "its passage is empty"),
+        ({"passage": None}, "passage is no text: None"),
+        ({"id": "1"}, "an earlier question has its id"),
+    ],
+)
+def test_a_record_that_is_no_question_is_an_error_with_its_line(tmp_path, change, message):
+    path = tmp_path / "file.jsonl"
+    good = {"question": "?", "passage": PASSAGE}
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
+    with pytest.raises(UserError) as error:
+        read_examples(LabelledSettings(path=str(path), form="questions"))
+    assert str(error.value).startswith(f"{path}:2: ")
     assert message in str(error.value)
 
 

@@ -108,10 +108,12 @@ def test_records_have_lists_of_words_and_tags(tmp_path):
     found = read(tmp_path, lines(good, bare), "tagged", name="file.jsonl")
     assert found.items == [TaggedWords(("EU", "rejects"), ("B-ORG", "O"), ""), TaggedWords(("x",), None, "")]
     for bad, message in (
-        (good | {"ner_tags": ["O"]}, f"{UNEQUAL}: 2 words, 1 tags"),
-        (good | {"ner_tags": [0, 1]}, r"expected a list of tags, which are texts: \[0, 1\]"),
-        ({"ner_tags": []}, "expected a list of words, which are texts: None"),
-        ({"words": []}, "it has no words"),
+        (good | {"ner_tags": ["O"]}, f"{UNEQUAL}: 2 and 1"),
+        (good | {"ner_tags": [0, 1]}, "ner_tags is no text: 0"),
+        (good | {"tokens": ["x", ""]}, "a word or a tag is empty"),
+        (good | {"tokens": ["x", "\ud800"]}, "tokens holds a lone surrogate"),
+        ({"ner_tags": []}, "no field 'words'"),
+        ({"words": []}, r"words is no list of texts: \[\]"),
         (good | {"ner_tags": ["B-ORG", "Q-ORG"]}, f"{UNKNOWN_TAG}: 'Q-ORG'"),
     ):
         with pytest.raises(UserError, match=f"file.jsonl:2: {message}"):

@@ -234,7 +234,7 @@ def test_a_text_of_several_summaries_is_asked_once(tmp_path):
     [
         ("winograd", {"text": "a"}, "record 1 is none of this set: KeyError: 'target'"),
         ("boolq", '{"passage": 1', "expected an object in each line"),
-        ("mmlu", '"a\x00', "no question is left of 1 records"),
+        ("mmlu", '"a\x00', "malformed CSV"),
         ("squad_v2", [1], "record 1 is none of this set: TypeError"),
         ("squad_v2", "{", "expected JSON"),
         ("rte", "premise,hypothesis\na,b", "record 1 is none of this set: KeyError: 'label'"),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmjax.data.documents import BadRecordError
 from lmjax.data.labelled import BadExampleError, Reader, TaggedWords
+from lmjax.data.labelled_sets import reading
 from lmjax.data.open_files import utf8_of
 from lmjax.data.record_files import rows
-from lmjax.data.tag_schemes import is_tag
+from lmjax.data.tag_schemes import OUTSIDE, is_tag
 from lmjax.errors import shortened
 from lmjax.files import decode_text
 from lmjax.settings.labelled import LabelledSettings
@@ -24,7 +24,6 @@ _NUMBERED = re.compile(r"(\D+|\d)[0-9]+")  # a character of Weibo NER, which may
 _WORDS, _TAGS = ("words", "tokens"), ("tags", "labels", "ner_tags")
 
 Line = tuple[int, list[str]]  # its number from 1, and its cells
-Sentence = tuple[TaggedWords, Callable[[int], str]] | BadExampleError  # with the place of each of its words
 
 
 def read_conll(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords | BadExampleError]:
@@ -34,90 +33,84 @@ def read_conll(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords |
     tags.
     """
     sentences = list(_sentences(path))
-    columns = len(sentences[0][0][1]) if sentences else 0
-    return _checked(_sentence(lines, path, columns) for lines in sentences)
+    columns = len(sentences[0][1][0][1]) if sentences else 0
+    return _checked(reading.examples(iter(sentences), lambda lines, where: _sentence(lines, path, columns)), path)
 
 
 def read_weibo(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords | BadExampleError]:
     """Weibo NER (Peng and Dredze 2015): CoNLL's columns whose words are characters with their number in a word."""
 
-    def plain(lines: list[Line]) -> Sentence:
+    def plain(lines: list[Line], where: str) -> TaggedWords:
         characters = []
         for number, (word, *others) in lines:
             found = _NUMBERED.fullmatch(word)
             if not found:
                 reason = "a word is not a character and its number"
-                return BadExampleError(f"{path}:{number}", reason, shortened(word))
+                raise BadExampleError(f"{path}:{number}", reason, shortened(word))
             characters.append((number, [found[1], *others]))
         return _sentence(characters, path, 2)
 
-    return _checked(map(plain, _sentences(path)))
+    return _checked(reading.examples(_sentences(path), plain), path)
 
 
 def read_lists(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords | BadExampleError]:
     """Records with a list of words ("words" or "tokens") and one of tags ("tags", "labels" or "ner_tags"), if any."""
-    return _checked(_record(row, place) for place, row in rows(path))
+    return _checked(reading.examples(rows(path), _record))
 
 
-def _sentences(path: Path) -> Iterator[list[Line]]:
-    """The lines of each sentence. Only a line feed ends a line."""
+def _sentences(path: Path) -> Iterator[tuple[str, list[Line]]]:
+    """The lines of each sentence, with the place of the first one. Only a line feed ends a line."""
     lines: list[Line] = []
-    for number, text in enumerate(decode_text(bytes(utf8_of(path)[:]), path).split("\n"), start=1):
+    for number, text in enumerate([*decode_text(bytes(utf8_of(path)[:]), path).split("\n"), ""], start=1):
         line = text.removesuffix("\r")
         cells = line.split("\t") if "\t" in line else re.split(" +", line)
         if line.strip(" \t") and cells[0] != _BOUNDARY:
             lines.append((number, cells))
         elif lines:
-            yield lines
+            yield f"{path}:{lines[0][0]}", lines
             lines = []
-    if lines:
-        yield lines
 
 
-def _sentence(lines: list[Line], path: Path, columns: int) -> Sentence:
+def _sentence(lines: list[Line], path: Path, columns: int) -> TaggedWords:
     for number, cells in lines:
         if len(cells) != columns:
             found = f"{len(cells)} columns, {columns} in the lines before"
-            return BadExampleError(f"{path}:{number}", UNEQUAL, found)
+            raise BadExampleError(f"{path}:{number}", UNEQUAL, found)
         if not (cells[0] and cells[-1]):
-            return BadExampleError(f"{path}:{number}", "a word or a tag is empty", shortened("\t".join(cells)))
+            raise BadExampleError(f"{path}:{number}", "a word or a tag is empty", shortened("\t".join(cells)))
     words, tags = (tuple(cells[column] for _, cells in lines) for column in (0, -1))
-    tagged = TaggedWords(words, tags if columns > 1 else None, f"{path}:{lines[0][0]}")
-    return tagged, lambda place: f"{path}:{lines[place][0]}"
+    return TaggedWords(words, tags if columns > 1 else None, f"{path}:{lines[0][0]}")
 
 
-def _record(row: dict[str, Any] | BadRecordError, where: str) -> Sentence:
-    if isinstance(row, BadRecordError):
-        return BadExampleError(where, str(row))
-    words, tags = (next((row[name] for name in names if name in row), None) for names in (_WORDS, _TAGS))
-    for name, values, absent in (("words", words, False), ("tags", tags, True)):
-        listed = isinstance(values, list) and all(isinstance(value, str) and value for value in values)
-        if not listed and not (values is None and absent):
-            return BadExampleError(where, f"expected a list of {name}, which are texts", shortened(values))
-    if not words:
-        return BadExampleError(where, "it has no words")
-    if tags is not None and len(tags) != len(words):
-        return BadExampleError(where, UNEQUAL, f"{len(words)} words, {len(tags)} tags")
-    return TaggedWords(tuple(words), None if tags is None else tuple(tags), where), lambda place: where
+def _record(record: dict[str, Any], where: str) -> TaggedWords:
+    words, tags = (next((name for name in names if name in record), names[0]) for names in (_WORDS, _TAGS))
+    listed = [reading.texts(record, name, where) for name in (words, tags) if name == words or name in record]
+    if not all(text for texts in listed for text in texts):
+        raise BadExampleError(where, "a word or a tag is empty")
+    if len({len(texts) for texts in listed}) > 1:
+        raise BadExampleError(where, UNEQUAL, " and ".join(str(len(texts)) for texts in listed))
+    return TaggedWords(listed[0], listed[1] if len(listed) > 1 else None, where)
 
 
-def _checked(sentences: Iterable[Sentence]) -> Iterator[TaggedWords | BadExampleError]:
-    """The sentences; where some tag of the file has a prefix and a kind, a tag that has neither makes a bad one."""
+def _checked(
+    sentences: Iterable[TaggedWords | BadExampleError], path: Path | None = None
+) -> Iterator[TaggedWords | BadExampleError]:
+    """The sentences. Where some tag of the file has a prefix and a kind, one with a tag that has neither is bad.
+
+    path: the file, where each word is one of its lines.
+    """
     read = list(sentences)
-    tags = {tag for each in read if not isinstance(each, BadExampleError) for tag in each[0].tags or ()}
-    entities = any("-" in tag and is_tag(tag) for tag in tags)
+    tags = {tag for each in read if isinstance(each, TaggedWords) for tag in each.tags or ()}
+    entities = any(tag != OUTSIDE and is_tag(tag) for tag in tags)
     wrong = {tag for tag in tags if entities and not is_tag(tag)}
     for each in read:
-        if isinstance(each, BadExampleError):
+        tag = next((tag for tag in each.tags or () if tag in wrong), None) if isinstance(each, TaggedWords) else None
+        if tag is None:
             yield each
-            continue
-        sentence, place_of = each
-        at = next((at for at, tag in enumerate(sentence.tags or ()) if tag in wrong), None)
-        if at is None:
-            yield sentence
         else:
-            assert sentence.tags is not None
-            yield BadExampleError(place_of(at), UNKNOWN_TAG, shortened(sentence.tags[at]))
+            assert isinstance(each, TaggedWords) and each.tags is not None
+            line = int(each.where.rpartition(":")[2]) + each.tags.index(tag) if path else 0
+            yield BadExampleError(f"{path}:{line}" if path else each.where, UNKNOWN_TAG, shortened(tag))
 
 
 FORMS: dict[str, Reader] = {"conll": read_conll, "weibo": read_weibo, "tagged": read_lists}

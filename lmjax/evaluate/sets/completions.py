@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmjax.data.labelled_sets.choices import copa_items
 from lmjax.errors import UserError
 from lmjax.evaluate.questions import Question, QuestionSet
 from lmjax.evaluate.sets.records import records
-from lmjax.files import read_bytes, read_text
+from lmjax.files import read_text
 
 
 def read_hellaswag(path: Path) -> Iterator[Question | str]:
@@ -36,19 +36,13 @@ def read_piqa(path: Path) -> Iterator[Question | str]:
 
 def read_copa(path: Path) -> Iterator[Question | str]:
     """Roemmele et al. 2011: the premise, "because" or "therefore", the alternative (GPT-3, Figure G.5)."""
-    try:
-        items = ElementTree.fromstring(read_bytes(path)).iter("item")
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path}: expected XML: {error}; take the published file") from error
-    for item in items:
-        premise, *alternatives = ((item.findtext(name) or "").strip() for name in ("p", "a1", "a2"))
-        joint = {"cause": "because", "effect": "therefore"}.get(item.get("asks-for", ""), "")
-        gold = item.get("most-plausible-alternative", "")
-        if not joint or gold not in ("1", "2"):
-            yield f"it asks for {item.get('asks-for')!r}, and {gold!r} is right; expected cause or effect, and 1 or 2"
+    for _, item in copa_items(path):
+        joint = {"cause": "because", "effect": "therefore"}.get(item.asks_for, "")
+        if not joint or item.right not in ("1", "2"):
+            yield f"it asks for {item.asks_for!r}, and {item.right!r} is right; expected cause or effect, and 1 or 2"
         else:
-            answers = tuple(f" {each[:1].lower()}{each[1:]}" if each else "" for each in alternatives)
-            yield Question(f"{premise.removesuffix('.')} {joint}", answers, int(gold) - 1)
+            answers = tuple(f" {each[:1].lower()}{each[1:]}" if each else "" for each in item.alternatives)
+            yield Question(f"{item.premise.removesuffix('.')} {joint}", answers, int(item.right) - 1)
 
 
 def read_xcopa_zh(path: Path) -> Iterator[Question | str]:

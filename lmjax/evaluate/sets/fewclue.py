@@ -12,16 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lmjax.data.labelled_sets.texts import TOPICS
 from lmjax.evaluate.questions import Question, QuestionSet
 from lmjax.evaluate.sets.records import records
 
 Row = dict[str, Any]
-
-TOPICS = {  # the labels of tnews and their names in Chinese, as in its tnews_label_index2en2zh.json
-    **{"100": "故事", "101": "文化", "102": "娱乐", "103": "体育", "104": "财经", "106": "房产", "107": "汽车"},
-    **{"108": "教育", "109": "科技", "110": "军事", "112": "旅游", "113": "国际", "114": "股票", "115": "农业"},
-    "116": "电竞",
-}
 
 
 def _eprstmt(row: Row) -> str:
