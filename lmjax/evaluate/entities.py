@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 from lmjax.data.tag_schemes import entities_of, scheme_of
 
@@ -72,3 +74,35 @@ def entity_metrics(gold: Tags, found: Tags) -> dict[str, float]:
         metrics |= {f"f1_{kind}": counts.f1 for kind, counts in kinds.items()}
         metrics |= {"strict_precision": strict.precision, "strict_recall": strict.recall, "strict_f1": strict.f1}
     return metrics
+
+
+def tag_record(
+    words: Sequence[str],
+    tags: Sequence[str],
+    probabilities: Sequence[float],
+    text: str | None = None,
+    places: Sequence[tuple[int, int]] = (),
+    between: str = " ",
+) -> dict[str, Any]:
+    """What a JSONL file says of a sentence: words, tags, their probabilities, and the entities that the tags write.
+
+    Entities have their kind, text, first word and the word behind the last one, characters [begin, end) of `text`, in
+    which the words are at `places`, and the mean probability of their tags. Without a text, it is the words with
+    `between` between them.
+    """
+    if text is None:
+        text, ends = between.join(words), list(accumulate(len(word) + len(between) for word in words))
+        places = [(end - len(word) - len(between), end - len(between)) for word, end in zip(words, ends, strict=True)]
+    entities = []
+    for kind, first, end in entities_of(tags):
+        a, b = places[first][0], places[end - 1][1]
+        mean = sum(probabilities[first:end]) / (end - first)
+        found = {"kind": kind, "text": text[a:b], "begin": a, "end": b, "words": [first, end], "probability": mean}
+        entities.append(found)
+    return {
+        "text": text,
+        "words": list(words),
+        "tags": list(tags),
+        "probabilities": list(probabilities),
+        "entities": entities,
+    }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmjax.evaluate.entities import EntityCounts, entity_counts, entity_metrics
+from lmjax.evaluate.entities import EntityCounts, entity_counts, entity_metrics, tag_record
 
 # Right tags and predicted ones. conlleval.pl of 2004-01-26 says of them:
 #   processed 72 tokens with 53 phrases; found: 54 phrases; correct: 34.
@@ -74,3 +74,18 @@ def test_tags_without_entities_have_an_accuracy_alone():
 def test_a_sentence_with_another_number_of_tags_is_no_prediction():
     with pytest.raises(ValueError, match="1 tags of a sentence of 2 words"):
         entity_counts([["O", "O"]], [["O"]])
+
+
+def test_a_record_has_entities_by_characters_of_the_text_and_by_words():
+    tags, shares = ["O", "B-LOC", "I-LOC", "B-PER"], [0.9, 0.5, 0.75, 1.0]
+    record = tag_record(["in", "New", "York", "Ann"], tags, shares)
+    assert record["text"] == "in New York Ann"
+    york = {"kind": "LOC", "text": "New York", "begin": 3, "end": 11, "words": [1, 3], "probability": 0.625}
+    ann = {"kind": "PER", "text": "Ann", "begin": 12, "end": 15, "words": [3, 4], "probability": 1.0}
+    assert record["entities"] == [york, ann]
+    text = " in New\u00a0 York, Ann"
+    placed = tag_record(["in", "New", "York,", "Ann"], tags, shares, text, [(1, 3), (4, 7), (9, 14), (15, 18)])
+    assert [text[each["begin"] : each["end"]] for each in placed["entities"]] == ["New\u00a0 York,", "Ann"]
+    characters = tag_record(list("在北京"), ["O", "B-LOC", "I-LOC"], [1.0] * 3, between="")
+    assert characters["text"] == "在北京"
+    assert [(each["text"], each["begin"], each["end"]) for each in characters["entities"]] == [("北京", 1, 3)]
