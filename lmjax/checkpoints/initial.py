@@ -120,6 +120,8 @@ def open_reward_model(path: str, workdir: Path, policy: InitialCheckpoint, field
     """Opens a reward model that reads what `policy` writes. Raises UserError where its tokenizer is another one."""
     start = open_initial(path, workdir, field)
     require(start.recipe.scores, field, path, "a reward model", "name the stage that trained one")
+    reads = getattr(start.recipe, "reads", "last")
+    require(reads == "last", field, path, f"one that reads the last token, not reads = {reads!r}", "train another")
     fix = "train one on the same start"
     require(_same_tokenizer(start, policy), field, path, "a reward model with the policy's tokenizer", fix)
     return start

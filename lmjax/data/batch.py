@@ -18,6 +18,16 @@ WEIGHTS = "weights"  # [B, T] float32: the weight of each target in the loss; 0 
 POSITIONS = "positions"  # [B, T] int32: counted from 0 in each segment
 SEGMENTS = "segments"  # [B, T] int32: attention stays inside a segment; 0 is padding
 
+TYPES = "token_types"  # [B, T] int32: the part of the input, such as the first or the second sentence, from 0
+PREDICTED = "predicted"  # [B, P] int32: the columns whose tokens a masked language model predicts
+PREDICTED_TARGETS = "predicted_targets"  # [B, P] int32: what stood there
+PREDICTED_WEIGHTS = "predicted_weights"  # [B, P] float32: 0 where a row has fewer
+LABELS = "labels"  # [B], of each row: a class, int32, or a score, float32
+LABEL_WEIGHTS = "label_weights"  # [B] float32: 0 for rows that fill a batch up
+INPUTS = "inputs"  # [B, S] int32: what the encoder of an encoder-decoder reads; its decoder reads `tokens`
+INPUT_POSITIONS = "input_positions"  # [B, S] int32
+INPUT_SEGMENTS = "input_segments"  # [B, S] int32: a segment of the decoder attends to that of its number
+
 LANGUAGE_FIELDS = (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)
 
 # What a step that is compiled without data takes for the fields above.

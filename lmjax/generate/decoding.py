@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
-from lmjax.model.language_model import Cache, LanguageModel
-from lmjax.model.stack import unstack_layers
+from lmjax.model.cache import Cache
+from lmjax.model.language_model import LanguageModel
 from lmjax.settings import ComputeSettings
 
 
@@ -111,7 +111,7 @@ def advance(
 
 def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
     """The model with unrolled layers and matrices in the compute dtype, so that no token slices or casts them."""
-    params = unstack_layers(params) if model.compute.scan_layers else params
+    params = model.unstacked(params) if model.compute.scan_layers else params
     compute = ComputeSettings(dtype=model.compute.dtype, scan_layers=False)
     matrices = jax.tree.map(lambda p: p.astype(model.dtype) if p.ndim > 1 else p, params)
     return dataclasses.replace(model, compute=compute), matrices

@@ -16,8 +16,8 @@ import numpy as np
 
 from lmjax.errors import UserError
 from lmjax.interop.tensor_files import TensorFiles
-from lmjax.model.language_model import Params
 from lmjax.model.stack import stack_layers, unstack_layers
+from lmjax.model.transformer import Params
 from lmjax.settings import ModelSettings
 
 HEAD = "lm_head.weight"

@@ -13,7 +13,7 @@ from pathlib import Path
 from lmjax.interop.hf_config import CONFIG, HuggingFaceConfig, read_config, write_config
 from lmjax.interop.hf_tensors import read_params, write_tensors_of
 from lmjax.interop.tensor_files import WEIGHTS, open_tensors, write_tensors
-from lmjax.model.language_model import Params
+from lmjax.model.transformer import Params
 from lmjax.settings import ModelSettings
 
 

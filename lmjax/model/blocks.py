@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,16 +35,31 @@ class BlockContext:
     tpu: bool = False  # array layouts for the TPU compiler
     block: int | None = None  # the largest number of queries, and of keys, in a block of a fused kernel
 
-    @property
-    def hidden_std(self) -> float:
-        """The initial standard deviation of a matrix from width to width: see MuPSettings."""
-        return self.settings.init_std * self.settings.base_ratio**0.5
+    def hidden_std(self, inputs: int) -> float:
+        """The initial standard deviation of a matrix from width to width, with so many inputs: see MuPSettings."""
+        settings = self.settings
+        return inputs**-0.5 if settings.init_std is None else settings.init_std * settings.base_ratio**0.5
 
     @property
-    def residual_std(self) -> float:
-        """The initial standard deviation of projections into the residual stream (Radford et al. 2019, section 2.3)."""
+    def query_std(self) -> float:
+        """T5 leaves scores unscaled and begins with smaller queries instead (the released code of Raffel et al.)."""
         settings = self.settings
-        return self.hidden_std / (2 * settings.layers) ** 0.5 if settings.scaled_residual_init else self.hidden_std
+        small = settings.init_std is None and not settings.attention.scaled
+        return self.hidden_std(settings.width) * (settings.head_dim**-0.5 if small else 1.0)
+
+    def residual_std(self, inputs: int) -> float:
+        """The initial standard deviation of projections into the residual stream (Radford et al. 2019, section 2.3)."""
+        settings, std = self.settings, self.hidden_std(inputs)
+        return std / (2 * settings.layers) ** 0.5 if settings.scaled_residual_init else std
+
+    @property
+    def embedding_std(self) -> float:
+        return self.settings.init_std or 1.0
+
+    @property
+    def table_std(self) -> float:
+        """Of a table of logits of its own, and of T5's bias of positions."""
+        return self.settings.init_std or self.settings.width**-0.5
 
     @property
     def attention_scale(self) -> float:
@@ -64,24 +80,54 @@ class Surroundings:
     mask: Mask
     positions: jax.Array  # [B, T]
     bias: jax.Array | None = None  # [1, H, T, S], added to the scores
-    memory: jax.Array | None = None  # [B, M, D]: the source of cross-attention
-    memory_mask: Mask | None = None
+    memory: jax.Array | None = None  # [B, M, D]: the source of cross-attention; None where a cache has it
+    memory_mask: Mask | None = None  # None: there is no cross-attention
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "memory"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
     """One layer's keys and values, [B, Hkv, S, K] each, in the layout of their products; for one row [Hkv, S, K].
 
-    With an axis of size 1, XLA's CPU backend would copy the cache three times for every token.
+    With an axis of size 1, XLA's CPU backend would copy the cache three times for every token. `memory` holds those of
+    its cross-attention, which no token changes.
     """
 
     keys: jax.Array
     values: jax.Array
+    memory: LayerCache | None = None
+
+    @staticmethod
+    def of(k_BSHK: jax.Array, v_BSHK: jax.Array) -> LayerCache:
+        """Keys and values in the cache's layout."""
+        k, v = (jnp.swapaxes(x, 1, 2) for x in (k_BSHK, v_BSHK))
+        return LayerCache(k, v) if k.shape[0] > 1 else LayerCache(k[0], v[0])
+
+
+def key_value_dense(context: BlockContext, name: str | None = None) -> Dense:
+    """The projection of a source [B, S, D] to keys and values, [B, S, 2, Hkv, K], or, on TPU, a tuple of the two."""
+    settings = context.settings
+    return Dense(
+        (2, settings.kv_heads, settings.head_dim),
+        ("embed", "pair", "kv_heads", "head_dim"),
+        std=context.hidden_std(settings.width),
+        bias=settings.attention.bias,
+        dtype=context.dtype,
+        flatten=context.flatten,
+        bias_product=context.tpu,
+        split=context.tpu,
+        name=name,
+    )
+
+
+def keys_and_values(context: BlockContext, pair: Any) -> tuple[jax.Array, jax.Array]:
+    """The result of `key_value_dense`: [B, S, Hkv, K] each."""
+    k, v = pair if context.tpu else (pair[..., 0, :, :], pair[..., 1, :, :])
+    return k, v
 
 
 class Attention(nn.Module):
-    """Projections and `attention`: cross-attention to `memory`, or self-attention if it is None."""
+    """Projections and `attention`: cross-attention to `memory` or to a cache of it, or else self-attention."""
 
     context: BlockContext
 
@@ -94,26 +140,27 @@ class Attention(nn.Module):
         around: Surroundings,
         key: jax.Array | None,
         cache: LayerCache | None,
+        memory_cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         settings, context = self.context.settings, self.context
-        heads, width = settings.attention, settings.head_dim
-        make = functools.partial(
-            Dense,
-            std=context.hidden_std,
+        heads = settings.attention
+        q = Dense(
+            (heads.heads, settings.head_dim),
+            ("embed", "heads", "head_dim"),
+            std=context.query_std,
             bias=heads.bias,
             dtype=context.dtype,
             flatten=context.flatten,
             bias_product=context.tpu,
-        )
-        q = make((heads.heads, width), ("embed", "heads", "head_dim"), name="query")(x)
-        source = x if memory is None else memory
-        pair = make(
-            (2, settings.kv_heads, width),
-            ("embed", "pair", "kv_heads", "head_dim"),
-            split=context.tpu,
-            name="key_value",
-        )(source)
-        k, v = pair if context.tpu else (pair[..., 0, :, :], pair[..., 1, :, :])
+            name="query",
+        )(x)
+        if memory_cache is not None:
+            q = constrain(q, "batch", "time", "act_heads", None)
+            scale = context.attention_scale
+            y = cached_attention(q, memory_cache.keys, memory_cache.values, mask, scale=scale, bias=None)
+            return self._out(y), None
+        pair = key_value_dense(context, "key_value")(x if memory is None else memory)
+        k, v = keys_and_values(context, pair)
         if settings.positions.kind == "rotary" and memory is None:
             q = rotate(q, around.positions, settings.positions.rotary_base)
             k = rotate(k, around.positions, settings.positions.rotary_base)
@@ -138,16 +185,19 @@ class Attention(nn.Module):
                 interpret=context.interpret,
                 block=context.block,
             )
-        out = Dense(
+        return self._out(y), cache
+
+    def _out(self, y_BTHK: jax.Array) -> jax.Array:
+        settings, context = self.context.settings, self.context
+        return Dense(
             (settings.width,),
             ("heads", "head_dim", "embed"),
-            std=context.residual_std,
-            bias=heads.bias,
+            std=context.residual_std(settings.attention.heads * settings.head_dim),
+            bias=settings.attention.bias,
             dtype=context.dtype,
             flatten=context.flatten,
             name="out",
-        )
-        return out(y), cache
+        )(y_BTHK)
 
 
 class FeedForward(nn.Module):
@@ -161,16 +211,17 @@ class FeedForward(nn.Module):
         shape = settings.feed_forward
         make = functools.partial(Dense, bias=shape.bias, dtype=context.dtype, flatten=context.flatten)
         up = ((settings.feed_forward_width,), ("embed", "mlp"))
-        hidden = checkpoint_name(make(*up, std=context.hidden_std, name="up")(x), UP)
+        hidden = checkpoint_name(make(*up, std=context.hidden_std(settings.width), name="up")(x), UP)
         hidden = ACTIVATIONS[shape.activation](hidden)
         if shape.gated:
-            hidden = hidden * make(*up, std=context.hidden_std, name="gate")(x)
+            hidden = hidden * make(*up, std=context.hidden_std(settings.width), name="gate")(x)
         hidden = constrain(hidden, "batch", "time", "act_mlp")
-        return make((settings.width,), ("mlp", "embed"), std=context.residual_std, name="down")(hidden)
+        std = context.residual_std(settings.feed_forward_width)
+        return make((settings.width,), ("mlp", "embed"), std=std, name="down")(hidden)
 
 
 class Block(nn.Module):
-    """Attention, cross-attention if there is a memory, and the feed-forward layer, each with its norm.
+    """Attention, cross-attention if there is a mask for it, and the feed-forward layer, each with its norm.
 
     Pre-norm computes x + branch(norm(x)), post-norm norm(x + branch(x)). New keys and values are written to the cache
     at the mask's offset.
@@ -195,10 +246,10 @@ class Block(nn.Module):
         y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache)
         x = self._after("attention_norm", x + dropout(y, settings.dropout, key, BRANCH))
         x = checkpoint_name(x, BETWEEN)
-        if around.memory is not None and around.memory_mask is not None:
-            normed = self._before("cross_norm", x)
+        if around.memory_mask is not None:
+            normed, kept = self._before("cross_norm", x), None if cache is None else cache.memory
             cross = Attention(self.context, name="cross_attention")
-            y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None)
+            y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None, kept)
             x = self._after("cross_norm", x + dropout(y, settings.dropout, key, CROSS_BRANCH))
         normed = self._before("feed_forward_norm", x)
         y = FeedForward(self.context, name="feed_forward")(normed)
@@ -226,4 +277,4 @@ def _write(cache: LayerCache, slot: jax.Array | int, k_BTHK: jax.Array, v_BTHK: 
         new = jnp.swapaxes(new_BTHK, 1, 2).reshape(*lead, T, K).astype(cached.dtype)
         return jax.lax.dynamic_update_slice(cached, new, (*(0 for _ in lead), slot, 0))
 
-    return LayerCache(put(cache.keys, k_BTHK), put(cache.values, v_BTHK))
+    return LayerCache(put(cache.keys, k_BTHK), put(cache.values, v_BTHK), cache.memory)

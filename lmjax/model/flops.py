@@ -31,10 +31,12 @@ class Count:
     flops_per_token_6n: int
 
 
-def count(settings: ModelSettings, sequence_length: int | None = None) -> Count:
+def count(settings: ModelSettings, sequence_length: int | None = None, input_length: int | None = None) -> Count:
     """Counts a model; FLOPs are for rows of `sequence_length` tokens, by default the whole context.
 
-    Raises UserError if the vocabulary's size is not set.
+    A row of an encoder-decoder has `input_length` more tokens, by default as many, which its encoder reads; a token is
+    then one of either kind, and the FLOPs are an average over both. Raises UserError if the vocabulary's size is not
+    set.
     """
     vocab = settings.vocab_size
     require(vocab is not None, "model.vocab_size", vocab, "a number of rows", "set it to count the model")
@@ -43,15 +45,18 @@ def count(settings: ModelSettings, sequence_length: int | None = None) -> Count:
     tables = vocab * settings.width
     if settings.positions.kind == "learned":
         tables += settings.context * settings.width
+    tables += settings.positions.segment_types * settings.width
     head = 0 if settings.tied_head else vocab * settings.width
-    norm = _norm(settings)
-    matrices = _matrices(settings)
-    layer = matrices + _biases(settings) + 2 * norm
-    total = tables + head + settings.layers * layer + (norm if settings.norm.final else 0) + _relative(settings)
-    multiplied = settings.layers * matrices + vocab * settings.width
-    scores = 12 * settings.attention.heads * settings.head_dim * _seen_keys(settings, length)
+    norms = (norm := _norm(settings)) * (settings.norm.final + settings.norm.embeddings)
+    layer = _matrices(settings) + _biases(settings) + 2 * norm
+    total = tables + head + settings.layers * layer + norms + _relative(settings) + _before_logits(settings)
+    if settings.encoder_layers is not None:
+        total += settings.encoder_layers * layer + norm * settings.norm.final + _relative(settings)
+        total += settings.layers * (_attention(settings) + _attention_biases(settings) + norm)
     with_head = total - tables + (vocab * settings.width if settings.tied_head else 0)
-    return Count(total, tables, total - tables, with_head, 6 * multiplied + math.floor(scores), 6 * total)
+    of = forward_flops(settings, length, input_length)
+    flops = math.floor(TRAIN * (of.body + of.head)) + math.floor(TRAIN * of.scores)
+    return Count(total, tables, total - tables, with_head, flops, 6 * total)
 
 
 @dataclass(frozen=True)
@@ -63,25 +68,52 @@ class Forward:
     scores: float
 
 
-def forward_flops(model: ModelSettings, length: int) -> Forward:
-    """Of rows of `length` tokens, from the counts of a training step."""
-    scores_of_one = 12 * model.attention.heads * model.head_dim * model.layers
-    matrices = count(model, 1).flops_per_token - scores_of_one
-    head = 2 * (model.vocab_size or 0) * model.width
-    return Forward(matrices / TRAIN - head, head, (count(model, length).flops_per_token - matrices) / TRAIN)
+def forward_flops(model: ModelSettings, length: int, input_length: int | None = None) -> Forward:
+    """Of rows of `length` tokens; of an encoder-decoder, see `count`."""
+    D, scores_of_key = model.width, 4 * model.attention.heads * model.head_dim
+    body = 2 * (model.layers * _matrices(model) + model.head.transform * D**2)
+    head = 2 * (model.vocab_size or 0) * D
+    scores = scores_of_key * _seen_keys(model, length, model.attention.causal, model.layers)
+    if model.encoder_layers is None:
+        return Forward(body, head, scores)
+    inputs = input_length or length
+    row = length + inputs
+    body += model.layers * scores_of_key * D  # queries and outputs of the cross-attention
+    scores += model.layers * scores_of_key * inputs
+    encoder = 2 * model.encoder_layers * _matrices(model)
+    encoder += 4 * model.layers * model.kv_heads * model.head_dim * D  # its keys and values
+    scores_of_inputs = scores_of_key * _seen_keys(model, inputs, False, model.encoder_layers)
+    return Forward(
+        body=(length * body + inputs * encoder) / row,
+        head=length * head / row,
+        scores=(length * scores + inputs * scores_of_inputs) / row,
+    )
 
 
 def _matrices(settings: ModelSettings) -> int:
-    query = settings.attention.heads * settings.head_dim
-    key_value = 2 * settings.kv_heads * settings.head_dim
     feed_forward = (3 if settings.feed_forward.gated else 2) * settings.feed_forward_width
-    return settings.width * (2 * query + key_value + feed_forward)
+    return _attention(settings) + settings.width * feed_forward
+
+
+def _attention(settings: ModelSettings) -> int:
+    return settings.width * 2 * (settings.attention.heads + settings.kv_heads) * settings.head_dim
 
 
 def _biases(settings: ModelSettings) -> int:
-    attention = (settings.attention.heads + 2 * settings.kv_heads) * settings.head_dim + settings.width
     hidden = settings.feed_forward_width * (2 if settings.feed_forward.gated else 1)
-    return settings.attention.bias * attention + settings.feed_forward.bias * (hidden + settings.width)
+    return _attention_biases(settings) + settings.feed_forward.bias * (hidden + settings.width)
+
+
+def _attention_biases(settings: ModelSettings) -> int:
+    biases = (settings.attention.heads + 2 * settings.kv_heads) * settings.head_dim + settings.width
+    return settings.attention.bias * biases
+
+
+def _before_logits(settings: ModelSettings) -> int:
+    """What stands behind the last hidden states beside a table."""
+    head, square = settings.head, settings.width**2 + settings.width
+    bias = head.bias * (settings.vocab_size or 0)
+    return bias + head.pooler * square + head.transform * (square + _norm(settings))
 
 
 def _norm(settings: ModelSettings) -> int:
@@ -94,12 +126,12 @@ def _relative(settings: ModelSettings) -> int:
     return settings.positions.relative_buckets * settings.attention.heads if used else 0
 
 
-def _seen_keys(settings: ModelSettings, length: int) -> float:
-    """Over all layers, the keys that a query sees, averaged over a row of `length` tokens."""
+def _seen_keys(settings: ModelSettings, length: int, causal: bool, layers: int) -> float:
+    """Over all layers of a stack, the keys that a query sees, averaged over a row of `length` tokens."""
     attention = settings.attention
-    repeats = settings.layers // len(attention.pattern)
+    repeats = layers // len(attention.pattern)
     bands = (attention.band if kind == "banded" else None for kind in attention.pattern)
-    return repeats * sum(_mean_keys(length, band, attention.causal) for band in bands)
+    return repeats * sum(_mean_keys(length, band, causal) for band in bands)
 
 
 def _mean_keys(length: int, band: int | None, causal: bool) -> float:

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def normal_init(std: float, axes: tuple[str, ...]) -> Callable[..., Any]:
+def normal_init(std: float, axes: tuple[str | None, ...]) -> Callable[..., Any]:
     """A normal initialiser of standard deviation `std`; the parameter is annotated with the logical `axes`."""
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
@@ -42,7 +42,7 @@ class Dense(nn.Module):
     """
 
     features: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     std: float
     bias: bool
     dtype: jnp.dtype
@@ -84,7 +84,7 @@ class Dense(nn.Module):
         return _add_bias(y, bias) if self.bias_product else y + jnp.broadcast_to(bias, y.shape)
 
 
-def _gathered(kernel: jax.Array, axes: tuple[str, ...], contracted: int) -> jax.Array:
+def _gathered(kernel: jax.Array, axes: tuple[str | None, ...], contracted: int) -> jax.Array:
     """The kernel, stored in shards on a mesh, gathered along "embed" for its product.
 
     Without the constraints the compiler may instead sum over the sharded width and exchange activations. The first

@@ -45,13 +45,15 @@ class Period(nn.Module):
 class Stack(nn.Module):
     """From the residual stream [B, T, D] to hidden states [B, T, D] after the final norm.
 
-    `memory` [B, M, D] is the source of the blocks' cross-attention, under `memory_mask`; without it they have none. New
-    keys and values are written to the caches at the mask's offset.
+    `memory` [B, M, D] is the source of the blocks' cross-attention, under `memory_mask`, without which they have none;
+    it is None where the caches hold its keys and values. New keys and values are written to the caches at the mask's
+    offset. `layers` is None for as many as the settings'.
     """
 
     context: BlockContext
     scan_layers: bool
     remat: str
+    layers: int | None = None
 
     @nn.compact
     def __call__(
@@ -77,7 +79,7 @@ class Stack(nn.Module):
             return None
         S = T if caches is None else caches[0].keys.shape[-2]
         bias = RelativeBias(
-            settings.positions, settings.attention.heads, not mask.causal, settings.init_std, name="relative_bias"
+            settings.positions, settings.attention.heads, not mask.causal, self.context.table_std, name="relative_bias"
         )
         return bias(jnp.arange(T) + mask.offset, jnp.arange(S))
 
@@ -85,7 +87,7 @@ class Stack(nn.Module):
         self, x: jax.Array, caches: LayerCaches | None, key: jax.Array | None, around: Surroundings
     ) -> tuple[jax.Array, LayerCaches | None]:
         period = len(self.context.settings.attention.pattern)
-        repeats = self.context.settings.layers // period
+        repeats = (self.layers or self.context.settings.layers) // period
         cell: Any = Period
         if self.remat != "none":
             # Under scan the compiler cannot merge the recomputation with the forward pass: nothing has to prevent it.

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.language_model import Chunking
+from lmjax.model.logit_head import LogitHead
 from lmjax.model.sharding import bound_mesh, constrain
+from lmjax.model.transformer import Chunking
 
 FEWEST_TOKENS = 256  # in a chunk whose size follows from its logits: products of fewer tokens are less efficient
 
@@ -37,44 +38,60 @@ def chunk_count(B: int, T: int, V: int, chunking: Chunking) -> int:
     return least if times == 1 and dividing > 2 * least else dividing
 
 
-def gathered_head(head_VD: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The head in the compute dtype, gathered along its width, once for all chunks.
+def gathered_head(head: LogitHead, dtype: jnp.dtype) -> LogitHead:
+    """The head with its table in the compute dtype, gathered along its width, once for all chunks.
 
     Losses call it inside their custom gradients, so that the head's gradient has the head's dtype. Where the head is
     also the embedding, both gradients then have one dtype, and the TPU compiler adds them before it sums them over
     devices, once.
     """
-    return constrain(head_VD.astype(dtype), "vocab", "act_embed")
+    return LogitHead(constrain(head.table.astype(dtype), "vocab", "act_embed"), head.bias, head.scale)
 
 
-def chunk_logits(head_VD: jax.Array, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
-    """A chunk's float32 logits, [B, t, V], -inf from the head's row `vocab` on; and the index of each column."""
-    logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
+def chunk_logits(head: LogitHead, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
+    """A chunk's float32 logits, [B, t, V], -inf from the table's row `vocab` on; and the index of each column."""
+    logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head.table, preferred_element_type=jnp.float32)
+    if head.scale != 1.0:
+        logits_BtV *= head.scale
+    if head.bias is not None:
+        logits_BtV += head.bias[None, None]
     column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
-    if vocab < head_VD.shape[0]:
+    if vocab < head.table.shape[0]:
         logits_BtV = jnp.where(column_BtV < vocab, logits_BtV, -jnp.inf)
     return logits_BtV, column_BtV
 
 
-def zero_head_gradient(head_VD: jax.Array, vocab_last: bool) -> jax.Array:
+def zero_head_gradient(head: LogitHead, vocab_last: bool) -> LogitHead:
     """The float32 zeros that the chunks' parts of the head's gradient are added to."""
-    V, D = head_VD.shape
-    return jnp.zeros_like(head_VD, shape=(D, V) if vocab_last else (V, D), dtype=jnp.float32)
+    V, D = head.table.shape
+    table = jnp.zeros_like(head.table, shape=(D, V) if vocab_last else (V, D), dtype=jnp.float32)
+    return LogitHead(table, None if head.bias is None else jnp.zeros_like(head.bias, dtype=jnp.float32), head.scale)
 
 
-def head_gradient(hidden_BtD: jax.Array, dlogits_BtV: jax.Array, vocab_last: bool) -> jax.Array:
-    """A chunk's part of the head's gradient, [D, V] or [V, D], in float32."""
+def logit_gradients(
+    head: LogitHead, hidden_BtD: jax.Array, dlogits_BtV: jax.Array, total: LogitHead, vocab_last: bool
+) -> tuple[jax.Array, LogitHead]:
+    """A chunk's gradient of its hidden states, and `total` with its part of the head's gradient added.
+
+    The head is `gathered_head`'s; the table's gradient is [D, V] with `vocab_last`, and float32.
+    """
+    bias = None if total.bias is None else total.bias + dlogits_BtV.sum((0, 1), dtype=jnp.float32)
+    scaled_BtV = dlogits_BtV if head.scale == 1.0 else dlogits_BtV * head.scale
+    scaled_BtV = scaled_BtV.astype(head.table.dtype)
+    dhidden_BtD = jnp.einsum("btv,vd->btd", scaled_BtV, head.table)
     product = "btd,btv->dv" if vocab_last else "btd,btv->vd"
-    return jnp.einsum(product, hidden_BtD, dlogits_BtV, preferred_element_type=jnp.float32)
+    table = jnp.einsum(product, hidden_BtD, scaled_BtV, preferred_element_type=jnp.float32)
+    return dhidden_BtD, LogitHead(total.table + table, bias, head.scale)
 
 
-def gathered_head_gradient(dhead: jax.Array, head_VD: jax.Array, vocab_last: bool) -> jax.Array:
+def gathered_head_gradient(dhead: LogitHead, head: LogitHead, vocab_last: bool) -> LogitHead:
     """The sum of the chunks' parts as the head's gradient, in its dtype and gathered along its width.
 
     The sharding of the table itself would propagate into the loop over chunks, which would then scatter every chunk's
     part over fsdp separately.
     """
-    return gathered_head(dhead.T if vocab_last else dhead, head_VD.dtype)
+    table = dhead.table.T if vocab_last else dhead.table
+    return gathered_head(LogitHead(table, dhead.bias, dhead.scale), head.table.dtype)
 
 
 def over_chunks(

@@ -1,24 +1,25 @@
 """Cross-entropy against a vocabulary, in float32, without ever holding all logits at once.
 
-In: hidden states, the head's matrix, targets and weights. Out: the loss as (sum, weight). The tokens are split into
+In: hidden states, the head, targets and weights. Out: the loss as (sum, weight). The tokens are split into
 chunks; each chunk's logits are computed once, for the loss and for both gradients, and freed.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.language_model import Chunking
+from lmjax.model.logit_head import LogitHead
+from lmjax.model.transformer import Chunking
 from lmjax.objective.chunks import (
     chunk_count,
     chunk_logits,
     gathered_head,
     gathered_head_gradient,
-    head_gradient,
+    logit_gradients,
     over_chunks,
     zero_head_gradient,
 )
@@ -26,7 +27,7 @@ from lmjax.objective.weighted import Metrics, Weighted
 
 
 class Terms(NamedTuple):
-    """The static arguments of the loss; `vocab` is the number of the head's rows that are no padding."""
+    """The static arguments of the loss; `vocab` is the number of the table's rows that are no padding."""
 
     vocab: int
     z_loss: float
@@ -37,7 +38,7 @@ class Terms(NamedTuple):
 
 def cross_entropy(
     hidden_BTD: jax.Array,
-    head_VD: jax.Array,
+    head: LogitHead,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     *,
@@ -50,15 +51,16 @@ def cross_entropy(
 
     `z_loss` adds z_loss x log(Z)^2 (Chowdhery et al. 2022, section 5), `label_smoothing` is the probability that is
     spread evenly over the vocabulary, `chunking` limits the logits that exist at once (see `chunk_count`), and the
-    softmax leaves out the head's rows from `valid_vocab` on. The metrics are `cross_entropy`, without the extra terms,
+    softmax leaves out the table's rows from `valid_vocab` on. The metrics are `cross_entropy`, without the extra terms,
     and `accuracy`. Only the loss has a gradient, and only with respect to the hidden states and the head.
     """
-    vocab = valid_vocab or head_VD.shape[0]
+    V = head.table.shape[0]
+    vocab = valid_vocab or V
     B, T = weights_BT.shape
-    chunks = chunk_count(B, T, head_VD.shape[0], chunking)
+    chunks = chunk_count(B, T, V, chunking)
     terms = Terms(vocab, z_loss, label_smoothing, chunks, chunking.vocab_last)
     weights_BT = weights_BT.astype(jnp.float32)
-    loss, nll, correct = _sums(terms, hidden_BTD, head_VD, targets_BT, weights_BT)
+    loss, nll, correct = _sums(terms, hidden_BTD, head, targets_BT, weights_BT)
     weight = weights_BT.sum()
     return Weighted(loss, weight), {
         "cross_entropy": Weighted(nll, weight),
@@ -68,7 +70,7 @@ def cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(
-    terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
+    terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over all tokens of the loss, of the plain cross-entropy and of correct predictions."""
     gathered = gathered_head(head, hidden.dtype)
@@ -81,18 +83,17 @@ def _sums(
 
 
 def _forward(
-    terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array, weights: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, LogitHead]]:
     """Also returns the gradients for a cotangent of 1, so that the backward pass computes no logits again."""
-    Carry = tuple[jax.Array, jax.Array]
+    Carry = tuple[jax.Array, LogitHead]
     gathered = gathered_head(head, hidden.dtype)
 
     def add(carry: Carry, chunk: tuple[jax.Array, ...]) -> tuple[Carry, jax.Array]:
         total, dhead = carry
         sums, dlogits_BtV = _chunk(terms, gathered, *chunk)
-        dlogits_BtV = dlogits_BtV.astype(gathered.dtype)
-        dhidden_BtD = jnp.einsum("btv,vd->btd", dlogits_BtV, gathered)
-        return (total + sums, dhead + head_gradient(chunk[0], dlogits_BtV, terms.vocab_last)), dhidden_BtD
+        dhidden_BtD, dhead = logit_gradients(gathered, chunk[0], dlogits_BtV, dhead, terms.vocab_last)
+        return (total + sums, dhead), dhidden_BtD
 
     zeros = (jnp.zeros_like(weights, shape=3), zero_head_gradient(head, terms.vocab_last))
     (total, dhead), dhidden = over_chunks(terms.chunks, add, zeros, (hidden, targets, weights))
@@ -100,18 +101,19 @@ def _forward(
 
 
 def _backward(
-    terms: Terms, gradients: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array | None, ...]:
+    terms: Terms, gradients: tuple[jax.Array, LogitHead], cotangents: tuple[jax.Array, ...]
+) -> tuple[Any, ...]:
     dhidden, dhead = gradients
     scale = cotangents[0]
-    return dhidden * scale.astype(dhidden.dtype), dhead * scale.astype(dhead.dtype), None, None
+    dhidden, dhead = jax.tree.map(lambda x: x * scale.astype(x.dtype), (dhidden, dhead))
+    return dhidden, dhead, None, None
 
 
 _sums.defvjp(_forward, _backward)
 
 
 def _chunk(
-    terms: Terms, head: jax.Array, hidden: jax.Array, targets: jax.Array, weights: jax.Array
+    terms: Terms, head: LogitHead, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The three sums of one chunk, and the gradient of the loss with respect to its logits, [B, t, V]."""
     logits, column = chunk_logits(head, hidden, terms.vocab)

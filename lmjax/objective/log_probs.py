@@ -1,6 +1,6 @@
 """The log-probability of each target token, in float32, without ever holding all logits at once.
 
-In: hidden states, the head's matrix and tokens. Out: an array over tokens, for the losses that compare policies. The
+In: hidden states, the head and tokens. Out: an array over tokens, for the losses that compare policies. The
 tokens are split into chunks, whose logits are computed, used and freed, and computed again for the gradient.
 """
 
@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from lmjax.model.language_model import Chunking
+from lmjax.model.logit_head import LogitHead
+from lmjax.model.transformer import Chunking
 from lmjax.objective.chunks import (
     chunk_count,
     chunk_logits,
     gathered_head,
     gathered_head_gradient,
-    head_gradient,
+    logit_gradients,
     over_chunks,
     zero_head_gradient,
 )
 
 
 class Terms(NamedTuple):
-    """The static arguments; `vocab` is the number of the head's rows that are no padding."""
+    """The static arguments; `vocab` is the number of the table's rows that are no padding."""
 
     vocab: int
     temperature: float
@@ -36,7 +37,7 @@ class Terms(NamedTuple):
 
 def token_log_probs(
     hidden_BTD: jax.Array,
-    head_VD: jax.Array,
+    head: LogitHead,
     targets_BT: jax.Array,
     *,
     temperature: float = 1.0,
@@ -45,23 +46,23 @@ def token_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and the entropy of p at each token, float32 [B, T] each, in nats.
 
-    p is the softmax of logits / `temperature`, from which the sampler draws; it leaves out the head's rows from
+    p is the softmax of logits / `temperature`, from which the sampler draws; it leaves out the table's rows from
     `valid_vocab` on. `chunking` limits the logits that exist at once; see `chunk_count`.
     """
     B, T, _ = hidden_BTD.shape
-    V = head_VD.shape[0]
+    V = head.table.shape[0]
     terms = Terms(valid_vocab or V, temperature or 1.0, chunk_count(B, T, V, chunking), chunking.vocab_last)
-    return _log_probs(terms, hidden_BTD, head_VD, targets_BT)
+    return _log_probs(terms, hidden_BTD, head, targets_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_probs(terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _log_probs(terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     log_p_target, entropy, _ = _evaluate(terms, hidden, head, targets)
     return log_p_target, entropy
 
 
 def _evaluate(
-    terms: Terms, hidden: jax.Array, head: jax.Array, targets: jax.Array
+    terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log p(target), the entropy and the logarithm of the softmax's denominator at each token."""
     gathered = gathered_head(head, hidden.dtype)
@@ -79,23 +80,21 @@ def _evaluate(
     return over_chunks(terms.chunks, evaluate, (), (hidden, targets))[1]
 
 
-def _forward(
-    terms: Terms, hidden: Any, head: Any, targets: Any
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    arrays = hidden.value, head.value, targets.value
+def _forward(terms: Terms, hidden: Any, head: Any, targets: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    arrays = jax.tree.map(lambda leaf: leaf.value, (hidden, head, targets))
     log_p_target, entropy, log_norm = _evaluate(terms, *arrays)
     return (log_p_target, entropy), (*arrays, log_norm, entropy)
 
 
 def _backward(
-    terms: Terms, residuals: tuple[jax.Array, ...], cotangents: tuple[Any, Any]
-) -> tuple[jax.Array, jax.Array, None]:
+    terms: Terms, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
+) -> tuple[jax.Array, LogitHead, None]:
     hidden, head, targets, log_norm, entropy = residuals
     has_entropy_gradient = not isinstance(cotangents[1], SymbolicZero)
     gathered = gathered_head(head, hidden.dtype)
     cotangent_arrays = [jnp.zeros_like(log_norm) if isinstance(g, SymbolicZero) else g for g in cotangents]
 
-    def add(dhead: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def add(dhead: LogitHead, chunk: tuple[jax.Array, ...]) -> tuple[LogitHead, jax.Array]:
         hidden_BtD, targets_Bt, *per_token = chunk
         log_norm_Bt1, entropy_Bt1, dlog_p_Bt1, dentropy_Bt1 = (x[..., None] for x in per_token)
         logits_BtV, column_BtV = _logits(terms, gathered, hidden_BtD)
@@ -106,9 +105,9 @@ def _backward(
         if has_entropy_gradient:
             neg_entropy_grad_BtV = jnp.where(column_BtV < terms.vocab, p_BtV * (log_p_BtV + entropy_Bt1), 0.0)
             dlogits_BtV -= dentropy_Bt1 * neg_entropy_grad_BtV
-        dlogits_BtV = (dlogits_BtV / terms.temperature).astype(gathered.dtype)
-        dhidden_BtD = jnp.einsum("btv,vd->btd", dlogits_BtV, gathered)
-        return dhead + head_gradient(hidden_BtD, dlogits_BtV, terms.vocab_last), dhidden_BtD
+        dlogits_BtV /= terms.temperature
+        dhidden_BtD, dhead = logit_gradients(gathered, hidden_BtD, dlogits_BtV, dhead, terms.vocab_last)
+        return dhead, dhidden_BtD
 
     arrays = (hidden, targets, log_norm, entropy, *cotangent_arrays)
     dhead, dhidden = over_chunks(terms.chunks, add, zero_head_gradient(head, terms.vocab_last), arrays)
@@ -118,7 +117,7 @@ def _backward(
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _logits(terms: Terms, head_VD: jax.Array, hidden_BtD: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _logits(terms: Terms, head: LogitHead, hidden_BtD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`chunk_logits`, divided by the temperature."""
-    logits_BtV, column_BtV = chunk_logits(head_VD, hidden_BtD, terms.vocab)
+    logits_BtV, column_BtV = chunk_logits(head, hidden_BtD, terms.vocab)
     return (logits_BtV if terms.temperature == 1.0 else logits_BtV / terms.temperature), column_BtV

@@ -13,7 +13,7 @@ from lmjax.optim.rates import Rates, scale_by
 from lmjax.optim.schedules import Schedule
 from lmjax.settings import OptimizerSettings
 
-EMBEDDING_AXES = ("vocab", "positions")
+EMBEDDING_AXES = ("vocab", "positions", "segment_types")
 
 
 def decay_mask(logical_axes: Any, decay_embeddings: bool) -> Any:

@@ -26,6 +26,7 @@ RULES: dict[str, Rule] = {
     "head_dim": Rule((), "scores sum over it"),
     "mlp": Rule(("tensor",), "hidden units are independent of each other"),
     "positions": Rule((), "a small table"),
+    "segment_types": Rule((), "a small table"),
     "norm": Rule((), "small vectors"),
     "layers": Rule((), "the scan runs over it"),
     "runs": Rule((), "models that train together; each is cut as one alone"),

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from lmjax.model.language_model import LOGITS_AT_ONCE, LanguageModel
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.transformer import LOGITS_AT_ONCE
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import AXES
 from lmjax.parallel.placement import parameter_shardings, state_shardings

@@ -25,7 +25,8 @@ from lmjax.generate.chat import ChatFormat, StageTurns, TurnFormat, chat
 from lmjax.generate.decode import Completion, generate, token_text
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import saved_chat_template
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.families import model_of
+from lmjax.model.transformer import Transformer
 from lmjax.parallel.placement import abstract_params
 from lmjax.parallel.start_jax import prepare_jax
 from lmjax.settings import Stage
@@ -52,7 +53,7 @@ class NoTokenizer:
 class Trained:
     """A model, its parameters, its tokenizer and the recipe that made them."""
 
-    model: LanguageModel
+    model: Any  # LanguageModel, Encoder or EncoderDecoder
     params: Any
     tokenizer: Tokenizer
     recipe: Stage
@@ -105,11 +106,11 @@ class Trained:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "entries"))
-def _logits(model: LanguageModel, params: Any, batch: Batch, entries: int | None) -> jax.Array:
+def _logits(model: Transformer, params: Any, batch: Batch, entries: int | None) -> jax.Array:
     return model.logits(params, batch, entries=entries)
 
 
-def _checked_rows(rows: Any, model: LanguageModel) -> Any:
+def _checked_rows(rows: Any, model: Transformer) -> Any:
     """The rows as an array [B, T] of whole numbers, which the model reads without making NaN of them."""
     expected = "rows of token ids, all of one length, at least 1, as [[1, 2, 3]]"
     array = rows
@@ -180,7 +181,7 @@ def _loaded(found: Checkpoint, mesh: Mesh | None) -> Trained:
     attention = dataclasses.replace(settings.attention, implementation="auto")
     settings = dataclasses.replace(settings, attention=attention)
     compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
-    model = LanguageModel(settings, compute, jax.default_backend())
+    model = model_of(settings, compute, jax.default_backend())
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else mesh
     params = language_model_params(found, recipe, abstract_params(model, where))
     return Trained(model, params, tokenizer, recipe, found.step, turns)

@@ -23,8 +23,8 @@ from lmjax.data.conversation_rows import RANKS, Counts, open_rows, ranking_rows
 from lmjax.data.conversations import Record, render
 from lmjax.data.packing import Rows
 from lmjax.errors import clear_disk_errors, require
+from lmjax.model.families import model_of
 from lmjax.model.heads import ScalarModel
-from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preferences import answer_scores
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, jit_eval, place_rows
@@ -132,7 +132,7 @@ def scores_of(
     The model is cut over `mesh`, or is on the first device. Raises UserError for a score that is not finite.
     """
     compute = dataclasses.replace(recipe.compute, remat="none")  # of training alone, and it may offload to the host
-    model = ScalarModel(LanguageModel(start.settings, compute, jax.default_backend()))
+    model = ScalarModel(model_of(start.settings, compute, jax.default_backend()), recipe.reads)
     mesh = make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
     params = start.reward_model(abstract_params(model, mesh))
     score = jit_eval(partial(answer_scores, model), mesh, params, batch=batch_sharding(mesh, ROWS))

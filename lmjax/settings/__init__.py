@@ -14,6 +14,7 @@ from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
     FeedForwardSettings,
+    HeadSettings,
     ModelSettings,
     MuPSettings,
     NormSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "EvaluationSettings",
     "FeedForwardSettings",
     "Finetune",
+    "HeadSettings",
     "KLSettings",
     "LabelledSettings",
     "LogSettings",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmjax.errors import require
-from lmjax.fields import Fraction, PositiveFloat, PositiveInt, Settings
+from lmjax.fields import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class NormSettings(Settings):
     eps: PositiveFloat = 1e-5
     position: Literal["pre", "post"] = "pre"
     final: bool = True  # one more norm after the last layer
+    embeddings: bool = False  # one more norm of the embeddings, before their dropout (BERT)
     bias: bool = True  # LayerNorm only
 
 
@@ -61,6 +62,18 @@ class PositionSettings(Settings):
     rotary_base: PositiveFloat = 10_000.0
     relative_buckets: PositiveInt = 32  # T5
     relative_max_distance: PositiveInt = 128  # T5, tokens
+    # rows of a table for the parts of an input, such as two sentences, added to the embeddings (BERT); 0: no table
+    segment_types: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class HeadSettings(Settings):
+    """What stands between the last hidden states and the logits, or a task's head."""
+
+    transform: bool = False  # a dense layer, the activation and a norm before the table (BERT's masked language model)
+    bias: bool = False  # one for each entry of the vocabulary
+    scaled: bool = False  # logits x width^-0.5 (T5 v1.0, whose table is also the embeddings')
+    pooler: bool = False  # a dense layer and tanh on the first token's hidden state, for tasks' heads (BERT)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,11 @@ class MuPSettings(Settings):
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """The shape of a decoder or, where attention is not causal, of an encoder."""
+    """The shape of a decoder; of an encoder, where attention is not causal; or of an encoder-decoder.
+
+    `encoder_layers` makes an encoder-decoder: the decoder's `layers` attend also to an encoder of so many, which sees
+    both sides. All else holds for both stacks.
+    """
 
     layers: PositiveInt = 4
     width: PositiveInt = 128
@@ -102,9 +119,13 @@ class ModelSettings(Settings):
     positions: PositionSettings = PositionSettings()
     tied_head: bool = True  # logits from the embedding matrix
     dropout: Fraction = 0.0  # after the embeddings and on each residual branch
-    init_std: PositiveFloat = 0.02
+    # of what begins as a normal distribution. None is T5's way: matrices at 1 / sqrt(their inputs), those of queries
+    # also / sqrt(head_dim) where scores are not scaled, and the embeddings at 1
+    init_std: PositiveFloat | None = 0.02
     scaled_residual_init: bool = True  # residual projections at init_std / sqrt(2 x layers) (GPT-2)
     mup: MuPSettings = MuPSettings()
+    head: HeadSettings = HeadSettings()
+    encoder_layers: PositiveInt | None = None  # None: one stack
 
     def check(self) -> None:
         heads = self.attention.heads
@@ -115,8 +136,29 @@ class ModelSettings(Settings):
         require(repeats, "layers", self.layers, f"a multiple of the attention pattern's {period}", "change one")
         even = self.positions.kind != "rotary" or self.head_dim % 2 == 0
         require(even, "attention.head_dim", self.head_dim, "an even number for rotary positions", "change it")
+        self._check_stacks()
         if self.mup.base_width is not None:
             self._check_base(self.mup.base_width)
+
+    def _check_stacks(self) -> None:
+        both, one = self.encoder_layers is not None, self.encoder_layers is None
+        causal = one or self.attention.causal
+        require(causal, "attention.causal", False, "true for the decoder of an encoder-decoder", "leave it out")
+        period = len(self.attention.pattern)
+        repeats = one or (self.encoder_layers or 0) % period == 0
+        fix = "change one"
+        require(repeats, "encoder_layers", self.encoder_layers, f"a multiple of the attention pattern's {period}", fix)
+        learned = both and self.positions.kind == "learned"
+        fix = "use 'relative', as T5"
+        require(not learned, "positions.kind", "learned", "another kind for an encoder-decoder", fix)
+        encoder = one and not self.attention.causal
+        for name in ("pooler", "transform"):
+            fits = encoder or not getattr(self.head, name)
+            require(
+                fits, f"head.{name}", True, "False but in an encoder", "leave it out, or set attention.causal=False"
+            )
+        fits = self.init_std is not None or self.mup.base_width is None
+        require(fits, "init_std", None, "a number with mup.base_width", "set it to 0.02")
 
     def _check_base(self, base: int) -> None:
         head_dim, ratio = self.base_head_dim, self.base_ratio

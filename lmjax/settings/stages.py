@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from lmjax.errors import require
 from lmjax.fields import (
@@ -181,6 +181,7 @@ class RewardModel(DialogueStage):
     label_smoothing: HalfFraction = 0.0  # the probability that two answers are the wrong way round
     margin: NonNegativeFloat = 0.0  # by how much a score is to be above that of the next rank
     centring: NonNegativeFloat = 0.0  # coefficient of the squared sum of a pair's scores
+    reads: Literal["first", "last", "mean"] = "last"  # the real tokens that are scored; an encoder may read its first
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=9e-6, weight_decay=0.0)
 
     def check_best(self) -> None:

@@ -11,6 +11,7 @@ from lmjax.tasks.rankings import Rankings
 CHANGES: Table = {
     Kind.FREE: ("held_out_labelers.",),
     Kind.CONSEQUENTIAL: ("demonstrations.", "label_smoothing", "margin", "centring"),
+    Kind.BREAKING: ("reads",),
 }
 
 KIND = fine_tuning(

@@ -19,8 +19,8 @@ from lmjax.data.source_shares import source_names
 from lmjax.errors import require
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, values_of
+from lmjax.model.families import model_of
 from lmjax.model.heads import SCALAR, TRUNK, ScalarModel
-from lmjax.model.language_model import LanguageModel
 from lmjax.objective.preferences import answer_scores, present_answers, reward_loss
 from lmjax.objective.rankings import accuracy_by_size, calibration
 from lmjax.objective.weighted import LossFunction, Weighted, added_up
@@ -59,7 +59,8 @@ class Rankings(Task):
         return dataclasses.replace(data, more={LABELERS: others, ZERO: zero or data.train})
 
     def model(self, resolved: ResolvedStage, platform: str) -> ScalarModel:
-        return ScalarModel(LanguageModel(resolved.model, resolved.settings.compute, platform))
+        reads = resolved.of(RewardModel).reads
+        return ScalarModel(model_of(resolved.model, resolved.settings.compute, platform), reads)
 
     def initial(self, model: ScalarModel, language_model: Any, rng: jax.Array) -> Any:
         return model.on_trunk(language_model, rng)

@@ -26,7 +26,7 @@ from lmjax.data.packing import Rows
 from lmjax.data.token_cache import TokenCache
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, sums_by_source, values_of
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.families import model_of
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.rates import model_rates
@@ -147,8 +147,8 @@ class Task(TaskSettings, ABC):
         """The loss of a model, a function (params, batch, rng); `frozen` are the parameters of `frozen_models`."""
 
     def model(self, resolved: ResolvedStage, platform: str) -> Any:
-        """The model: `init(rng)`, `logical_axes()`, and whatever the loss calls. By default the language model."""
-        return LanguageModel(resolved.model, resolved.settings.compute, platform)
+        """The model: `init(rng)`, `logical_axes()`, and whatever the loss calls. By default `resolved.model`'s."""
+        return model_of(resolved.model, resolved.settings.compute, platform)
 
     def language_model(self, params: Any) -> Any:
         """The language model's part of the parameters."""

@@ -1,13 +1,22 @@
 """Exact parameter counts of every published size, from shapes alone, against the papers and against `init`."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.model.flops import count
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.families import model_of
+from lmjax.model.flops import count, forward_flops
 from lmjax.model.presets import PRESETS, preset
-from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
+from lmjax.settings import (
+    AttentionSettings,
+    FeedForwardSettings,
+    HeadSettings,
+    ModelSettings,
+    NormSettings,
+    PositionSettings,
+)
 
 # Radford et al. 2018 and 2019, Brown et al. 2020, from the published shapes.
 PUBLISHED = {
@@ -24,7 +33,26 @@ PUBLISHED = {
     "gpt3_6700m": 6_658_404_352,
     "gpt3_13b": 12_853_386_240,
     "gpt3_175b": 174_604_259_328,
+    # Devlin et al. 2018 and Turc et al. 2019 with the masked language model's head, without the pairs' classifier
+    "bert_tiny": 4_385_920 + 30_522 + 128 * 129 + 2 * 128,
+    "bert_mini": 11_170_560 + 30_522 + 256 * 257 + 2 * 256,
+    "bert_small": 28_763_648 + 30_522 + 512 * 513 + 2 * 512,
+    "bert_medium": 41_373_184 + 30_522 + 512 * 513 + 2 * 512,
+    "bert_base": 110_106_428 - 2 * 768 - 2,
+    "bert_large": 336_226_108 - 2 * 1024 - 2,
+    # Raffel et al. 2020, and the configurations of version 1.1
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_v1_1_small": 76_961_152,
+    "t5_v1_1_base": 247_577_856,
+    "t5_v1_1_large": 783_150_080,
+    "t5_v1_1_xl": 2_849_757_184,
+    "t5_v1_1_xxl": 11_135_332_352,
 }
+BERTS = {"bert_base": 109_482_240, "bert_large": 335_141_888}  # the encoder and its pooler
 
 LLAMA = ModelSettings(
     layers=4,
@@ -51,8 +79,42 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("settings", [*(PRESETS.values()), LLAMA, T5_LIKE], ids=[*PRESETS, "llama", "relative"])
 def test_the_count_is_what_init_would_make(settings):
-    shapes = jax.eval_shape(LanguageModel(settings).init, jax.random.key(0))
+    shapes = jax.eval_shape(model_of(settings).init, jax.random.key(0))
     assert count(settings).parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name", BERTS)
+def test_an_encoder_without_its_masked_head_has_the_published_number_too(name):
+    assert count(dataclasses.replace(preset(name), head=HeadSettings(pooler=True))).parameters == BERTS[name]
+
+
+def test_flops_of_two_stacks_are_those_of_their_products_by_hand():
+    settings = ModelSettings(
+        layers=2,
+        encoder_layers=3,
+        width=8,
+        context=6,
+        vocab_size=10,
+        attention=AttentionSettings(heads=2, head_dim=3, bias=False),
+        feed_forward=FeedForwardSettings(width=20, bias=False),
+        positions=PositionSettings(kind="relative"),
+    )
+    T, S, D, HK = 4, 7, 8, 6
+    layer = 4 * D * HK + 2 * D * 20
+    encoder = S * 3 * (2 * layer + 4 * HK * S)  # every input sees all of them
+    decoder = T * 2 * 2 * layer + 2 * 4 * HK * (1 + 2 + 3 + 4)
+    across = 2 * (T * 2 * 2 * D * HK + S * 2 * 2 * D * HK + T * 4 * HK * S)
+    row = encoder + decoder + across + T * 2 * 10 * D
+    assert count(settings, T, S).flops_per_token == pytest.approx(3 * row / (T + S), abs=2)
+    of = forward_flops(settings, T, S)
+    assert (of.body + of.head + of.scores) * (T + S) == pytest.approx(row)
+
+
+def test_a_query_of_an_encoder_sees_all_keys():
+    encoder = dataclasses.replace(preset("bert_tiny"), vocab_size=10, head=HeadSettings())
+    decoder = dataclasses.replace(encoder, attention=dataclasses.replace(encoder.attention, causal=True))
+    seen = [forward_flops(settings, 100).scores for settings in (encoder, decoder)]
+    assert seen == [2 * 4 * 128 * 100, 2 * 4 * 128 * 50.5]
 
 
 def test_embeddings_are_the_token_and_position_tables():

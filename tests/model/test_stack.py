@@ -1,65 +1,50 @@
 """Embeddings, stack and head by themselves: an encoder and a decoder that reads it are made of the same two modules."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.blocks import BlockContext
-from lmjax.model.embeddings import Embeddings
+from lmjax.model.encoder_decoder import EncoderDecoder
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.masks import Mask
-from lmjax.model.stack import Stack
 from lmjax.settings import AttentionSettings, ComputeSettings, ModelSettings, PositionSettings
 
 M, T = 7, 5
 SETTINGS = ModelSettings(
     layers=2,
+    encoder_layers=2,
     width=16,
     context=8,
     vocab_size=23,
     attention=AttentionSettings(heads=2),
     positions=PositionSettings(kind="relative", relative_buckets=8, relative_max_distance=10),
 )
-CONTEXT = BlockContext(SETTINGS, jnp.dtype(jnp.float32), True, "einsum")
 MEMORY_SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0, 0]], jnp.int32)
 SEGMENTS = jnp.asarray([[1, 1, 2, 2, 2]], jnp.int32)
 
 
-class EncoderDecoder(nn.Module):
-    scan: bool
-
-    @nn.compact
-    def __call__(self, source, target):
-        embeddings = Embeddings(CONTEXT, name="shared")
-        positions = [jnp.arange(tokens.shape[1])[None] for tokens in (source, target)]
-        mask = Mask(False, None, MEMORY_SEGMENTS, MEMORY_SEGMENTS)
-        memory, _ = Stack(CONTEXT, self.scan, "none", name="encoder")(
-            embeddings(source, positions[0], None), positions[0], mask, None
-        )
-        stack = Stack(CONTEXT, self.scan, "none", name="decoder")
-        mask, memory_mask = Mask(True, None, SEGMENTS, SEGMENTS), Mask(False, None, SEGMENTS, MEMORY_SEGMENTS)
-        x = embeddings(target, positions[1], None)
-        return stack(x, positions[1], mask, None, memory=memory, memory_mask=memory_mask)[0]
-
-
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
 def test_a_decoder_reads_the_encoded_document_of_its_own_segment(scan):
-    model = EncoderDecoder(scan)
-    source, target = jnp.arange(M)[None], M + jnp.arange(T)[None]  # no two places share a token
-    variables = jax.jit(model.init)(jax.random.key(0), source, target)
-    params = nn.meta.unbox(variables["params"])
-    assert set(params) == {"shared", "encoder", "decoder"}
+    model = EncoderDecoder(SETTINGS, ComputeSettings(scan_layers=scan))
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert set(params) == {"tokens", "encoder", "decoder"}
+    batch = {
+        "inputs": jnp.arange(M)[None],  # no two places share a token
+        "input_positions": jnp.arange(M)[None],
+        "input_segments": MEMORY_SEGMENTS,
+        "tokens": M + jnp.arange(T)[None],
+        "positions": jnp.arange(T)[None],
+        "segments": SEGMENTS,
+    }
 
     def total(table, weight):
-        hidden = model.apply({"params": params | {"shared": {"tokens": table}}}, source, target)
+        hidden = model.hidden(params | {"tokens": table}, batch).hidden
         return (hidden * weight[:, :, None] * jnp.arange(1.0, 17.0)[None, None, :]).sum()
 
     for row, seen in ((1, [0, 1, 2, M, M + 1]), (3, [3, 4, M + 2, M + 3])):
         weight = np.zeros((1, T), np.float32)
         weight[0, row] = 1.0
-        gradient = np.abs(jax.jit(jax.grad(total))(params["shared"]["tokens"], weight)).max(-1)
+        gradient = np.abs(jax.jit(jax.grad(total))(params["tokens"], weight)).max(-1)
         assert np.flatnonzero(gradient).tolist() == seen
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.language_model import LOGITS_AT_ONCE, Chunking
+from lmjax.model.logit_head import LogitHead
+from lmjax.model.transformer import LOGITS_AT_ONCE, Chunking
+from lmjax.objective import cross_entropy as chunked
 from lmjax.objective.chunks import chunk_count
-from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import batch_sharding, on_mesh
 from lmjax.settings import MeshSettings
@@ -18,6 +19,13 @@ from lmjax.settings import MeshSettings
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 B, T, D, V = 3, 12, 8, 40
+
+
+def cross_entropy(hidden, table, *rest, **settings):
+    """Of a head that is a table alone."""
+    return chunked.cross_entropy(hidden, LogitHead(table), *rest, **settings)
+
+
 UNEQUAL = np.array([[1000.0] + [0.0] * (T - 1), [1e-3] * T, [0.0] * (T // 2) + [1.0] * (T // 2)], np.float32)
 TERMS = {
     "plain": {},
@@ -106,6 +114,32 @@ def test_gradients_follow_the_cotangent_as_autodiff_of_the_plain_form_does(chunk
         scale = float(jnp.abs(expected).max())
         assert scale > 1e-3
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize(("chunk", "vocab_last"), [(None, False), (6, False), (6, True)])
+def test_a_bias_and_a_scale_of_the_logits_are_those_of_autodiff(chunk, vocab_last):
+    hidden, table, targets, weights = inputs()
+    bias = jnp.asarray(np.random.default_rng(3).normal(size=V), jnp.float32)
+    terms, chunking = TERMS["all"], Chunking(chunk, vocab_last=vocab_last)
+
+    def ours(hidden, table, bias):
+        head = LogitHead(table, bias, 0.35)
+        return chunked.cross_entropy(hidden, head, targets, weights, chunking=chunking, **terms)[0].mean()
+
+    def plain(hidden, table, bias):
+        one = jnp.ones((*hidden.shape[:2], 1))  # the bias as one more column of the table
+        wide = jnp.concatenate([0.35 * hidden, one], -1), jnp.concatenate([table, bias[:, None]], -1)
+        return naive(*wide, targets, weights, **terms) / weights.sum()
+
+    (value, found), (wanted, expected) = (
+        jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(hidden, table, bias) for loss in (ours, plain)
+    )
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    for gradient, other in zip(found, expected, strict=True):
+        scale = float(jnp.abs(other).max())
+        assert scale > 1e-3
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-6 * scale)
+    assert not found[2][33:].any()
 
 
 @pytest.mark.parametrize("chunk", [None, 6])

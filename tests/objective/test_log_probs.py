@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.language_model import Chunking
-from lmjax.objective.log_probs import token_log_probs
+from lmjax.model.logit_head import LogitHead
+from lmjax.model.transformer import Chunking
+from lmjax.objective import log_probs as chunked
+
+
+def token_log_probs(hidden, table, *rest, **settings):
+    """Of a head that is a table alone."""
+    return chunked.token_log_probs(hidden, LogitHead(table), *rest, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +64,28 @@ def test_gradients_are_those_of_autodiff_of_the_plain_form(arrays, chunking, len
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
     assert not found[1][9:].any()
+
+
+@pytest.mark.parametrize("chunk", [None, 6])
+def test_a_bias_and_a_scale_of_the_logits_are_those_of_the_plain_form(arrays, chunk):
+    hidden, table, targets = arrays
+    bias = jnp.asarray(np.random.default_rng(3).normal(size=11), jnp.float32)
+
+    def ours(hidden, table, bias):
+        head = LogitHead(table, bias, 0.35)
+        found = chunked.token_log_probs(hidden, head, targets, temperature=0.7, chunking=Chunking(chunk))
+        return sum((each * jnp.cos(jnp.arange(24.0).reshape(3, 8))).sum() for each in found)
+
+    def by_autodiff(hidden, table, bias):
+        log_p = jax.nn.log_softmax((0.35 * jnp.einsum("btd,vd->btv", hidden, table) + bias[None, None]) / 0.7)
+        chosen = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+        found = chosen, -(jnp.exp(log_p) * log_p).sum(-1)
+        return sum((each * jnp.cos(jnp.arange(24.0).reshape(3, 8))).sum() for each in found)
+
+    (value, found), (wanted, expected) = (
+        jax.value_and_grad(loss, (0, 1, 2))(hidden, table, bias) for loss in (ours, by_autodiff)
+    )
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    for gradient, other in zip(found, expected, strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lmjax.model.logit_head import LogitHead
 from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.objective.weighted import Weighted
 from lmjax.optim.train_state import TrainState
@@ -26,7 +27,7 @@ def loss_fn(params, batch, rng):
     hidden = batch["states"] * jnp.broadcast_to(params["scale"], batch["states"].shape)
     if rng is not None:
         hidden = jnp.where(jax.random.bernoulli(rng, 0.5, hidden.shape), hidden, 0.0)
-    return cross_entropy(hidden, params["head"], batch["targets"], batch["weights"], z_loss=0.01)
+    return cross_entropy(hidden, LogitHead(params["head"]), batch["targets"], batch["weights"], z_loss=0.01)
 
 
 def undropped(params, batch, rng):

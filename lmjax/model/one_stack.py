@@ -11,7 +11,7 @@ from lmjax.model.masks import Mask
 from lmjax.model.stack import LayerCaches, Stack
 
 
-class Decoder(nn.Module):
+class OneStack(nn.Module):
     """Tokens [B, T] in, hidden states [B, T, D] after the final norm out; the loss applies the head.
 
     The parts share one scope: parameters have the names that the parts give them, without a level for the part.
@@ -23,7 +23,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.context)
-        self.output_head = Head(self.context.settings)
+        self.output_head = Head(self.context)
         self.stack = Stack(self.context, self.scan_layers, self.remat)
         for part in (self.embeddings, self.output_head, self.stack):
             nn.share_scope(self, part)
@@ -32,10 +32,11 @@ class Decoder(nn.Module):
         self,
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
+        types_BT: jax.Array | None,
         mask: Mask,
         key: jax.Array | None,
         caches: LayerCaches | None,
     ) -> tuple[jax.Array, LayerCaches | None]:
-        x = self.embeddings(tokens_BT, positions_BT, key)
+        x = self.embeddings(tokens_BT, positions_BT, types_BT, key)
         self.output_head()
         return self.stack(x, positions_BT, mask, key, caches)

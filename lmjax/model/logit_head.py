@@ -1,0 +1,22 @@
+"""The head of a language model: what turns hidden states into logits over the vocabulary."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import jax
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["table", "bias"], meta_fields=["scale"])
+@dataclass(frozen=True)
+class LogitHead:
+    """logits [B, T, V] = scale x hidden [B, T, D] table^T + bias.
+
+    table: [V, D] float32, the embeddings where they are tied. bias: [V] float32, or None (BERT has one). scale: 1, or
+    width^-0.5 (T5 v1.0), or muP's base_width / width.
+    """
+
+    table: jax.Array
+    bias: jax.Array | None = None
+    scale: float = 1.0
