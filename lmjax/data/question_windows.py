@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
+from lmjax.data.batch import LABEL_WEIGHTS, POSITIONS, SEGMENTS, SPANS, TOKENS, TYPES, Batch
 from lmjax.data.frames import Frame
 from lmjax.data.labelled import Question
 from lmjax.data.token_strings import TokenStrings
@@ -19,10 +19,6 @@ from lmjax.data.windows import Windows, windows
 from lmjax.errors import require
 from lmjax.tokenizers.pieces import Pieces
 from lmjax.tokenizers.tokenizer import Tokenizer
-
-TYPES = "token_types"
-SPANS = "spans"  # [B, 2] int32: the columns of an answer's first and last token; 0 and 0, the column of [CLS], for none
-LABEL_WEIGHTS = "label_weights"
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
+from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS, TYPES, Batch
 from lmjax.data.frames import Frame
 from lmjax.data.labelled import TaggedWords
-from lmjax.data.question_windows import LABEL_WEIGHTS, TYPES
 from lmjax.data.token_strings import TokenStrings
 from lmjax.data.windows import Windows, most_context, windows
 from lmjax.errors import UserError, nearest, shortened
 from lmjax.tokenizers.tokenizer import Tokenizer
 
-LABELS = "labels"
 _WORDS, _CHARACTERS = re.compile(r"\S+"), re.compile(r"\S")
 _NONE = -1  # the label of a token that begins no word, or a word without a tag
 

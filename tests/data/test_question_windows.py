@@ -5,11 +5,11 @@
 import numpy as np
 import pytest
 
-from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS
+from lmjax.data.batch import LABEL_WEIGHTS, POSITIONS, SEGMENTS, SPANS, TOKENS, TYPES
 from lmjax.data.frames import encoder_frame
 from lmjax.data.labelled import Question
 from lmjax.data.labelled_sets import read_examples
-from lmjax.data.question_windows import LABEL_WEIGHTS, SPANS, TYPES, question_rows, shared_passages
+from lmjax.data.question_windows import question_rows, shared_passages
 from lmjax.errors import UserError
 from lmjax.settings import LabelledSettings
 from lmjax.tokenizers.tokenizer import load_tokenizer

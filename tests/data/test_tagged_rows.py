@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS
+from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS, TYPES
 from lmjax.data.frames import encoder_frame
 from lmjax.data.labelled import TaggedWords
 from lmjax.data.labelled_sets import read_examples
-from lmjax.data.question_windows import LABEL_WEIGHTS, TYPES
-from lmjax.data.tagged_rows import LABELS, tagged_rows, words_of
+from lmjax.data.tagged_rows import tagged_rows, words_of
 from lmjax.errors import UserError
 from lmjax.settings import LabelledSettings
 from lmjax.tokenizers.tokenizer import load_tokenizer
