@@ -1,0 +1,93 @@
+"""Rows of texts of several lengths in memory: one row for each example, or one for each of its options.
+
+In: the tokens of framed texts, and what each example has beside them. Out: batches [B, T] or [B, K, T] of
+data/batch.py, padded with token 0 and segment 0, and the lengths by which a loader groups rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lmjax.data.batch import (
+    POSITIONS,
+    SEGMENTS,
+    TARGETS,
+    TOKENS,
+    TYPES,
+    WEIGHTS,
+    Batch,
+    BatchSpec,
+    Field,
+)
+from lmjax.settings import RowSettings
+
+
+class RaggedRows:
+    """The rows of R examples.
+
+    Args:
+      texts: the tokens and the types of each framed text, int32 [n], n <= length.
+      length: T, the tokens of a row.
+      fields: further fields of a batch, [R, ...].
+      options: the texts of each example by their numbers, int [R, K], -1 where it has fewer; None where each text is an
+        example, and rows have no axis of options.
+      entries: of the tokenizer: each token then predicts the next one (`targets`), with the weight 1 where that is one
+        of them, as special tokens behind the table are not. None leaves these fields out.
+
+    lengths: int32 [R], the tokens of the longest text of each example.
+    """
+
+    dropped_tokens = 0
+
+    def __init__(
+        self,
+        texts: Sequence[tuple[np.ndarray, np.ndarray]],
+        length: int,
+        fields: Mapping[str, np.ndarray],
+        *,
+        options: np.ndarray | None = None,
+        entries: int | None = None,
+    ) -> None:
+        sizes = np.array([*(len(tokens) for tokens, _ in texts), 0], np.int64)  # and an empty text, for no option
+        self._starts = np.cumsum(sizes) - sizes
+        self._sizes = sizes
+        self._tokens = np.concatenate([*(tokens for tokens, _ in texts), np.zeros(1, np.int32)])
+        self._types = np.concatenate([*(types for _, types in texts), np.zeros(1, np.int32)]).astype(np.int8)
+        self._length, self._fields, self._entries = length, dict(fields), entries
+        self._options = np.arange(len(texts)) if options is None else np.asarray(options, np.int64)
+        self.lengths = sizes[self._options].reshape(len(self._options), -1).max(axis=1).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
+        """The rows with these indices, int64 [B]."""
+        texts = self._options[indices][..., None]
+        column_T = np.arange(self._length)
+        real = column_T < self._sizes[texts]
+        places = np.where(real, self._starts[texts] + column_T, -1)
+        tokens = np.where(real, self._tokens[places], 0)
+        batch = {
+            TOKENS: tokens,
+            TYPES: np.where(real, self._types[places], 0).astype(np.int32),
+            POSITIONS: np.where(real, column_T, 0).astype(np.int32),
+            SEGMENTS: real.astype(np.int32),
+        }
+        if self._entries is not None:
+            following = np.where(column_T + 1 < self._sizes[texts], self._tokens[places + 1], self._entries)
+            known = following < self._entries
+            batch |= {TARGETS: np.where(known, following, 0).astype(np.int32), WEIGHTS: known.astype(np.float32)}
+        return batch | {name: array[indices] for name, array in self._fields.items()}
+
+
+def ragged_fields(
+    rows: RowSettings, fields: Mapping[str, str], *, options: int | None = None, language: bool = False
+) -> BatchSpec:
+    """The fields of a batch of `RaggedRows`; `fields` are the dtypes of those with one number for each example."""
+    shape = (rows.batch_size, *([] if options is None else [options]), rows.sequence_length)
+    names = {TOKENS: "int32", TYPES: "int32", POSITIONS: "int32", SEGMENTS: "int32"}
+    names |= {TARGETS: "int32", WEIGHTS: "float32"} if language else {}
+    spec = {name: Field(shape, dtype) for name, dtype in names.items()}
+    return spec | {name: Field(shape[:1], dtype) for name, dtype in fields.items()}
