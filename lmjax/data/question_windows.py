@@ -33,6 +33,7 @@ class QuestionRows:
     passage_numbers: np.ndarray  # of each question's passage, int64 [N]
     offsets: Sequence[np.ndarray]  # the characters [tokens, 2] of each passage's tokens
     windows: Windows  # of the passage's tokens; `texts` are numbers of questions
+    null_columns: np.ndarray  # the column that stands for no answer, int64 [R]
     spans: np.ndarray  # int32 [R, 2]
     weights: np.ndarray  # float32 [R]: 0 where the question is not labelled
     dropped_tokens = 0
@@ -80,11 +81,13 @@ def question_rows(
     length: int = 384,
     stride: int = 128,
     question_length: int = 64,
+    null_last: bool = False,
 ) -> QuestionRows:
     """The rows of questions: `length` columns, windows `stride` tokens apart, at most so many tokens of a question.
 
-    The span of a row is that of the first answer where the window has all of it, and that of [CLS] where it has not, or
-    where there is none. Raises FieldError for a stride or a length that leaves tokens of a passage out.
+    The span of a row is that of the first answer where the window has all of it. Else it is the first column, that of
+    [CLS], or with `null_last` that of the last token, which alone sees the row in a decoder. Raises FieldError for a
+    stride or a length that leaves tokens of a passage out.
     """
     expected = f"{question_length + 4} or more, for {question_length} tokens of a question and some of its passage"
     require(length > question_length + 3, "rows.sequence_length", length, expected, "raise it")
@@ -102,12 +105,12 @@ def question_rows(
     spans_R2 = spans_N2[cut.texts]
     inside_R = (spans_R2[:, 0] >= cut.begins) & (spans_R2[:, 1] < cut.ends) & (spans_R2[:, 0] <= spans_R2[:, 1])
     columns_R2 = spans_R2 + (asked.sizes[cut.texts] + 2 - cut.begins)[:, None]
+    null_R = asked.sizes[cut.texts] + 2 + cut.ends - cut.begins if null_last else np.zeros(len(cut.texts), np.int64)
     labelled_N = np.array([bool(each.answers) or each.impossible for each in questions], np.float32)
     offsets = [each.offsets for each in pieces]
-    columns_R2 = np.where(inside_R[:, None], columns_R2, 0).astype(np.int32)
-    return QuestionRows(
-        questions, frame, length, asked, passages, passage_N, offsets, cut, columns_R2, labelled_N[cut.texts]
-    )
+    spans_R2 = np.where(inside_R[:, None], columns_R2, null_R[:, None]).astype(np.int32)
+    weights_R = labelled_N[cut.texts]
+    return QuestionRows(questions, frame, length, asked, passages, passage_N, offsets, cut, null_R, spans_R2, weights_R)
 
 
 def answer_tokens(question: Question, passage: Pieces) -> tuple[int, int]:

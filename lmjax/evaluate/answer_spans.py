@@ -74,7 +74,8 @@ def extracted_answers(
 
     As the code of BERT for SQuAD: of each window the `n_best` first and last tokens are paired, where the last is not
     before the first and at most `longest` tokens make the span; a span counts in the window that sees most around its
-    first token; its score is the sum of both, and that of no answer, of the [CLS] of the window where it is lowest. T
+    first token; its score is the sum of both, and that of no answer that of `null_columns`, in the window where it
+    is lowest. T
     may be less than the rows' length where no row has as many tokens. BERT's code pairs the best of all columns, here
     only those of the passage are ranked.
     """
@@ -98,7 +99,8 @@ def _answers(
     """The answers to the questions of the rows `at_R`, which are all of theirs, from the scores of these rows."""
     question_R = rows.windows.texts[at_R]
     questions, firsts = np.unique(question_R, return_index=True)
-    nulls = np.minimum.reduceat(starts_RT[:, 0].astype(np.float64) + ends_RT[:, 0], firsts)
+    none = np.arange(len(at_R)), rows.null_columns[at_R]
+    nulls = np.minimum.reduceat(starts_RT[none].astype(np.float64) + ends_RT[none], firsts)
     scores, row, first, last = _pairs(rows, at_R, starts_RT, ends_RT, n_best, longest)
     order = np.lexsort((-scores, question_R[row]))
     scores, row = scores[order], row[order]

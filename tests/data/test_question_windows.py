@@ -101,6 +101,14 @@ def test_windows_are_those_of_a_plain_loop_and_an_answer_is_in_those_that_have_a
     assert several > 30
 
 
+def test_no_answer_is_the_first_column_or_the_last_one():
+    questions = ask("who", "a b c d e a b c d e", "d"), ask("who", "a b", impossible=True)
+    for last, spans in ((False, [[6, 6], [0, 0], [0, 0]]), (True, [[6, 6], [6, 6], [5, 5]])):
+        rows = rows_of(*questions, length=12, stride=7, null_last=last)
+        assert rows.spans.tolist() == spans
+        assert rows.null_columns.tolist() == ([11, 6, 5] if last else [0, 0, 0])
+
+
 def test_rows_are_read_in_any_order():
     rows = rows_of(ask("who", "a b c d e a b c d e", "d"), ask("where", "a"), length=12, stride=3)
     all_rows = rows.batch(np.arange(len(rows)))

@@ -126,6 +126,14 @@ def test_a_score_outside_of_the_passage_is_no_span():
     assert answer.null_score == 2 * 99 - 18
 
 
+def test_no_answer_has_the_score_of_its_own_column():
+    rows = rows_of(letters("b c d"), length=16, stride=4, question_length=4, null_last=True)
+    starts_RT, ends_RT = scores_at(rows, [[4, 4]], high=1.0)
+    starts_RT[0, 0], starts_RT[0, 6] = 50, 7
+    (answer,) = extracted_answers(rows, starts_RT, ends_RT)
+    assert (answer.spans[0].text, answer.null_score) == ("c", 7 - 2)
+
+
 def test_an_answer_is_none_above_the_threshold_alone():
     rows = rows_of(letters("b c d"), length=16, stride=4, question_length=4)
     starts_RT, ends_RT = scores_at(rows, [[4, 4]], high=1.0)
