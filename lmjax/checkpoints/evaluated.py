@@ -22,7 +22,6 @@ from lmjax.files import read_json, write_whole
 
 EVALUATIONS_FILE = "evaluations.json"
 VALIDATION_LOSS, VALIDATION_REWARD = "validation_loss", "validation_reward"
-WORTH = {VALIDATION_LOSS: -1.0, VALIDATION_REWARD: 1.0}  # whether more of it is better
 
 Numbers = dict[str, float]
 
@@ -57,10 +56,11 @@ class Evaluated:
 
 
 def worth(numbers: Any) -> float:
-    """How good a checkpoint is by its number: more is better, and none is worse than any."""
-    values = numbers or {}
-    known = [sign * float(values[name]) for name, sign in WORTH.items() if name in values]
-    return known[0] if known and not math.isnan(known[0]) else -math.inf
+    """How good a checkpoint is by its number: of a loss less is better, else more, and none is worse than any."""
+    for name, value in (numbers or {}).items():
+        number = -float(value) if name == VALIDATION_LOSS else float(value)
+        return -math.inf if math.isnan(number) else number
+    return -math.inf
 
 
 @dataclass

@@ -70,8 +70,12 @@ class RowLoader:
         """Rows of the whole batch of this step."""
         return self._ramp.batch_size_at(step)
 
+    def length_at(self, step: int) -> int:
+        """The columns of the batch of this step."""
+        return self.settings.sequence_length
+
     def tokens_at(self, step: int) -> int:
-        """Tokens (rows x sequence_length) of all steps before this one."""
+        """Tokens (rows x columns) of all steps before this one."""
         return self._ramp.tokens_at(step)
 
     def epochs_at(self, step: int) -> list[float]:

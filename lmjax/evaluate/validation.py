@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from lmjax.data.loader import ValidationBatches
 from lmjax.objective.weighted import Weighted, added_up
@@ -35,6 +36,13 @@ def values_of(names: Sequence[str], sums: Sequence[Sums], describe: Callable[[Su
     """The numbers of the whole, and where there are several sources those of each, as NUMBER/SOURCE."""
     whole = describe(added_up(sums))
     return whole | by_source(names, [describe(own) for own in sums])
+
+
+def values_of_sources(
+    names: Sequence[str], found: Sequence[Any], describe: Callable[[Sequence[Any]], Values]
+) -> Values:
+    """As `values_of`, of what is no sum: `describe` takes what was found of one source, or of all of them."""
+    return describe(found) | by_source(names, [describe([own]) for own in found])
 
 
 def by_source(names: Sequence[str], values: Sequence[Values]) -> Values:

@@ -125,8 +125,15 @@ class RowSettings(LoadedRows, Settings):
     """What a batch of a task's rows holds. A batch is a pure function of these settings and the step."""
 
     sequence_length: PositiveInt = 256  # tokens of a row, at most
+    # further lengths: a batch has rows of one of them, the least that holds its texts, and fewer columns of padding
+    buckets: tuple[int, ...] = ()
     batch_size: PositiveInt = 8  # rows per step, over all devices
     shuffle: bool = True
     seed: int = 0
     prefetch: PositiveInt = 2  # batches prepared ahead
     earlier_batches: tuple[tuple[int, int, int, int, int, int], ...] = ()  # as in DataSettings
+
+    def check(self) -> None:
+        fits = all(0 < edge <= self.sequence_length for edge in self.buckets)
+        expected = f"lengths from 1 to sequence_length {self.sequence_length}"
+        require(fits, "buckets", self.buckets, expected, "leave the others out")

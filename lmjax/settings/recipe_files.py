@@ -252,6 +252,12 @@ def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> An
         raise UserError(f"{where}: {error.within(field)}") from error
 
 
+def decoded_part(part: Any, value: dict[str, Any], where: str, field: str) -> Any:
+    """A dataclass of settings from the values that `plain` gave. Raises UserError naming the first that is wrong."""
+    listed: dict[str, Any] = json.loads(json.dumps(value))  # tuples as recipe.json has them
+    return _decode_part(part, listed, where, field)
+
+
 class _SavedTask(typing.TypedDict):
     task: str
     trunk: list[str]

@@ -40,6 +40,7 @@ class TaskSettings:
     """
 
     trunk: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[str, ...] | None] = ()  # of its evaluations, beside the loss; None: they are not known
 
     @property
     def task(self) -> str:
@@ -54,7 +55,9 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class SavedTask(TaskSettings):
-    """A task of somebody's own as recipe.json has it: its name and its values. It cannot be trained."""
+    """A task as recipe.json has it: its name and its values. Only lmjax's own are made of it again."""
+
+    metrics: ClassVar[tuple[str, ...] | None] = None
 
     name: str
     keys: tuple[str, ...]
@@ -150,6 +153,11 @@ class Stage(Settings):
             return self
         rows = dataclasses.replace(getattr(self, self.rows_field), earlier_batches=earlier)
         return dataclasses.replace(self, **{self.rows_field: rows})
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The lengths of its batches, beside the full one, where rows of several lengths are in buckets."""
+        return ()
 
     @property
     def sampled(self) -> tuple[str, int]:

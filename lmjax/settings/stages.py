@@ -87,9 +87,9 @@ class Pretrain(TrainingStage):
 
 @dataclass(frozen=True)
 class Finetune(TrainingStage):
-    """Trains a task of the recipe's own (lmjax/tasks/task.py) on the language model of `start`.
+    """Trains a task on the model of `start`: one of lmjax's own (`lmjax.tasks`), or one of the recipe's.
 
-    CONTRIBUTING.md has an example: a loss and a head of one's own in one recipe file.
+    CONTRIBUTING.md has an example of the latter: a loss and a head of one's own in one recipe file.
     """
 
     kind: ClassVar[str] = "finetune"
@@ -106,12 +106,20 @@ class Finetune(TrainingStage):
         super().check()
         require(self.task is not None, "task", None, "a task", "give an object of a class that extends Task")
         check_divides("train.microbatches", self.train.microbatches, {"rows.batch_size": self.rows.batch_size})
-        by = self.checkpoint.best_by
-        require(by in self.best_by(), "checkpoint.best_by", by, "'validation_loss' of a task", "leave it out")
+        by, known = self.checkpoint.best_by, self.best_by()
+        unknown = self.task is not None and self.task.metrics is None
+        require(unknown or by in known, "checkpoint.best_by", by, " or ".join(sorted(known)), "use one of them")
+
+    def best_by(self) -> set[str]:
+        return super().best_by() | {f"validation_{name}" for name in (self.task and self.task.metrics) or ()}
 
     @property
     def loading(self) -> DataSettings:
         return self.rows.loading
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        return self.rows.buckets
 
     @property
     def trained_dropout(self) -> float | None:
@@ -124,7 +132,8 @@ class Finetune(TrainingStage):
 
     @property
     def steps(self) -> int | None:
-        return self.train.steps if self.epochs is None else None
+        fixed = self.epochs is None and self.evaluation.patience is None
+        return self.train.steps if fixed else None
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class EvaluationSettings(Settings):
     """Evaluation on the fixed validation set, and samples on the way."""
 
     every: PositiveInt = 100  # steps; it is also done at the end
+    # so many evaluations in a row without a better checkpoint.best_by end the run (early stopping); None: none do
+    patience: PositiveInt | None = None
     batches: PositiveInt | None = None  # evenly from every source, at least one of each; None: the whole validation set
     prompts: tuple[str, ...] = ()  # continued at each evaluation
     sample_tokens: PositiveInt = 64
@@ -152,7 +154,8 @@ class CheckpointSettings(Settings):
     keep_every: PositiveInt | None = None  # steps whose multiples are never deleted
     at: tuple[int, ...] = ()  # further steps that are saved, and never deleted
     keep_best: NonNegativeInt = 0  # by best_by: then every step that is saved is evaluated, too
-    best_by: Literal["validation_loss", "validation_reward"] = "validation_loss"  # a low loss, or a high reward
+    # a low loss, a high reward, or a high metric of a task, such as "validation_accuracy"
+    best_by: str = "validation_loss"
     select_best: bool = False  # others load and are initialised from the best one that was kept, not the last
 
     def check(self) -> None:

@@ -1,42 +1,77 @@
-"""Fine-tuning: a task of the recipe's own on a model that is there already."""
+"""Fine-tuning: a task, of lmjax's own or of the recipe's, on a model that is there already."""
 
 from __future__ import annotations
 
-from lmjax.errors import UserError
+import dataclasses
+
+from jax.sharding import Mesh
+
 from lmjax.settings import Finetune
 from lmjax.stages.changes import EARLIER, TRAINING, Kind, Table
-from lmjax.stages.kind import fine_tuning
+from lmjax.stages.kind import Planned, StageKind
 from lmjax.stages.shown import Drawn, Shown, Told
+from lmjax.stages.train_stage import Outcome, train_task
+from lmjax.tasks.program import Cost, Program
+from lmjax.tasks.registry import task_named
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Task
+from lmjax.tasks.task import Session, Task
 
 CHANGES: Table = {
     Kind.FREE: ("rows.prefetch", f"rows.{EARLIER}.", "model."),
     Kind.CONSEQUENTIAL: (
-        *("task.", "rows.sequence_length", "rows.batch_size", "rows.shuffle", "rows.seed", "epochs", "dropout"),
+        *(
+            "task.",
+            "rows.sequence_length",
+            "rows.buckets",
+            "rows.batch_size",
+            "rows.shuffle",
+            "rows.seed",
+            "epochs",
+            "dropout",
+        ),
     ),
     Kind.BREAKING: ("start",),
 }
 
 
 def task_of(resolved: ResolvedStage) -> Task:
-    """The task of a stage. Raises UserError where only its name is known, as from recipe.json."""
+    """The task of a stage, its labels filled in. Raises UserError where only its name is known."""
     stage = resolved.of(Finetune)
-    if not isinstance(stage.task, Task):
-        raise UserError(
-            f"{stage.name}.task: expected an object of a class that extends Task, found "
-            f"{stage.task.plain()['task'] if stage.task else None!r}; run the recipe file that defines it"
-        )
-    return stage.task
+    task = task_named(stage.task, f"{stage.name}.task")
+    return task.prepared()
 
 
-KIND = fine_tuning(
-    Finetune,
-    task_of,
+def adapted(resolved: ResolvedStage, task: Task) -> ResolvedStage:
+    """The stage with the task as it is trained, and with its model: checkpoints keep both."""
+    stage = resolved.of(Finetune)
+    model = task.adapted(resolved.model, stage.rows.sequence_length)
+    return dataclasses.replace(resolved, settings=dataclasses.replace(stage, task=task, model=model))
+
+
+def _train(resolved: ResolvedStage, session: Session) -> Outcome:
+    resolved = resolved.opened()
+    task = task_of(resolved)
+    return train_task(task, adapted(resolved, task), session)
+
+
+def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:
+    task = task_of(resolved)
+    return task.build(adapted(resolved, task), mesh, resolved.of(Finetune).train.steps)
+
+
+def _cost(resolved: ResolvedStage) -> Cost:
+    task = task_of(resolved)
+    return task.cost(adapted(resolved, task))
+
+
+KIND = StageKind(
+    settings=Finetune,
     shown=Shown(
         charts=(Drawn("loss", "Loss", (("loss", "training", False), ("validation_loss", "validation", True))),),
         tiles=(Told("validation_loss", "validation loss"), Told("loss", "training loss")),
         own_metrics=True,
     ),
     changes=(TRAINING, CHANGES),
+    train=_train,
+    programs={"train": Planned(_step, _cost)},
 )

@@ -6,33 +6,37 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lmjax.bucket import checkpoints_of
 from lmjax.checkpoints.checkpoint import Checkpointer
 from lmjax.checkpoints.remote_workdir import mirror
-from lmjax.data.batch import TOKENS, Batch
+from lmjax.data.batch import INPUTS, TOKENS, Batch, BatchSpec
+from lmjax.data.buckets import BucketLoader, RaggedLengths
 from lmjax.data.loader import RowLoader
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import require
 from lmjax.evaluate.samples import EvaluationLines
+from lmjax.model.families import model_of
 from lmjax.model.flops import count
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel import processes
 from lmjax.parallel.executable import load_executable
-from lmjax.parallel.placement import init_state, place_batch, place_whole, shardings_of
+from lmjax.parallel.placement import abstract_params, init_state, place_batch, place_whole, shardings_of
 from lmjax.run_files import METRICS_FILE, WALL_SECONDS
 from lmjax.settings import ModelSettings, TrainingStage
 from lmjax.settings.recipe_files import flat, to_json
-from lmjax.tasks.program import Program
+from lmjax.tasks.program import Program, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
 from lmjax.training.loop import Job, Metrics, Values, evaluation_due, fit
+from lmjax.training.patience import Patience
 from lmjax.training.record import Recorder
 from lmjax.training.stop import Interrupted
 from lmjax.training.throughput import Meter
@@ -69,6 +73,7 @@ class Training:
     # changes nothing more. Interrupted where a stop is asked for
     progress: Callable[[int], Values] = lambda done: {}  # recorded beside a step's metrics
     evaluates_fresh: bool = False  # whether the state before the first step is evaluated, too
+    patience: Patience = field(default_factory=lambda: Patience(None, "validation_loss"))
 
 
 def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome:
@@ -78,23 +83,22 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     """
     stage = resolved.of(TrainingStage)
     resolved.check_lengths()
-    mesh, model = resolved.mesh(), resolved.model
+    mesh, model, spec = resolved.mesh(), resolved.model, task.spec(resolved)
     data = task.open(resolved, session)
-    steps = planned_steps(stage, data)
+    loader = loader_of(stage, data, spec)
+    steps = planned_steps(stage, data, loader)
     program = task.build(resolved, mesh, steps)
-    loader = RowLoader(data.train, data.weights, stage.loading)
     for line in data.shares(loader, steps):
         session.display.say(line)
-    counted = count(model, stage.loading.sequence_length)
     if stage.own_model:
-        session.display.say(
-            f"{counted.parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}"
-        )
+        parameters = count(model, stage.loading.sequence_length).parameters
+        session.display.say(f"{parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
     frozen = _frozen(program, resolved)
     run = TaskRun(resolved, mesh, program, frozen, data, loader, session)
     step = _step(program, resolved, mesh, session)
-    row = math.prod(loader.batch_at(0, slice(0, 1))[TOKENS].shape[1:])
-    axes = program.axes
+    length, row = stage.loading.sequence_length, _row_tokens(loader, spec)
+    axes, flops = program.axes, task.flops_per_token(resolved)
+    patience = Patience(stage.evaluation.patience, stage.checkpoint.best_by)
     training = Training(
         recipe=_kept(resolved),
         steps=steps,
@@ -103,23 +107,39 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         fresh=lambda: _fresh(task, program, resolved, mesh, frozen),
         step=lambda state, batch: step(state, *frozen, batch),
         batch_at=lambda at: place_batch(lambda rows: loader.batch_at(at, rows), loader.batch_size_at(at), mesh, axes),
-        tokens_in=lambda at: loader.batch_size_at(at) * row * task.copies,
-        flops_per_token=counted.flops_per_token,
+        tokens_in=lambda at: loader.batch_size_at(at) * loader.length_at(at) * row // length * task.copies,
+        flops_per_token=flops,
         evaluate=task.evaluation(run),
         finish=task.finish(run),
         progress=lambda done: task.progress(loader, done),
+        patience=patience,
     )
-    length = stage.loading.sequence_length
-    tokens = loader.tokens_at(steps) * row // length  # a row of several sequences counts them all
     state = train(training, resolved, session)
-    return Outcome(state, steps, model, length, tokens, counted.flops_per_token, mesh.devices.size)
+    steps = int(jax.device_get(state.step)) if patience.exhausted else steps
+    tokens = loader.tokens_at(steps) * row // length  # a row of several sequences counts them all
+    return Outcome(state, steps, model, length, tokens, flops, mesh.devices.size)
 
 
-def planned_steps(stage: TrainingStage, data: TaskData) -> int:
+def loader_of(stage: TrainingStage, data: TaskData, spec: BatchSpec) -> RowLoader | BucketLoader:
+    """The training batches of a task's rows; in buckets where the recipe names some."""
+    if not stage.buckets:
+        return RowLoader(data.train, data.weights, stage.loading)
+    return BucketLoader(cast(Sequence[RaggedLengths], data.train), stage.loading, stage.buckets, spec)
+
+
+def _row_tokens(loader: RowLoader | BucketLoader, spec: BatchSpec) -> int:
+    """The tokens of a row of the full length, those of its inputs and of all its sequences included."""
+    full = {name: math.prod(spec[name].shape[1:]) for name in (TOKENS, INPUTS) if name in spec}
+    return sum(full.values())
+
+
+def planned_steps(stage: TrainingStage, data: TaskData, loader: RowLoader | BucketLoader | None = None) -> int:
     """The steps of a stage: train.steps, or those of its epochs over the rows that these count."""
     epochs = getattr(stage, "epochs", None)
     if epochs is None:
         return stage.train.steps
+    if isinstance(loader, BucketLoader):
+        return max(1, math.ceil(epochs * loader.batches_per_epoch))
     wanted, size, earlier = epochs * data.epoch_rows, stage.loading.batch_size, stage.loading.earlier_batches
     if not earlier:
         return max(1, math.ceil(wanted / (size * (1.0 - data.mixed))))
@@ -149,13 +169,26 @@ def _fresh(task: Task, program: Program, resolved: ResolvedStage, mesh: Mesh, fr
     optimizer = program.optimizer
     if resolved.start is None:
         return init_state(program.model, optimizer, stage.train.seed, mesh)
-    params = frozen[0] if frozen else resolved.start.language_model(task.language_model(program.abstract.params))
+    own = model_of(resolved.start.settings, stage.compute, platform_of(mesh))
+    shapes = task.language_model(program.abstract.params)
+    grown = jax.tree.map(lambda leaf: leaf.shape, shapes) != jax.tree.map(
+        lambda leaf: leaf.shape, jax.eval_shape(own.init, jax.random.key(0))
+    )
+    params = frozen[0] if frozen else resolved.start.language_model(abstract_params(own, mesh) if grown else shapes)
 
     def create(params: Any) -> TrainState:
+        if grown:
+            fresh = task.language_model(program.model.init(jax.random.key(stage.train.seed)))
+            params = jax.tree.map(with_more_rows, params, fresh)
         initial = task.initial(program.model, params, jax.random.key(stage.train.seed))
         return TrainState.create(initial, optimizer)
 
     return jax.jit(create, out_shardings=shardings_of(program.abstract))(params)
+
+
+def with_more_rows(kept: jax.Array, fresh: jax.Array) -> jax.Array:
+    """A table whose first rows are kept and the others fresh; one of as many rows is as it was."""
+    return jnp.concatenate([kept, fresh[kept.shape[0] :]]) if kept.shape != fresh.shape else kept
 
 
 def _step(program: Program, resolved: ResolvedStage, mesh: Mesh, session: Session) -> Callable[..., Any]:
@@ -221,6 +254,7 @@ def train(training: Training, resolved: ResolvedStage, session: Session) -> Trai
             display.say(f"{workdir / METRICS_FILE}: no line up to step {first} is left; the record begins here")
         display.start(recipe.name, training.steps, first)
         stack.callback(display.finish)
+        training.patience.see(recorder.kept)
         job = _job(training, checkpointer, recorder, workdir, session)
         if stop.signal is None and missing_evaluation(
             recipe, recorder.kept, first, training.steps, fresh=training.evaluates_fresh
@@ -235,6 +269,8 @@ def train(training: Training, resolved: ResolvedStage, session: Session) -> Trai
                 return state
             if first:
                 job.evaluated(first, values)
+        if training.patience.exhausted:
+            return state
         state = fit(job, state, stop)
         done = int(jax.device_get(state.step))
         if first < done < training.steps and done % recipe.log.every:  # stopped at a step without a line of its own
@@ -256,6 +292,7 @@ def _job(training: Training, checkpointer: Checkpointer, recorder: Recorder, wor
         for line in lines.written:  # once the evaluation is whole: an interrupted one is done again
             recorder.write(done, line)
         if values:
+            training.patience.see([values])
             recorder.write(done, values)
             display.say(f"step {done}: {', '.join(_described(*item) for item in values.items())}")
         return values
@@ -284,6 +321,7 @@ def _job(training: Training, checkpointer: Checkpointer, recorder: Recorder, wor
         prefetch=recipe.loading.prefetch,
         abort_after_skipped=recipe.train.abort_after_skipped,
         profile_folder=workdir / "profile",
+        enough=lambda: training.patience.exhausted,
     )
 
 

@@ -96,8 +96,10 @@ class Cost:
         return count(self.models[0]).parameters
 
 
-def language_cost(model: ModelSettings, rows: int, length: int, passes: int = TRAIN, *, head: bool = True) -> Cost:
-    """Of `passes` forward passes over rows, with or without the vocabulary's head."""
-    of, tokens = forward_flops(model, length), rows * length
+def language_cost(
+    model: ModelSettings, rows: int, length: int, passes: int = TRAIN, *, head: bool = True, inputs: int | None = None
+) -> Cost:
+    """Of `passes` forward passes over rows, with or without the vocabulary's head; `inputs` of an encoder-decoder."""
+    of, tokens = forward_flops(model, length, inputs), rows * (length + (inputs or 0))
     products = passes * tokens * (of.body + (of.head if head else 0.0))
     return Cost((model,), rows, length, tokens, products, scores=passes * tokens * of.scores)

@@ -20,13 +20,15 @@ import optax
 from jax.sharding import Mesh
 
 from lmjax.checkpoints.evaluated import VALIDATION_LOSS
-from lmjax.data.batch import TOKENS, BatchSpec
+from lmjax.data.batch import INPUTS, TOKENS, Batch, BatchSpec
+from lmjax.data.buckets import BucketLoader
 from lmjax.data.loader import RowLoader, ValidationBatches
 from lmjax.data.packing import Rows
 from lmjax.data.token_cache import TokenCache
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, sums_by_source, values_of
 from lmjax.model.families import model_of
+from lmjax.model.flops import count
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.optim.rates import model_rates
@@ -42,7 +44,7 @@ from lmjax.parallel.placement import (
     place_batch,
     shardings_of,
 )
-from lmjax.settings import TrainingStage
+from lmjax.settings import ModelSettings, TrainingStage
 from lmjax.settings.stage import TaskSettings
 from lmjax.tasks.program import Cost, Program, RunNumbers, language_cost, platform_of
 from lmjax.tasks.resolved import ResolvedStage
@@ -78,8 +80,9 @@ class TaskData:
     names: Sequence[str] = ()  # of the validation sources
     epoch_rows: int = 0  # training rows that an epoch counts
     mixed: float = 0.0  # the share of rows beside them that it does not count
-    shares: Callable[[RowLoader, int], list[str]] = lambda loader, steps: []
+    shares: Callable[[Any, int], list[str]] = lambda loader, steps: []
     more: dict[str, Sequence[Rows]] = field(default_factory=dict)  # other rows, by what they are for
+    examples: Sequence[Sequence[Any]] = ()  # of each validation source, where the rows are made of examples
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class TaskRun:
     program: Program
     frozen: tuple[Any, ...]
     data: TaskData
-    loader: RowLoader
+    loader: RowLoader | BucketLoader
     session: Session
 
     @property
@@ -150,6 +153,21 @@ class Task(TaskSettings, ABC):
         """The model: `init(rng)`, `logical_axes()`, and whatever the loss calls. By default `resolved.model`'s."""
         return model_of(resolved.model, resolved.settings.compute, platform)
 
+    def prepared(self) -> Task:
+        """The task with what its data tell of it, such as the names of classes. Raises UserError."""
+        return self
+
+    def adapted(self, model: ModelSettings, rows: int) -> ModelSettings:
+        """The settings of the model that is trained, from those of the initial checkpoint's, for so long rows.
+
+        Tables may get rows: theirs are kept, and the others are fresh.
+        """
+        return model
+
+    def weigh(self, batch: Batch) -> Batch:
+        """The whole batch with weights that make the loss one sum divided by one weight; called before microbatches."""
+        return batch
+
     def language_model(self, params: Any) -> Any:
         """The language model's part of the parameters."""
         for key in self.trunk:
@@ -203,7 +221,7 @@ class Task(TaskSettings, ABC):
             optimizer, schedule = self.optimizer(resolved, axes, numbers.course)
             loss_fn = self.loss(model, resolved, *frozen)
             made = make_train_step(loss_fn, optimizer, microbatches=parts, seed=numbers.seed, schedule=schedule)
-            return made(state, batch)
+            return made(state, self.weigh(batch))
 
         return step
 
@@ -245,11 +263,18 @@ class Task(TaskSettings, ABC):
         return None
 
     def cost(self, resolved: ResolvedStage) -> Cost:
-        """The FLOPs of a step: by default, those of the language model on rows of tokens."""
-        tokens = self.spec(resolved)[TOKENS].shape
-        return language_cost(resolved.model, math.prod(tokens[:-1]), tokens[-1])
+        """The FLOPs of a step: by default, those of the language model on rows of tokens, and of inputs."""
+        spec = self.spec(resolved)
+        tokens, inputs = spec[TOKENS].shape, spec[INPUTS].shape[-1] if INPUTS in spec else None
+        return language_cost(resolved.model, math.prod(tokens[:-1]), tokens[-1], inputs=inputs)
 
-    def progress(self, loader: RowLoader, done: int) -> Values:
+    def flops_per_token(self, resolved: ResolvedStage) -> float:
+        """Of a step, as its throughput counts them: padding, and inputs of an encoder, are tokens too."""
+        spec = self.spec(resolved)
+        inputs = spec[INPUTS].shape[-1] if INPUTS in spec else None
+        return count(resolved.model, spec[TOKENS].shape[-1], inputs).flops_per_token
+
+    def progress(self, loader: Any, done: int) -> Values:
         """What is recorded beside the metrics of a step."""
         return {}
 

@@ -60,6 +60,7 @@ class Job:
     prefetch: int = 2
     abort_after_skipped: int = 10
     profile_folder: Path | None = None
+    enough: Callable[[], bool] = lambda: False  # after an evaluation, whether the run ends there
 
 
 @dataclass
@@ -155,7 +156,7 @@ def _between(job: Job, state: TrainState, done: int, stop: StopRequest, asked: b
         job.save(state, done)
     if evaluation_due(job.evaluation, job.checkpoint, done, job.steps):
         stop.left_off = asked or not _evaluated(job, state, done, saved)
-    asked = asked or stop.left_off or stop.asked()
+    asked = asked or stop.left_off or stop.asked() or job.enough()
     if asked and not saved:
         job.save(state, done)
     return asked
