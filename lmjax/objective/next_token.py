@@ -7,13 +7,13 @@ from typing import Any
 import jax
 
 from lmjax.data.batch import TARGETS, WEIGHTS, Batch
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.transformer import Transformer
 from lmjax.objective.cross_entropy import cross_entropy
 from lmjax.objective.weighted import LossFunction, Metrics, Weighted, with_auxiliary
 
 
 def language_loss(
-    model: LanguageModel,
+    model: Transformer,
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,

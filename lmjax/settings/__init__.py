@@ -10,6 +10,7 @@ from __future__ import annotations
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
 from lmjax.settings.labelled import LabelledSettings
+from lmjax.settings.masking import MaskingSettings, PairSettings, SpanSettings
 from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
@@ -20,10 +21,12 @@ from lmjax.settings.model import (
     NormSettings,
     PositionSettings,
 )
+from lmjax.settings.pretraining import PretrainMasked, PretrainSpans
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
 from lmjax.settings.stage import DialogueStage, Stage, TrainingStage
 from lmjax.settings.stages import DPO, PPO, SFT, Compare, Finetune, Pipeline, Pretrain, RewardModel
 from lmjax.settings.sweep import Member, PretrainTogether, Sweep, SweepRun
+from lmjax.settings.text_to_text import TextToTextSettings
 from lmjax.settings.training import (
     CheckpointSettings,
     ComputeSettings,
@@ -55,6 +58,7 @@ __all__ = [
     "KLSettings",
     "LabelledSettings",
     "LogSettings",
+    "MaskingSettings",
     "MeasureSettings",
     "Member",
     "MeshSettings",
@@ -63,20 +67,25 @@ __all__ = [
     "NormSettings",
     "OptimizerSettings",
     "PPOSettings",
+    "PairSettings",
     "Pipeline",
     "PlanSettings",
     "PositionSettings",
     "Pretrain",
+    "PretrainMasked",
+    "PretrainSpans",
     "PretrainTogether",
     "RewardModel",
     "RewardSettings",
     "RowSettings",
     "ScheduleSettings",
     "SourceSettings",
+    "SpanSettings",
     "Stage",
     "Sweep",
     "SweepRun",
     "TemplateSettings",
+    "TextToTextSettings",
     "TokenizerSettings",
     "TrainSettings",
     "TrainingStage",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MODULES = {  # imported when a stage of the kind is first asked for
     "pretrain": "lmjax.stages.pretrain",
     "pretrain_together": "lmjax.stages.pretrain_together",
+    "pretrain_masked": "lmjax.stages.pretrain_masked",
+    "pretrain_spans": "lmjax.stages.pretrain_spans",
     "finetune": "lmjax.stages.finetune",
     "sft": "lmjax.stages.sft",
     "compare": "lmjax.stages.compare",

@@ -13,7 +13,7 @@ import numpy as np
 from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import TARGETS, WEIGHTS, Batch, BatchSpec, language_fields
 from lmjax.data.loader import RowLoader, ValidationBatches, check_one_tokenizer
-from lmjax.data.packing import pack
+from lmjax.data.packing import Rows, pack
 from lmjax.data.ramp import BatchRamp
 from lmjax.data.source_shares import lines_of, source_names
 from lmjax.data.token_shards import TokenShards
@@ -55,21 +55,27 @@ class NextToken(Task):
             return lines_of(data.train, [shards.tokens for shards in self.train], loader.epochs_at(steps), "tokens")
 
         return TaskData(
-            train=[pack(shards, data, keep_rest=False) for shards in self.train],
+            train=[self.rows(resolved, shards, number) for number, shards in enumerate(self.train)],
             weights=[source.weight for source in data.train],
-            validation=[pack(shards, data, keep_rest=True) for shards in self.validation],
+            validation=[
+                self.rows(resolved, shards, number, validation=True) for number, shards in enumerate(self.validation)
+            ],
             names=source_names(data.validation),
             shares=shares,
         )
 
-    def model(self, resolved: ResolvedStage, platform: str) -> LanguageModel:
+    def rows(self, resolved: ResolvedStage, shards: TokenShards, number: int, *, validation: bool = False) -> Rows:
+        """The rows of the training or validation source with this number."""
+        return pack(shards, resolved.of(Pretrain).data, keep_rest=validation)
+
+    def model(self, resolved: ResolvedStage, platform: str) -> Any:
         data = resolved.of(Pretrain).data
         segmented = data.isolate_documents or data.packing == "first_fit"
         model = LanguageModel(resolved.model, resolved.settings.compute, platform, segmented)
         model.implementation(data.sequence_length)  # raises here, not when the first step is traced
         return model
 
-    def loss(self, model: LanguageModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
+    def loss(self, model: Any, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
         train = resolved.of(Pretrain).train
         return language_loss(
             model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=resolved.entries
