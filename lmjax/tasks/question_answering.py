@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import jax
-import numpy as np
 
 from lmjax.data.batch import (
     LABEL_WEIGHTS,
@@ -30,7 +29,6 @@ from lmjax.objective.spans import masked_scores, span_loss
 from lmjax.objective.weighted import LossFunction, Metrics, Weighted, with_auxiliary
 from lmjax.tasks.labelled import LabelledTask, Predictions
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Session, TaskData
 from lmjax.training.loop import Values
 
 
@@ -66,14 +64,10 @@ class QuestionAnswering(LabelledTask):
         tokens = {name: Field((rows, length)) for name in (TOKENS, TYPES, POSITIONS, SEGMENTS)}
         return tokens | {SPANS: Field((rows, 2)), LABEL_WEIGHTS: Field((rows,), "float32")}
 
-    def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
-        data = super().open(resolved, session)
-        for rows in (*data.train, *data.validation):
-            assert isinstance(rows, QuestionRows)
-            for row in np.flatnonzero(rows.weights == 0)[:1]:
-                question = rows.questions[rows.windows.texts[row]]
-                raise BadExampleError(question.where, "expected an answer, or is_impossible", "found neither")
-        return data
+    def check_examples(self, examples: Sequence[Question]) -> None:
+        for each in examples:
+            if not each.answers and not each.impossible:
+                raise BadExampleError(each.where, "expected an answer, or is_impossible", "found neither")
 
     def warnings(self, train: Sequence[Question], validation: Sequence[Question]) -> list[str]:
         shared, passages = shared_passages(train, validation), {each.passage for each in validation}

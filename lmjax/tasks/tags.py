@@ -20,7 +20,6 @@ from lmjax.objective.classification import class_loss
 from lmjax.objective.weighted import LossFunction, Metrics, Weighted, with_auxiliary
 from lmjax.tasks.labelled import LabelledTask, Predictions
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Session, TaskData
 from lmjax.training.loop import Values
 
 
@@ -43,10 +42,13 @@ class Tags(LabelledTask):
     def between(self) -> str:
         return " " if self.words == "blanks" else ""
 
-    def labels_of(self, examples: Sequence[TaggedWords]) -> tuple[str, ...]:
+    def check_examples(self, examples: Sequence[TaggedWords]) -> None:
         for each in examples:
             if each.tags is None:
                 raise BadExampleError(each.where, "expected a tag for each word", "found none")
+
+    def labels_of(self, examples: Sequence[TaggedWords]) -> tuple[str, ...]:
+        self.check_examples(examples)
         tags = {tag for each in examples for tag in each.tags or ()}
         return tuple(sorted(tags, key=lambda tag: (tag != OUTSIDE, tag)))
 
@@ -54,13 +56,6 @@ class Tags(LabelledTask):
         shape = resolved.settings.loading.batch_size, resolved.settings.loading.sequence_length
         tokens = {name: Field(shape) for name in (TOKENS, TYPES, POSITIONS, SEGMENTS, LABELS)}
         return tokens | {LABEL_WEIGHTS: Field(shape, "float32")}
-
-    def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
-        data = super().open(resolved, session)
-        for rows in (*data.train, *data.validation):
-            assert isinstance(rows, TaggedRows)
-            self.labels_of(rows.sentences)
-        return data
 
     def rows_of(self, examples: Sequence[TaggedWords], resolved: ResolvedStage) -> TaggedRows:
         assert resolved.tokenizer is not None
