@@ -49,6 +49,7 @@ class LabelledTask(Task, Settings):
     """
 
     trunk: ClassVar[tuple[str, ...]] = (TRUNK,)
+    filled: ClassVar[tuple[str, ...]] = ("labels",)
     framed: ClassVar[bool] = True  # whether a decoder reads its rows between tokens of their own
 
     train: tuple[LabelledSettings, ...] = ()

@@ -48,6 +48,8 @@ class Sentences(LabelledTask):
 
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
+    filled: ClassVar[tuple[str, ...]] = ("labels", "class_weights")
+
     scores: bool = False  # labels are numbers, learned by their squared error
     class_weights: tuple[tuple[str, float], ...] = ()  # factors of the loss of examples by their class; 1 for others
     balanced: bool = False  # class_weights are N / (classes x examples of the class), of the training data
