@@ -50,6 +50,7 @@ class LabelledTask(Task, Settings):
 
     trunk: ClassVar[tuple[str, ...]] = (TRUNK,)
     filled: ClassVar[tuple[str, ...]] = ("labels",)
+    example: ClassVar[type] = object  # what the form of a source gives
     framed: ClassVar[bool] = True  # whether a decoder reads its rows between tokens of their own
 
     train: tuple[LabelledSettings, ...] = ()
@@ -154,7 +155,11 @@ class LabelledTask(Task, Settings):
         read = []
         for number, source in enumerate(getattr(self, field)):
             with placed(f"task.{field}[{number}]"):
-                read.append(read_examples(source))
+                found = read_examples(source)
+                kinds = sorted({type(each).__name__ for each in found.items if not isinstance(each, self.example)})
+                expected = f"a form of {self.example.__name__}, it gives {' and '.join(kinds)}"
+                require(not kinds, "form", source.form, expected, "name the form of the set, or use another task")
+                read.append(found)
         return read
 
     def evaluation(self, run: TaskRun) -> Evaluate:
