@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lmjax.data.frames import Cut, Frame, fitting, framed
+from lmjax.data.frames import Cut, Frame, fitting, framed, kept
 from lmjax.data.labelled import BadExampleError, Choices, Labelled
 from lmjax.data.labelled_sets import reading
 from lmjax.data.windows import windows
@@ -88,11 +88,22 @@ def choice_rows(
     return FramedTexts(rows, np.repeat(np.arange(len(examples)), counts)), table
 
 
-def pair_options(examples: Sequence[Labelled], tokenizer: Tokenizer, frame: Frame, length: int) -> list[FramedTexts]:
-    """The two texts of each example as rows of their own: the first ones, and the second ones."""
-    _require_pairs(examples)
-    alone = [[Labelled((each.texts[at],), None, each.where) for each in examples] for at in (0, 1)]
-    return [text_rows(texts, tokenizer, frame, length) for texts in alone]
+def single_rows(
+    examples: Sequence[Labelled], tokenizer: Tokenizer, frame: Frame | None, length: int, cut: Cut = "head"
+) -> tuple[FramedTexts, np.ndarray]:
+    """Each text of each example as a row of its own, and the rows of each example, int64 [N, 2], -1 for none.
+
+    Without a frame a row has the tokens of the text alone. Raises UserError for an example of more than two texts.
+    """
+    alone = [Labelled((text,), None, each.where) for each in examples for text in each.texts]
+    numbers = np.repeat(np.arange(len(examples)), [len(each.texts) for each in examples])
+    first = np.cumsum([0, *(len(each.texts) for each in examples)])
+    rows = np.stack([first[:-1], np.where(np.diff(first) > 1, first[:-1] + 1, -1)], axis=1)
+    if frame is not None:
+        return FramedTexts(text_rows(alone, tokenizer, frame, length, cut).texts, numbers), rows
+    ids = tokenizer.encode_batch([each.texts[0] for each in alone])
+    bare = [own[kept(len(own), length, cut)] for own in ids]
+    return FramedTexts([(own, np.zeros_like(own)) for own in bare], numbers), rows
 
 
 def classes_of(examples: Sequence[Labelled]) -> tuple[str, ...]:
@@ -122,12 +133,20 @@ def class_numbers(examples: Sequence[Labelled], classes: Sequence[str]) -> np.nd
     return np.array([numbers[label_of(each)] for each in examples], np.int32)
 
 
-def scores_of(examples: Sequence[Labelled]) -> np.ndarray:
-    """The score of each example, float32 [N]; text is read as a number. Raises UserError where it is none."""
-    return np.array([reading.score(each.label, each.where) for each in examples], np.float32)
+def require_labels(examples: Sequence[Labelled] | Sequence[Choices]) -> None:
+    """Raises UserError, with file and line, for an example without a label: there is nothing to learn from it."""
+    for each in examples:
+        if each.label is None:
+            raise UserError(f"{each.where}: no label; expected one, to train or to evaluate; name its column in label")
 
 
-def _require_pairs(examples: Sequence[Labelled]) -> None:
+def require_pairs(examples: Sequence[Labelled]) -> None:
+    """Raises UserError, with file and line, for an example that has not two texts."""
     for each in examples:
         if len(each.texts) != 2:
             raise UserError(f"{each.where}: one text, expected two; name both columns in fields")
+
+
+def scores_of(examples: Sequence[Labelled]) -> np.ndarray:
+    """The score of each example, float32 [N]; text is read as a number. Raises UserError where it is none."""
+    return np.array([reading.score(each.label, each.where) for each in examples], np.float32)

@@ -25,18 +25,20 @@ from lmjax.settings import RowSettings
 
 
 class RaggedRows:
-    """The rows of R examples.
+    """The rows of examples, R in all.
 
     Args:
       texts: the tokens and the types of each framed text, int32 [n], n <= length.
       length: T, the tokens of a row.
       fields: further fields of a batch, [R, ...].
-      options: the texts of each example by their numbers, int [R, K], -1 where it has fewer; None where each text is an
-        example, and rows have no axis of options.
+      options: the texts of each row by their numbers, int [R, K], -1 where it has fewer; None where each text is a row
+        and there is no axis of options.
+      types: how many types of tokens the model knows, at least 1.
+      examples: the number of the example, int [R], that each row is a part of; None: each is one.
       entries: of the tokenizer: each token then predicts the next one (`targets`), with the weight 1 where that is one
         of them, as special tokens behind the table are not. None leaves these fields out.
 
-    lengths: int32 [R], the tokens of the longest text of each example.
+    lengths: int32 [R], the tokens of the longest text of each row.
     """
 
     dropped_tokens = 0
@@ -48,15 +50,19 @@ class RaggedRows:
         fields: Mapping[str, np.ndarray],
         *,
         options: np.ndarray | None = None,
+        types: int = 2,
+        examples: np.ndarray | None = None,
         entries: int | None = None,
     ) -> None:
         sizes = np.array([*(len(tokens) for tokens, _ in texts), 0], np.int64)  # and an empty text, for no option
         self._starts = np.cumsum(sizes) - sizes
         self._sizes = sizes
         self._tokens = np.concatenate([*(tokens for tokens, _ in texts), np.zeros(1, np.int32)])
-        self._types = np.concatenate([*(types for _, types in texts), np.zeros(1, np.int32)]).astype(np.int8)
+        own_types = np.concatenate([*(own for _, own in texts), np.zeros(1, np.int32)])
+        self._types = np.minimum(own_types, max(types, 1) - 1).astype(np.int8)
         self._length, self._fields, self._entries = length, dict(fields), entries
         self._options = np.arange(len(texts)) if options is None else np.asarray(options, np.int64)
+        self.examples = np.arange(len(self._options)) if examples is None else examples
         self.lengths = sizes[self._options].reshape(len(self._options), -1).max(axis=1).astype(np.int32)
 
     def __len__(self) -> int:

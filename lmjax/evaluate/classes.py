@@ -6,6 +6,8 @@ correlation with a constant, is 0. Raises ValueError for arrays of different len
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 Array = np.ndarray
@@ -75,6 +77,29 @@ def class_measures(predicted: Array, right: Array, classes: int) -> dict[str, fl
 def score_measures(predicted: Array, right: Array) -> dict[str, float]:
     """Pearson's and Spearman's correlations, float [N]."""
     return {"pearson": pearson(predicted, right), "spearman": spearman(predicted, right)}
+
+
+def merged(values: Array, examples: Array, count: int, how: Literal["mean", "vote"] = "mean") -> Array:
+    """What the windows of an example say together, float64 [count, C], of `values` [W, C] and their examples, int [W].
+
+    "mean" is the mean of the windows' probabilities, or of their scores; "vote" the share of the windows in which a
+    class is the likeliest. Raises ValueError for an example without a window.
+    """
+    windows = np.bincount(examples, minlength=count)
+    if not windows.all() or len(windows) > count:
+        raise ValueError(f"{count} examples, of which {int((windows == 0).sum())} have no window; expected one each")
+    values = np.asarray(values, np.float64)
+    counted = values if how == "mean" else np.eye(values.shape[1])[values.argmax(axis=1)]
+    total = np.zeros((count, values.shape[1]))
+    np.add.at(total, examples, counted)
+    return total / windows[:, None]
+
+
+def chosen(values: Array, examples: Array, count: int, how: Literal["mean", "vote"] = "mean") -> Array:
+    """The class, int64 [count], that `merged` gives the most; of equal votes the one of the larger mean."""
+    mean, shares = (merged(values, examples, count, each) for each in ("mean", how))
+    best = shares >= shares.max(axis=1, keepdims=True) - 1e-9
+    return np.where(best, mean, -np.inf).argmax(axis=1)
 
 
 def _pair(predicted: Array, right: Array) -> tuple[Array, Array]:

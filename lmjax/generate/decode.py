@@ -35,7 +35,8 @@ class Completion:
     `log_probs` are natural logarithms, per token, of the probabilities under the temperature (at temperature 0, under
     1), over the tokenizer's vocabulary, before top-k, top-p and the repetition penalty. `alternatives` holds the most
     likely tokens of each step and their probabilities. `finish_reason` is "eos" (the end-of-text token), "stop" (a stop
-    string) or "length"; `context_full` is True if that length was the model's context and not `max_tokens`.
+    string) or "length"; `context_full` is True if that length was the model's context and not `max_tokens`. `score` is
+    what a beam search ranks by, and None of a completion that was drawn.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Completion:
     finish_reason: Literal["eos", "stop", "length"]
     alternatives: list[list[tuple[str, float]]]
     context_full: bool = False
+    score: float | None = None
 
 
 def generate(
@@ -85,7 +87,7 @@ def continued(
             texts = [continuation(tokenizer, *row) for row in zip(ids, rows.tokens, strict=True)]
             stopped = np.array([first_stop(text, settings.stop) is not None for text in texts])
     return [
-        _completion(tokenizer, prompt, settings, ending, *arrays)
+        completion(tokenizer, prompt, settings, ending, *arrays)
         for prompt, ending, arrays in zip(ids, rows.endings, rows.fetch(), strict=True)
     ]
 
@@ -144,7 +146,7 @@ class Continuations:
         self.tokens = [earlier + new for earlier, new in zip(self._earlier_tokens, in_window, strict=True)]
         full = np.asarray(self._decoding.done)
         for row in np.flatnonzero(full & ~self.ended):
-            self.endings[row] = self._ending(self.tokens[row])
+            self.endings[row] = ending_of(self.tokens[row], self._ends, self._settings.max_tokens)
         slides = np.array([ending == "context" for ending in self.endings])
         slides &= full & ~stopped & (self._settings.beyond_context == "slide")
         self.ended = full & ~slides
@@ -179,10 +181,12 @@ class Continuations:
         count_B, *arrays = jax.device_get((decoding.produced, *fields))
         return [tuple(array[row, :count] for array in arrays) for row, count in enumerate(count_B)]
 
-    def _ending(self, tokens: Sequence[int]) -> Ending:
-        if tokens and tokens[-1] in self._ends:
-            return "eos"
-        return "length" if len(tokens) >= self._settings.max_tokens else "context"
+
+def ending_of(tokens: Sequence[int], ends: Sequence[int], max_tokens: int) -> Ending:
+    """Why a row that has produced these tokens ended."""
+    if tokens and tokens[-1] in ends:
+        return "eos"
+    return "length" if len(tokens) >= max_tokens else "context"
 
 
 def begin(
@@ -241,7 +245,7 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
     return min(indices) if indices else None
 
 
-def _completion(
+def completion(
     tokenizer: Tokenizer,
     prompt: list[int],
     settings: SamplingSettings,
@@ -251,6 +255,7 @@ def _completion(
     top_tokens: np.ndarray,
     top_probabilities: np.ndarray,
 ) -> Completion:
+    """A row's N tokens, with each step's alternatives [N, top], as a completion up to the first stop string."""
     tokens = tokens_N.tolist()
     text = written(tokenizer, prompt, tokens, settings)
     reason: Literal["eos", "stop", "length"] = "eos" if ending == "eos" else "length"

@@ -134,6 +134,22 @@ def compiled_settings(settings: SamplingSettings) -> SamplingSettings:
     return dataclasses.replace(settings, seed=0, stop=(), ends=(), max_tokens=1, beyond_context="stop")
 
 
+def read_token(
+    decoder: LanguageModel, params: Any, state: Decoding, token_B: jax.Array, live_B: jax.Array, vocab: int
+) -> Decoding:
+    """The state after each live row's next token is in the cache, with the logits of the one that follows."""
+    hidden, cache = decoder.extend(
+        params, state.cache, token_B[:, None], state.position[:, None], live_B.astype(jnp.int32)[:, None], state.slot
+    )
+    return dataclasses.replace(
+        state,
+        cache=cache,
+        logits=decoder.project(params, hidden, vocab)[:, 0],
+        slot=state.slot + 1,
+        position=jnp.minimum(state.position + 1, decoder.settings.context - 1),
+    )
+
+
 def _one_token(
     decoder: LanguageModel, params: Any, state: Decoding, settings: SamplingSettings, vocab: int
 ) -> Decoding:
@@ -155,17 +171,10 @@ def _one_token(
     top_log_probs, top_tokens = jax.lax.top_k(log_probs, state.top_tokens.shape[-1])
     produced = state.produced + live
     done = state.done | (token[:, None] == state.eos.reshape(1, -1)).any(axis=1) | (produced >= state.limits)
-    hidden, cache = decoder.extend(
-        params, state.cache, token[:, None], state.position[:, None], live.astype(jnp.int32)[:, None], state.slot
-    )
     seen = state.seen.at[rows, token].set(True) if settings.repetition_penalty != 1.0 else state.seen
     return dataclasses.replace(
-        state,
-        cache=cache,
-        logits=decoder.project(params, hidden, vocab)[:, 0],
+        read_token(decoder, params, state, token, live, vocab),
         seen=seen,
-        slot=state.slot + 1,
-        position=jnp.minimum(state.position + 1, decoder.settings.context - 1),
         produced=produced,
         done=done,
         tokens=put(state.tokens, token),

@@ -17,6 +17,7 @@ from lmjax.errors import UserError, require
 from lmjax.model.attention_cpu import blocked
 from lmjax.model.layers import dropout
 from lmjax.model.masks import HIDDEN, Mask
+from lmjax.model.positions import DistanceBias
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.model.sharding import bound_mesh
 from lmjax.model.zigzag import LANES
@@ -37,9 +38,9 @@ def choose(
     named = settings.attention.implementation
     obstacles = {
         "einsum": "",
-        "splash": _fused_obstacle(settings) or _splash_obstacle(platform, sequence_length),
-        "cudnn": _fused_obstacle(settings) or _cudnn_obstacle(settings, dtype, platform, segmented),
-        "blocked": _fused_obstacle(settings),
+        "splash": _kernel_obstacle(settings) or _splash_obstacle(platform, sequence_length),
+        "cudnn": _kernel_obstacle(settings) or _cudnn_obstacle(settings, dtype, platform, segmented),
+        "blocked": _blocked_obstacle(settings, platform),
     }
     if named != "auto":
         obstacle = obstacles[named]
@@ -47,16 +48,30 @@ def choose(
         require(not obstacle, field, named, f"another one here: {obstacle}", "use 'auto' or 'einsum'")
         return named
     fused = {"tpu": "splash", "gpu": "cudnn", "cpu": "blocked"}.get(platform, "einsum")
+    fused = "blocked" if settings.positions.kind == "relative" else fused
     return "einsum" if obstacles[fused] else fused
 
 
-def _fused_obstacle(settings: ModelSettings) -> str:
+def _dropout_obstacle(settings: ModelSettings) -> str:
     """Why no implementation that never holds all scores can serve a model, or ""."""
-    if settings.attention.dropout:
-        return "model.attention.dropout needs the attention weights, which no fused kernel keeps"
+    dropped = settings.attention.dropout
+    return "model.attention.dropout needs the attention weights, which no fused kernel keeps" if dropped else ""
+
+
+def _kernel_obstacle(settings: ModelSettings) -> str:
+    """Why no kernel of another library can serve a model, or ""."""
     if settings.positions.kind == "relative":
-        return "model.positions.kind = 'relative' learns a bias of the scores, which no fused kernel keeps"
-    return ""
+        return "model.positions.kind = 'relative' learns a bias of the scores, which that kernel has not"
+    return _dropout_obstacle(settings)
+
+
+def _blocked_obstacle(settings: ModelSettings, platform: str) -> str:
+    bound = bound_mesh()
+    if platform != "cpu" and bound is not None and bound.size("time") > 1:
+        return (
+            f"mesh.sequence = {bound.size('time')} cuts the queries, of which a block would gather those of all devices"
+        )
+    return _dropout_obstacle(settings)
 
 
 def _splash_obstacle(platform: str, length: int | None) -> str:
@@ -89,7 +104,7 @@ def attention(
     *,
     implementation: str,
     scale: float | None = None,
-    bias: jax.Array | None = None,
+    bias: jax.Array | DistanceBias | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     interpret: bool = False,
@@ -97,12 +112,15 @@ def attention(
 ) -> jax.Array:
     """softmax(scale x q k^T + bias, over the keys that `mask` shows) v, per head; softmax in float32.
 
-    `scale` is 1 / sqrt(K) where it is None. `bias` is [1 or B, H, T, S]; `key` draws the dropout of the weights; only
-    `einsum` supports these two. `interpret` runs the Pallas kernel in its interpreter, for platforms other than TPU;
-    `block` is the largest number of queries, and of keys, in one block of the kernel.
+    `scale` is 1 / sqrt(K) where it is None. `bias` is [1 or B, H, T, S], which `einsum` alone supports, or by distance,
+    which `blocked` supports, too; `key` draws the dropout of the weights, with `einsum`. `interpret` runs the Pallas
+    kernel in its interpreter, for platforms other than TPU; `block` is the largest number of queries, and of keys, in
+    one block of the kernel.
     """
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
-    if implementation != "einsum" and (bias is not None or (key is not None and dropout_rate)):
+    by_distance = bias if isinstance(bias, DistanceBias) else None
+    supported = bias is (by_distance if implementation == "blocked" else None)
+    if implementation != "einsum" and (not supported or (key is not None and dropout_rate)):
         raise UserError(f"model.attention.implementation = {implementation!r}: bias and dropout need 'einsum'")
     if implementation == "splash":
         from lmjax.model.attention_tpu import splash
@@ -112,7 +130,7 @@ def attention(
     if implementation == "einsum":
         return checkpoint_name(_einsum(q, k, v, mask, scale, bias, dropout_rate, key), ATTENDED)
     if implementation == "blocked":
-        return checkpoint_name(blocked(q, k, v, mask, scale), ATTENDED)
+        return checkpoint_name(blocked(q, k, v, mask, scale, by_distance), ATTENDED)
     return checkpoint_name(_cudnn(q, k, v, mask, scale), ATTENDED)
 
 
@@ -122,7 +140,7 @@ def _einsum(
     v_BSHK: jax.Array,
     mask: Mask,
     scale: float,
-    bias: jax.Array | None,
+    bias: jax.Array | DistanceBias | None,
     rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -131,14 +149,26 @@ def _einsum(
     q = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, Hkv, H // Hkv, K)
     scores = jnp.einsum("bthgk,bshk->bhgts", q, k_BSHK, preferred_element_type=jnp.float32)
     if bias is not None:
-        scores += jnp.broadcast_to(bias, (bias.shape[0], H, T, S)).reshape(-1, Hkv, H // Hkv, T, S)
+        whole = _whole(bias, T, S)
+        scores += jnp.broadcast_to(whole, (whole.shape[0], H, T, S)).reshape(-1, Hkv, H // Hkv, T, S)
     scores = jnp.where(mask.visible(T, S)[:, :, None], scores, HIDDEN)
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key, 0).astype(v_BSHK.dtype)
     return jnp.einsum("bhgts,bshk->bthgk", weights, v_BSHK).reshape(B, T, H, K)
 
 
+def _whole(bias: jax.Array | DistanceBias, T: int, S: int) -> jax.Array:
+    """[1 or B, H, T, S]."""
+    return bias.scores(T, S) if isinstance(bias, DistanceBias) else bias
+
+
 def cached_attention(
-    q_BTHK: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, scale: float, bias: jax.Array | None
+    q_BTHK: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: Mask,
+    *,
+    scale: float,
+    bias: jax.Array | DistanceBias | None,
 ) -> jax.Array:
     """`attention` by einsum to the keys and values of a `LayerCache`, in the cache's memory layout."""
     B, T, H, K = q_BTHK.shape
@@ -153,7 +183,7 @@ def cached_attention(
     rows = q_BHGTK.reshape(*lead, -1, K)
     scores = jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32)
     if bias is not None:
-        scores += over_heads(bias)
+        scores += over_heads(_whole(bias, T, S))
     scores = jnp.where(over_heads(mask.visible(T, S)), scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     y_BHGTK = jnp.einsum("...rs,...sk->...rk", weights, values).reshape(q_BHGTK.shape)

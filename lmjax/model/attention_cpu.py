@@ -1,4 +1,4 @@
-"""Attention for CPUs, with the signature of `lmjax.model.attention`: in blocks of queries, without stored weights.
+"""Attention in blocks of queries, without stored weights: for CPUs, and for a relative bias on any platform.
 
 Each block reads only the keys that at least one of its queries may see, and the backward pass recomputes the weights.
 The operands of every product are in the order in which XLA's CPU backend multiplies without transposing an array of
@@ -9,21 +9,29 @@ scores first, and arrays of scores have four axes, which it fuses best. Forward 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lmjax.model.masks import HIDDEN, Mask
+from lmjax.model.positions import DistanceBias
 
 SMALLEST, LARGEST = 64, 256  # queries in a block; a quarter of a row if that is between the two
 
 
-def blocked(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask, scale: float) -> jax.Array:
-    """Attention as in `attention`; query t has the index of key t."""
+def blocked(
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    mask: Mask,
+    scale: float,
+    bias: DistanceBias | None = None,
+) -> jax.Array:
+    """Attention as in `attention`; query t has the index of key t. Each block makes its own part of the bias."""
     q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
-    return _attend(mask.causal, mask.band, q_BTHK, k_BSHK, v_BSHK, mask.query_segments, mask.key_segments)
+    return _attend(mask.causal, mask.band, q_BTHK, k_BSHK, v_BSHK, mask.query_segments, mask.key_segments, bias)
 
 
 class _Range(NamedTuple):
@@ -53,53 +61,93 @@ def _attend(
     v_BSHK: jax.Array,
     query_segments: jax.Array | None,
     key_segments: jax.Array | None,
+    bias: DistanceBias | None,
 ) -> jax.Array:
     """Attention of scaled queries. R counts the rows of a block: the queries of each of the G heads of a group."""
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
     q_BHGTK, k_BHKS, v_BHSK = _grouped(q_BTHK, Hkv), _columns(k_BSHK), _rows(v_BSHK)
-    outs = []
-    for part in _ranges(T, S, causal, band):
+    parts = tuple(_ranges(T, S, causal, band))
+    outs, bias_HRC = [], _bias_band(bias, T, S, parts)
+    for part in parts:
         visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
-        weights_BHRS = _weights(part, _block(q_BHGTK, part), k_BHKS, visible).astype(v_BSHK.dtype)
+        tile = _bias_tile(bias_HRC, part, parts, Hkv)
+        weights_BHRS = _weights(part, _block(q_BHGTK, part), k_BHKS, visible, tile).astype(v_BSHK.dtype)
         out_BHRK = jnp.einsum("bhrs,bhsk->bhrk", weights_BHRS, v_BHSK[:, :, part.first : part.last])
         outs.append(out_BHRK.reshape(B, Hkv, H // Hkv, -1, K))
     return _ungrouped(outs)
 
 
-def _forward(causal: bool, band: int | None, *arrays: jax.Array | None) -> tuple[jax.Array, tuple[Any, ...]]:
+def _forward(causal: bool, band: int | None, *arrays: Any) -> tuple[jax.Array, tuple[Any, ...]]:
     return _attend(causal, band, *arrays), arrays
 
 
 def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradient_BTHK: jax.Array) -> tuple[Any, ...]:
-    q_BTHK, k_BSHK, v_BSHK, query_segments, key_segments = residuals
+    q_BTHK, k_BSHK, v_BSHK, query_segments, key_segments, bias = residuals
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
     dtype = q_BTHK.dtype
     q_BHGTK, gradient_BHGTK = _grouped(q_BTHK, Hkv), _grouped(gradient_BTHK, Hkv)
     k_BHKS, k_BHSK, v_BHKS = _columns(k_BSHK), _rows(k_BSHK), _columns(v_BSHK)
     dqs, dk_BHKS, dv_BHKS = [], jnp.zeros(k_BHKS.shape, jnp.float32), jnp.zeros(k_BHKS.shape, jnp.float32)
-    for part in _ranges(T, S, causal, band):
+    parts = tuple(_ranges(T, S, causal, band))
+    bias_HRC, of_band = jax.vjp(functools.partial(_bias_band, T=T, S=S, parts=parts), bias)
+    dbias_HRC = jax.tree.map(jnp.zeros_like, bias_HRC)
+    for part in parts:
         q, gradient, keys = _block(q_BHGTK, part), _block(gradient_BHGTK, part), slice(part.first, part.last)
-        weights = _weights(part, q, k_BHKS, _visible(part, causal, band, query_segments, key_segments, H // Hkv))
+        visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
+        weights = _weights(part, q, k_BHKS, visible, _bias_tile(bias_HRC, part, parts, Hkv))
         dweights = _product("bhrk,bhks->bhrs", gradient, v_BHKS[..., keys])
-        dscores = (weights * (dweights - (weights * dweights).sum(-1, keepdims=True))).astype(dtype)
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+        dbias_HRC = jax.tree.map(lambda x, part=part, d=dscores: _add_tile(x, part, parts, d.sum(0)), dbias_HRC)
+        dscores = dscores.astype(dtype)
         dqs.append(jnp.einsum("bhrs,bhsk->bhrk", dscores, k_BHSK[:, :, keys]).reshape(B, Hkv, H // Hkv, -1, K))
         padding = ((0, 0), (0, 0), (0, 0), (part.first, S - part.last))
         dk_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(q, 2, 3), dscores), padding)
         weights = weights.astype(dtype)
         dv_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(gradient, 2, 3), weights), padding)
     dk_BSHK, dv_BSHK = (jnp.transpose(x, (0, 3, 1, 2)).astype(dtype) for x in (dk_BHKS, dv_BHKS))
-    return _ungrouped(dqs), dk_BSHK, dv_BSHK, None, None
+    return _ungrouped(dqs), dk_BSHK, dv_BSHK, None, None, *of_band(dbias_HRC)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _weights(part: _Range, q_BHRK: jax.Array, k_BHKS: jax.Array, visible: jax.Array) -> jax.Array:
+def _weights(
+    part: _Range, q_BHRK: jax.Array, k_BHKS: jax.Array, visible: jax.Array, bias: jax.Array | None
+) -> jax.Array:
     """The float32 attention weights of a block, [B, H, R, keys]."""
     scores = _product("bhrk,bhks->bhrs", q_BHRK, k_BHKS[..., part.first : part.last])
+    scores = scores if bias is None else scores + bias
     return jax.nn.softmax(jnp.where(visible, scores, HIDDEN), -1)
+
+
+def _bias_band(bias: DistanceBias | None, T: int, S: int, parts: Sequence[_Range]) -> jax.Array | None:
+    """The bias [H, R, C] of which each block's is a part."""
+    if bias is None:
+        return None
+    size, high = parts[0].stop - parts[0].start, max(part.last - part.start for part in parts)
+    return bias.band(T, S, size, _lowest(parts), high)
+
+
+def _lowest(parts: Sequence[_Range]) -> int:
+    """The distance from a block's first query to its first key, where that is farthest back."""
+    return min(part.first - part.start for part in parts)
+
+
+def _bias_tile(bias_HRC: jax.Array | None, part: _Range, parts: Sequence[_Range], kv_heads: int) -> jax.Array | None:
+    """A block's part of the bias, [1, Hkv, G x queries, keys]."""
+    if bias_HRC is None:
+        return None
+    begin, keys = part.first - part.start - _lowest(parts), part.last - part.first
+    return bias_HRC[:, : part.stop - part.start, begin : begin + keys].reshape(1, kv_heads, -1, keys)
+
+
+def _add_tile(bias_HRC: jax.Array, part: _Range, parts: Sequence[_Range], tile: jax.Array) -> jax.Array:
+    """The bias with a block's part of it, [Hkv, G x queries, keys], added: `_bias_tile`'s transpose."""
+    begin, keys = part.first - part.start - _lowest(parts), part.last - part.first
+    old = bias_HRC[:, : part.stop - part.start, begin : begin + keys]
+    return jax.lax.dynamic_update_slice(bias_HRC, old + tile.reshape(old.shape), (0, 0, begin))
 
 
 def _visible(

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lmjax.model.attention import attention, cached_attention
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
-from lmjax.model.positions import rotate
+from lmjax.model.positions import DistanceBias, rotate
 from lmjax.model.remat import BETWEEN, UP
 from lmjax.model.sharding import constrain
 from lmjax.settings import ModelSettings
@@ -79,7 +79,7 @@ class Surroundings:
 
     mask: Mask
     positions: jax.Array  # [B, T]
-    bias: jax.Array | None = None  # [1, H, T, S], added to the scores
+    bias: jax.Array | DistanceBias | None = None  # [1, H, T, S] or by distance, added to the scores
     memory: jax.Array | None = None  # [B, M, D]: the source of cross-attention; None where a cache has it
     memory_mask: Mask | None = None  # None: there is no cross-attention
 

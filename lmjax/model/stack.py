@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lmjax.model.blocks import Block, BlockContext, LayerCache, Surroundings
 from lmjax.model.layers import Norm
 from lmjax.model.masks import Mask
-from lmjax.model.positions import RelativeBias
+from lmjax.model.positions import DistanceBias, RelativeBias
 from lmjax.model.remat import remat_policy
 
 # One for each layer in turn, or, where layers are scanned, one for each of a period, stacked over the periods.
@@ -73,7 +73,7 @@ class Stack(nn.Module):
             x = Norm(norm, self.context.dtype, self.context.tpu, name="final_norm")(x)
         return x, caches
 
-    def _bias(self, T: int, mask: Mask, caches: LayerCaches | None) -> jax.Array | None:
+    def _bias(self, T: int, mask: Mask, caches: LayerCaches | None) -> DistanceBias | None:
         settings = self.context.settings
         if settings.positions.kind != "relative":
             return None

@@ -17,20 +17,27 @@ from lmjax.objective.weighted import Metrics, Weighted
 ABSENT = -1e30  # the score of an option that an example has not: its probability is 0, and no gradient is a NaN
 
 
-def class_loss(
-    outputs_BC: jax.Array, labels_B: jax.Array, weights_B: jax.Array, class_weights: tuple[float, ...] = ()
-) -> tuple[Weighted, Metrics]:
-    """Cross-entropy of the right class, in nats, and as metrics it without `class_weights`, and the accuracy.
+def class_weighted(labels_B: jax.Array, weights_B: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
+    """The weights of rows times the factor of their right class, [B]; without factors, the weights."""
+    if not class_weights:
+        return weights_B
+    return weights_B * jnp.asarray(class_weights, jnp.float32)[jnp.clip(labels_B, 0, len(class_weights) - 1)]
 
-    `class_weights` are factors of the rows by their right class; the mean is divided by the factors, too.
+
+def class_loss(
+    outputs_BC: jax.Array, labels_B: jax.Array, weights_B: jax.Array, rows_B: jax.Array | None = None
+) -> tuple[Weighted, Metrics]:
+    """Cross-entropy of the right class, in nats. The metrics are it and the accuracy, with the weights `rows_B`.
+
+    `rows_B` are `weights_B` without the factors of classes; None where there are none.
     """
+    rows_B = weights_B if rows_B is None else rows_B
     labels_B = jnp.clip(labels_B, 0, outputs_BC.shape[1] - 1)
     nats_B = optax.softmax_cross_entropy_with_integer_labels(outputs_BC.astype(jnp.float32), labels_B)
     right_B = (outputs_BC.argmax(axis=1) == labels_B).astype(jnp.float32)
-    weighed_B = weights_B * jnp.asarray(class_weights, jnp.float32)[labels_B] if class_weights else weights_B
-    rows = weights_B.sum()
-    metrics = {"cross_entropy": Weighted(nats_B @ weights_B, rows), "accuracy": Weighted(right_B @ weights_B, rows)}
-    return Weighted(nats_B @ weighed_B, weighed_B.sum()), metrics
+    rows = rows_B.sum()
+    metrics = {"cross_entropy": Weighted(nats_B @ rows_B, rows), "accuracy": Weighted(right_B @ rows_B, rows)}
+    return Weighted(nats_B @ weights_B, weights_B.sum()), metrics
 
 
 def choice_scores(scores_BK: jax.Array, batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Examples with several rows, such as the options of a question: fields [B, K, T], folded to rows and back.
+"""Examples with several rows, as the options of a question or ranked answers: fields [B, K, T], folded and unfolded.
 
 In: a batch whose fields of tokens are [B, K, T]. Out: its rows [B x K, T], and which of them are there. What a model
 gives of the rows, [B x K, ...], is reshaped back to [B, K, ...].

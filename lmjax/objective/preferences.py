@@ -7,38 +7,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
+from lmjax.data.batch import TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.data.conversation_rows import RANKS
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.outputs import Auxiliary
 from lmjax.objective.log_probs import token_log_probs
+from lmjax.objective.options import options_as_rows, present_options
 from lmjax.objective.policy import dpo_loss
 from lmjax.objective.rankings import answer_weights, ranking_loss
 from lmjax.objective.weighted import LossFunction, Metrics, Weighted, with_auxiliary
 
 
-def answers_as_rows(batch: Batch) -> Batch:
-    """The model's fields as rows, [B x K, T]: each answer is encoded once for all its comparisons."""
-    fields = {name: batch[name] for name in (TOKENS, TARGETS, WEIGHTS, POSITIONS, SEGMENTS)}
-    return {name: array.reshape(-1, array.shape[-1]) for name, array in fields.items()}
-
-
-def present_answers(batch: Batch) -> jax.Array:
-    """Boolean [B, K]: True for an answer, False for padding."""
-    return (batch[SEGMENTS] != 0).any(axis=-1)
-
-
 def answer_scores(model: ScalarModel, params: Any, batch: Batch) -> jax.Array:
     """The reward model's score of each answer, [B, K], without dropout."""
-    return model.scores(params, answers_as_rows(batch)).reshape(batch[TOKENS].shape[:2])
+    return model.scores(params, options_as_rows(batch)).reshape(batch[TOKENS].shape[:2])
 
 
 def answer_log_probs(
     model: LanguageModel, params: Any, batch: Batch, rng: jax.Array | None = None, valid_vocab: int | None = None
 ) -> tuple[jax.Array, Auxiliary]:
     """The log-probability of each answer given its prompt, end-of-text included, [B, K]; and the auxiliary losses."""
-    rows = answers_as_rows(batch)
+    rows = options_as_rows(batch)
     hidden_NTD, aux = model.hidden(params, rows, rng)
     log_probs_NT, _ = token_log_probs(
         hidden_NTD,
@@ -59,9 +49,9 @@ def reward_loss(
     def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         ranks_BK = batch[RANKS]
         steps_BKK = (ranks_BK[:, None, :] - ranks_BK[:, :, None]).astype(jnp.float32)
-        scores_N, aux = model.scores_and_aux(params, answers_as_rows(batch), rng)
+        scores_N, aux = model.scores_and_aux(params, options_as_rows(batch), rng)
         scores_BK = scores_N.reshape(ranks_BK.shape)
-        present_BK = present_answers(batch)
+        present_BK = present_options(batch)
         loss, metrics = ranking_loss(
             scores_BK,
             ranks_BK,
@@ -87,7 +77,7 @@ def preference_loss(
     def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         log_probs_BK, aux = answer_log_probs(model, params, batch, rng, valid_vocab)
         reference_BK, _ = answer_log_probs(model, reference, batch, None, valid_vocab)
-        ranks_BK, present_BK = batch[RANKS], present_answers(batch)
+        ranks_BK, present_BK = batch[RANKS], present_options(batch)
         loss, metrics = dpo_loss(
             log_probs_BK, reference_BK, ranks_BK, present_BK, beta=beta, label_smoothing=label_smoothing
         )

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmjax.generate.decode import Completion
 from lmjax.generate.table import print_alternatives
-from lmjax.runs.load import load
+from lmjax.runs.load import Trained, load
 
 
 def print_completions(checkpoint: Path, prompts: Sequence[str], *, as_json: bool, **sampling: Any) -> None:
@@ -25,10 +26,30 @@ def print_completions(checkpoint: Path, prompts: Sequence[str], *, as_json: bool
             if sampling.get("top"):
                 texts = trained.token_texts(completion.tokens)
                 print_alternatives(texts, completion.log_probs, completion.alternatives)
-        if completion.context_full:
-            whose = "the text" if len(prompts) == 1 else f"prompt {number}"
-            print(
-                f"{whose} ends after {len(completion.tokens)} tokens, where the model's context of "
-                f"{trained.model.settings.context} is full; --beyond-context slide continues",
-                file=sys.stderr,
-            )
+        _tell_context(trained, completion, number if len(prompts) > 1 else None, "--beyond-context slide continues")
+
+
+def print_beams(checkpoint: Path, prompts: Sequence[str], *, as_json: bool, **settings: Any) -> None:
+    """Prints the texts that a beam search finds for each prompt: the best, or, of several, each after its score."""
+    trained = load(checkpoint)
+    found = trained.beam_search(prompts, **settings)
+    for number, (prompt, completions) in enumerate(zip(prompts, found, strict=True), 1):
+        if as_json:
+            texts = [dataclasses.asdict(completion) for completion in completions]
+            print(json.dumps({"prompt": prompt, "completions": texts}, ensure_ascii=False))
+        else:
+            for completion in completions:
+                score = f"{completion.score:.4f}  " if settings.get("n_best", 1) > 1 else ""
+                print(score + prompt + completion.text)
+        _tell_context(trained, completions[0], number if len(prompts) > 1 else None, "shorten the prompt")
+
+
+def _tell_context(trained: Trained, completion: Completion, number: int | None, fix: str) -> None:
+    """Names on standard error a text that the model's context ended."""
+    if completion.context_full:
+        whose = "the text" if number is None else f"prompt {number}"
+        print(
+            f"{whose} ends after {len(completion.tokens)} tokens, where the model's context of "
+            f"{trained.model.settings.context} is full; {fix}",
+            file=sys.stderr,
+        )

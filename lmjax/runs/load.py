@@ -21,6 +21,7 @@ from lmjax.checkpoints.initial import found_checkpoint, language_model_params
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import UserError, clear_disk_errors, require, shortened
 from lmjax.fields import require_local
+from lmjax.generate.beam import BeamSettings, beam_search
 from lmjax.generate.chat import ChatFormat, StageTurns, TurnFormat, chat
 from lmjax.generate.decode import Completion, generate, token_text
 from lmjax.generate.sampling import SamplingSettings
@@ -80,6 +81,15 @@ class Trained:
         several = _checked_texts(prompts)
         self.require_finite()
         return generate(self.model, self.params, self.tokenizer, several, _sampling(settings))
+
+    def beam_search(self, prompts: str | Sequence[str], **settings: Any) -> list[list[Completion]]:
+        """The likeliest continuations of each prompt; the settings are those of `lmjax.generate.beam.BeamSettings`.
+
+        Raises UserError as `generate` does.
+        """
+        several = _checked_texts(prompts)
+        self.require_finite()
+        return beam_search(self.model, self.params, self.tokenizer, several, BeamSettings(**_plain(settings)))
 
     def chat(self, **settings: Any) -> None:
         """Talks on the terminal until the input ends, turns written by the checkpoint's own template."""
@@ -148,10 +158,14 @@ def _checked_texts(prompts: Any) -> list[str]:
 
 def _sampling(settings: dict[str, Any]) -> SamplingSettings:
     """The settings of sampling; numbers may be NumPy's, and one stop string may stand alone."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    plain = _plain(settings)
     stop = plain.get("stop", ())
     plain["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     return SamplingSettings(**plain)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
 
 
 def load(checkpoint: Path | str, mesh: Mesh | None = None) -> Trained:

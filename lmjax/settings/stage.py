@@ -225,6 +225,11 @@ class TrainingStage(Stage):
     def steps(self) -> int | None:
         return self.train.steps
 
+    @property
+    def rates_by_layer(self) -> tuple[float, int]:
+        """The factor of the learning rate from each layer to the one below it, and how many layers do not learn."""
+        return 1.0, 0
+
     def check(self) -> None:
         super().check()
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -19,16 +19,8 @@ from lmjax.tasks.task import Session, Task
 CHANGES: Table = {
     Kind.FREE: ("rows.prefetch", f"rows.{EARLIER}.", "model."),
     Kind.CONSEQUENTIAL: (
-        *(
-            "task.",
-            "rows.sequence_length",
-            "rows.buckets",
-            "rows.batch_size",
-            "rows.shuffle",
-            "rows.seed",
-            "epochs",
-            "dropout",
-        ),
+        *("task.", "rows.sequence_length", "rows.buckets", "rows.batch_size", "rows.shuffle", "rows.seed"),
+        *("epochs", "dropout", "layer_decay", "frozen_layers"),
     ),
     Kind.BREAKING: ("start",),
 }

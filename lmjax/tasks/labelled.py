@@ -48,7 +48,7 @@ class LabelledTask(Task, Settings):
     labels: the names of the classes or tags, in the order of the head's outputs; () takes those of the training data.
     """
 
-    trunk = (TRUNK,)
+    trunk: ClassVar[tuple[str, ...]] = (TRUNK,)
     framed: ClassVar[bool] = True  # whether a decoder reads its rows between tokens of their own
 
     train: tuple[LabelledSettings, ...] = ()
@@ -81,6 +81,9 @@ class LabelledTask(Task, Settings):
     @abstractmethod
     def measured(self, answers: Sequence[dict[str, Any]], examples: Sequence[Any]) -> Values:
         """The metrics of labelled examples, by the names in `metrics`."""
+
+    def check_examples(self, examples: Sequence[Any]) -> None:
+        """Raises UserError, with file and line, for an example from which nothing can be learned or measured."""
 
     def warnings(self, train: Sequence[Any], validation: Sequence[Any]) -> list[str]:
         """What a user should know of the data before training."""
@@ -125,6 +128,7 @@ class LabelledTask(Task, Settings):
                 for reason, count in source.skipped.items():
                     session.display.say(f"task.{field}[{number}]: {count:,} records skipped: {reason}")
         train, validation = ([source.items for source in read] for read in sources.values())
+        self.check_examples([*_joined(train), *_joined(validation)])
         for line in self.warnings(_joined(train), _joined(validation)):
             session.display.say(f"warning: {line}")
         rows = [self.rows_of(items, resolved) for items in train]

@@ -21,7 +21,8 @@ from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.validation import Sums, mean_of, values_of
 from lmjax.model.families import model_of
 from lmjax.model.heads import SCALAR, TRUNK, ScalarModel
-from lmjax.objective.preferences import answer_scores, present_answers, reward_loss
+from lmjax.objective.options import present_options
+from lmjax.objective.preferences import answer_scores, reward_loss
 from lmjax.objective.rankings import accuracy_by_size, calibration
 from lmjax.objective.weighted import LossFunction, Weighted, added_up
 from lmjax.optim.train_state import TrainState
@@ -123,7 +124,7 @@ def comparison(model: ScalarModel, loss_fn: Any, params: Any, batch: Batch, most
     """The loss, the accuracy by K up to `most`, and the calibration of a batch of rankings."""
     loss, metrics = loss_fn(params, batch, None)
     scores_BK = answer_scores(model, params, batch)
-    ranks_BK, present_BK = batch[RANKS], present_answers(batch)
+    ranks_BK, present_BK = batch[RANKS], present_options(batch)
     sizes = accuracy_by_size(scores_BK, ranks_BK, present_BK, most)
     confidence, right = calibration(scores_BK, ranks_BK, present_BK)
     by_size = {f"accuracy_of_{size}": pair for size, pair in sizes.items()}
@@ -154,6 +155,6 @@ def calibration_table(sums: dict[str, Weighted]) -> list[list[float]]:
 
 def _best_scores(model: ScalarModel, params: Any, batch: Batch) -> dict[str, Weighted]:
     """The scores of the best-ranked answers, which stand for demonstrations."""
-    best_BK = present_answers(batch) & (batch[RANKS] == 0)
+    best_BK = present_options(batch) & (batch[RANKS] == 0)
     scores_BK = jnp.where(best_BK, answer_scores(model, params, batch), 0.0)
     return {"score": Weighted(scores_BK.sum(), best_BK.sum().astype(jnp.float32))}

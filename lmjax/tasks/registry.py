@@ -29,7 +29,7 @@ def task_named(task: TaskSettings | None, where: str) -> Task:
     """
     if isinstance(task, Task):
         return task
-    name = task.task if task is not None else "None"
+    name = task.plain()["task"] if task is not None else "None"
     module, _, kind = name.partition(":")
     if not isinstance(task, SavedTask) or MODULES.get(kind) != module:
         raise UserError(

@@ -128,3 +128,30 @@ def test_a_text_that_the_context_ends_is_told_of_on_standard_error_and_may_slide
     said = capsys.readouterr()
     assert [json.loads(line)["context_full"] for line in said.out.splitlines()] == [True, False]
     assert said.err == f"prompt 1 ends after 8 tokens, {full}"
+
+
+def test_a_beam_search_prints_the_best_text_or_several_with_their_scores(capsys, workdir):
+    given = ["generate", str(workdir), "--prompt", "the cat", "--max-tokens", "6", "--beams", "4"]
+    found = lmjax.load(workdir).beam_search("the cat", beams=4, max_tokens=6, n_best=3, length_penalty=0.0)[0]
+    assert main([*given, "--length-penalty", "0"]) == 0
+    assert capsys.readouterr().out == f"the cat{found[0].text}\n"
+    assert main([*given, "--length-penalty", "0", "--n-best", "3"]) == 0
+    assert capsys.readouterr().out == "".join(f"{text.score:.4f}  the cat{text.text}\n" for text in found)
+    assert main([*given, "--length-penalty", "0", "--n-best", "3", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["prompt"] == "the cat" and [text["score"] for text in line["completions"]] == [t.score for t in found]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--beams", "4", "--temperature", "0.5"], "--temperature: expected no beam search (--beams) beside it"),
+        (["--beams", "4", "--stop", "x"], "--stop: expected no beam search (--beams) beside it"),
+        (["--beams", "4", "--top", "2"], "--top: expected no beam search (--beams) beside it"),
+        (["--n-best", "2"], "--n-best: expected a beam search (--beams) beside it; add --beams 4"),
+        (["--beams", "2", "--n-best", "3"], "n_best = 3: expected 1 to beams = 2"),
+        (["--beams", "0"], "beams = 0: expected a number above 0"),
+    ],
+)
+def test_options_of_drawing_and_of_a_beam_search_do_not_go_together(fails, workdir, options, message):
+    assert message in fails("generate", str(workdir), "--prompt", "a", *options)

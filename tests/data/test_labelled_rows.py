@@ -5,7 +5,16 @@ import pytest
 
 from lmjax.data.frames import decoder_frame, encoder_frame
 from lmjax.data.labelled import Choices, Labelled
-from lmjax.data.labelled_rows import choice_rows, class_numbers, classes_of, pair_options, scores_of, text_rows
+from lmjax.data.labelled_rows import (
+    choice_rows,
+    class_numbers,
+    classes_of,
+    require_labels,
+    require_pairs,
+    scores_of,
+    single_rows,
+    text_rows,
+)
 from lmjax.data.ragged_rows import RaggedRows, ragged_fields
 from lmjax.errors import UserError
 from lmjax.settings import RowSettings
@@ -62,11 +71,19 @@ def test_each_option_is_a_row_with_its_context_and_examples_may_have_fewer():
     assert table.tolist() == [[0, 1, -1], [2, 3, 4]] and rows.examples.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_two_texts_become_two_rows_each_of_its_own():
-    one, two = pair_options([labelled("a b", "c"), labelled("d", "e f")], TOKENIZER, FRAME, 16)
-    assert (spelled(one.texts), spelled(two.texts)) == (["CabS", "CdS"], ["CcS", "CefS"])
+def test_each_text_is_a_row_of_its_own_with_a_frame_or_without():
+    examples = [labelled("a b", "c"), labelled("d"), labelled("e", "f g h")]
+    rows, table = single_rows(examples, TOKENIZER, FRAME, 4)
+    assert spelled(rows.texts) == ["CabS", "CcS", "CdS", "CeS", "CfgS"]
+    assert table.tolist() == [[0, 1], [2, -1], [3, 4]] and rows.examples.tolist() == [0, 0, 1, 2, 2]
+    assert spelled(single_rows(examples, TOKENIZER, None, 2, "tail")[0].texts) == ["ab", "c", "d", "e", "gh"]
+
+
+def test_an_example_without_a_label_or_a_second_text_is_named():
+    with pytest.raises(UserError, match=r"^f:1: no label; expected one, to train or to evaluate"):
+        require_labels([labelled("a"), labelled("a", label=None)])
     with pytest.raises(UserError, match=r"^f:1: one text, expected two"):
-        pair_options([labelled("a")], TOKENIZER, FRAME, 16)
+        require_pairs([labelled("a", "b"), labelled("a")])
 
 
 def test_batches_are_padded_and_hold_what_belongs_to_each_example():

@@ -8,10 +8,12 @@ import scipy.stats
 
 from lmjax.evaluate.classes import (
     accuracy,
+    chosen,
     class_measures,
     f1,
     macro_f1,
     matthews,
+    merged,
     pearson,
     score_measures,
     spearman,
@@ -86,3 +88,25 @@ def test_arrays_of_different_lengths_and_none_at_all_are_errors(measure):
         measure(np.zeros(3, int), np.zeros(2, int))
     with pytest.raises(ValueError, match="expected one length above 0"):
         measure(np.zeros(0, int), np.zeros(0, int))
+
+
+WINDOWS = np.array([[0.6, 0.4], [0.6, 0.4], [0.0, 1.0], [0.3, 0.7]])
+OF = np.array([0, 0, 0, 1])
+
+
+def test_windows_are_merged_by_their_mean_or_by_vote():
+    np.testing.assert_allclose(merged(WINDOWS, OF, 2), [[0.4, 0.6], [0.3, 0.7]], atol=1e-12)
+    np.testing.assert_allclose(merged(WINDOWS, OF, 2, "vote"), [[2 / 3, 1 / 3], [0.0, 1.0]], atol=1e-12)
+    assert chosen(WINDOWS, OF, 2).tolist() == [1, 1]
+    assert chosen(WINDOWS, OF, 2, "vote").tolist() == [0, 1], "two windows against one"
+
+
+def test_of_equal_votes_the_class_of_the_larger_mean_is_chosen():
+    two = np.array([[0.6, 0.4], [0.1, 0.9]])
+    assert chosen(two, np.array([0, 0]), 1, "vote").tolist() == [1]
+    assert chosen(two[::-1, ::-1], np.array([0, 0]), 1, "vote").tolist() == [0]
+
+
+def test_an_example_without_a_window_is_an_error():
+    with pytest.raises(ValueError, match="3 examples, of which 1 have no window"):
+        merged(WINDOWS, OF, 3)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.positions import RelativeBias, relative_bucket, rotate
+from lmjax.model.positions import DistanceBias, RelativeBias, relative_bucket, rotate
 from lmjax.settings import PositionSettings
 
 
@@ -74,7 +74,22 @@ def test_the_bias_of_a_head_is_its_table_at_the_bucket_of_each_distance():
     module = RelativeBias(settings, heads=2, bidirectional=False, std=1.0)
     queries, keys = jnp.arange(3) + 4, jnp.arange(7)
     table = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    bias = module.apply({"params": {"table": jnp.asarray(table)}}, queries, keys)
+    by_distance = module.apply({"params": {"table": jnp.asarray(table)}}, queries, keys)
+    bias = by_distance.scores(3, 7)
     assert bias.shape == (1, 2, 3, 7)
     for head, t, s in np.ndindex(2, 3, 7):
         assert bias[0, head, t, s] == table[bucket_by_definition(s - (t + 4), 8, 20, False), head]
+    band = np.asarray(by_distance.band(3, 7, 2, -1, 4))  # of two queries from t on and the keys from t - 1 to t + 3
+    assert band.shape == (2, 2, 5)
+    for head, r, c in np.ndindex(band.shape):
+        assert band[head, r, c] == bias[0, head, r + 1, c], "t = 1"
+    with pytest.raises(ValueError, match="a bias of 9 distances for 4 queries and 7 keys: expected 10"):
+        by_distance.scores(4, 7)
+
+
+def test_a_bias_of_many_queries_is_made_of_bands():
+    """More queries than a band has, which is no multiple of the step of its slices."""
+    values = np.random.default_rng(0).normal(size=(2, 600 + 300 - 1)).astype(np.float32)
+    scores = np.asarray(jax.jit(lambda x: DistanceBias(x).scores(600, 300))(values))
+    distance = np.arange(300)[None, :] - np.arange(600)[:, None]
+    np.testing.assert_array_equal(scores[0], values[:, distance + 599])

@@ -8,6 +8,7 @@ import pytest
 from lmjax.objective.classification import (
     choice_scores,
     class_loss,
+    class_weighted,
     cosines,
     language_weights,
     row_weights,
@@ -37,14 +38,15 @@ def test_classes_are_a_weighted_mean_of_cross_entropies_and_factors_of_classes_a
     assert float(metrics["accuracy"].mean()) == pytest.approx((right * WEIGHTS).sum() / WEIGHTS.sum(), rel=1e-6)
     factors = (1.0, 5.0, 0.25)
     weighed = WEIGHTS * np.array(factors)[LABELS]
-    loss, metrics = class_loss(OUTPUTS, LABELS, WEIGHTS, factors)
+    loss, metrics = class_loss(OUTPUTS, LABELS, class_weighted(LABELS, WEIGHTS, factors), WEIGHTS)
     assert float(loss.mean()) == pytest.approx((nats * weighed).sum() / weighed.sum(), rel=1e-6)
     assert float(metrics["cross_entropy"].mean()) == pytest.approx((nats * WEIGHTS).sum() / WEIGHTS.sum(), rel=1e-6)
 
 
 def test_microbatches_of_very_unequal_weight_add_up_to_the_whole_batch():
-    whole, _ = class_loss(OUTPUTS, LABELS, WEIGHTS, (1.0, 5.0, 0.25))
-    parts = [class_loss(OUTPUTS[at], LABELS[at], WEIGHTS[at], (1.0, 5.0, 0.25))[0] for at in (slice(4), slice(4, 6))]
+    weights = class_weighted(LABELS, WEIGHTS, (1.0, 5.0, 0.25))
+    whole, _ = class_loss(OUTPUTS, LABELS, weights)
+    parts = [class_loss(OUTPUTS[at], LABELS[at], weights[at])[0] for at in (slice(4), slice(4, 6))]
     assert float((parts[0] + parts[1]).mean()) == pytest.approx(float(whole.mean()), rel=1e-6)
 
 

@@ -8,7 +8,14 @@ from lmjax.model.flops import count
 from lmjax.parallel.chips import GIB
 from lmjax.plan.planner import plan
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, DialogueSettings, DialogueSourceSettings, MeshSettings, RewardModel
+from lmjax.settings import (
+    AttentionSettings,
+    DialogueSettings,
+    DialogueSourceSettings,
+    MeshSettings,
+    PositionSettings,
+    RewardModel,
+)
 from tests.tiny import for_slice
 
 pytestmark = [pytest.mark.tpu, pytest.mark.xdist_group("tpu")]
@@ -81,3 +88,19 @@ def test_a_stage_that_learns_from_rankings_is_planned_for_all_its_answers():
     assert found.fits and found.recipe == "reward" and found.rows_per_step == 4 * 3
     assert found.tokens_per_second == pytest.approx(4 * 3 * 128 / found.step_seconds)
     assert {"data", "fsdp"} <= {each.axis for each in found.collectives}
+
+
+@pytest.mark.slow
+def test_a_relative_bias_is_made_in_blocks_of_which_a_step_holds_less_than_all_scores():
+    """What `auto` takes beside all scores at once: T5's way of telling positions, on rows of 2,048 tokens."""
+
+    def planned(implementation):
+        attention = AttentionSettings(heads=8, head_dim=16, implementation=implementation)
+        relative = PositionSettings(kind="relative")
+        shape = {"layers": 1, "width": 64, "length": 2048, "data__batch_size": 2}
+        return plan(for_slice(**shape, model__attention=attention, model__positions=relative), "v5e-1").estimate
+
+    blocked, einsum = planned("auto"), planned("einsum")
+    scores = 2 * 8 * 2048 * 2048 * 4 / GIB  # float32, of every pair of every row's heads
+    assert einsum.peak_hbm_gib > scores and blocked.peak_hbm_gib < 0.6 * scores
+    assert blocked.step_seconds < 0.8 * einsum.step_seconds

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 from lmjax.data.labelled import BadExampleError, Examples, Reader
-from lmjax.data.labelled_sets import choices, texts
+from lmjax.data.labelled_sets import choices, questions, tagged_words, texts
 from lmjax.data.open_files import list_files
 from lmjax.errors import UserError, nearest, require
 from lmjax.settings.labelled import LabelledSettings
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".xml", ".txt", ".conll", ".bmes")
 
-FORMS: dict[str, Reader] = {**texts.FORMS, **choices.FORMS}
+FORMS: dict[str, Reader] = {**texts.FORMS, **choices.FORMS, **questions.FORMS, **tagged_words.FORMS}
 
 
 def read_examples(settings: LabelledSettings) -> Examples:
