@@ -56,6 +56,18 @@ class Choices(LabelledTask):
         most = max(len(each.options) for source in self._read("train") for each in source.items)
         return dataclasses.replace(self, options=most)
 
+    @property
+    def inputs(self) -> str:
+        return "options"
+
+    def example(self, texts: Sequence[str], where: str) -> labelled.Choices:
+        require(len(texts) >= 3, where, list(texts), "a context and two options or more", "give all of them")
+        return labelled.Choices(texts[0], tuple(texts[1:]), None, where)
+
+    def table(self, answer: dict[str, Any]) -> list[tuple[str, ...]]:
+        ranked = sorted(enumerate(answer[PROBABILITIES]), key=lambda item: -item[1])
+        return [("option", "probability"), *((f"{number}", f"{share:.1%}") for number, share in ranked)]
+
     def check_examples(self, examples: Sequence[labelled.Choices]) -> None:
         require_labels(examples)
 
