@@ -36,7 +36,7 @@ PROBABILITIES = "probabilities"
 class Choices(LabelledTask):
     """The right one of an example's options."""
 
-    example: ClassVar[type] = labelled.Choices
+    example_type: ClassVar[type] = labelled.Choices
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy",)
 
     options: NonNegativeInt = 0  # K, the most options of an example; 0 takes those of the training data

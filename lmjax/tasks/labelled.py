@@ -50,7 +50,7 @@ class LabelledTask(Task, Settings):
 
     trunk: ClassVar[tuple[str, ...]] = (TRUNK,)
     filled: ClassVar[tuple[str, ...]] = ("labels",)
-    example: ClassVar[type] = object  # what the form of a source gives
+    example_type: ClassVar[type] = object  # what the form of a source gives
     framed: ClassVar[bool] = True  # whether a decoder reads its rows between tokens of their own
 
     train: tuple[LabelledSettings, ...] = ()
@@ -178,8 +178,8 @@ class LabelledTask(Task, Settings):
         for number, source in enumerate(getattr(self, field)):
             with placed(f"task.{field}[{number}]"):
                 found = read_examples(source)
-                kinds = sorted({type(each).__name__ for each in found.items if not isinstance(each, self.example)})
-                expected = f"a form of {self.example.__name__}, it gives {' and '.join(kinds)}"
+                kinds = sorted({type(each).__name__ for each in found.items if not isinstance(each, self.example_type)})
+                expected = f"a form of {self.example_type.__name__}, it gives {' and '.join(kinds)}"
                 require(not kinds, "form", source.form, expected, "name the form of the set, or use another task")
                 read.append(found)
         return read

@@ -41,6 +41,7 @@ class QuestionAnswering(LabelledTask):
     rows.sequence_length. In evaluations `best_f1_threshold` is the null threshold that the validation data ask for.
     """
 
+    example_type: ClassVar[type] = Question
     metrics: ClassVar[tuple[str, ...] | None] = ("exact", "f1", "best_exact", "best_f1")
 
     marks: Literal["squad_1", "squad_2", "cmrc"] = "squad_2"  # whose script; only in "squad_2" may an answer be none

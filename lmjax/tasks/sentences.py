@@ -46,7 +46,7 @@ PROBABILITIES, SCORES = "probabilities", "scores"
 class Sentences(LabelledTask):
     """Classes, or scores, of one or two texts."""
 
-    example: ClassVar[type] = Labelled
+    example_type: ClassVar[type] = Labelled
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
     filled: ClassVar[tuple[str, ...]] = ("labels", "class_weights")

@@ -33,6 +33,7 @@ class Tags(LabelledTask):
     its first token.
     """
 
+    example_type: ClassVar[type] = TaggedWords
     metrics: ClassVar[tuple[str, ...] | None] = (
         *("accuracy", "precision", "recall", "f1", "strict_precision", "strict_recall", "strict_f1"),
     )
