@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lmjax.settings import ModelSettings
 
+EMBEDDINGS = ("tokens", "positions", "segment_types", "embedding_norm")  # names of parameters below the layers
 WIDE = ("heads", "kv_heads", "mlp")  # axes that grow with the width, beside "embed"
 
 
@@ -44,6 +46,37 @@ def model_rates(logical_axes: Any, model: ModelSettings) -> Rates:
         return model.base_ratio if "embed" in axes and any(name in WIDE for name in axes) else 1.0
 
     return Rates(jax.tree.map(multiplier, logical_axes, is_leaf=lambda leaf: isinstance(leaf, tuple)))
+
+
+def layer_rates(logical_axes: Any, model: ModelSettings, trunk: tuple[str, ...], decay: float, frozen: int) -> Any:
+    """Multipliers of the whole rate by depth: decay^(L - layer) for layer 0 to L - 1, decay^(L + 1) for embeddings.
+
+    What stands on top of the layers learns at the rate itself (layer-wise decay: Howard and Ruder 2018; Clark et al.
+    2020, section 3.4). The first `frozen` layers and the embeddings below them do not move; 0 freezes nothing. `trunk`
+    says where the model's parameters are among those with these axes; None where nothing is multiplied.
+    """
+    if decay == 1.0 and not frozen:
+        return None
+    keys, L, period = trunk, model.layers, len(model.attention.pattern)
+    own = [0.0 if layer < frozen else decay ** (L - layer) for layer in range(L)]
+    below = 0.0 if frozen else decay ** (L + 1)
+
+    def multiplier(path: tuple[Any, ...], axes: tuple[str | None, ...]) -> Any:
+        names = [str(part.key) for part in path]
+        if tuple(names[: len(keys)]) != keys:
+            return 1.0
+        part, *rest = names[len(keys) :]
+        if part in EMBEDDINGS:
+            return below
+        if part == "periods":
+            block = int(rest[0].removeprefix("block_"))
+            rates = np.asarray(own[block::period], np.float32)
+            return rates.reshape(-1, *[1] * (len(axes) - 1))
+        if part.startswith("period_"):
+            return own[int(part.removeprefix("period_")) * period + int(rest[0].removeprefix("block_"))]
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(multiplier, logical_axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
 def scale_by(multipliers: Any) -> optax.GradientTransformation:

@@ -90,6 +90,9 @@ def _kind(old: Stage, new: Stage, field: str, step: int) -> Kind:
 
 def _filled_in(stage: Stage, field: str) -> bool:
     """Whether a run fills the field in: its differences are not the user's."""
+    task, parts = getattr(stage, "task", None), field.split(".")
+    if task is not None and parts[:2] == ["task", "fields"] and parts[2] in task.filled:
+        return not getattr(task, parts[2])
     return EARLIER in field.split(".") or (not stage.own_model and field.split(".")[0] == "model")
 
 

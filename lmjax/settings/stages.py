@@ -10,6 +10,7 @@ from lmjax.fields import (
     Bound,
     Fraction,
     NonNegativeFloat,
+    NonNegativeInt,
     OpenFraction,
     PositiveFloat,
     PositiveInt,
@@ -100,10 +101,18 @@ class Finetune(TrainingStage):
     rows: RowSettings = RowSettings()
     epochs: PositiveFloat | None = None  # over the task's training rows; None trains for train.steps
     dropout: float | None = None  # of the model in this stage; None keeps what it has
+    # the learning rate of each layer is so many times that of the layer above it, and embeddings are below all
+    layer_decay: PositiveFloat = 1.0
+    frozen_layers: NonNegativeInt = 0  # the first layers that do not learn, with the embeddings below them
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
+
+    @property
+    def rates_by_layer(self) -> tuple[float, int]:
+        return self.layer_decay, self.frozen_layers
 
     def check(self) -> None:
         super().check()
+        require(self.layer_decay <= 1, "layer_decay", self.layer_decay, "at most 1", "use 1 for one rate")
         require(self.task is not None, "task", None, "a task", "give an object of a class that extends Task")
         check_divides("train.microbatches", self.train.microbatches, {"rows.batch_size": self.rows.batch_size})
         by, known = self.checkpoint.best_by, self.best_by()

@@ -31,7 +31,7 @@ from lmjax.model.families import model_of
 from lmjax.model.flops import count
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.optimizer import make_optimizer
-from lmjax.optim.rates import model_rates
+from lmjax.optim.rates import layer_rates, model_rates
 from lmjax.optim.schedules import Course, Schedule, course_of, schedule_of
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import (
@@ -194,7 +194,10 @@ class Task(TaskSettings, ABC):
         """The optimizer of parameters with these axes, and its learning rate. The course may be traced."""
         settings = resolved.of(TrainingStage).optimizer
         schedule = schedule_of(settings.schedule, course, self.clock(resolved))
-        return make_optimizer(settings, schedule, axes, model_rates(axes, resolved.model)), schedule
+        decay, frozen = resolved.of(TrainingStage).rates_by_layer
+        whole = layer_rates(axes, resolved.model, self.trunk, decay, frozen)
+        rates = model_rates(axes, resolved.model)._replace(whole=whole)
+        return make_optimizer(settings, schedule, axes, rates), schedule
 
     def clock(self, resolved: ResolvedStage) -> Schedule | None:
         """The tokens that are read before a step, where the task counts them."""

@@ -1,13 +1,18 @@
 """Multipliers of the learning rate: what they reach, frozen parameters, and one rate for each stacked layer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.model.families import model_of
+from lmjax.model.heads import TaskModel
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.presets import preset
 from lmjax.optim.optimizer import make_optimizer
-from lmjax.optim.rates import Rates, model_rates
+from lmjax.optim.rates import Rates, layer_rates, model_rates
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
@@ -109,3 +114,40 @@ def test_a_multiplier_of_updates_leaves_weight_decay_as_it_is_and_one_of_the_who
     ones = {"tokens": 1.0, "bias": 1.0}
     found, before = updated(Rates({"kernel": 0.0} | ones, None if whole is None else {"kernel": whole} | ones))
     np.testing.assert_allclose(found["kernel"], before["kernel"] * (1 - RATE * share * 0.1) ** 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_rates_fall_from_layer_to_layer_and_frozen_layers_have_none(scan):
+    """Of BERT below a task's head: the head and the pooler learn at the rate, embeddings at the least."""
+    bert = dataclasses.replace(preset("bert_tiny"), layers=4, vocab_size=9)
+    model = TaskModel(model_of(bert, ComputeSettings(scan_layers=scan)), 2)
+    axes = model.logical_axes()
+    found = layer_rates(axes, bert, ("trunk",), 0.5, 0)
+    trunk = found["trunk"]
+    assert jax.tree.leaves(found["head"]) == [1.0, 1.0] and set(jax.tree.leaves(trunk["pooler"])) == {1.0}
+    for name in ("tokens", "positions", "segment_types"):
+        assert trunk[name] == 0.5**5
+    assert set(jax.tree.leaves(trunk["embedding_norm"])) == {0.5**5}
+    wanted = [0.5**4, 0.5**3, 0.5**2, 0.5]
+    if scan:
+        shapes = jax.eval_shape(model.init, jax.random.key(0))["trunk"]["periods"]
+        for rates, leaf in zip(jax.tree.leaves(trunk["periods"]), jax.tree.leaves(shapes), strict=True):
+            assert rates.ndim == leaf.ndim and rates.ravel().tolist() == wanted
+    else:
+        for layer, rate in enumerate(wanted):
+            assert set(jax.tree.leaves(trunk[f"period_{layer}"])) == {rate}
+    frozen = layer_rates(axes, bert, ("trunk",), 1.0, 3)["trunk"]
+    assert frozen["tokens"] == 0.0 and set(jax.tree.leaves(frozen["pooler"])) == {1.0}
+    last = [np.ravel(leaf)[-1] for leaf in jax.tree.leaves(frozen["periods" if scan else "period_3"])]
+    first = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(frozen["periods" if scan else "period_2"])]
+    assert set(last) == {1.0} and set(first) == {0.0}
+    assert layer_rates(axes, bert, ("trunk",), 1.0, 0) is None
+
+
+def test_rates_follow_the_pattern_of_a_scanned_period():
+    """Two blocks a period: layers 0 and 2 are stacked in one array, 1 and 3 in the other."""
+    settings = ModelSettings(layers=4, vocab_size=9, attention=AttentionSettings(pattern=("dense", "banded"), band=4))
+    found = layer_rates(model_of(settings).logical_axes(), settings, (), 0.1, 0)["periods"]
+    for block, wanted in (("block_0", [1e-4, 1e-2]), ("block_1", [1e-3, 1e-1])):
+        for rates in jax.tree.leaves(found[block]):
+            np.testing.assert_allclose(np.ravel(rates), wanted, rtol=1e-6)

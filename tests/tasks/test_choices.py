@@ -120,3 +120,11 @@ def test_a_task_without_classes_takes_no_labels(folder):
     for kind in (Choices, Embeddings):
         with pytest.raises(UserError, match=r"labels = \('a',\): expected none"):
             kind(**sources(folder, "swag"), labels=("a",))
+
+
+def test_a_source_of_another_kind_of_examples_is_refused(folder, tmp_path):
+    task = Embeddings(**sources(folder, "swag", "swag"))
+    with pytest.raises(
+        UserError, match=r"task\.train\[0\]\.form = 'swag': expected a form of Labelled, it gives Choices"
+    ):
+        lmjax.run(stage(folder, "encoder", task), tmp_path / "run", quiet=True)
