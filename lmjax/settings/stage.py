@@ -41,6 +41,7 @@ class TaskSettings:
 
     trunk: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[str, ...] | None] = ()  # of its evaluations, beside the loss; None: they are not known
+    filled: ClassVar[tuple[str, ...]] = ()  # fields that a run fills in from its data where they are empty
 
     @property
     def task(self) -> str:

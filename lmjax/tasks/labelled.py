@@ -49,6 +49,7 @@ class LabelledTask(Task, Settings):
     """
 
     trunk: ClassVar[tuple[str, ...]] = (TRUNK,)
+    filled: ClassVar[tuple[str, ...]] = ("labels",)
     example: ClassVar[type] = object  # what the form of a source gives
     framed: ClassVar[bool] = True  # whether a decoder reads its rows between tokens of their own
 

@@ -46,6 +46,7 @@ PROBABILITIES, SCORES = "probabilities", "scores"
 class Sentences(LabelledTask):
     """Classes, or scores, of one or two texts."""
 
+    filled: ClassVar[tuple[str, ...]] = ("labels", "class_weights")
     example: ClassVar[type] = Labelled
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
