@@ -13,13 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lmjax.commands import convert, evaluate, fit, forecast, generate, harness, plan, prepare, score, sweep, train
+from lmjax.commands import (
+    convert,
+    evaluate,
+    fit,
+    forecast,
+    generate,
+    harness,
+    plan,
+    predict,
+    prepare,
+    score,
+    sweep,
+    train,
+)
 from lmjax.errors import PeerLostError, UserError, means_full_disk, nearest, readable
 from lmjax.fields import require_local
 from lmjax.files import open_streams
 from lmjax.version import __version__
 
-COMMANDS = (train, sweep, fit, forecast, plan, generate, evaluate, score, harness, prepare, convert)
+COMMANDS = (train, sweep, fit, forecast, plan, generate, evaluate, score, predict, harness, prepare, convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

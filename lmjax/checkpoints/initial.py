@@ -33,6 +33,10 @@ class InitialCheckpoint:
 
     def reward_model(self, abstract: Any) -> Any:
         """A reward model's trunk and scalar head."""
+        return self.parameters(abstract)
+
+    def parameters(self, abstract: Any) -> Any:
+        """All parameters, heads included; `abstract` gives shapes, dtypes and shardings."""
         return _restored(self.checkpoint, {"params": abstract})["params"]
 
 

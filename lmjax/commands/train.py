@@ -27,6 +27,8 @@ def add(commands: Any) -> None:
     run.add_argument("--only", metavar="STAGE", help="of a pipeline: run this stage alone")
     run.add_argument("--from", dest="start_from", metavar="STAGE", help="of a pipeline: run anew from this stage on")
     run.add_argument("--executable", type=path_of, metavar="FILE", help="the step, as lmjax plan --save wrote it")
+    text = "run the stage with each of these seeds, and print mean and deviation of what is measured"
+    run.add_argument("--seeds", type=_seeds, metavar="N,N,...", help=text)
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
     report = add_command(
         commands, "report", _report, "write report.html of a run or a sweep", "lmjax report runs/quickstart"
@@ -37,7 +39,16 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = overridden_recipe(options, ["--help"] if options.fields else overrides)
     names = ("workdir", "force", "only", "start_from", "executable", "cache")
-    return lmjax.run(recipe, **{name: getattr(options, name) for name in names}).exit_code
+    arguments = {name: getattr(options, name) for name in names}
+    if options.seeds is None:
+        return lmjax.run(recipe, **arguments).exit_code
+    from lmjax.runs.seeds import run_seeds
+
+    return run_seeds(recipe, options.seeds, **arguments).exit_code
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:

@@ -54,6 +54,7 @@ class TaggedWords:
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
     where: str = field(compare=False)
+    text: str | None = None  # that has the words in this order, if it is known
 
 
 class BadExampleError(BadRecordError):

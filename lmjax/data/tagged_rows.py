@@ -6,7 +6,6 @@ word counts once, in the window that sees most around its first token.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ from lmjax.data.windows import Windows, most_context, windows
 from lmjax.errors import UserError, nearest, shortened
 from lmjax.tokenizers.tokenizer import Tokenizer
 
-_WORDS, _CHARACTERS = re.compile(r"\S+"), re.compile(r"\S")
 _NONE = -1  # the label of a token that begins no word, or a word without a tag
 
 
@@ -127,9 +125,3 @@ def tag_numbers(sentence: TaggedWords, numbers: Mapping[str, int]) -> np.ndarray
             f"data; {nearest(unknown, numbers)}"
         )
     return np.array([numbers[tag] for tag in tags], np.int32)
-
-
-def words_of(text: str, characters: bool) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
-    """The words of a text between its blanks, or its characters that are no blanks; and [begin, end) of each."""
-    found = list((_CHARACTERS if characters else _WORDS).finditer(text))
-    return tuple(each[0] for each in found), [each.span() for each in found]

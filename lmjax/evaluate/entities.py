@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from lmjax.data.tag_schemes import entities_of, scheme_of
@@ -81,18 +80,20 @@ def tag_record(
     tags: Sequence[str],
     probabilities: Sequence[float],
     text: str | None = None,
-    places: Sequence[tuple[int, int]] = (),
     between: str = " ",
 ) -> dict[str, Any]:
     """What a JSONL file says of a sentence: words, tags, their probabilities, and the entities that the tags write.
 
-    Entities have their kind, text, first word and the word behind the last one, characters [begin, end) of `text`, in
-    which the words are at `places`, and the mean probability of their tags. Without a text, it is the words with
+    Entities have their kind, text, first word and the word behind the last one, characters [begin, end) of `text`,
+    which has the words in their order, and the mean probability of their tags. Without a text, it is the words with
     `between` between them.
     """
-    if text is None:
-        text, ends = between.join(words), list(accumulate(len(word) + len(between) for word in words))
-        places = [(end - len(word) - len(between), end - len(between)) for word, end in zip(words, ends, strict=True)]
+    text = between.join(words) if text is None else text
+    places, end = [], 0
+    for word in words:
+        begin = text.index(word, end)
+        end = begin + len(word)
+        places.append((begin, end))
     entities = []
     for kind, first, end in entities_of(tags):
         a, b = places[first][0], places[end - 1][1]

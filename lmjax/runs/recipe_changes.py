@@ -90,9 +90,10 @@ def _kind(old: Stage, new: Stage, field: str, step: int) -> Kind:
 
 def _filled_in(stage: Stage, field: str) -> bool:
     """Whether a run fills the field in: its differences are not the user's."""
-    names, task = field.split("."), getattr(stage, "task", None)
-    of_data = names[0] == "task" and task is not None and names[-1] in task.filled and not getattr(task, names[-1])
-    return of_data or EARLIER in names or (not stage.own_model and names[0] == "model")
+    task, parts = getattr(stage, "task", None), field.split(".")
+    if task is not None and parts[:2] == ["task", "fields"] and parts[2] in task.filled:
+        return not getattr(task, parts[2])
+    return EARLIER in field.split(".") or (not stage.own_model and field.split(".")[0] == "model")
 
 
 def _schedules(stage: Any) -> list[ScheduleSettings]:

@@ -279,8 +279,9 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "sample",
     )
     merged = {name: value for line in read_metrics(folder) for name, value in line.items()}
+    of_tasks = [name for name in merged if name.startswith("validation_") and name not in wanted and "/" not in name]
     of_sources = [name for name in merged if "/" in name and name.partition("/")[0] in wanted]
-    return {name: merged[name] for name in (*wanted, *of_sources) if name in merged}
+    return {name: merged[name] for name in (*wanted, *of_tasks, *of_sources) if name in merged}
 
 
 def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path | None) -> None:
@@ -295,13 +296,16 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
         "validation_gold": "gold reward",
     }
     parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
+    told = ("validation_loss", "validation_perplexity", "validation_reward", "validation_kl", *names)
+    of_tasks = [name for name in summary if name.startswith("validation_") and name not in told and "/" not in name]
+    parts += [f"{summary[name]:.3f} {name.removeprefix('validation_').replace('_', ' ')}" for name in of_tasks]
     if parts:
         display.say(f"final: {', '.join(parts)}")
-    told = {"validation_loss": "validation loss", "validation_reward": "reward"}
+    by_source = {"validation_loss": "validation loss", "validation_reward": "reward"}
     for name, value in summary.items():
         quantity, _, source = name.partition("/")
-        if source and quantity in told:
-            display.say(f"{told[quantity]} of {source}: {value:.4f}")
+        if source and quantity in by_source:
+            display.say(f"{by_source[quantity]} of {source}: {value:.4f}")
     if "sample" in summary:
         display.say(f"sample: {summary.get('prompt', '')}{summary['sample']}")
     if written is not None:

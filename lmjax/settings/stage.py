@@ -7,6 +7,7 @@ each? What a stage does is registered under its `kind` in lmjax/stages/registry.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class TaskSettings:
 
     trunk: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[str, ...] | None] = ()  # of its evaluations, beside the loss; None: they are not known
-    filled: ClassVar[tuple[str, ...]] = ()  # fields that a run fills in from its data where they are empty
+    filled: ClassVar[tuple[str, ...]] = ()  # fields that are filled in from its data, where they are empty
 
     @property
     def task(self) -> str:
@@ -51,7 +52,8 @@ class TaskSettings:
     def plain(self) -> dict[str, Any]:
         """What recipe.json keeps of it: names and values, and no code."""
         fields: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {"task": self.task, "trunk": list(self.trunk), "fields": fields}
+        as_saved = json.loads(json.dumps(fields))  # tuples are lists, so that it equals what was read again
+        return {"task": self.task, "trunk": list(self.trunk), "fields": as_saved}
 
 
 @dataclass(frozen=True)

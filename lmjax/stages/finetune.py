@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 from jax.sharding import Mesh
 
+from lmjax.checkpoints.checkpoint import checkpoints_in
+from lmjax.checkpoints.initial import recipe_of
+from lmjax.errors import require
 from lmjax.settings import Finetune
 from lmjax.stages.changes import EARLIER, TRAINING, Kind, Table
 from lmjax.stages.kind import Planned, StageKind
@@ -43,7 +47,20 @@ def adapted(resolved: ResolvedStage, task: Task) -> ResolvedStage:
 def _train(resolved: ResolvedStage, session: Session) -> Outcome:
     resolved = resolved.opened()
     task = task_of(resolved)
+    _check_filled(task, resolved)
     return train_task(task, adapted(resolved, task), session)
+
+
+def _check_filled(task: Task, resolved: ResolvedStage) -> None:
+    """Raises UserError where the data tell of the task what this workdir's checkpoints were not trained with."""
+    for checkpoint in checkpoints_in(resolved.folder)[:1]:
+        trained = cast(Finetune, recipe_of(checkpoint)).task
+        kept = {} if trained is None else trained.plain()["fields"]
+        now = task.plain()["fields"]
+        for name in task.filled:
+            fix = f"restore the training data, give task.{name} in the recipe, or choose another --workdir"
+            same = kept.get(name) == now[name]
+            require(same, f"task.{name}", now[name], f"{kept.get(name)}, as of {checkpoint.path}", fix)
 
 
 def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:

@@ -37,7 +37,7 @@ class Choices(LabelledTask):
     """The right one of an example's options."""
 
     filled: ClassVar[tuple[str, ...]] = ("options",)
-    example: ClassVar[type] = labelled.Choices
+    example_type: ClassVar[type] = labelled.Choices
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy",)
 
     options: NonNegativeInt = 0  # K, the most options of an example; 0 takes those of the training data
@@ -56,6 +56,18 @@ class Choices(LabelledTask):
             return self
         most = max(len(each.options) for source in self._read("train") for each in source.items)
         return dataclasses.replace(self, options=most)
+
+    @property
+    def inputs(self) -> str:
+        return "options"
+
+    def example(self, texts: Sequence[str], where: str) -> labelled.Choices:
+        require(len(texts) >= 3, where, list(texts), "a context and two options or more", "give all of them")
+        return labelled.Choices(texts[0], tuple(texts[1:]), None, where)
+
+    def table(self, answer: dict[str, Any]) -> list[tuple[str, ...]]:
+        ranked = sorted(enumerate(answer[PROBABILITIES]), key=lambda item: -item[1])
+        return [("option", "probability"), *((f"{number}", f"{share:.1%}") for number, share in ranked)]
 
     def check_examples(self, examples: Sequence[labelled.Choices]) -> None:
         require_labels(examples)

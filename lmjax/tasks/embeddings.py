@@ -39,7 +39,7 @@ class Embeddings(LabelledTask):
 
     trunk: ClassVar[tuple[str, ...]] = ()
     framed: ClassVar[bool] = False
-    example: ClassVar[type] = Labelled
+    example_type: ClassVar[type] = Labelled
     metrics: ClassVar[tuple[str, ...] | None] = ("pearson", "spearman")
 
     highest: Annotated[float, above(0)] = 5.0  # the score of texts that mean the same, whose cosine is to be 1

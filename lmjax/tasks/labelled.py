@@ -18,7 +18,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.buckets import BucketLoader, RaggedLengths, evaluation_batches
 from lmjax.data.frames import Frame, decoder_frame, encoder_frame
-from lmjax.data.labelled import Examples
+from lmjax.data.labelled import Examples, Labelled
 from lmjax.data.labelled_sets import read_examples
 from lmjax.data.loader import RowLoader
 from lmjax.errors import require
@@ -50,7 +50,7 @@ class LabelledTask(Task, Settings):
 
     trunk: ClassVar[tuple[str, ...]] = (TRUNK,)
     filled: ClassVar[tuple[str, ...]] = ("labels",)
-    example: ClassVar[type] = object  # what the form of a source gives
+    example_type: ClassVar[type] = object  # what the form of a source gives
     framed: ClassVar[bool] = True  # whether a decoder reads its rows between tokens of their own
 
     train: tuple[LabelledSettings, ...] = ()
@@ -86,6 +86,28 @@ class LabelledTask(Task, Settings):
 
     def check_examples(self, examples: Sequence[Any]) -> None:
         """Raises UserError, with file and line, for an example from which nothing can be learned or measured."""
+
+    @property
+    def inputs(self) -> str:
+        """The form of files that are to be predicted, in lmjax/data/labelled_sets, where none is named."""
+        return "records"
+
+    def example(self, texts: Sequence[str], where: str) -> Any:
+        """An example without a label, of texts as a person gives them. Raises UserError for another number of texts."""
+        require(1 <= len(texts) <= 2, where, list(texts), "one text, or two", "leave the others out")
+        return Labelled(tuple(texts), None, where)
+
+    def unlabelled(self, example: Any) -> Any:
+        """The example without its label."""
+        return dataclasses.replace(example, label=None)
+
+    def table(self, answer: dict[str, Any]) -> list[tuple[str, ...]]:
+        """An answer as a table of its heads and rows, the likeliest first."""
+        shares = answer.get("probabilities")
+        if isinstance(shares, dict):
+            ranked = sorted(shares.items(), key=lambda item: -item[1])
+            return [("label", "probability"), *((name, f"{share:.1%}") for name, share in ranked)]
+        return [("what", "value"), *((name, f"{value}") for name, value in answer.items())]
 
     def warnings(self, train: Sequence[Any], validation: Sequence[Any]) -> list[str]:
         """What a user should know of the data before training."""
@@ -156,8 +178,8 @@ class LabelledTask(Task, Settings):
         for number, source in enumerate(getattr(self, field)):
             with placed(f"task.{field}[{number}]"):
                 found = read_examples(source)
-                kinds = sorted({type(each).__name__ for each in found.items if not isinstance(each, self.example)})
-                expected = f"a form of {self.example.__name__}, it gives {' and '.join(kinds)}"
+                kinds = sorted({type(each).__name__ for each in found.items if not isinstance(each, self.example_type)})
+                expected = f"a form of {self.example_type.__name__}, it gives {' and '.join(kinds)}"
                 require(not kinds, "form", source.form, expected, "name the form of the set, or use another task")
                 read.append(found)
         return read

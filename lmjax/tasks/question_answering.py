@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -21,6 +21,7 @@ from lmjax.data.batch import (
 )
 from lmjax.data.labelled import BadExampleError, Question
 from lmjax.data.question_windows import QuestionRows, question_rows, shared_passages
+from lmjax.errors import require
 from lmjax.evaluate.answer_spans import extracted_answers
 from lmjax.evaluate.squad import question_metrics
 from lmjax.fields import PositiveInt
@@ -40,6 +41,7 @@ class QuestionAnswering(LabelledTask):
     rows.sequence_length. In evaluations `best_f1_threshold` is the null threshold that the validation data ask for.
     """
 
+    example_type: ClassVar[type] = Question
     metrics: ClassVar[tuple[str, ...] | None] = ("exact", "f1", "best_exact", "best_f1")
 
     marks: Literal["squad_1", "squad_2", "cmrc"] = "squad_2"  # whose script; only in "squad_2" may an answer be none
@@ -63,6 +65,23 @@ class QuestionAnswering(LabelledTask):
         rows, length = resolved.settings.loading.batch_size, resolved.settings.loading.sequence_length
         tokens = {name: Field((rows, length)) for name in (TOKENS, TYPES, POSITIONS, SEGMENTS)}
         return tokens | {SPANS: Field((rows, 2)), LABEL_WEIGHTS: Field((rows,), "float32")}
+
+    @property
+    def inputs(self) -> str:
+        return "questions"
+
+    def example(self, texts: Sequence[str], where: str) -> Question:
+        expected = "a question and its passage, neither of them empty"
+        require(len(texts) == 2 and all(map(str.strip, texts)), where, list(texts), expected, "give both")
+        return Question(where, texts[0], texts[1], (), False, "", where)
+
+    def unlabelled(self, example: Question) -> Question:
+        return replace(example, answers=(), impossible=False)
+
+    def table(self, answer: dict[str, Any]) -> list[tuple[str, ...]]:
+        spans = [(f"{span['probability']:.1%}", span["text"], _place(span)) for span in answer["n_best"]]
+        none = [(f"{answer['null_probability']:.1%}", "no answer", "")] if self.may_be_none else []
+        return [("probability", "answer", "characters"), *(spans if answer["text"] else [*none, *spans])]
 
     def check_examples(self, examples: Sequence[Question]) -> None:
         for each in examples:
@@ -114,3 +133,7 @@ class QuestionAnswering(LabelledTask):
         texts = [answer["n_best"][0]["text"] if answer["n_best"] else "" for answer in answers]
         nulls = [answer["null_score"] for answer in answers] if self.may_be_none else None
         return question_metrics(texts, references, self.marks, nulls, self.null_threshold)
+
+
+def _place(span: dict[str, Any]) -> str:
+    return f"{span['begin']} to {span['end']}"

@@ -18,6 +18,7 @@ MODULES = {  # imported when a task of the kind is first asked for
     "Embeddings": "lmjax.tasks.embeddings",
     "QuestionAnswering": "lmjax.tasks.question_answering",
     "Tags": "lmjax.tasks.tags",
+    "TextToText": "lmjax.tasks.text_to_text",
 }
 
 

@@ -46,9 +46,10 @@ PROBABILITIES, SCORES = "probabilities", "scores"
 class Sentences(LabelledTask):
     """Classes, or scores, of one or two texts."""
 
-    filled: ClassVar[tuple[str, ...]] = ("labels", "class_weights")
-    example: ClassVar[type] = Labelled
+    example_type: ClassVar[type] = Labelled
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy", "f1", "matthews", "pearson", "spearman")
+
+    filled: ClassVar[tuple[str, ...]] = ("labels", "class_weights")
 
     scores: bool = False  # labels are numbers, learned by their squared error
     class_weights: tuple[tuple[str, float], ...] = ()  # factors of the loss of examples by their class; 1 for others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS, TYPES, Batch, BatchSpec, Field
 from lmjax.data.labelled import BadExampleError, TaggedWords
+from lmjax.data.labelled_sets.tagged_words import words_of
 from lmjax.data.tag_schemes import OUTSIDE
 from lmjax.data.tagged_rows import TaggedRows, tagged_rows
+from lmjax.errors import require
 from lmjax.evaluate.entities import entity_metrics, tag_record
 from lmjax.fields import PositiveInt
 from lmjax.model.heads import TaskModel
@@ -31,6 +33,7 @@ class Tags(LabelledTask):
     its first token.
     """
 
+    example_type: ClassVar[type] = TaggedWords
     metrics: ClassVar[tuple[str, ...] | None] = (
         *("accuracy", "precision", "recall", "f1", "strict_precision", "strict_recall", "strict_f1"),
     )
@@ -41,6 +44,21 @@ class Tags(LabelledTask):
     @property
     def between(self) -> str:
         return " " if self.words == "blanks" else ""
+
+    def example(self, texts: Sequence[str], where: str) -> TaggedWords:
+        require(len(texts) == 1 and bool(texts[0].strip()), where, list(texts), "one text with words", "give one")
+        return TaggedWords(words_of(texts[0], self.words == "characters"), None, where, texts[0])
+
+    def unlabelled(self, example: TaggedWords) -> TaggedWords:
+        return replace(example, tags=None)
+
+    def table(self, answer: dict[str, Any]) -> list[tuple[str, ...]]:
+        words = zip(answer["words"], answer["tags"], answer["probabilities"], strict=True)
+        return [("word", "tag", "probability"), *((word, tag, f"{share:.1%}") for word, tag, share in words)]
+
+    @property
+    def inputs(self) -> str:
+        return "tagged" if self.words == "blanks" else "characters"
 
     def check_examples(self, examples: Sequence[TaggedWords]) -> None:
         for each in examples:
@@ -90,7 +108,7 @@ class Tags(LabelledTask):
             numbers = range(len(each.words))  # one without a token, of which nothing is predicted, is outside
             tags = [self.labels[int(label.get(number, none))] for number in numbers]
             probabilities = [float(share.get(number, 1.0)) for number in numbers]
-            out.append(tag_record(each.words, tags, probabilities, between=self.between))
+            out.append(tag_record(each.words, tags, probabilities, each.text, self.between))
         return out
 
     def measured(self, answers: Sequence[dict[str, Any]], examples: Sequence[TaggedWords]) -> Values:

@@ -7,7 +7,7 @@ from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS,
 from lmjax.data.frames import encoder_frame
 from lmjax.data.labelled import TaggedWords
 from lmjax.data.labelled_sets import read_examples
-from lmjax.data.tagged_rows import tagged_rows, words_of
+from lmjax.data.tagged_rows import tagged_rows
 from lmjax.errors import UserError
 from lmjax.settings import LabelledSettings
 from lmjax.tokenizers.tokenizer import load_tokenizer
@@ -82,13 +82,6 @@ def test_rows_are_read_in_any_order():
 def test_a_tag_that_the_training_data_lack_is_an_error_with_its_place():
     with pytest.raises(UserError, match=r"f:7: the tag 'B-LOCO': expected one of the 3 tags.*did you mean 'B-LOC'"):
         rows_of(TaggedWords(("in", "Rome"), ("O", "B-LOCO"), "f:7"))
-
-
-def test_the_words_of_a_text_have_their_characters():
-    text = " 在 北京,\u3000x\n"
-    for characters, expected in ((False, ["在", "北京,", "x"]), (True, ["在", "北", "京", ",", "x"])):
-        words, places = words_of(text, characters)
-        assert list(words) == [text[begin:end] for begin, end in places] == expected
 
 
 @pytest.mark.data

@@ -120,6 +120,15 @@ def test_records_have_lists_of_words_and_tags(tmp_path):
             read(tmp_path, lines(good, bad), "tagged", name="file.jsonl")
 
 
+def test_a_text_has_words_between_blanks_or_characters(tmp_path):
+    text = " 在 北京,\u3000x\n"
+    for form, expected in (("tagged", ("在", "北京,", "x")), ("characters", ("在", "北", "京", ",", "x"))):
+        found = read(tmp_path, json.dumps({"text": text}) + "\n", form, name="file.jsonl")
+        assert found.items == [TaggedWords(expected, None, "", text)]
+    with pytest.raises(UserError, match=r"file.jsonl:1: words is no list of texts: \[\]"):
+        read(tmp_path, json.dumps({"text": " \n"}), "characters", name="file.jsonl")
+
+
 PUBLISHED = {  # form, sentences, words, scheme, entities as conlleval, entities strictly
     "wnut17/wnut17train.conll": ("conll", 3394, 62730, "BIO", 1975, 1975),
     "wnut17/emerging.dev.conll": ("conll", 1009, 15733, "BIO", 836, 836),

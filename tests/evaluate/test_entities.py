@@ -84,7 +84,7 @@ def test_a_record_has_entities_by_characters_of_the_text_and_by_words():
     ann = {"kind": "PER", "text": "Ann", "begin": 12, "end": 15, "words": [3, 4], "probability": 1.0}
     assert record["entities"] == [york, ann]
     text = " in New\u00a0 York, Ann"
-    placed = tag_record(["in", "New", "York,", "Ann"], tags, shares, text, [(1, 3), (4, 7), (9, 14), (15, 18)])
+    placed = tag_record(["in", "New", "York,", "Ann"], tags, shares, text)
     assert [text[each["begin"] : each["end"]] for each in placed["entities"]] == ["New\u00a0 York,", "Ann"]
     characters = tag_record(list("在北京"), ["O", "B-LOC", "I-LOC"], [1.0] * 3, between="")
     assert characters["text"] == "在北京"

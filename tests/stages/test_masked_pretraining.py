@@ -128,6 +128,15 @@ def test_full_rows_without_pairs_have_no_labels_and_one_loss(recipe, no_charts, 
     assert "An encoder" in page and "hidden token" in page and "Pairs" not in page
 
 
+def test_full_rows_are_read_by_the_encoder_that_pairs_have_trained(recipe, whole, no_charts, tmp_path):
+    still = {"optimizer__learning_rate": 1e-30, "optimizer__weight_decay": 0.0, "train__microbatches": 1}
+    further = recipe(start=str(whole[0]), pairs=False, train__steps=1, masking=MaskingSettings(), **still)
+    lmjax.run(further, tmp_path / "further", quiet=True)
+    before, after = lmjax.load(whole[0]), lmjax.load(tmp_path / "further")
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert values_of(tmp_path / "further", "masked_loss")[1] < values_of(whole[0], "masked_loss")[1] - 0.5
+
+
 def test_it_is_planned_as_it_runs_and_its_head_counts_predicted_tokens(recipe):
     target = target_of(recipe(train__microbatches=1))
     lowered = target.lower(make_mesh(recipe().mesh, jax.devices()[:1])).as_text()

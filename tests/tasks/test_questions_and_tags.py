@@ -1,5 +1,6 @@
-"""Question answering and tags as fine-tuning stages on a tiny decoder: they learn and are measured; bad data."""
+"""Question answering and tags as fine-tuning stages: they learn, are measured, and predict; bad data is told."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -8,9 +9,20 @@ import pytest
 
 import lmjax
 from lmjax.checkpoints.initial import found_checkpoint, recipe_of
+from lmjax.cli import main
+from lmjax.data.labelled_sets import read_examples
 from lmjax.data.labelled_sets.questions import WRONG_SPAN
 from lmjax.errors import UserError
-from lmjax.settings import Finetune, LabelledSettings, LogSettings, OptimizerSettings, RowSettings, TokenizerSettings
+from lmjax.evaluate.squad import question_metrics
+from lmjax.settings import (
+    Finetune,
+    LabelledSettings,
+    LogSettings,
+    OptimizerSettings,
+    PretrainMasked,
+    RowSettings,
+    TokenizerSettings,
+)
 from lmjax.stages.finetune import adapted, task_of
 from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.registry import task_named
@@ -18,7 +30,7 @@ from lmjax.tasks.resolved import resolve
 from lmjax.tasks.tags import Tags
 from lmjax.tasks.task import Session
 from tests.running import lines_of, without_charts
-from tests.tiny import changed, pretrain, text
+from tests.tiny import changed, model, pretrain, text
 
 THINGS, PLACES = ["cat", "dog", "hen", "pig", "cow", "bee"], ["mat", "box", "bed", "car", "hut", "den"]
 RATE = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
@@ -44,7 +56,7 @@ def passages(rng, count, taken):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data of both tasks, and a tiny decoder that is hardly trained, whose context is shorter than a row."""
+    """Data of both tasks, and a tiny encoder and a tiny decoder, hardly trained, whose context is less than a row."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = np.random.default_rng(0)
     taken = set()  # no passage is in both files
@@ -56,16 +68,20 @@ def folder(tmp_path_factory):
         (folder / f"{name}.conll").write_text("\n".join(lines))
     (folder / "text.txt").write_text("\n".join(" ".join(["it", *THINGS, "in", *PLACES, "."]) for _ in range(40)))
     words = TokenizerSettings(kind="wordpiece", vocab_size=57)
-    base = pretrain(text(folder / "text.txt"), name="base", train__steps=1, tokenizer=words)
+    decoder = pretrain(text(folder / "text.txt"), train__steps=1, tokenizer=words)
+    encoder = model(attention__causal=False, positions__segment_types=2)
+    data = dataclasses.replace(decoder.data, sequence_length=16)
+    masked = PretrainMasked(name="tiny", data=data, tokenizer=words, model=encoder, pairs=False, train=decoder.train)
     with pytest.MonkeyPatch.context() as patch:
         without_charts(patch)
-        lmjax.run(base, folder / "base", quiet=True)
+        lmjax.run(decoder, folder / "decoder", quiet=True)
+        lmjax.run(masked, folder / "encoder", quiet=True)
     return folder
 
 
-def stage(folder, task, **changes):
+def stage(folder, task, start="encoder", **changes):
     own = Finetune(
-        start=str(folder / "base"),
+        start=str(folder / start),
         task=task,
         rows=RowSettings(sequence_length=32, buckets=(16,), batch_size=16),
         optimizer=RATE,
@@ -88,25 +104,124 @@ def tags(folder, **changes):
     return Tags(**{"train": train, "validation": held, "stride": 8} | changes)
 
 
-def test_tags_are_learned_and_measured_as_conlleval(folder, tmp_path, no_charts):
-    result = lmjax.run(stage(folder, tags(folder)), tmp_path / "tags", quiet=True)
-    assert result.exit_code == 0
-    last = lines_of(tmp_path / "tags", "validation_f1")[-1]
+@pytest.fixture(scope="module")
+def tagger(folder):
+    """The workdir of tags that were learned on the encoder."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_charts(patch)
+        assert lmjax.run(stage(folder, tags(folder)), folder / "tags", quiet=True).exit_code == 0
+    return folder / "tags"
+
+
+@pytest.fixture(scope="module")
+def answerer(folder):
+    """The workdir of questions that were learned on the decoder."""
+    recipe = stage(folder, questions(folder), "decoder", train__steps=280, evaluation__every=280)
+    with pytest.MonkeyPatch.context() as patch:
+        without_charts(patch)
+        assert lmjax.run(recipe, folder / "questions", quiet=True).exit_code == 0
+    return folder / "questions"
+
+
+def test_tags_are_learned_and_measured_as_conlleval(tagger):
+    last = lines_of(tagger, "validation_f1")[-1]
     assert last["validation_f1"] == last["validation_strict_f1"] == 1.0
     assert last["validation_accuracy"] == last["validation_f1_THING"] == 1.0
-    task = task_named(recipe_of(found_checkpoint(tmp_path / "tags")).task, "task")
+    task = task_named(recipe_of(found_checkpoint(tagger)).task, "task")
     assert task.labels == ("O", "B-PLACE", "B-THING")
 
 
-def test_answers_are_learned_and_measured_as_squad(folder, tmp_path, no_charts):
-    recipe = stage(folder, questions(folder), train__steps=280, evaluation__every=280)
-    result = lmjax.run(recipe, tmp_path / "questions", quiet=True)
-    assert result.exit_code == 0
-    (last,) = lines_of(tmp_path / "questions", "validation_exact")
+def test_answers_are_learned_and_measured_as_squad(answerer):
+    (last,) = lines_of(answerer, "validation_exact")
     names = {name.removeprefix("validation_") for name in last}
     assert {*QuestionAnswering.metrics, "HasAns_f1", "NoAns_f1", "best_f1_threshold", "spans"} <= names
     assert last["validation_HasAns_exact"] > 0.9  # one of four to eight words by chance
     assert last["validation_best_f1"] >= last["validation_f1"]
+
+
+def predicted(capsys, *words):
+    """The lines of JSON that `lmjax predict` prints, and what it says to standard error."""
+    assert main(["predict", *map(str, words)]) == 0
+    out, err = capsys.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def test_entities_of_a_file_have_the_characters_of_its_texts(tagger, tmp_path, capsys):
+    lines = [{"text": " . cat  in\u3000. box"}, {"words": ["dog", "in", "hut"]}, {"words": [1]}, {"text": "in ."}]
+    (tmp_path / "file.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, said = predicted(capsys, tagger, "--input", tmp_path / "file.jsonl", "--skip-bad")
+    assert "skipped: " in said and "file.jsonl:3: words is no text: 1" in said
+    assert [each["where"].rpartition(":")[2] for each in found] == ["1", "2", "4"]
+    entities = [[(e["kind"], e["text"], e["begin"], e["end"]) for e in each["entities"]] for each in found]
+    assert entities == [
+        [("THING", "cat", 3, 6), ("PLACE", "box", 13, 16)],
+        [("THING", "dog", 0, 3), ("PLACE", "hut", 7, 10)],
+        [],
+    ]
+    assert found[0]["text"] == lines[0]["text"]
+    assert found[1]["tags"] == ["B-THING", "O", "B-PLACE"]
+    (tmp_path / "file.txt").write_text("cat in box\r\n\n" + "dog . " * 60)  # a sentence of several rows
+    plain, _ = predicted(capsys, tagger, "--input", tmp_path / "file.txt")
+    assert [len(each["entities"]) for each in plain] == [2, 60]
+
+
+def test_answers_of_a_file_are_those_of_the_evaluation(answerer, folder, tmp_path, capsys):
+    found, _ = predicted(capsys, answerer, "--input", folder / "held.json", "--form", "squad")
+    questions = read_examples(LabelledSettings(path=str(folder / "held.json"), form="squad")).items
+    assert [each["id"] for each in found] == [each.id for each in questions]
+    references = [[text for text, _ in each.answers] for each in questions]
+    measured = question_metrics([each["text"] for each in found], references)
+    (last,) = lines_of(answerer, "validation_exact")
+    assert measured["exact"] == pytest.approx(last["validation_exact"])
+    for each, question in zip(found, questions, strict=True):
+        assert not each["text"] or question.passage[each["begin"] : each["end"]] == each["text"]
+        assert sum(span["probability"] for span in each["n_best"]) + each["null_probability"] == pytest.approx(1)
+    few, _ = predicted(
+        capsys, answerer, "--input", folder / "held.json", "--form", "squad", "--n-best", 2, "--null-threshold", -1e9
+    )
+    assert {len(each["n_best"]) for each in few} == {2}
+    assert {each["text"] for each in few} == {""}
+
+
+def test_one_example_is_a_table_or_a_line(answerer, tagger, capsys):
+    assert main(["predict", str(answerer), "--text", "in", "--text", ". cat in . box", "--null-threshold", "99"]) == 0
+    table = capsys.readouterr().out
+    assert "box" in table and "11 to 14" in table and "probability" in table
+    assert main(["predict", str(tagger), "--text", "cat in box"]) == 0
+    assert "B-THING" in capsys.readouterr().out
+    (line,), _ = predicted(capsys, tagger, "--text", "cat", "--json")
+    assert [each["text"] for each in line["entities"]] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encoder", "--text", "cat"], "expected a checkpoint of a fine-tuned task (Sentences, Choices"),
+        (["tags", "--text", "cat", "--text", "in"], "expected one text with words"),
+        (["questions", "--text", "cat"], "expected a question and its passage"),
+        (["questions", "--input", "file.jsonl"], "file.jsonl:2: no field 'context'"),
+        (["questions", "--input", "file.jsonl", "--form", "nosuch"], "--form = 'nosuch': expected a known form"),
+        (["questions", "--input", "absent.jsonl"], "absent.jsonl"),
+        (["questions", "--input", "empty.jsonl"], "expected a file with examples"),
+        (["questions"], "a file, or --text, and not both"),
+        (
+            ["tags", "--text", "cat", "--n-best", "3"],
+            "--n-best = 3: expected an option that the checkpoint's task, Tags",
+        ),
+        (["questions", "--text", "a", "--text", "b", "--n-best", "0"], "n_best = 0: expected a number above 0"),
+    ],
+)
+def test_what_cannot_be_predicted_is_an_error_before_anything_is_printed(
+    words, message, folder, tagger, answerer, tmp_path, monkeypatch, capsys
+):
+    good = {"question": "in", "context": "cat in box"}
+    (tmp_path / "file.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({"question": "in"}) + "\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(folder / words[0]), *words[1:]]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
 
 
 def opened(recipe, folder):

@@ -41,6 +41,16 @@ def _hellaswag(record: dict[str, Any], where: str) -> Choices:
     return Choices(reading.text(record, "ctx", where), options, _right(record.get("label"), options, where), where)
 
 
+def read_options(path: Path, settings: LabelledSettings) -> Iterator[Any]:
+    """Records of a context, a list of options and the label, the number of the right one from 0, if any."""
+    return reading.examples(rows(path), _options)
+
+
+def _options(record: dict[str, Any], where: str) -> Choices:
+    context, options = reading.text(record, "context", where), reading.texts(record, "options", where)
+    return Choices(context, options, _right(record.get("label"), options, where), where)
+
+
 def read_codah(path: Path, settings: LabelledSettings) -> Iterator[Any]:
     """Chen et al. 2019: TSV without a header: category, context, four options, the number of the right one."""
     return reading.examples(tab_cells(utf8_of(path), path), _codah)
@@ -95,6 +105,7 @@ def _right(value: Any, options: tuple[str, ...], where: str) -> int | None:
 
 
 FORMS: dict[str, Reader] = {
+    "options": read_options,
     "swag": read_swag,
     "hellaswag": read_hellaswag,
     "codah": read_codah,

@@ -54,8 +54,21 @@ def read_weibo(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords |
 
 
 def read_lists(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords | BadExampleError]:
-    """Records with a list of words ("words" or "tokens") and one of tags ("tags", "labels" or "ner_tags"), if any."""
-    return _checked(reading.examples(rows(path), _record))
+    """Records with a list of words ("words" or "tokens") and one of tags ("tags", "labels" or "ner_tags"), if any.
+
+    A record without words may have a "text", whose words stand between blanks.
+    """
+    return _checked(reading.examples(rows(path), lambda record, where: _record(record, where, characters=False)))
+
+
+def read_characters(path: Path, settings: LabelledSettings) -> Iterator[TaggedWords | BadExampleError]:
+    """As `read_lists`, but the words of a text are its characters that are no blanks."""
+    return _checked(reading.examples(rows(path), lambda record, where: _record(record, where, characters=True)))
+
+
+def words_of(text: str, characters: bool) -> tuple[str, ...]:
+    """The words of a text between its blanks, or its characters that are no blanks."""
+    return tuple(re.findall(r"\S" if characters else r"\S+", text))
 
 
 def _sentences(path: Path) -> Iterator[tuple[str, list[Line]]]:
@@ -82,14 +95,19 @@ def _sentence(lines: list[Line], path: Path, columns: int) -> TaggedWords:
     return TaggedWords(words, tags if columns > 1 else None, f"{path}:{lines[0][0]}")
 
 
-def _record(record: dict[str, Any], where: str) -> TaggedWords:
+def _record(record: dict[str, Any], where: str, characters: bool) -> TaggedWords:
+    if "text" in record and not record.keys() & set(_WORDS):
+        text = reading.text(record, "text", where)
+        record = record | {_WORDS[0]: list(words_of(text, characters))}
+    else:
+        text = None
     words, tags = (next((name for name in names if name in record), names[0]) for names in (_WORDS, _TAGS))
     listed = [reading.texts(record, name, where) for name in (words, tags) if name == words or name in record]
     if not all(text for texts in listed for text in texts):
         raise BadExampleError(where, "a word or a tag is empty")
     if len({len(texts) for texts in listed}) > 1:
         raise BadExampleError(where, UNEQUAL, " and ".join(str(len(texts)) for texts in listed))
-    return TaggedWords(listed[0], listed[1] if len(listed) > 1 else None, where)
+    return TaggedWords(listed[0], listed[1] if len(listed) > 1 else None, where, text)
 
 
 def _checked(
@@ -113,4 +131,9 @@ def _checked(
             yield BadExampleError(f"{path}:{line}" if path else each.where, UNKNOWN_TAG, shortened(tag))
 
 
-FORMS: dict[str, Reader] = {"conll": read_conll, "weibo": read_weibo, "tagged": read_lists}
+FORMS: dict[str, Reader] = {
+    "conll": read_conll,
+    "weibo": read_weibo,
+    "tagged": read_lists,
+    "characters": read_characters,
+}

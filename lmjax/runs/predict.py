@@ -1,0 +1,174 @@
+"""What a fine-tuned task says of texts, for `lmjax predict`: lines of JSON for a file, tables for texts.
+
+In: a checkpoint of a fine-tuning stage, and a file or texts. Out: classes, scores, choices, answers or tags, a line for
+each example in the order of the file, written as they are predicted. A file is read twice: bad input is refused before
+anything is predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lmjax.checkpoints.initial import InitialCheckpoint, open_initial
+from lmjax.data.labelled import BadExampleError
+from lmjax.data.labelled_sets import FORMS
+from lmjax.data.open_files import suffix_of, utf8_of
+from lmjax.errors import UserError, nearest, require
+from lmjax.fields import placed
+from lmjax.files import decode_text
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.start_jax import prepare_jax
+from lmjax.settings import Finetune, MeshSettings
+from lmjax.settings.labelled import LabelledSettings
+from lmjax.tasks.labelled import LabelledTask, Predictor
+from lmjax.tasks.registry import MODULES, task_named
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.tasks.task import Session, TaskData, TaskRun
+from lmjax.training.progress import ProgressDisplay
+from lmjax.training.stop import StopRequest
+
+AT_ONCE = 512  # examples
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A task with trained parameters."""
+
+    task: LabelledTask
+    run: TaskRun
+    params: Any
+
+    def answers(self, examples: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """The answer to each example, in their order. Raises UserError, with file and line, for one without rows."""
+        predictor, remaining = Predictor(self.task, self.run), iter(examples)
+        while some := list(itertools.islice(remaining, AT_ONCE)):
+            rows = self.task.rows_of(some, self.run.resolved)
+            predictions, _ = predictor.read(self.params, rows)
+            yield from self.task.answers(predictions, rows, some)
+
+
+def open_task(checkpoint: Path | str, fields: Mapping[str, Any] | None = None, field: str = "CKPT") -> FineTuned:
+    """The task of a checkpoint, with other values of some of its fields.
+
+    Raises UserError for a checkpoint of another stage, or of a task that is not lmjax's own.
+    """
+    prepare_jax()
+    with tempfile.TemporaryDirectory() as folder:
+        start = open_initial(str(checkpoint), Path(folder), field)
+        task = _task_of(start, checkpoint, field)
+        known = {each.name for each in dataclasses.fields(task)}
+        for name in fields or {}:
+            option = f"--{name.replace('_', '-')}"
+            expected = f"an option that the checkpoint's task, {type(task).__name__}, has"
+            require(name in known, option, (fields or {})[name], expected, "leave it out")
+        task = dataclasses.replace(task, **(fields or {}))
+        mesh = make_mesh(MeshSettings(), jax.devices()[:1])
+        resolved = _resolved(start, task, Path(folder))
+        program = task.build(resolved, mesh, 1)
+        params = start.parameters(program.abstract.params)
+    session = Session(StopRequest(), ProgressDisplay(silent=True))
+    run = TaskRun(resolved, mesh, program, (), TaskData([], []), cast(Any, None), session)
+    return FineTuned(task, run, params)
+
+
+def _task_of(start: InitialCheckpoint, checkpoint: Path | str, field: str) -> LabelledTask:
+    recipe, own = start.recipe, ", ".join(MODULES)
+    other = "lmjax score scores answers with a reward model" if recipe.scores else "lmjax generate continues texts"
+    expected = f"a checkpoint of a fine-tuned task ({own}), found one of the stage {type(recipe).__name__}"
+    require(hasattr(recipe, "task"), field, str(checkpoint), expected, f"name one; {other}")
+    task = task_named(cast(Finetune, recipe).task, f"{field} = {str(checkpoint)!r}: its task")
+    assert isinstance(task, LabelledTask)
+    return task
+
+
+def _resolved(start: InitialCheckpoint, task: LabelledTask, folder: Path) -> ResolvedStage:
+    recipe = cast(Finetune, start.recipe)
+    model, length = start.settings, recipe.rows.sequence_length
+    # The kernel that was named for training may not run here; rows of fewer columns cost less.
+    attention = dataclasses.replace(model.attention, implementation="auto")
+    edges = recipe.rows.buckets or tuple(edge for edge in (length // 4, length // 2) if edge > 4)
+    settings = dataclasses.replace(
+        recipe,
+        task=task,
+        model=dataclasses.replace(model, attention=attention),
+        compute=dataclasses.replace(recipe.compute, remat="none"),
+        rows=dataclasses.replace(recipe.rows, buckets=edges),
+        mesh=MeshSettings(),
+    )
+    entries, tokenizer = start.tokenizer.vocab_size, start.tokenizer
+    return ResolvedStage(recipe, settings, folder, entries=entries, tokenizer=tokenizer)
+
+
+def examples_of(task: LabelledTask, path: Path, form: str = "", bad: list[BadExampleError] | None = None) -> Iterator:
+    """The examples of a file without their labels: a line each of plain text, else as the reader `form` reads it.
+
+    Bad records are added to `bad`; where that is None, the first is raised.
+    """
+    where = str(path)
+    if not form and suffix_of(path) == ".txt":
+        for number, line in enumerate(decode_text(bytes(utf8_of(path)[:]), path).split("\n"), start=1):
+            if line.strip():
+                yield task.example((line.removesuffix("\r"),), f"{where}:{number}")
+        return
+    name = form or task.inputs
+    require(name in FORMS, "--form", form, "a known form", nearest(name, FORMS))
+    settings = LabelledSettings(where, form=form, fields=() if form else task.train[0].fields)
+    for each in FORMS[name](path, settings):
+        if not isinstance(each, BadExampleError):
+            yield task.unlabelled(each)
+        elif bad is None:
+            raise UserError(f"{str(each).rpartition('; fix it')[0]}; fix it, or give --skip-bad")
+        else:
+            bad.append(each)
+
+
+def print_predictions(tuned: FineTuned, path: Path, *, form: str = "", skip_bad: bool = False) -> None:
+    """Prints a line of JSON for each example of a file. Progress, and what is skipped, go to standard error.
+
+    Raises UserError for bad input, before anything is printed.
+    """
+    bad: list[BadExampleError] | None = [] if skip_bad else None
+    with placed("--input"):
+        total = sum(1 for _ in examples_of(tuned.task, path, form, bad))
+    require(total > 0, "--input", str(path), "a file with examples", "name another")
+    for error in bad or ():
+        print(f"skipped: {str(error).rpartition('; fix it')[0]}", file=sys.stderr)
+    display = ProgressDisplay(console=Console(stderr=True))
+    examples, places = itertools.tee(examples_of(tuned.task, path, form, [] if skip_bad else None))
+    with display.counting("predicting") as show:
+        for number, (answer, example) in enumerate(zip(tuned.answers(examples), places, strict=True), start=1):
+            print(json.dumps({"where": example.where} | answer, ensure_ascii=False))
+            if number % AT_ONCE == 0 or number == total:
+                sys.stdout.flush()
+                show(number, total)
+
+
+def print_tables(tuned: FineTuned, texts: Sequence[str], *, as_json: bool = False) -> None:
+    """Prints what is predicted of one example of these texts. Raises UserError where the task takes others."""
+    example = tuned.task.example(texts, "--text")
+    (answer,) = tuned.answers([example])
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    heads, *lines = tuned.task.table(answer)
+    table = Table(*heads, header_style="bold", pad_edge=False)
+    for line in lines:
+        table.add_row(*(Text(_visible(cell)) for cell in line))
+    Console().print(table)
+
+
+def _visible(cell: str) -> str:
+    return cell if cell.isprintable() else repr(cell)[1:-1]

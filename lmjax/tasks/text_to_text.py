@@ -1,0 +1,160 @@
+"""Text to text: an encoder-decoder writes the label, the answer or any other text for its input (T5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+
+from lmjax.checkpoints.evaluated import VALIDATION_LOSS
+from lmjax.data.batch import BatchSpec
+from lmjax.data.labelled import BadExampleError
+from lmjax.data.labelled_sets import read_examples
+from lmjax.data.seq2seq_rows import seq2seq_fields
+from lmjax.data.text_to_text import Pair, as_text, encoded
+from lmjax.errors import require
+from lmjax.evaluate.samples import EvaluationLines
+from lmjax.evaluate.text_marks import mark_squad
+from lmjax.evaluate.validation import Sums, mean_of
+from lmjax.fields import PositiveInt, Settings, placed
+from lmjax.generate.encoded import write
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.model.transformer import Transformer
+from lmjax.objective.next_token import language_loss
+from lmjax.objective.weighted import LossFunction
+from lmjax.optim.train_state import TrainState
+from lmjax.settings import Finetune, ModelSettings
+from lmjax.settings.text_to_text import TextToTextSettings
+from lmjax.tasks.labelled import source_names
+from lmjax.tasks.resolved import ResolvedStage
+from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
+from lmjax.training.loop import Values
+
+
+@dataclass(frozen=True)
+class TextToText(Task, Settings):
+    """Learns the targets of examples. Rows hold several examples; rows.sequence_length is that of the inputs."""
+
+    metrics: ClassVar[tuple[str, ...] | None] = ("exact_match", "f1")
+
+    train: tuple[TextToTextSettings, ...] = ()
+    validation: tuple[TextToTextSettings, ...] = ()
+    target_length: PositiveInt = 32  # tokens of the targets of a row, and the most that are written
+
+    def check(self) -> None:
+        require(bool(self.train), "train", (), "at least one source", "add a TextToTextSettings")
+
+    def adapted(self, model: ModelSettings, rows: int) -> ModelSettings:
+        both, fix = model.encoder_layers is not None, "use a checkpoint of an encoder-decoder, or another task"
+        require(both, "start", "a model of one stack", "an encoder-decoder, which reads and writes text", fix)
+        return model
+
+    def spec(self, resolved: ResolvedStage) -> BatchSpec:
+        return seq2seq_fields(resolved.of(Finetune).rows.batch_size, self._shape(resolved))
+
+    def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
+        stage, tokenizer = resolved.of(Finetune), resolved.tokenizer
+        assert tokenizer is not None
+        fix = "leave it out: rows are packed"
+        require(not stage.rows.buckets, "rows.buckets", stage.rows.buckets, "none for text to text", fix)
+        train, validation = (self._read(field, session) for field in ("train", "validation"))
+        rows = []
+        for number, pairs in enumerate((*train, *validation)):
+            tokens = encoded(pairs, tokenizer, self._shape(resolved))
+            rows.append(tokens.rows(self._shape(resolved)))
+            if tokens.cut:
+                field = f"train[{number}]" if number < len(train) else f"validation[{number - len(train)}]"
+                session.display.say(f"task.{field}: {tokens.cut:,} texts were cut to rows.sequence_length")
+        learned = sum(map(len, train))
+        own = rows[: len(train)]
+        return TaskData(
+            train=own,
+            weights=[None] * len(own),
+            validation=rows[len(train) :],
+            names=source_names([source.source for source in self.validation]),
+            epoch_rows=sum(map(len, own)),
+            shares=lambda loader, steps: [f"{learned:,} examples in {sum(map(len, own)):,} rows"],
+            examples=validation,
+        )
+
+    def loss(self, model: Transformer, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
+        train = resolved.of(Finetune).train
+        terms = {"z_loss": train.z_loss, "label_smoothing": train.label_smoothing}
+        return language_loss(model, **terms, valid_vocab=resolved.entries)
+
+    def summary(self, sums: Sums) -> Values:
+        """The loss per token of the targets, and the share of them that is right where those before are given."""
+        return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+
+    def evaluation(self, run: TaskRun) -> Evaluate:
+        """The loss, and how the texts that are written for the inputs compare with the targets."""
+        loss = Task.evaluation(self, run)
+
+        def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
+            if jax.process_count() > 1 or not run.data.examples:
+                return loss(state, done, lines)
+            marks = [self._marks(run, state.params, pairs) for pairs in run.data.examples]
+            values = _means([mark for own in marks for mark in own])
+            if len(marks) > 1:
+                for name, own in zip(run.data.names, marks, strict=True):
+                    values |= {f"{number}/{name}": value for number, value in _means(own).items()}
+            return loss(state, done, lines) | values
+
+        return evaluate
+
+    def _marks(self, run: TaskRun, params: Any, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        tokenizer, shape = run.resolved.tokenizer, self._shape(run.resolved)
+        assert tokenizer is not None
+        settings = SamplingSettings(temperature=0.0, max_tokens=self.target_length)
+        written = write(
+            run.program.model,
+            self.language_model(params),
+            encoded(pairs, tokenizer, shape).inputs,
+            eos=tokenizer.eos_id,
+            vocab=tokenizer.vocab_size,
+            settings=settings,
+            between=run.session.stop.check,
+        )
+        texts = [tokenizer.decode(tokens) for tokens in written]
+        return [marked(text, pair.targets) for text, pair in zip(texts, pairs, strict=True)]
+
+    def _read(self, field: Literal["train", "validation"], session: Session) -> list[list[Pair]]:
+        found = []
+        for number, source in enumerate(getattr(self, field)):
+            with placed(f"task.{field}[{number}]"):
+                examples = read_examples(source.source)
+                pairs, skipped = _pairs(examples.items, source)
+            for reason, count in (examples.skipped | skipped).items():
+                session.display.say(f"task.{field}[{number}]: {count:,} records skipped: {reason}")
+            found.append(pairs)
+        return found
+
+    def _shape(self, resolved: ResolvedStage) -> tuple[int, int]:
+        return resolved.of(Finetune).rows.sequence_length, self.target_length
+
+
+def marked(text: str, targets: Sequence[str]) -> dict[str, float]:
+    """Whether a text is one of the targets but for blanks around it, and the F1 of their words."""
+    exact = float(text.strip() in {target.strip() for target in targets})
+    return {"validation_exact_match": exact, "validation_f1": mark_squad(text, targets)["f1"]}
+
+
+def _means(marks: Sequence[dict[str, float]]) -> Values:
+    names = marks[0] if marks else {}
+    return {name: sum(mark[name] for mark in marks) / len(marks) for name in names}
+
+
+def _pairs(examples: Sequence[Any], source: TextToTextSettings) -> tuple[list[Pair], dict[str, int]]:
+    """The examples as texts, and how many were skipped for each reason. Raises BadExampleError unless they may be."""
+    pairs: list[Pair] = []
+    skipped: dict[str, int] = {}
+    for example in examples:
+        try:
+            pairs.append(as_text(example, source))
+        except BadExampleError as error:
+            if source.source.on_bad_record == "error":
+                raise
+            skipped[error.reason] = skipped.get(error.reason, 0) + 1
+    return pairs, skipped

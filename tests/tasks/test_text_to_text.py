@@ -1,0 +1,160 @@
+"""Text to text: an encoder-decoder learns to write labels and answers, and what it writes is what is marked."""
+
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax.errors import UserError
+from lmjax.generate.encoded import write
+from lmjax.generate.sampling import SamplingSettings
+from lmjax.model.encoder_decoder import EncoderDecoder
+from lmjax.settings import (
+    AttentionSettings,
+    DataSettings,
+    Finetune,
+    HeadSettings,
+    LabelledSettings,
+    ModelSettings,
+    NormSettings,
+    PositionSettings,
+    PretrainSpans,
+    RowSettings,
+    TextToTextSettings,
+    TokenizerSettings,
+)
+from lmjax.settings.masking import sentinel_symbols
+from lmjax.settings.recipe_files import to_json
+from lmjax.tasks.text_to_text import TextToText, marked
+from tests.running import values_of
+from tests.tiny import LOG, NO_DECAY, changed, text
+
+MODEL = ModelSettings(
+    layers=1,
+    encoder_layers=1,
+    width=32,
+    context=32,
+    vocab_size=264,
+    attention=AttentionSettings(heads=2, scaled=False, bias=False),
+    norm=NormSettings(kind="rmsnorm"),
+    positions=PositionSettings(kind="relative"),
+    head=HeadSettings(scaled=True),
+)
+
+
+def records(folder, name, count, seed):
+    rng = random.Random(seed)
+    rows = [
+        {"input": "".join(rng.choices(letters, k=6)), "target": label}
+        for letters, label in (rng.choice([("abc", "low"), ("xyz", "high")]) for _ in range(count))
+    ]
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TextToTextSettings(LabelledSettings(str(path), fields=("input",), label="target"), prefix="letters: ")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, compiled_once):
+    """A tiny T5 that is pretrained for two steps, and examples of two labels."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "text.txt").write_text("letters: abc xyz low high\n" * 60)
+    base = PretrainSpans(
+        name="base",
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=264, user_symbols=sentinel_symbols(4)),
+        data=DataSettings(train=text(folder / "text.txt"), validation=text(folder / "text.txt"), sequence_length=32),
+        model=MODEL,
+        log=LOG,
+    )
+    lmjax.run(changed(base, train__steps=2), folder / "base", quiet=True)
+    return folder
+
+
+@pytest.fixture
+def stage(folder):
+    task = TextToText(
+        train=(records(folder, "train", 200, 0),), validation=(records(folder, "held", 24, 1),), target_length=16
+    )
+    return Finetune(
+        start=str(folder / "base"),
+        task=task,
+        rows=RowSettings(sequence_length=32, batch_size=8),
+        optimizer=changed(NO_DECAY, schedule__kind="constant"),
+        log=LOG,
+    )
+
+
+def test_it_learns_to_write_labels_and_its_record_has_the_share_of_exact_ones(stage, no_charts, tmp_path):
+    stage = changed(stage, train__steps=150, evaluation__every=75)
+    result = lmjax.run(stage, tmp_path / "run", quiet=True)
+    exact = values_of(tmp_path / "run", "validation_exact_match")
+    assert sorted(exact) == [75, 150]
+    assert exact[150] == 1.0 == values_of(tmp_path / "run", "validation_f1")[150], "two sets of letters tell the labels"
+    assert result.summary["validation_loss"] < 0.1
+    assert json.loads(to_json(stage))["task"]["fields"]["target_length"] == 16
+
+
+def test_a_cut_text_an_example_without_a_label_and_buckets_are_said(stage, folder, tmp_path, capsys):
+    (folder / "long.jsonl").write_text(
+        json.dumps({"input": "a" * 99, "target": "b"}) + "\n" + json.dumps({"input": "c"})
+    )
+    source = TextToTextSettings(
+        LabelledSettings(str(folder / "long.jsonl"), fields=("input",), label="target", on_bad_record="skip")
+    )
+    lmjax.run(changed(stage, task__train=(source,), task__validation=(), train__steps=1), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "task.train[0]: 1 texts were cut" in said and "task.train[0]: 1 records skipped: no label" in said
+    strict = changed(source, source__on_bad_record="error")
+    with pytest.raises(UserError, match=r"long.jsonl:2: no label"):
+        lmjax.run(changed(stage, task__train=(strict,), train__steps=1), tmp_path / "strict", quiet=True)
+    with pytest.raises(UserError, match=r"rows.buckets = \(16,\): expected none for text to text"):
+        lmjax.run(changed(stage, rows__buckets=(16,)), tmp_path / "buckets", quiet=True)
+
+
+def test_a_model_of_one_stack_is_refused(stage, folder, tmp_path):
+    from lmjax.settings import Pretrain
+
+    base = Pretrain(
+        name="decoder",
+        data=DataSettings(train=text(folder / "text.txt"), validation=text(folder / "text.txt"), sequence_length=16),
+        model=ModelSettings(layers=1, width=16, context=16, attention=AttentionSettings(heads=2)),
+        log=LOG,
+    )
+    lmjax.run(changed(base, train__steps=1), tmp_path / "decoder", quiet=True)
+    with pytest.raises(UserError, match=r"a model of one stack.*expected an encoder-decoder"):
+        lmjax.run(changed(stage, start=str(tmp_path / "decoder")), tmp_path / "run", quiet=True)
+
+
+def test_what_is_written_is_the_likeliest_token_of_the_full_pass_each_time():
+    """Inputs of several lengths, and more of them than are read at once."""
+    model = EncoderDecoder(MODEL)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3, shapes)
+    inputs = [rng.integers(1, 260, n).astype(np.int32) for n in (5, 1, 9, 3, 12)]
+    settings = SamplingSettings(temperature=0.0, max_tokens=6)
+    found = write(model, params, inputs, eos=7, vocab=260, settings=settings, rows=2)
+    logits_of = jax.jit(lambda params, batch: model.logits(params, batch, entries=260))
+    for text_S, tokens in zip(inputs, found, strict=True):
+        assert len(tokens) == 6 or tokens[-1] == 7
+        read = np.array([[0, *tokens, *[0] * (7 - len(tokens))][:7]], np.int32)
+        padded = np.zeros((1, 12), np.int32)
+        padded[0, : len(text_S)] = text_S
+        batch = {
+            "inputs": padded,
+            "input_positions": np.arange(12, dtype=np.int32)[None],
+            "input_segments": (np.arange(12) < len(text_S)).astype(np.int32)[None],
+            "tokens": read,
+            "positions": np.arange(7, dtype=np.int32)[None],
+            "segments": np.ones((1, 7), np.int32),
+        }
+        greedy = np.asarray(logits_of(params, batch))[0].argmax(-1)
+        assert tokens == greedy[: len(tokens)].tolist()
+    assert len({tuple(tokens) for tokens in found}) > 1
+
+
+def test_marks_ignore_blanks_around_a_text_and_take_the_best_target():
+    assert marked(" low ", ("high", "low")) == {"validation_exact_match": 1.0, "validation_f1": 1.0}
+    assert marked("the red cat", ("a red dog",)) == {"validation_exact_match": 0.0, "validation_f1": 0.5}
