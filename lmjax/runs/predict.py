@@ -26,7 +26,7 @@ from lmjax.checkpoints.initial import InitialCheckpoint, open_initial
 from lmjax.data.labelled import BadExampleError
 from lmjax.data.labelled_sets import FORMS
 from lmjax.data.open_files import suffix_of, utf8_of
-from lmjax.errors import UserError, nearest, require
+from lmjax.errors import UserError, field_error, nearest, require
 from lmjax.fields import placed
 from lmjax.files import decode_text
 from lmjax.parallel.mesh import make_mesh
@@ -127,8 +127,11 @@ def examples_of(task: LabelledTask, path: Path, form: str = "", bad: list[BadExa
     require(name in FORMS, "--form", form, "a known form", nearest(name, FORMS))
     settings = LabelledSettings(where, form=form, fields=() if form else task.train[0].fields)
     for each in FORMS[name](path, settings):
-        if not isinstance(each, BadExampleError):
+        if isinstance(each, task.example_type):
             yield task.unlabelled(each)
+        elif not isinstance(each, BadExampleError):
+            expected = f"a form of {task.example_type.__name__}, which the checkpoint's task reads"
+            raise field_error("--form", name, expected, f"leave it out, which is {task.inputs}")
         elif bad is None:
             raise UserError(f"{str(each).rpartition('; fix it')[0]}; fix it, or give --skip-bad")
         else:

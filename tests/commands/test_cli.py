@@ -31,6 +31,7 @@ COMMANDS = [
         ["generate"],
         ["chat"],
         ["score"],
+        ["predict"],
         ["report"],
         ["evaluate"],
         ["harness"],

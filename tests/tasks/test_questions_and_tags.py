@@ -24,9 +24,11 @@ from lmjax.settings import (
     TokenizerSettings,
 )
 from lmjax.stages.finetune import adapted, task_of
+from lmjax.tasks.choices import Choices
 from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.registry import task_named
 from lmjax.tasks.resolved import resolve
+from lmjax.tasks.sentences import Sentences
 from lmjax.tasks.tags import Tags
 from lmjax.tasks.task import Session
 from tests.running import lines_of, without_charts
@@ -193,6 +195,30 @@ def test_one_example_is_a_table_or_a_line(answerer, tagger, capsys):
     assert [each["text"] for each in line["entities"]] == ["cat"]
 
 
+def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_path, capsys, no_charts):
+    (tmp_path / "classes.jsonl").write_text(
+        '{"text": "cat", "label": "thing"}\n{"text": "box", "label": "place"}\n' * 8
+    )
+    (tmp_path / "choices.jsonl").write_text('{"context": "cat", "options": ["in", "box"], "label": 1}\n' * 16)
+    for task in (
+        Sentences(train=(LabelledSettings(path=str(tmp_path / "classes.jsonl")),)),
+        Choices(train=(LabelledSettings(path=str(tmp_path / "choices.jsonl"), form="options"),)),
+    ):
+        lmjax.run(stage(folder, task, train__steps=30), tmp_path / type(task).__name__, quiet=True)
+    classes, _ = predicted(capsys, tmp_path / "Sentences", "--input", tmp_path / "classes.jsonl")
+    assert [each["label"] for each in classes] == ["thing", "place"] * 8
+    assert all(sum(each["probabilities"].values()) == pytest.approx(1) for each in classes)
+    (tmp_path / "file.txt").write_text("box\ncat\n")
+    plain, _ = predicted(capsys, tmp_path / "Sentences", "--input", tmp_path / "file.txt")
+    assert [each["label"] for each in plain] == ["place", "thing"]
+    asked = ["--text", "cat", "--text", "box", "--text", "in", "--json"]
+    (choice,), _ = predicted(capsys, tmp_path / "Choices", *asked)
+    assert choice["choice"] == 0 and sum(choice["probabilities"]) == pytest.approx(1)
+    assert main(["predict", str(tmp_path / "Sentences"), "--text", "box"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [name for line in lines for name in ("thing", "place") if name in line] == ["place", "thing"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -204,6 +230,10 @@ def test_one_example_is_a_table_or_a_line(answerer, tagger, capsys):
         (["questions", "--input", "absent.jsonl"], "absent.jsonl"),
         (["questions", "--input", "empty.jsonl"], "expected a file with examples"),
         (["questions"], "a file, or --text, and not both"),
+        (
+            ["tags", "--input", "file.jsonl", "--form", "questions"],
+            "--form = 'questions': expected a form of TaggedWords",
+        ),
         (
             ["tags", "--text", "cat", "--n-best", "3"],
             "--n-best = 3: expected an option that the checkpoint's task, Tags",
