@@ -208,18 +208,14 @@ def _known_field(part: type, name: str) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested objects by their names, as in "model.attention.heads"; lists are tuples, as in recipes."""
+    """The leaves of nested objects by their names, as in "model.attention.heads"."""
     if isinstance(value, dict) and value:
         items: typing.Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
         items = enumerate(value)
     else:
-        return {prefix: _as_tuples(value)}
+        return {prefix: value}
     return {name: leaf for key, item in items for name, leaf in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
