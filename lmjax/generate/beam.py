@@ -19,10 +19,11 @@ import numpy as np
 
 from lmjax.errors import require
 from lmjax.fields import check_fields
-from lmjax.generate.decode import Completion, begin, completion, ending_of, prompt_ids
+from lmjax.generate.decode import Completion, before, begin, completion, ending_of, ids_of
 from lmjax.generate.decoding import Decoding, read_token, ready, unrolled
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.cache import Cache
+from lmjax.model.encoder_decoder import EncoderDecoder
 from lmjax.model.language_model import LanguageModel
 from lmjax.tokenizers.tokenizer import Tokenizer
 
@@ -73,7 +74,7 @@ class _Search:
 
 
 def beam_search(
-    model: LanguageModel,
+    model: LanguageModel | EncoderDecoder,
     params: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -83,11 +84,11 @@ def beam_search(
 
     Raises UserError for a prompt that fills the model's context, and for a model whose attention is not causal.
     """
-    return searched(model, params, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], settings)
+    return searched(model, params, tokenizer, ids_of(model, tokenizer, prompts), settings)
 
 
 def searched(
-    model: LanguageModel,
+    model: LanguageModel | EncoderDecoder,
     params: Any,
     tokenizer: Tokenizer,
     ids: Sequence[list[int]],
@@ -105,7 +106,7 @@ def searched(
     decoding = begin(model, params, vocab, ids, [most] * len(ids), key, jnp.array(ends, jnp.int32), plain)
     options = {"beams": settings.beams, "early_stopping": settings.early_stopping, "vocab": vocab}
     found = search(model, params, decoding, jnp.float32(settings.length_penalty), **options)
-    return _completions(tokenizer, ids, found, plain, ends, settings.n_best)
+    return _completions(tokenizer, [before(model, row) for row in ids], found, plain, ends, settings.n_best)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "early_stopping", "vocab"))
@@ -216,8 +217,16 @@ def _widened(decoding: Decoding, beams: int) -> Decoding:
 
 
 def _reordered(cache: Cache, index_R: jax.Array) -> Cache:
-    """The cache whose row r is row index[r] of this one. A cache of one row has no axis for it."""
-    return cache if index_R.size == 1 else jax.tree.map(lambda kept: kept[index_R], cache)
+    """The cache whose row r is row index[r] of this one. A cache of one row has no axis for it.
+
+    What is kept of encoded inputs is the same for all beams of a prompt, and stays.
+    """
+    if index_R.size == 1:
+        return cache
+    layers = (
+        dataclasses.replace(layer, keys=layer.keys[index_R], values=layer.values[index_R]) for layer in cache.layers
+    )
+    return dataclasses.replace(cache, layers=tuple(layers), segments=cache.segments[index_R])
 
 
 def _extended(kept_BKN: jax.Array, parent_BC: jax.Array, new_BC: jax.Array, place_B: jax.Array) -> jax.Array:

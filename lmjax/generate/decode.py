@@ -15,13 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.errors import UserError, shortened
-from lmjax.generate.decoding import Decoding, advance, compiled_settings, ready, start
+from lmjax.errors import UserError, require, shortened
+from lmjax.generate.decoding import (
+    LENGTH_STEP,
+    Decoding,
+    advance,
+    compiled_settings,
+    produced_tokens,
+    ready,
+    start,
+)
+from lmjax.generate.encoded import padded_inputs, start_encoded
 from lmjax.generate.sampling import SamplingSettings
+from lmjax.model.encoder_decoder import EncoderDecoder
 from lmjax.model.language_model import LanguageModel
 from lmjax.tokenizers.tokenizer import Tokenizer
 
-LENGTH_STEP = 64  # lengths are rounded up to a multiple of this
 STOP_CHECK = 16  # tokens between two searches for a stop string
 
 Ending = Literal["eos", "length", "context"]  # why a row ended; "context": the model's context is full
@@ -49,7 +58,7 @@ class Completion:
 
 
 def generate(
-    model: LanguageModel,
+    model: LanguageModel | EncoderDecoder,
     params: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -58,15 +67,16 @@ def generate(
 ) -> list[Completion]:
     """Continues each prompt. An empty one starts after an end-of-text token. `between` is called every few tokens.
 
+    An encoder-decoder reads a prompt as its inputs, with an end-of-text token behind it, and writes a text for them.
     A row ends at the end-of-text token, before a stop string, after `settings.max_tokens`, or, unless
     `settings.beyond_context` is "slide", where the model's context ends. Raises UserError for a prompt that fills the
     context without "slide", and for a model whose attention is not causal.
     """
-    return continued(model, params, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], settings, between)
+    return continued(model, params, tokenizer, ids_of(model, tokenizer, prompts), settings, between)
 
 
 def continued(
-    model: LanguageModel,
+    model: LanguageModel | EncoderDecoder,
     params: Any,
     tokenizer: Tokenizer,
     ids: Sequence[list[int]],
@@ -77,7 +87,7 @@ def continued(
     if not ids:
         return []
     rows = Continuations(model, params, tokenizer, ids, settings)
-    stopped = np.zeros(len(ids), bool)
+    ids, stopped = [before(model, row) for row in ids], np.zeros(len(ids), bool)
     stride = STOP_CHECK if settings.stop or between is not None else model.settings.context
     while not (rows.ended | stopped).all():
         if between is not None:
@@ -103,6 +113,22 @@ def check_prompts(field: str, prompts: Sequence[str], tokenizer: Tokenizer, cont
             )
 
 
+def ids_of(model: LanguageModel | EncoderDecoder, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """The tokens that the model reads of each prompt: an encoder-decoder's inputs end with the end-of-text token."""
+    if not encodes(model):
+        return [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    return [[*tokenizer.encode(prompt), tokenizer.eos_id] for prompt in prompts]
+
+
+def before(model: LanguageModel | EncoderDecoder, ids: list[int]) -> list[int]:
+    """What stands before the tokens that the model writes: the prompt, but nothing for an encoder-decoder."""
+    return [] if encodes(model) else ids
+
+
+def encodes(model: LanguageModel | EncoderDecoder) -> bool:
+    return model.settings.encoder_layers is not None
+
+
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt's tokens; for an empty prompt the end-of-text token, which precedes every text."""
     return tokenizer.encode(prompt) or [tokenizer.eos_id]
@@ -117,7 +143,7 @@ class Continuations:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | EncoderDecoder,
         params: Any,
         tokenizer: Tokenizer,
         ids: Sequence[Sequence[int]],
@@ -125,6 +151,9 @@ class Continuations:
     ) -> None:
         """Reads the rows. Raises UserError for one that fills the context without sliding, and for an encoder."""
         model.require_causal("generating text")
+        slides, fix = settings.beyond_context == "slide", "leave it out"
+        expected = "'stop' for an encoder-decoder, whose inputs are read once"
+        require(not (slides and encodes(model)), "beyond_context", "slide", expected, fix)
         self._model, self._params = ready(model, params)
         self._ids, self._settings, self._vocab = [list(row) for row in ids], settings, tokenizer.vocab_size
         self._ends = (tokenizer.eos_id, *settings.ends)
@@ -190,7 +219,7 @@ def ending_of(tokens: Sequence[int], ends: Sequence[int], max_tokens: int) -> En
 
 
 def begin(
-    model: LanguageModel,
+    model: Any,
     params: Any,
     vocab: int,
     ids: Sequence[Sequence[int]],
@@ -199,8 +228,16 @@ def begin(
     ends: jax.Array,
     settings: SamplingSettings,
 ) -> Decoding:
-    """Pads rows of ids on the left and reads them; row i may produce `remaining[i]` tokens, within the context."""
-    context = model.settings.context
+    """Pads rows of ids on the left and reads them; row i may produce `remaining[i]` tokens, within the context.
+
+    An encoder-decoder encodes them, of any length; its context bounds what it writes.
+    """
+    context, static = model.settings.context, compiled_settings(settings)
+    most = min(-(-max(remaining) // LENGTH_STEP) * LENGTH_STEP, context)
+    if encodes(model):
+        limits_B, inputs = jnp.minimum(jnp.array(remaining), most).astype(jnp.int32), padded_inputs(ids, len(ids))
+        options: Any = {"settings": static, "vocab": vocab, "most": most}
+        return start_encoded(model, params, inputs, limits_B, key, ends, **options)
     longest = max(map(len, ids))
     if longest >= context:
         raise UserError(
@@ -208,21 +245,13 @@ def begin(
             "only its end by beyond_context = 'slide'"
         )
     width = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, context)
-    most = min(-(-max(remaining) // LENGTH_STEP) * LENGTH_STEP, context)
     tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
     for row, prompt in enumerate(ids):
         tokens[row, width - len(prompt) :] = prompt
         segments[row, width - len(prompt) :] = 1
     limits = [min(most, context - len(row), count) for row, count in zip(ids, remaining, strict=True)]
     arrays = (jnp.asarray(tokens), jnp.asarray(segments), jnp.asarray(limits, jnp.int32))
-    static = compiled_settings(settings)
     return start(model, params, *arrays, key, ends, settings=static, vocab=vocab, most=most)
-
-
-def produced_tokens(decoding: Decoding) -> list[list[int]]:
-    """The tokens that each row has produced so far."""
-    tokens_BN, produced_B = jax.device_get((decoding.tokens, decoding.produced))
-    return [row[:count].tolist() for row, count in zip(tokens_BN, produced_B, strict=True)]
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:

@@ -19,6 +19,8 @@ from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
 from lmjax.settings import ComputeSettings
 
+LENGTH_STEP = 64  # lengths are rounded up to a multiple of this
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -117,7 +119,7 @@ def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
     return dataclasses.replace(model, compute=compute), matrices
 
 
-def ready(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+def ready(model: Any, params: Any) -> tuple[Any, Any]:
     """`unrolled`, once for all calls of `start` and `advance` instead of in every call."""
     decoder = dataclasses.replace(model, compute=ComputeSettings(dtype=model.compute.dtype, scan_layers=False))
     unchanged = not model.compute.scan_layers and model.dtype == jnp.float32
@@ -182,3 +184,9 @@ def _one_token(
         top_tokens=put(state.top_tokens, top_tokens),
         top_probabilities=put(state.top_probabilities, jnp.exp(top_log_probs)),
     )
+
+
+def produced_tokens(decoding: Decoding) -> list[list[int]]:
+    """The tokens that each row has produced so far."""
+    tokens_BN, produced_B = jax.device_get((decoding.tokens, decoding.produced))
+    return [row[:count].tolist() for row, count in zip(tokens_BN, produced_B, strict=True)]

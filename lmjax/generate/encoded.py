@@ -16,8 +16,15 @@ import numpy as np
 
 from lmjax.data.batch import INPUT_POSITIONS, INPUT_SEGMENTS, INPUTS, Batch
 from lmjax.data.seq2seq_rows import START
-from lmjax.generate.decode import LENGTH_STEP, produced_tokens
-from lmjax.generate.decoding import Decoding, advance, compiled_settings, ready, unrolled
+from lmjax.generate.decoding import (
+    LENGTH_STEP,
+    Decoding,
+    advance,
+    compiled_settings,
+    produced_tokens,
+    ready,
+    unrolled,
+)
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.encoder_decoder import EncoderDecoder
 
@@ -94,7 +101,7 @@ def write(
     return [found[number] for number in range(len(inputs))]
 
 
-def padded_inputs(texts: Sequence[np.ndarray], rows: int) -> Batch:
+def padded_inputs(texts: Sequence[Sequence[int] | np.ndarray], rows: int) -> Batch:
     """The encoder's fields of texts, [rows, S], padded at their ends; S is a multiple of LENGTH_STEP."""
     width = max(1, -(-max(map(len, texts)) // LENGTH_STEP)) * LENGTH_STEP
     inputs, segments = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.int32)

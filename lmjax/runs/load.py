@@ -92,7 +92,12 @@ class Trained:
         return beam_search(self.model, self.params, self.tokenizer, several, BeamSettings(**_plain(settings)))
 
     def chat(self, **settings: Any) -> None:
-        """Talks on the terminal until the input ends, turns written by the checkpoint's own template."""
+        """Talks on the terminal until the input ends, turns written by the checkpoint's own template.
+
+        Raises UserError for a model that continues no text.
+        """
+        encoder, fix = self.model.settings.encoder_layers, "use generate, which writes a text for its inputs"
+        require(encoder is None, "model.encoder_layers", encoder, "a decoder, which continues a conversation", fix)
         self.require_finite()
         chat(self.model, self.params, self.tokenizer, _sampling(settings), self.turns)
 

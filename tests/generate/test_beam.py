@@ -4,18 +4,17 @@ import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from lmjax.errors import UserError
 from lmjax.generate.beam import BeamSettings, beam_search, search, searched
-from lmjax.generate.decode import generate
+from lmjax.generate.decode import continued, generate
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.interop.hf_config import parse_config
-from lmjax.interop.hf_tensors import read_params
-from lmjax.interop.tensor_files import open_tensors
-from lmjax.model.language_model import LanguageModel
+from lmjax.interop.huggingface import read_model
+from lmjax.model.families import model_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS = ["a", "", "abba\nabab"]
@@ -106,30 +105,68 @@ def test_a_prompt_s_beams_do_not_depend_on_the_other_prompts_or_their_lengths(su
 
 
 @pytest.fixture(scope="module")
-def stored():
-    """The reference library's tiny GPT-2, and the cases that it searched."""
-    with np.load(GOLDEN / "hf_gpt2.npz", allow_pickle=False) as file:
-        settings = parse_config(json.loads(str(file["config"])), "config.json").settings
-        tensors = {key.removeprefix("tensor/"): file[key] for key in file if key.startswith("tensor/")}
-    return settings, tensors, json.loads((GOLDEN / "beams.json").read_text())
+def stored(tmp_path_factory):
+    """A function from a golden file's name to that tiny model of the reference library and its parameters."""
+
+    def load(name):
+        folder = tmp_path_factory.mktemp(name)
+        with np.load(GOLDEN / f"hf_{name}.npz", allow_pickle=False) as file:
+            (folder / "config.json").write_text(str(file["config"]))
+            tensors = {key.removeprefix("tensor/"): file[key] for key in file if key.startswith("tensor/")}
+        save_file(tensors, folder / "model.safetensors")
+        found = read_model(folder)
+        return model_of(found.settings), found.params
+
+    return load
 
 
-def test_the_hypotheses_are_the_reference_library_s(stored, tmp_path):
-    settings, tensors, golden = stored
-    save_file(tensors, tmp_path / "model.safetensors")
-    with open_tensors(tmp_path) as files:
-        params = read_params(files, settings, "gpt2", True)
-    tokenizer = Ids(settings.vocab_size, golden["ends"][0])
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_the_hypotheses_are_the_reference_library_s(stored, name):
+    """T5 reads the prompts as its inputs; the keys and values of these stay where they are when beams change places."""
+    golden = json.loads((GOLDEN / "beams.json").read_text())
+    (model, params), ends = stored(name), golden[name]["ends"]
+    tokenizer = Ids(model.settings.vocab_size, ends[0])
     sizes, seen = search._cache_size(), set()
-    for case in golden["cases"]:
-        options = BeamSettings(**case["options"], ends=tuple(golden["ends"][1:]))
-        found = searched(LanguageModel(settings), params, tokenizer, golden["prompts"], options)
+    for case in golden[name]["cases"]:
+        options = BeamSettings(**case["options"], ends=tuple(ends[1:]))
+        found = searched(model, params, tokenizer, golden["prompts"], options)
         for texts, expected in zip(found, case["hypotheses"], strict=True):
             assert [text.tokens for text in texts] == [text["tokens"] for text in expected]
             np.testing.assert_allclose([t.score for t in texts], [t["score"] for t in expected], atol=1e-4)
         seen.add(str(case["hypotheses"]))
     assert len(seen) == 7  # options that change nothing would show nothing
     assert search._cache_size() - sizes == 3  # one program for each way of stopping, whatever the penalty
+
+
+def test_an_encoder_decoder_writes_the_likeliest_tokens_for_its_inputs(stored):
+    """The text is what it writes, without the inputs; one beam, and drawing at temperature 0, agree with `logits`."""
+    (model, params), inputs = stored("t5"), [[7, 3], [11, 40, 5, 2], [9, 9, 1]]
+    tokenizer = Ids(61, 59)
+    greedy = continued(model, params, tokenizer, inputs, SamplingSettings(max_tokens=6, temperature=0))
+    searches = searched(model, params, tokenizer, inputs, BeamSettings(1, 6))
+    logits_of = jax.jit(model.logits)
+    for row, completion, (best,) in zip(inputs, greedy, searches, strict=True):
+        written = completion.tokens
+        assert best.tokens == written and completion.text == best.text
+        assert completion.text == tokenizer.decode(written)
+        assert completion.finish_reason == ("eos" if written[-1] == 59 else "length")
+        assert written[-1] == 59 or len(written) == 6
+        columns = {"tokens": np.zeros((1, 6), np.int32), "inputs": np.zeros((1, 4), np.int32)}
+        columns["tokens"][0, 1 : len(written)] = written[:-1]  # after T5's start token, 0
+        columns["inputs"][0, : len(row)] = row
+        batch = columns | {
+            "positions": np.arange(6, dtype=np.int32)[None],
+            "segments": (np.arange(6) < len(written)).astype(np.int32)[None],
+            "input_positions": np.arange(4, dtype=np.int32)[None],
+            "input_segments": (np.arange(4) < len(row)).astype(np.int32)[None],
+        }
+        log_probs = log_softmax(np.asarray(logits_of(params, batch), np.float64)[0])[: len(written)]
+        assert log_probs.argmax(axis=1).tolist() == written
+        np.testing.assert_allclose(completion.log_probs, log_probs.max(axis=1), atol=1e-4)
+    assert {completion.finish_reason for completion in greedy} == {"eos", "length"}
+    assert len({tuple(completion.tokens) for completion in greedy}) == 3
+    with pytest.raises(UserError, match="beyond_context = 'slide': expected 'stop' for an encoder-decoder"):
+        continued(model, params, tokenizer, inputs, SamplingSettings(beyond_context="slide"))
 
 
 def test_options_that_no_search_has_are_errors():
