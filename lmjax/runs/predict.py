@@ -38,9 +38,11 @@ from lmjax.tasks.registry import MODULES, task_named
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, TaskData, TaskRun
 from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import read_metrics
 from lmjax.training.stop import StopRequest
 
 AT_ONCE = 512  # examples
+THRESHOLD, TUNED = "null_threshold", "tuned"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class FineTuned:
 
 
 def open_task(checkpoint: Path | str, fields: Mapping[str, Any] | None = None, field: str = "CKPT") -> FineTuned:
-    """The task of a checkpoint, with other values of some of its fields.
+    """The task of a checkpoint, with other values of some of its fields; `null_threshold` may be TUNED.
 
     Raises UserError for a checkpoint of another stage, or of a task that is not lmjax's own.
     """
@@ -74,7 +76,7 @@ def open_task(checkpoint: Path | str, fields: Mapping[str, Any] | None = None, f
             option = f"--{name.replace('_', '-')}"
             expected = f"an option that the checkpoint's task, {type(task).__name__}, has"
             require(name in known, option, (fields or {})[name], expected, "leave it out")
-        task = dataclasses.replace(task, **(fields or {}))
+        task = dataclasses.replace(task, **_tuned(start, fields or {}))
         mesh = make_mesh(MeshSettings(), jax.devices()[:1])
         resolved = _resolved(start, task, Path(folder))
         program = task.build(resolved, mesh, 1)
@@ -92,6 +94,18 @@ def _task_of(start: InitialCheckpoint, checkpoint: Path | str, field: str) -> La
     task = task_named(cast(Finetune, recipe).task, f"{field} = {str(checkpoint)!r}: its task")
     assert isinstance(task, LabelledTask)
     return task
+
+
+def _tuned(start: InitialCheckpoint, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with the null threshold that the checkpoint's own evaluation found best where it is TUNED."""
+    if fields.get(THRESHOLD) != TUNED:
+        return dict(fields)
+    name, step = "validation_best_f1_threshold", start.checkpoint.step
+    lines = read_metrics(start.checkpoint.path.parents[2]) if len(start.checkpoint.path.parents) > 2 else []
+    found = next((line[name] for line in lines if line["step"] == step and name in line), None)
+    expected = f"a checkpoint in its workdir whose step, {step}, was evaluated on questions that may have no answer"
+    require(found is not None, "--null-threshold", TUNED, expected, "give a number")
+    return {**fields, THRESHOLD: float(cast(float, found))}
 
 
 def _resolved(start: InitialCheckpoint, task: LabelledTask, folder: Path) -> ResolvedStage:
