@@ -22,7 +22,8 @@ from lmjax.fields import check_fields
 from lmjax.generate.decode import Completion, begin, completion, ending_of, prompt_ids
 from lmjax.generate.decoding import Decoding, read_token, ready, unrolled
 from lmjax.generate.sampling import SamplingSettings
-from lmjax.model.language_model import Cache, LanguageModel
+from lmjax.model.cache import Cache
+from lmjax.model.language_model import LanguageModel
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 

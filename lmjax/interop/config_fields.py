@@ -12,6 +12,7 @@ from typing import Any
 
 from lmjax.errors import UserError, nearest, shortened
 from lmjax.fields import fits
+from lmjax.settings import ModelSettings
 
 # Fields that say nothing about the logits of the language model: names and versions, token ids, how generate() samples,
 # heads that are not the language model's, and two ways of computing the same numbers.
@@ -40,6 +41,22 @@ ONLY: dict[str, Any] = {
     "quantization_config": None,
     "tie_encoder_decoder": False,
 }
+
+# transformers calls the tanh approximation "gelu_new" and the exact function "gelu".
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def name_of(settings: ModelSettings, meanings: Mapping[str, str]) -> str:
+    """The activation's name, or one that reading back what was written will find to be another's."""
+    names = {meaning: name for name, meaning in list(meanings.items())[::-1]}
+    return names.get(settings.feed_forward.activation, next(iter(meanings)))
 
 
 class ConfigFields:
@@ -92,7 +109,7 @@ class ConfigFields:
             raise self.error(name, "true or false", f"the default is {json.dumps(default)}")
         return value
 
-    def choice(self, name: str, default: str, meanings: Mapping[str, str]) -> Any:
+    def choice(self, name: str, default: str, meanings: Mapping[str, Any]) -> Any:
         value = self.get(name, default)
         if not isinstance(value, str) or value not in meanings:
             raise self.error(name, f"one of {', '.join(meanings)}", "lmjax has no other")
@@ -109,8 +126,8 @@ class ConfigFields:
 
         Raises UserError at the first other field that was not, or that asks for what no model type has.
         """
-        for name, value in ONLY.items():
-            self.expect(name, value)
+        for name in ONLY.keys() - self._asked:
+            self.expect(name, ONLY[name])
         left = [name for name in self._values if name not in self._asked]
         for name in left:
             if not name.startswith("_"):

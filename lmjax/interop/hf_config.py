@@ -1,8 +1,8 @@
 """`config.json` of a Hugging Face folder and lmjax's model settings: what the one says in the words of the other.
 
-Three model types: "openai-gpt" (GPT-1), "gpt2" and "llama". Every field of a config.json is either understood, known
-to say nothing about the model, or an error: none is passed over. A setting that no config.json can say is an error too,
-found by reading back what was written.
+Five model types: "openai-gpt" (GPT-1), "gpt2", "llama", "bert" and "t5". Every field of a config.json is either
+understood, known to say nothing about the model, or an error: none is passed over. A setting that no config.json can
+say is an error too, found by reading back what was written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 from lmjax.errors import UserError, nearest
 from lmjax.fields import fits
 from lmjax.files import read_json_if_there
-from lmjax.interop.config_fields import ConfigFields
+from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of
+from lmjax.interop.encoder_configs import labels_of, read_bert, read_t5, task_of, write_bert, write_t5
 from lmjax.settings import (
     AttentionSettings,
     FeedForwardSettings,
@@ -29,17 +30,10 @@ from lmjax.settings import (
 
 CONFIG = "config.json"
 
-# transformers calls the tanh approximation "gelu_new" and the exact function "gelu"; in GPT-1's config alone "gelu"
-# is the approximation.
+# In GPT-1's config alone "gelu" is the tanh approximation.
 _GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
-_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu_erf",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
+
+_BY_TENSORS = ("model.head.pooler",)  # said by the tensors of a folder, not by its config.json
 
 _PLAIN_ROTARY = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
 
@@ -53,6 +47,8 @@ class HuggingFaceConfig:
     bos_id: int | None
     eos_id: int | None
     unread: tuple[str, ...] = ()  # private fields that say nothing lmjax knows
+    task: str | None = None  # the kind of the head of a task that the folder holds, as `TaskHead` names it
+    labels: tuple[str, ...] = ()  # the names of the task's classes
 
 
 def read_config(folder: Path) -> HuggingFaceConfig:
@@ -76,19 +72,28 @@ def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
     except UserError as error:
         raise error if str(error).startswith(str(where)) else UserError(f"{where}: {error}") from error
     bos_id, eos_id = _first_id(values, "bos_token_id"), _first_id(values, "eos_token_id")
-    return HuggingFaceConfig(model_type, settings, bos_id, eos_id, fields.finish())
+    task = task_of(values.get("architectures")) if model_type == "bert" else None
+    labels = labels_of(values.get("id2label")) if task else ()
+    return HuggingFaceConfig(model_type, settings, bos_id, eos_id, fields.finish(), task, labels)
 
 
-def write_config(settings: ModelSettings, eos_id: int | None) -> dict[str, Any]:
+def write_config(
+    settings: ModelSettings, eos_id: int | None, task: str | None = None, labels: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The fields of the config.json of a model; `eos_id` separates its documents.
+
+    `task` is the kind of a task's head beside it, and `labels` its classes.
 
     Raises UserError naming the settings that the nearest model type has not.
     """
     obstacles = {}
     for model_type in _WRITERS:
-        config = {"model_type": model_type, **_WRITERS[model_type](settings)}
+        config: dict[str, Any] = {"model_type": model_type, **_WRITERS[model_type](settings, task)}
         obstacles[model_type] = _obstacles(settings, config)
         if not obstacles[model_type]:
+            if labels:
+                config["id2label"] = {str(index): name for index, name in enumerate(labels)}
+                config["label2id"] = {name: index for index, name in enumerate(labels)}
             return config | {"bos_token_id": eos_id, "eos_token_id": eos_id, "dtype": "float32"}
     nearest_type = min(obstacles, key=lambda name: len(obstacles[name]))
     raise UserError(
@@ -103,7 +108,9 @@ def _obstacles(settings: ModelSettings, config: Mapping[str, Any]) -> list[str]:
         back = _flat(_canonical(parse_config(config, CONFIG).settings))
     except UserError as error:
         return [str(error)]
-    pairs = ((name, value, back[name]) for name, value in _flat(_canonical(settings)).items())
+    pairs = (
+        (name, value, back[name]) for name, value in _flat(_canonical(settings)).items() if name not in _BY_TENSORS
+    )
     return [f"{name} = {value!r}: expected {only!r}" for name, value, only in pairs if value != only]
 
 
@@ -127,14 +134,14 @@ def _read_gpt1(fields: ConfigFields) -> ModelSettings:
 
 
 def _write_gpt1(settings: ModelSettings) -> dict[str, Any]:
-    activation = _name_of(settings, _GPT1_ACTIVATIONS)
+    activation = name_of(settings, _GPT1_ACTIVATIONS)
     return {"architectures": ["OpenAIGPTLMHeadModel"], "afn": activation} | _write_gpt(settings)
 
 
 def _read_gpt2(fields: ConfigFields) -> ModelSettings:
     fields.expect("scale_attn_by_inverse_layer_idx", False)
     heads, scaled = fields.divisor("n_head", "n_embd"), fields.flag("scale_attn_weights", True)
-    activation = fields.choice("activation_function", "gelu_new", _ACTIVATIONS)
+    activation = fields.choice("activation_function", "gelu_new", ACTIVATIONS)
     return ModelSettings(
         layers=fields.size("n_layer"),
         width=fields.size("n_embd"),
@@ -154,7 +161,7 @@ def _read_gpt2(fields: ConfigFields) -> ModelSettings:
 def _write_gpt2(settings: ModelSettings) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
-        "activation_function": _name_of(settings, _ACTIVATIONS),
+        "activation_function": name_of(settings, ACTIVATIONS),
         "n_inner": settings.feed_forward.width,
         "scale_attn_weights": settings.attention.scaled,
         "scale_attn_by_inverse_layer_idx": False,
@@ -190,7 +197,7 @@ def _read_llama(fields: ConfigFields) -> ModelSettings:
     )
     feed_forward = FeedForwardSettings(
         width=fields.size("intermediate_size"),
-        activation=fields.choice("hidden_act", "silu", _ACTIVATIONS),
+        activation=fields.choice("hidden_act", "silu", ACTIVATIONS),
         gated=True,
         bias=fields.flag("mlp_bias", False),
     )
@@ -220,7 +227,7 @@ def _write_llama(settings: ModelSettings) -> dict[str, Any]:
         "head_dim": settings.head_dim,
         "max_position_embeddings": settings.context,
         "vocab_size": settings.vocab_size,
-        "hidden_act": _name_of(settings, _ACTIVATIONS),
+        "hidden_act": name_of(settings, ACTIVATIONS),
         "attention_bias": settings.attention.bias,
         "mlp_bias": settings.feed_forward.bias,
         "attention_dropout": settings.attention.dropout,
@@ -236,11 +243,15 @@ _READERS: dict[str, Callable[[ConfigFields], ModelSettings]] = {
     "openai-gpt": _read_gpt1,
     "gpt2": _read_gpt2,
     "llama": _read_llama,
+    "bert": read_bert,
+    "t5": read_t5,
 }
-_WRITERS: dict[str, Callable[[ModelSettings], dict[str, Any]]] = {
-    "gpt2": _write_gpt2,
-    "openai-gpt": _write_gpt1,
-    "llama": _write_llama,
+_WRITERS: dict[str, Callable[[ModelSettings, str | None], dict[str, Any]]] = {
+    "gpt2": lambda settings, _: _write_gpt2(settings),
+    "openai-gpt": lambda settings, _: _write_gpt1(settings),
+    "llama": lambda settings, _: _write_llama(settings),
+    "bert": write_bert,
+    "t5": lambda settings, _: write_t5(settings),
 }
 
 
@@ -275,12 +286,6 @@ def _rotary_base(fields: ConfigFields) -> float:
     return bases.pop() if bases else 10_000.0
 
 
-def _name_of(settings: ModelSettings, meanings: Mapping[str, str]) -> str:
-    """The activation's name, or one that `_obstacles` will find to be another's."""
-    names = {meaning: name for name, meaning in list(meanings.items())[::-1]}
-    return names.get(settings.feed_forward.activation, next(iter(meanings)))
-
-
 def _canonical(settings: ModelSettings) -> ModelSettings:
     """Equal for settings that compute the same function: what is implied is written out, what is unused is reset."""
     attention, positions, norm = settings.attention, settings.positions, settings.norm
@@ -294,7 +299,7 @@ def _canonical(settings: ModelSettings) -> ModelSettings:
         implementation="auto",
     )
     if positions.kind == "learned":
-        positions = PositionSettings()
+        positions = PositionSettings(segment_types=positions.segment_types)
     elif positions.kind == "rotary":
         positions = PositionSettings(kind="rotary", rotary_base=positions.rotary_base)
     computes_alike = settings.base_ratio == 1 and settings.base_head_dim == settings.head_dim
@@ -305,6 +310,7 @@ def _canonical(settings: ModelSettings) -> ModelSettings:
         norm=dataclasses.replace(norm, bias=norm.bias or norm.kind == "rmsnorm"),
         positions=positions,
         scaled_residual_init=False,  # of how training began, which a trained model no longer shows
+        init_std=None if settings.encoder_layers else settings.init_std,
         mup=MuPSettings() if computes_alike else settings.mup,
     )
 

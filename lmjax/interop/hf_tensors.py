@@ -7,22 +7,30 @@ is [out, in]. lmjax's kernels keep heads apart, and keys and values together on 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from lmjax.errors import UserError
-from lmjax.interop.tensor_files import TensorFiles
+from lmjax.interop.linears import (
+    Take,
+    Tensors,
+    array,
+    paired,
+    part_of,
+    read_linear,
+    read_norm,
+    write_linear,
+    write_norm,
+)
+from lmjax.interop.tensor_files import TakenTensors, TensorFiles
 from lmjax.model.stack import stack_layers, unstack_layers
 from lmjax.model.transformer import Params
 from lmjax.settings import ModelSettings
 
 HEAD = "lm_head.weight"
-Take = Callable[[str, tuple[int, ...]], np.ndarray]  # a tensor by its name and the shape that it must have
-Tensors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,9 @@ def read_params(files: TensorFiles, settings: ModelSettings, model_type: str, sc
 
     Raises UserError for a tensor that is missing, has another shape or dtype, or belongs to no such model.
     """
+    take = TakenTensors(files)
     layout = LAYOUTS[model_type]
     prefix = layout.prefix if any(name.startswith(layout.prefix) for name in files.files) else ""
-    taken: set[str] = set()
-
-    def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        taken.add(name)
-        return _take(files, name, shape)
 
     def within(start: str) -> Take:
         return lambda name, shape: take(start + name, shape)
@@ -60,18 +64,16 @@ def read_params(files: TensorFiles, settings: ModelSettings, model_type: str, sc
     if layout.positions:
         params["positions"] = take(prefix + layout.positions, (settings.context, width))
     if layout.final_norm:
-        params["final_norm"] = _read_norm(within(prefix), layout.final_norm, settings)
+        params["final_norm"] = read_norm(within(prefix), layout.final_norm, settings)
     for i in range(settings.layers):
         layer = layout.read_layer(within(prefix + layout.layer.format(i)), settings)
         params[f"period_{i}"] = {"block_0": layer}
     if not settings.tied_head:
         params["head"] = take(HEAD, (vocab, width))
-    elif HEAD in files.files and not np.array_equal(take(HEAD, (vocab, width)), params["tokens"]):
-        raise UserError(
-            f"{files.files[HEAD]}: {HEAD} differs from {prefix}{layout.tokens}, though the head is tied; "
-            "set tie_word_embeddings to false in config.json if the head is one of its own"
-        )
-    _refuse_others(files, taken, prefix, layout, model_type)
+    else:
+        fix = "though the head is tied; set tie_word_embeddings to false in config.json if the head is one of its own"
+        take.same(HEAD, prefix + layout.tokens, (vocab, width), fix)
+    take.refuse_others(layout.buffers, prefix, model_type)
     return stack_layers(params) if scan_layers else params
 
 
@@ -79,38 +81,18 @@ def write_tensors_of(params: Params, settings: ModelSettings, model_type: str) -
     """The tensors of a model, by the names of `model_type`; the layers of `params` may be stacked or not."""
     layout = LAYOUTS[model_type]
     params = unstack_layers(params) if "periods" in params else params
-    tensors = {layout.tokens: _array(params["tokens"])}
+    tensors = {layout.tokens: array(params["tokens"])}
     if layout.positions:
-        tensors[layout.positions] = _array(params["positions"])
+        tensors[layout.positions] = array(params["positions"])
     if layout.final_norm:
-        tensors |= _write_norm(layout.final_norm, params["final_norm"])
+        tensors |= write_norm(layout.final_norm, params["final_norm"])
     period = len(settings.attention.pattern)
     for i in range(settings.layers):
         block = params[f"period_{i // period}"][f"block_{i % period}"]
         start = layout.layer.format(i)
         tensors |= {start + name: value for name, value in layout.write_layer(block, settings).items()}
     tensors = {layout.prefix + name: value for name, value in tensors.items()}
-    return tensors if settings.tied_head else tensors | {HEAD: _array(params["head"])}
-
-
-def _take(files: TensorFiles, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name not in files.files:
-        raise UserError(f"{files.place}: no tensor {name}; expected one of shape {shape}; is config.json this model's?")
-    if files.shape(name) != shape:
-        raise UserError(
-            f"{files.files[name]}: {name} has shape {files.shape(name)}: expected {shape} by config.json; "
-            "is it this model's?"
-        )
-    return files.read(name)
-
-
-def _refuse_others(files: TensorFiles, taken: set[str], prefix: str, layout: Layout, model_type: str) -> None:
-    for name in sorted(set(files.files) - taken):
-        if not layout.buffers.fullmatch(name.removeprefix(prefix)):
-            raise UserError(
-                f"{files.files[name]}: {name} is no part of a {model_type!r} language model of this config.json; "
-                "is it this model's? If the tensor belongs to another task's head, save the model without it"
-            )
+    return tensors if settings.tied_head else tensors | {HEAD: array(params["head"])}
 
 
 def _read_fused(take: Take, settings: ModelSettings) -> Params:
@@ -127,12 +109,12 @@ def _read_fused(take: Take, settings: ModelSettings) -> Params:
     }
     return {
         "attention": attention,
-        "attention_norm": _read_norm(take, "ln_1", settings),
+        "attention_norm": read_norm(take, "ln_1", settings),
         "feed_forward": {
             "up": {"kernel": take("mlp.c_fc.weight", (D, F)), "bias": take("mlp.c_fc.bias", (F,))},
             "down": {"kernel": take("mlp.c_proj.weight", (F, D)), "bias": take("mlp.c_proj.bias", (D,))},
         },
-        "feed_forward_norm": _read_norm(take, "ln_2", settings),
+        "feed_forward_norm": read_norm(take, "ln_2", settings),
     }
 
 
@@ -140,19 +122,19 @@ def _write_fused(block: Params, settings: ModelSettings) -> Tensors:
     D = settings.width
     query, key_value, out = (block["attention"][name] for name in ("query", "key_value", "out"))
     up, down = block["feed_forward"]["up"], block["feed_forward"]["down"]
-    kernels = [_array(part["kernel"]).reshape(D, -1) for part in (query, key_value)]
-    biases = [_array(part["bias"]).reshape(-1) for part in (query, key_value)]
+    kernels = [array(part["kernel"]).reshape(D, -1) for part in (query, key_value)]
+    biases = [array(part["bias"]).reshape(-1) for part in (query, key_value)]
     return {
         "attn.c_attn.weight": np.concatenate(kernels, axis=1),
         "attn.c_attn.bias": np.concatenate(biases),
-        "attn.c_proj.weight": _array(out["kernel"]).reshape(D, D),
-        "attn.c_proj.bias": _array(out["bias"]),
-        "mlp.c_fc.weight": _array(up["kernel"]),
-        "mlp.c_fc.bias": _array(up["bias"]),
-        "mlp.c_proj.weight": _array(down["kernel"]),
-        "mlp.c_proj.bias": _array(down["bias"]),
-        **_write_norm("ln_1", block["attention_norm"]),
-        **_write_norm("ln_2", block["feed_forward_norm"]),
+        "attn.c_proj.weight": array(out["kernel"]).reshape(D, D),
+        "attn.c_proj.bias": array(out["bias"]),
+        "mlp.c_fc.weight": array(up["kernel"]),
+        "mlp.c_fc.bias": array(up["bias"]),
+        "mlp.c_proj.weight": array(down["kernel"]),
+        "mlp.c_proj.bias": array(down["bias"]),
+        **write_norm("ln_1", block["attention_norm"]),
+        **write_norm("ln_2", block["feed_forward_norm"]),
     }
 
 
@@ -163,34 +145,29 @@ def _read_separate(take: Take, settings: ModelSettings) -> Params:
     """
     D, F, K = settings.width, settings.feed_forward_width, settings.head_dim
     H, Hkv = settings.attention.heads, settings.kv_heads
-
-    def dense(name: str, inner: tuple[int, ...], features: tuple[int, ...], bias: bool) -> Params:
-        inputs, outputs = int(np.prod(inner)), int(np.prod(features))
-        kernel = take(f"{name}.weight", (outputs, inputs)).T.reshape(*inner, *features)
-        return {"kernel": kernel} | ({"bias": take(f"{name}.bias", (outputs,)).reshape(features)} if bias else {})
-
+    dense = functools.partial(read_linear, take)
     attends, feeds = settings.attention.bias, settings.feed_forward.bias
     key, value = (dense(f"self_attn.{name}_proj", (D,), (Hkv, K), attends) for name in "kv")
     return {
         "attention": {
             "query": dense("self_attn.q_proj", (D,), (H, K), attends),
-            "key_value": {part: np.stack([key[part], value[part]], axis=-3) for part in key},
+            "key_value": paired(key, value),
             "out": dense("self_attn.o_proj", (H, K), (D,), attends),
         },
-        "attention_norm": _read_norm(take, "input_layernorm", settings),
+        "attention_norm": read_norm(take, "input_layernorm", settings),
         "feed_forward": {
             "up": dense("mlp.gate_proj", (D,), (F,), feeds),
             "gate": dense("mlp.up_proj", (D,), (F,), feeds),
             "down": dense("mlp.down_proj", (F,), (D,), feeds),
         },
-        "feed_forward_norm": _read_norm(take, "post_attention_layernorm", settings),
+        "feed_forward_norm": read_norm(take, "post_attention_layernorm", settings),
     }
 
 
 def _write_separate(block: Params, settings: ModelSettings) -> Tensors:
     attention, feed_forward = block["attention"], block["feed_forward"]
     pair = attention["key_value"]
-    key, value = ({part: np.take(_array(pair[part]), i, axis=-3) for part in pair} for i in range(2))
+    key, value = (part_of(pair, i) for i in range(2))
     sources = {
         "self_attn.q_proj": attention["query"],
         "self_attn.k_proj": key,
@@ -200,30 +177,12 @@ def _write_separate(block: Params, settings: ModelSettings) -> Tensors:
         "mlp.up_proj": feed_forward["gate"],
         "mlp.down_proj": feed_forward["down"],
     }
-    inputs = {"self_attn.o_proj": settings.attention.heads * settings.head_dim}
-    inputs["mlp.down_proj"] = settings.feed_forward_width
-    tensors = _write_norm("input_layernorm", block["attention_norm"])
-    tensors |= _write_norm("post_attention_layernorm", block["feed_forward_norm"])
+    tensors = write_norm("input_layernorm", block["attention_norm"])
+    tensors |= write_norm("post_attention_layernorm", block["feed_forward_norm"])
     for name, dense in sources.items():
-        tensors[f"{name}.weight"] = _array(dense["kernel"]).reshape(inputs.get(name, settings.width), -1).T
-        if "bias" in dense:
-            tensors[f"{name}.bias"] = _array(dense["bias"]).reshape(-1)
+        inputs = {"self_attn.o_proj": 2}.get(name, 1)
+        tensors |= write_linear(name, dense, inputs)
     return tensors
-
-
-def _read_norm(take: Take, name: str, settings: ModelSettings) -> Params:
-    scale = {"scale": take(f"{name}.weight", (settings.width,))}
-    bias = {} if settings.norm.kind == "rmsnorm" else {"bias": take(f"{name}.bias", (settings.width,))}
-    return {"norm": scale | bias}
-
-
-def _write_norm(name: str, norm: Params) -> Tensors:
-    kinds = {"scale": "weight", "bias": "bias"}
-    return {f"{name}.{kinds[part]}": _array(value) for part, value in norm["norm"].items()}
-
-
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value, np.float32)
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -6,6 +6,7 @@ outside the folder is read, whatever the index names. `write_tensors` writes one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,52 @@ class TensorFiles:
 
     def _slice(self, name: str) -> Any:
         return self.handles[self.files[name]].get_slice(name)
+
+
+class TakenTensors:
+    """The tensors of a folder, each taken by its name with the shape that it must have, so that none is passed over."""
+
+    def __init__(self, files: TensorFiles) -> None:
+        self.files = files
+        self._taken: set[str] = set()
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor as float32. Raises UserError where there is none, or one of another shape or dtype."""
+        files = self.files
+        if name not in files.files:
+            raise UserError(
+                f"{files.place}: no tensor {name}; expected one of shape {shape}; is config.json this model's?"
+            )
+        if files.shape(name) != shape:
+            raise UserError(
+                f"{files.files[name]}: {name} has shape {files.shape(name)}: expected {shape} by config.json; "
+                "is it this model's?"
+            )
+        self._taken.add(name)
+        return files.read(name)
+
+    def has(self, name: str) -> bool:
+        return name in self.files.files
+
+    def first_axis(self, name: str) -> int:
+        """The size of a tensor's first axis, which the tensor alone says; 0 where there is none or it has no axis."""
+        shape = self.files.shape(name) if self.has(name) else ()
+        return shape[0] if shape else 0
+
+    def same(self, name: str, as_tensor: str, shape: tuple[int, ...], fix: str) -> None:
+        """Takes a second copy of a tensor, where it is there. Raises UserError unless it is equal."""
+        if self.has(name) and not np.array_equal(self(name, shape), self(as_tensor, shape)):
+            raise UserError(f"{self.files.files[name]}: {name} differs from {as_tensor}, {fix}")
+
+    def refuse_others(self, buffers: re.Pattern[str], prefix: str, model_type: str) -> None:
+        """Raises UserError at the first tensor that was not taken; `buffers` hold no parameters."""
+        for name in sorted(set(self.files.files) - self._taken):
+            if not buffers.fullmatch(name.removeprefix(prefix)):
+                raise UserError(
+                    f"{self.files.files[name]}: {name} is no part of a {model_type!r} language model of this "
+                    "config.json; is it this model's? If the tensor belongs to another task's head, save the model "
+                    "without it"
+                )
 
 
 @contextmanager

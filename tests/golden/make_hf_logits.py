@@ -47,7 +47,7 @@ def redraw(model, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            scale = "norm" in name or ".ln_" in name
+            scale = "norm" in name.lower() or ".ln_" in name
             noise = torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.ndim > 1 else 0.2)
             parameter.copy_(noise + 1.0 if scale and name.endswith("weight") else noise)
 
