@@ -78,7 +78,7 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
 
     Rows of the table beyond the tokenizer's entries, which lmjax never gives any probability, are left out; with
     `keep_rows` they are written, and other libraries give them some. Raises UserError for a model that is neither a
-    GPT-1, a GPT-2 nor a Llama, for parameters that are not finite, and where `out` is not empty.
+    GPT-1, a GPT-2, a Llama, a BERT nor a T5, for parameters that are not finite, and where `out` is not empty.
     """
     require_local("out", out)
     trained, out = load(checkpoint), Path(out)
@@ -94,7 +94,9 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
         else:
             lines.append(f"{beyond}, are left out; --keep-rows keeps them")
             settings = dataclasses.replace(settings, vocab_size=entries)
-            params = params | {name: params[name][:entries] for name in ("tokens", "head") if name in params}
+            params = params | {
+                name: params[name][:entries] for name in ("tokens", "head", "head_bias") if name in params
+            }
     with _whole(out) as partial:
         model_type = write_model(partial, settings, params, eos_id=eos_id)
         kind = "none" if absent else write_tokenizer(partial, trained.tokenizer, settings.context)
@@ -123,7 +125,8 @@ def _write_template(folder: Path, trained: Trained) -> list[str]:
 def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
     """The recipe of an imported model: its shape and tokenizer; the folder does not say how it was trained."""
     settings = model.settings
-    kind: Any = "sentencepiece" if model.config.model_type == "llama" else "bpe"
+    kinds: Any = {"llama": "sentencepiece", "t5": "sentencepiece", "bert": "wordpiece"}
+    kind = kinds.get(model.config.model_type, "bpe")
     entries = settings.vocab_size or 0
     if tokenizer is not None:
         kind, entries = tokenizer.kind, tokenizer.vocab_size
@@ -173,6 +176,9 @@ def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
         lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
+    if model.head is not None:
+        fresh = "a task that starts from here begins with a fresh one (lmjax.interop.huggingface.read_model reads it)"
+        lines.append(f"the head of the task, {model.head.kind!r}, is no part of the checkpoint: {fresh}")
     lines += [f"{PIPELINE}: {remark}" for remark in getattr(tokenizer, "remarks", [])]
     return lines
 

@@ -1,5 +1,6 @@
 """Against transformers itself, where it and torch are installed: what we write it loads, what it writes we read."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from lmjax.settings import (
     TokenizerSettings,
 )
 from lmjax.tokenizers.tokenizer import build_tokenizer
+from tests.interop.stored_encoders import BERT, T5, Stored
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -86,6 +88,28 @@ def test_we_read_what_it_writes_in_one_file_and_in_several(tmp_path, logits_of, 
 def test_the_golden_logits_are_still_its_own(golden, name):
     folder = golden(name)
     np.testing.assert_allclose(their_logits(theirs(folder.write()), folder.tokens), folder.logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*BERT, *T5])
+def test_it_loads_a_bert_or_a_t5_that_we_write_and_we_read_what_it_writes(tmp_path, name):
+    folder = Stored(tmp_path, name)
+    ours = read_model(folder.write())
+    write_model(tmp_path / "ours", ours.settings, ours.params, head=ours.head)
+    kind = getattr(transformers, folder.config["architectures"][0])
+    model, told = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(told.values()), told
+    inputs = {key: torch.from_numpy(value).long() for key, value in folder.inputs.items()}
+    inputs = {key: value[None] for key, value in inputs.items()} if name == "bert_choice" else inputs
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    for key, expected in folder.outputs.items():
+        np.testing.assert_allclose(outputs[key].numpy(), expected, rtol=0, atol=TOLERANCE)
+    model.save_pretrained(tmp_path / "theirs")
+    back = read_model(tmp_path / "theirs")
+    assert back.settings == ours.settings
+    both = [jax.tree.leaves((each.params, each.head and each.head.params)) for each in (back, ours)]
+    for one, other in zip(*both, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_greedy_decoding_gives_the_same_text(tmp_path, random_params):
