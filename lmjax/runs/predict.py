@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -54,11 +56,17 @@ class FineTuned:
     params: Any
 
     def answers(self, examples: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """The answer to each example, in their order. Raises UserError, with file and line, for one without rows."""
+        """The answer to each example, in their order.
+
+        Raises UserError, with file and line, for one without rows, and for parameters that predict no numbers.
+        """
         predictor, remaining = Predictor(self.task, self.run), iter(examples)
         while some := list(itertools.islice(remaining, AT_ONCE)):
             rows = self.task.rows_of(some, self.run.resolved)
             predictions, _ = predictor.read(self.params, rows)
+            for name, array in predictions.items():
+                numbers, fix = not np.isnan(array).any(), "training diverged: take an older checkpoint"
+                require(numbers, f"the checkpoint's {name} of {some[0].where}", math.nan, "numbers", fix)
             yield from self.task.answers(predictions, rows, some)
 
 

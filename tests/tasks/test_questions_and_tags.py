@@ -5,6 +5,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from lmjax.data.labelled_sets import read_examples
 from lmjax.data.labelled_sets.questions import WRONG_SPAN
 from lmjax.errors import UserError
 from lmjax.evaluate.squad import question_metrics
+from lmjax.runs.predict import open_task
 from lmjax.settings import (
     Finetune,
     LabelledSettings,
@@ -222,6 +224,14 @@ def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_pa
     assert main(["predict", str(tmp_path / "Sentences"), "--text", "box"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [name for line in lines for name in ("thing", "place") if name in line] == ["place", "thing"]
+
+
+def test_parameters_that_are_no_numbers_predict_nothing(answerer):
+    tuned = open_task(answerer)
+    broken = dataclasses.replace(tuned, params=jax.tree.map(lambda leaf: leaf * np.nan, tuned.params))
+    example = tuned.task.example(["in", "cat in box"], "f:1")
+    with pytest.raises(UserError, match="of f:1 = nan: expected numbers; training diverged"):
+        list(broken.answers([example]))
 
 
 @pytest.mark.parametrize(
