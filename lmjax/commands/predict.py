@@ -24,11 +24,18 @@ def add(commands: Any) -> None:
     text = "a text instead of a file, of which a table is printed; given again: a pair's second text, a passage behind "
     text += "its question, options behind their context"
     predict.add_argument("--text", action="append", default=[], metavar="TEXT", help=text)
-    text = "of questions: how much better the score of no answer must be than the best answer's (default: the task's)"
-    predict.add_argument("--null-threshold", type=float, metavar="X", help=text)
+    text = (
+        "of questions: how much better the score of no answer must be than the best answer's, or 'tuned', which takes "
+    )
+    text += "what was best in the checkpoint's evaluation on validation data (default: the task's)"
+    predict.add_argument("--null-threshold", type=_threshold, metavar="X", help=text)
     predict.add_argument("--n-best", type=int, metavar="N", help="of questions: how many answers are given")
     predict.add_argument("--skip-bad", action="store_true", help="leave bad records out, and say so")
     predict.add_argument("--json", action="store_true", help="of --text, too, a line of JSON")
+
+
+def _threshold(text: str) -> float | str:
+    return text if text == "tuned" else float(text)
 
 
 def _predict(options: argparse.Namespace, _: list[str]) -> int:

@@ -55,7 +55,7 @@ def framed(
     """
     texts = [a] if b is None else [a, b]
     room, tokens = length - len(texts) - 1, [len(text) for text in texts]
-    require(room >= len(texts), "sequence_length", length, f"{len(texts) + 1} and some tokens", "raise it")
+    require(room >= len(texts), "rows.sequence_length", length, f"{len(texts) + 1} and some tokens", "raise it")
     if cut == "error" and sum(tokens) > room:
         raise UserError(
             f"{where}: {' and '.join(map(str, tokens))} tokens, expected at most {room} of rows.sequence_length = "

@@ -61,7 +61,8 @@ class BadExampleError(BadRecordError):
     """A record that is no example. `reason` is what skipped records are counted by, `found` what this one has."""
 
     def __init__(self, where: str, reason: str, found: str = "") -> None:
-        super().__init__(f"{where}: {reason}{found and f': {found}'}; fix it, or set on_bad_record to 'skip'")
+        self.told = f"{where}: {reason}{found and f': {found}'}"
+        super().__init__(f"{self.told}; fix it, or set on_bad_record to 'skip'")
         self.where, self.reason = where, reason
 
 

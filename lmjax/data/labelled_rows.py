@@ -17,6 +17,7 @@ from lmjax.data.labelled import BadExampleError, Choices, Labelled
 from lmjax.data.labelled_sets import reading
 from lmjax.data.windows import windows
 from lmjax.errors import UserError, nearest, shortened
+from lmjax.fields import placed
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 Long = Literal["head", "tail", "head_tail", "windows", "error"]
@@ -62,7 +63,8 @@ def _in_windows(tokens: Sequence[Sequence[np.ndarray]], frame: Frame, length: in
         for own, other, place in zip(tokens, others, wide, strict=True)
     ]
     rooms = np.array([length - 2 - (0 if other is None else len(other) + 1) for other in cut], np.int64)
-    found = windows(np.array([len(own[place]) for own, place in zip(tokens, wide, strict=True)]), rooms, stride)
+    with placed("task"):
+        found = windows(np.array([len(own[place]) for own, place in zip(tokens, wide, strict=True)]), rooms, stride)
     rows = []
     for number, begin, end in zip(*found, strict=True):
         part, other = tokens[number][wide[number]][begin:end], cut[number]
@@ -117,8 +119,9 @@ def label_of(example: Labelled) -> str:
     """The class of an example. Raises UserError where the file has none, or a score."""
     if isinstance(example.label, str):
         return example.label
-    what = "no label" if example.label is None else f"the score {example.label:g}"
-    raise BadExampleError(example.where, "expected the name of a class", f"found {what}")
+    found = "no label" if example.label is None else f"the score {example.label:g}"
+    fix = "name its column in label" if example.label is None else "set task.scores, or name the column of the classes"
+    raise UserError(f"{example.where}: {found}; expected the name of a class; {fix}")
 
 
 def class_numbers(examples: Sequence[Labelled], classes: Sequence[str]) -> np.ndarray:
@@ -149,4 +152,7 @@ def require_pairs(examples: Sequence[Labelled]) -> None:
 
 def scores_of(examples: Sequence[Labelled]) -> np.ndarray:
     """The score of each example, float32 [N]; text is read as a number. Raises UserError where it is none."""
-    return np.array([reading.score(each.label, each.where) for each in examples], np.float32)
+    try:
+        return np.array([reading.score(each.label, each.where) for each in examples], np.float32)
+    except BadExampleError as error:
+        raise UserError(f"{error.told}; name the column of the scores in label, or learn classes") from None

@@ -81,15 +81,25 @@ class SpanVocabulary:
 
 def span_vocabulary(tokenizer: Tokenizer) -> SpanVocabulary:
     """Sentinels are the tokens with their names. Raises UserError where the tokenizer has none."""
+    spelled = getattr(tokenizer, "token", None)
+    entries = {} if spelled is None else {spelled(index): index for index in range(tokenizer.vocab_size)}
     found: list[int] = []
-    while len(ids := tokenizer.encode(sentinel(len(found)))) == 1 and ids[0] not in found:
-        found.append(ids[0])
+    while (index := _entry(tokenizer, entries, sentinel(len(found)))) is not None:
+        found.append(index)
     if not found:
         raise UserError(
             f"the {tokenizer.kind} tokenizer has no token {sentinel(0)}: expected sentinels for spans of a text; set "
             "tokenizer.user_symbols to lmjax.settings.masking.sentinel_symbols(), or use the folder of T5's tokenizer"
         )
     return SpanVocabulary(np.array(found, np.int32), tokenizer.eos_id)
+
+
+def _entry(tokenizer: Tokenizer, entries: dict[str, int], name: str) -> int | None:
+    """The id of a token; of a tokenizer that does not spell its entries, that of a text which is a single token."""
+    if entries:
+        return entries.get(name)
+    ids = tokenizer.encode(name)
+    return ids[0] if len(ids) == 1 else None
 
 
 def partitions(draws_PN: np.ndarray, items_P: np.ndarray, parts_P: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ word counts once, in the window that sees most around its first token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,28 +91,40 @@ def tagged_rows(
 ) -> TaggedRows:
     """The rows of sentences: `length` columns, windows `stride` tokens apart.
 
-    labels: the tags, whose places are the labels. before: what stands before a word, as in `word_pieces`.
+    labels: the tags, whose places are the labels. before: what stands before every word but the first, which makes it
+      a word for tokenizers that know words by the blank before them.
     Raises UserError for a tag that is not among the labels, with the place of its sentence.
     """
     numbers = {label: number for number, label in enumerate(labels)}
-    pieces = [tokenizer.word_pieces(each.words, before) for each in sentences]
-    words = [np.array(np.unique(each.words, return_index=True), np.int64) for each in pieces]
-    marks = []
-    for each, piece, (having, places) in zip(sentences, pieces, words, strict=True):
-        mark = np.full(len(piece), _NONE, np.int32)
+    ids, words, marks = [], [], []
+    for each, pieces in zip(sentences, _pieces_of_words(sentences, tokenizer, before), strict=True):
+        sizes = np.array([len(piece) for piece in pieces], np.int64)
+        having = np.flatnonzero(sizes)
+        words.append(np.stack([having, (np.cumsum(sizes) - sizes)[having]]))
+        ids.append(np.concatenate(pieces))
+        mark = np.full(len(ids[-1]), _NONE, np.int32)
         if each.tags is not None:
-            mark[places] = tag_numbers(each, numbers)[having]
+            mark[words[-1][1]] = tag_numbers(each, numbers)[having]
         marks.append(mark)
-    tokens = TokenStrings.of([piece.ids for piece in pieces])
+    tokens = TokenStrings.of(ids)
     cut = windows(tokens.sizes, length - 2, stride)
     edges = np.searchsorted(cut.texts, np.arange(len(sentences) + 1))
     leads = [
-        most_context(cut.begins[a:b], cut.ends[a:b], len(piece)).astype(np.int32)
-        if b > a + 1
-        else np.zeros(len(piece), np.int32)
-        for piece, a, b in zip(pieces, edges[:-1], edges[1:], strict=True)
+        most_context(cut.begins[a:b], cut.ends[a:b], size).astype(np.int32) if b > a + 1 else np.zeros(size, np.int32)
+        for size, a, b in zip(tokens.sizes.tolist(), edges[:-1], edges[1:], strict=True)
     ]
     return TaggedRows(sentences, frame, length, tokens, TokenStrings.of(marks), TokenStrings.of(leads), words, cut)
+
+
+def _pieces_of_words(sentences: Sequence[TaggedWords], tokenizer: Tokenizer, before: str) -> Iterator[list[np.ndarray]]:
+    """The token ids of each word of each sentence. A word that occurs often is encoded once."""
+    numbers: dict[str, int] = {}
+    texts = [
+        [numbers.setdefault(before * (place > 0) + word, len(numbers)) for place, word in enumerate(each.words)]
+        for each in sentences
+    ]
+    ids = tokenizer.encode_batch(list(numbers))
+    return ([ids[number] for number in own] for own in texts)
 
 
 def tag_numbers(sentence: TaggedWords, numbers: Mapping[str, int]) -> np.ndarray:

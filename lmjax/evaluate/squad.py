@@ -108,11 +108,12 @@ def _means(prefix: str, marks_N2: np.ndarray) -> dict[str, float]:
 def best_threshold(
     marks_N: np.ndarray, null_scores_N: np.ndarray, has_answer_N: np.ndarray, answered_N: np.ndarray
 ) -> tuple[float, float]:
-    """The best mean that a threshold of the null scores gives, and the lowest threshold that does.
+    """The best mean that a threshold of the null scores gives, and the lowest place for it between two scores.
 
     A question whose null score is above the threshold counts as without an answer; any other has its mark in `marks_N`.
-    As the official script of SQuAD 2.0, except that questions of one score go together, as a threshold takes them, and
-    that the threshold is below every score, and not 0, where no answer at all is best.
+    As the official script of SQuAD 2.0, except that questions of one score go together, as a threshold takes them. The
+    script's threshold is the score of the last question that is answered; here it is halfway to the next score, so that
+    rounding changes nothing, or 1 beyond the scores where all questions, or none, are answered.
     """
     order = np.argsort(null_scores_N, kind="stable")
     scores = null_scores_N[order]
@@ -121,4 +122,6 @@ def best_threshold(
     ends = np.flatnonzero(np.append(scores[:-1] != scores[1:], True)) + 1  # behind the last question of each score
     places = np.concatenate([[0], ends])
     best = places[np.argmax(sums[places])]
-    return float(sums[best]) / len(scores), float(scores[best - 1] if best else scores[0] - 1.0)
+    edges = np.concatenate([scores[:1] - 1.0, scores, scores[-1:] + 1.0])
+    middle = edges[best : best + 2].mean() if 0 < best < len(scores) else edges[best + (best > 0)]
+    return float(sums[best]) / len(scores), float(middle)

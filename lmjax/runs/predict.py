@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -38,9 +40,11 @@ from lmjax.tasks.registry import MODULES, task_named
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, TaskData, TaskRun
 from lmjax.training.progress import ProgressDisplay
+from lmjax.training.record import read_metrics
 from lmjax.training.stop import StopRequest
 
 AT_ONCE = 512  # examples
+THRESHOLD, TUNED = "null_threshold", "tuned"
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,22 @@ class FineTuned:
     params: Any
 
     def answers(self, examples: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """The answer to each example, in their order. Raises UserError, with file and line, for one without rows."""
+        """The answer to each example, in their order.
+
+        Raises UserError, with file and line, for one without rows, and for parameters that predict no numbers.
+        """
         predictor, remaining = Predictor(self.task, self.run), iter(examples)
         while some := list(itertools.islice(remaining, AT_ONCE)):
             rows = self.task.rows_of(some, self.run.resolved)
             predictions, _ = predictor.read(self.params, rows)
+            for name, array in predictions.items():
+                numbers, fix = not np.isnan(array).any(), "training diverged: take an older checkpoint"
+                require(numbers, f"the checkpoint's {name} of {some[0].where}", math.nan, "numbers", fix)
             yield from self.task.answers(predictions, rows, some)
 
 
 def open_task(checkpoint: Path | str, fields: Mapping[str, Any] | None = None, field: str = "CKPT") -> FineTuned:
-    """The task of a checkpoint, with other values of some of its fields.
+    """The task of a checkpoint, with other values of some of its fields; `null_threshold` may be TUNED.
 
     Raises UserError for a checkpoint of another stage, or of a task that is not lmjax's own.
     """
@@ -74,7 +84,7 @@ def open_task(checkpoint: Path | str, fields: Mapping[str, Any] | None = None, f
             option = f"--{name.replace('_', '-')}"
             expected = f"an option that the checkpoint's task, {type(task).__name__}, has"
             require(name in known, option, (fields or {})[name], expected, "leave it out")
-        task = dataclasses.replace(task, **(fields or {}))
+        task = dataclasses.replace(task, **_tuned(start, fields or {}))
         mesh = make_mesh(MeshSettings(), jax.devices()[:1])
         resolved = _resolved(start, task, Path(folder))
         program = task.build(resolved, mesh, 1)
@@ -92,6 +102,18 @@ def _task_of(start: InitialCheckpoint, checkpoint: Path | str, field: str) -> La
     task = task_named(cast(Finetune, recipe).task, f"{field} = {str(checkpoint)!r}: its task")
     assert isinstance(task, LabelledTask)
     return task
+
+
+def _tuned(start: InitialCheckpoint, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with the null threshold that the checkpoint's own evaluation found best where it is TUNED."""
+    if fields.get(THRESHOLD) != TUNED:
+        return dict(fields)
+    name, step = "validation_best_f1_threshold", start.checkpoint.step
+    lines = read_metrics(start.checkpoint.path.parents[2]) if len(start.checkpoint.path.parents) > 2 else []
+    found = next((line[name] for line in lines if line["step"] == step and name in line), None)
+    expected = f"a checkpoint in its workdir whose step, {step}, was evaluated on questions that may have no answer"
+    require(found is not None, "--null-threshold", TUNED, expected, "give a number")
+    return {**fields, THRESHOLD: float(cast(float, found))}
 
 
 def _resolved(start: InitialCheckpoint, task: LabelledTask, folder: Path) -> ResolvedStage:

@@ -36,6 +36,7 @@ PROBABILITIES = "probabilities"
 class Choices(LabelledTask):
     """The right one of an example's options."""
 
+    filled: ClassVar[tuple[str, ...]] = ("options",)
     example_type: ClassVar[type] = labelled.Choices
     metrics: ClassVar[tuple[str, ...] | None] = ("accuracy",)
 

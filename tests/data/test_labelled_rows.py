@@ -48,6 +48,11 @@ def test_a_long_text_has_windows_whose_examples_are_known():
     assert rows.examples.tolist() == [0, 1, 1, 1, 2]
 
 
+def test_a_stride_that_would_leave_tokens_out_is_refused_by_its_field():
+    with pytest.raises(UserError, match=r"^task\.stride = 5: expected 1 to 4, the tokens of a window"):
+        text_rows([labelled("a b c d e f g")], TOKENIZER, FRAME, 6, "windows", 5)
+
+
 def test_of_a_pair_the_longer_text_has_windows_and_the_other_one_is_in_each():
     examples = [labelled("a b", "c d e f g"), labelled("c d e f g", "a b"), labelled("a b c d e", "f g h i")]
     rows = text_rows(examples, TOKENIZER, FRAME, 8, "windows", 1)
@@ -134,9 +139,9 @@ def test_classes_are_sorted_and_unknown_or_missing_ones_are_named_with_file_and_
     assert class_numbers([labelled("a", label="no"), labelled("a", label="10")], ("10", "no")).tolist() == [1, 0]
     with pytest.raises(UserError, match=r"^f:1: the label 'yes' is none of the training data's; known: 10, no"):
         class_numbers([labelled("a", label="yes")], ("10", "no"))
-    with pytest.raises(UserError, match=r"^f:1: expected the name of a class: found no label"):
+    with pytest.raises(UserError, match=r"^f:1: no label; expected the name of a class; name its column"):
         classes_of([labelled("a", label=None)])
-    with pytest.raises(UserError, match=r"^f:1: expected the name of a class: found the score 2\.5"):
+    with pytest.raises(UserError, match=r"^f:1: the score 2\.5; expected the name of a class; set task\.scores"):
         class_numbers([labelled("a", label=2.5)], ("2.5",))
 
 
@@ -144,7 +149,10 @@ def test_scores_are_numbers_also_where_the_file_has_text():
     scores = scores_of([labelled("a", label=2.5), labelled("a", label="3")])
     assert scores.tolist() == [2.5, 3.0] and scores.dtype == np.float32
     for label in (None, "x", "nan"):
-        with pytest.raises(UserError, match=r"^f:1: a score that is none"):
+        with pytest.raises(
+            UserError,
+            match=r"^f:1: a score that is none, .*; name the column of the scores in label, or learn classes$",
+        ):
             scores_of([labelled("a", label=label)])
 
 

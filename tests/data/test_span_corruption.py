@@ -190,12 +190,20 @@ def test_too_little_text_too_few_sentinels_and_short_rows_are_refused(make_shard
         rows_of(shards, 2)
 
 
+TEXTS = ["some text with some words and some more words " * 5]
+
+
 def test_sentinels_are_the_tokens_with_their_names_and_those_of_a_trained_vocabulary_are_at_its_top():
     settings = TokenizerSettings(kind="bpe", vocab_size=280, user_symbols=sentinel_symbols(7))
-    tokenizer = build_tokenizer(settings, ["some text with some words and some more words " * 5])
+    tokenizer = build_tokenizer(settings, TEXTS)
     vocabulary = span_vocabulary(tokenizer)
     assert vocabulary.sentinels.tolist() == [279, 278, 277, 276, 275, 274, 273]
     assert tokenizer.decode([279]) == "<extra_id_0>"
     assert vocabulary.eos == tokenizer.eos_id
+    pieces = TokenizerSettings(kind="sentencepiece", vocab_size=283, user_symbols=sentinel_symbols(7))
+    tokenizer = build_tokenizer(pieces, TEXTS)
+    assert [tokenizer.decode([index]) for index in span_vocabulary(tokenizer).sentinels] == [
+        f"<extra_id_{number}>" for number in range(7)
+    ]
     with pytest.raises(UserError, match=r"the byte tokenizer has no token <extra_id_0>.*sentinel_symbols"):
         span_vocabulary(ByteTokenizer())

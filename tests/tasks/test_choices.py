@@ -14,6 +14,8 @@ from lmjax.tasks.choices import Choices
 from lmjax.tasks.embeddings import Embeddings
 from lmjax.tasks.resolved import resolve
 from tests.fresh import decoder, encoder
+from tests.running import lines_of, on_devices
+from tests.tiny import changed
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 LETTERS = list("cdefghijklmnop")
@@ -128,3 +130,21 @@ def test_a_source_of_another_kind_of_examples_is_refused(folder, tmp_path):
         UserError, match=r"task\.train\[0\]\.form = 'swag': expected a form of Labelled, it gives Choices"
     ):
         lmjax.run(stage(folder, "encoder", task), tmp_path / "run", quiet=True)
+
+
+def losses(recipe, workdir, devices=1):
+    with pytest.MonkeyPatch.context() as patch:
+        on_devices(patch, devices)
+        lmjax.run(recipe, workdir, quiet=True)
+    return [line["loss"] for line in lines_of(workdir) if "loss" in line]
+
+
+def test_microbatches_devices_and_a_stop_change_nothing_of_choices_in_buckets(folder, no_charts, tmp_path):
+    task = Choices(**sources(folder, "swag", "swag"), language=0.5)
+    recipe = changed(stage(folder, "decoder", task, buckets=(9,)), train__steps=6, log__every=1, checkpoint__every=3)
+    recipe = changed(recipe, optimizer__schedule__kind="constant")
+    whole = losses(recipe, tmp_path / "whole")
+    np.testing.assert_allclose(losses(recipe, tmp_path / "devices", 2), whole, rtol=1e-4)
+    np.testing.assert_allclose(losses(changed(recipe, train__microbatches=4), tmp_path / "parts"), whole, rtol=1e-4)
+    losses(changed(recipe, train__steps=3), tmp_path / "stopped")
+    assert losses(recipe, tmp_path / "stopped") == whole

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from lmjax.data.labelled_sets import read_examples
 from lmjax.data.labelled_sets.questions import WRONG_SPAN
 from lmjax.errors import UserError
 from lmjax.evaluate.squad import question_metrics
+from lmjax.runs.predict import open_task
 from lmjax.settings import (
     Finetune,
     LabelledSettings,
@@ -183,6 +186,10 @@ def test_answers_of_a_file_are_those_of_the_evaluation(answerer, folder, tmp_pat
     )
     assert {len(each["n_best"]) for each in few} == {2}
     assert {each["text"] for each in few} == {""}
+    squad = ["--input", folder / "held.json", "--form", "squad"]
+    tuned, _ = predicted(capsys, answerer, *squad, "--null-threshold", "tuned")
+    measured = question_metrics([each["text"] for each in tuned], references)
+    assert measured["f1"] == pytest.approx(last["validation_best_f1"])
 
 
 def test_one_example_is_a_table_or_a_line(answerer, tagger, capsys):
@@ -219,6 +226,14 @@ def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_pa
     assert [name for line in lines for name in ("thing", "place") if name in line] == ["place", "thing"]
 
 
+def test_parameters_that_are_no_numbers_predict_nothing(answerer):
+    tuned = open_task(answerer)
+    broken = dataclasses.replace(tuned, params=jax.tree.map(lambda leaf: leaf * np.nan, tuned.params))
+    example = tuned.task.example(["in", "cat in box"], "f:1")
+    with pytest.raises(UserError, match="of f:1 = nan: expected numbers; training diverged"):
+        list(broken.answers([example]))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -238,6 +253,10 @@ def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_pa
             ["tags", "--text", "cat", "--n-best", "3"],
             "--n-best = 3: expected an option that the checkpoint's task, Tags",
         ),
+        (
+            ["moved", "--text", "in", "--text", "cat", "--null-threshold", "tuned"],
+            "metrics.jsonl: no such file; expected the record",
+        ),
         (["questions", "--text", "a", "--text", "b", "--n-best", "0"], "n_best = 0: expected a number above 0"),
     ],
 )
@@ -248,6 +267,8 @@ def test_what_cannot_be_predicted_is_an_error_before_anything_is_printed(
     (tmp_path / "file.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({"question": "in"}) + "\n")
     (tmp_path / "empty.jsonl").write_text("\n")
     monkeypatch.chdir(tmp_path)
+    if words[0] == "moved" and not (folder / "moved").exists():
+        shutil.copytree(answerer / "checkpoints", folder / "moved" / "checkpoints")
     assert main(["predict", str(folder / words[0]), *words[1:]]) == 2
     out, err = capsys.readouterr()
     assert out == ""

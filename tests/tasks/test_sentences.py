@@ -12,6 +12,8 @@ from lmjax.settings import Finetune, LabelledSettings, LogSettings, OptimizerSet
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.sentences import Sentences
 from tests.fresh import decoder, encoder
+from tests.running import lines_of
+from tests.tiny import changed
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 LETTERS = list("cdefghijklmnop")
@@ -162,3 +164,15 @@ def test_examples_that_cannot_be_learned_end_the_run_with_file_and_line(folder, 
             tmp_path / "unlabelled",
             quiet=True,
         )
+
+
+def test_a_run_resumes_with_the_labels_and_factors_that_its_data_told(folder, no_charts, tmp_path):
+    recipe = stage(folder, "encoder", long="tail", balanced=True, steps=4)
+    recipe = changed(recipe, log__every=1, optimizer__schedule__kind="constant")
+    lmjax.run(recipe, tmp_path / "whole", quiet=True)
+    lmjax.run(changed(recipe, train__steps=2), tmp_path / "stopped", quiet=True)
+    lmjax.run(recipe, tmp_path / "stopped", quiet=True)
+    whole, resumed = (
+        [line["loss"] for line in lines_of(tmp_path / name) if line["step"] > 2] for name in ("whole", "stopped")
+    )
+    assert whole == resumed and len(whole) == 2
