@@ -42,11 +42,16 @@ class InitialCheckpoint:
 
 def language_model_params(checkpoint: Checkpoint, recipe: Stage, abstract: Any) -> Any:
     """The language model in a checkpoint: a reward model's trunk, a policy, or the average of one where it is kept."""
+    return parameters_at(checkpoint, recipe.language_model, abstract)
+
+
+def parameters_at(checkpoint: Checkpoint, place: tuple[str, ...], abstract: Any) -> Any:
+    """The part of a checkpoint below these keys; `abstract` gives shapes, dtypes and shardings."""
     tree = abstract
-    for key in reversed(recipe.language_model):
+    for key in reversed(place):
         tree = {key: tree}
     restored = _restored(checkpoint, tree)
-    for key in recipe.language_model:
+    for key in place:
         restored = restored[key]
     return restored
 

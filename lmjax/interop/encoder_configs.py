@@ -65,7 +65,7 @@ def read_bert(fields: ConfigFields) -> ModelSettings:
         fix = "lmjax has one dropout for both: give both one value"
         raise fields.error("classifier_dropout", f"null or hidden_dropout_prob's {dropout}", fix)
     names = fields.get("architectures", None) or ["BertModel"]
-    if not isinstance(names, list) or names[0] not in ARCHITECTURES:
+    if not isinstance(names, list) or not isinstance(names[0], str) or names[0] not in ARCHITECTURES:
         raise fields.error("architectures", f"one of {', '.join(ARCHITECTURES)}", "lmjax reads no others")
     masked, _ = ARCHITECTURES[names[0]]
     width, inner = fields.size("hidden_size"), fields.size("intermediate_size")

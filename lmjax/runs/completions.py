@@ -26,7 +26,7 @@ def print_completions(checkpoint: Path, prompts: Sequence[str], *, as_json: bool
             if sampling.get("top"):
                 texts = trained.token_texts(completion.tokens)
                 print_alternatives(texts, completion.log_probs, completion.alternatives)
-        _tell_context(trained, completion, number if len(prompts) > 1 else None, "--beyond-context slide continues")
+        _tell_context(trained, completion, number if len(prompts) > 1 else None, slide=True)
 
 
 def print_beams(checkpoint: Path, prompts: Sequence[str], *, as_json: bool, **settings: Any) -> None:
@@ -41,12 +41,15 @@ def print_beams(checkpoint: Path, prompts: Sequence[str], *, as_json: bool, **se
             for completion in completions:
                 score = f"{completion.score:.4f}  " if settings.get("n_best", 1) > 1 else ""
                 print(score + prompt + completion.text)
-        _tell_context(trained, completions[0], number if len(prompts) > 1 else None, "shorten the prompt")
+        _tell_context(trained, completions[0], number if len(prompts) > 1 else None, slide=False)
 
 
-def _tell_context(trained: Trained, completion: Completion, number: int | None, fix: str) -> None:
+def _tell_context(trained: Trained, completion: Completion, number: int | None, *, slide: bool) -> None:
     """Names on standard error a text that the model's context ended."""
     if completion.context_full:
+        decoder = trained.model.settings.encoder_layers is None
+        fix = "shorten the prompt" if decoder else "its model writes no longer ones"
+        fix = "--beyond-context slide continues" if decoder and slide else fix
         whose = "the text" if number is None else f"prompt {number}"
         print(
             f"{whose} ends after {len(completion.tokens)} tokens, where the model's context of "

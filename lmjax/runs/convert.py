@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.bucket import located
 from lmjax.checkpoints.checkpoint import Checkpointer
+from lmjax.checkpoints.initial import found_checkpoint
 from lmjax.errors import UserError, shortened
 from lmjax.fields import require_local
 from lmjax.files import write_whole
@@ -35,7 +37,15 @@ from lmjax.optim.train_state import TrainState
 from lmjax.parallel.start_jax import prepare_jax
 from lmjax.run_files import RECIPE_FILE
 from lmjax.runs.load import NoTokenizer, Trained, load
-from lmjax.settings import CheckpointSettings, DataSettings, Pretrain, TokenizerSettings
+from lmjax.runs.task_heads import head_of, with_head
+from lmjax.settings import (
+    CheckpointSettings,
+    DataSettings,
+    Pretrain,
+    PretrainMasked,
+    PretrainSpans,
+    TokenizerSettings,
+)
 from lmjax.settings.recipe_files import to_json
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.tokenizer import Tokenizer
@@ -64,9 +74,10 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
             tempfile.TemporaryDirectory() as files,
             _checkpointer(partial, recipe, tokenizer, Path(files), template) as writer,
         ):
-            writer.save(TrainState(jnp.zeros((), jnp.int32), model.params, {}), 0, {})
+            params = with_head(model.params, model.head) if model.head and _follows(model) else model.params
+            writer.save(TrainState(jnp.zeros((), jnp.int32), params, {}), 0, {})
         write_whole(partial / RECIPE_FILE, to_json(recipe))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     lines = [f"{out}: {model.config.model_type}, {parameters:,} parameters, {_described(tokenizer)}"]
     if tokenizer is None:
         lines.append(f"{reason}; to generate text, put {WANTED} beside config.json and import again")
@@ -77,14 +88,16 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
     """Writes the newest checkpoint of a workdir, or the one named, as a Hugging Face folder `out`.
 
     Rows of the table beyond the tokenizer's entries, which lmjax never gives any probability, are left out; with
-    `keep_rows` they are written, and other libraries give them some. Raises UserError for a model that is neither a
-    GPT-1, a GPT-2, a Llama, a BERT nor a T5, for parameters that are not finite, and where `out` is not empty.
+    `keep_rows` they are written, and other libraries give them some. The head of a BERT's task is written, too. Raises
+    UserError for a model that is neither a GPT-1, a GPT-2, a Llama, a BERT nor a T5, for parameters that are not
+    finite, and where `out` is not empty.
     """
     require_local("out", out)
     trained, out = load(checkpoint), Path(out)
+    head, left_out = head_of(found_checkpoint(located(checkpoint)), trained.recipe)
     absent = isinstance(trained.tokenizer, NoTokenizer)
     eos_id = None if absent else trained.tokenizer.eos_id
-    settings, params, lines = trained.model.settings, trained.params, []
+    settings, params, lines = trained.model.settings, trained.params, [left_out] if left_out else []
     rows = settings.vocab_size or 0
     entries = rows if absent else trained.tokenizer.vocab_size
     if entries < rows:
@@ -98,7 +111,7 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
                 name: params[name][:entries] for name in ("tokens", "head", "head_bias") if name in params
             }
     with _whole(out) as partial:
-        model_type = write_model(partial, settings, params, eos_id=eos_id)
+        model_type = write_model(partial, settings, params, eos_id=eos_id, head=head)
         kind = "none" if absent else write_tokenizer(partial, trained.tokenizer, settings.context)
         lines += _write_template(partial, trained)
     return "\n".join([f"{out}: {model_type} of step {trained.step}; tokenizer: {kind}", *lines])
@@ -131,12 +144,20 @@ def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
     if tokenizer is not None:
         kind, entries = tokenizer.kind, tokenizer.vocab_size
     length = min(DataSettings().sequence_length, settings.context)
-    return Pretrain(
-        name=model.config.model_type,
-        tokenizer=TokenizerSettings() if kind == "byte" else TokenizerSettings(kind=kind, vocab_size=entries),
-        data=DataSettings(sequence_length=length),
-        model=settings,
-    )
+    common: Any = {
+        "name": model.config.model_type,
+        "tokenizer": TokenizerSettings() if kind == "byte" else TokenizerSettings(kind=kind, vocab_size=entries),
+        "data": DataSettings(sequence_length=length),
+        "model": settings,
+    }
+    if settings.encoder_layers is not None:
+        return PretrainSpans(**common)
+    return Pretrain(**common) if settings.attention.causal else PretrainMasked(**common, pairs=_follows(model))
+
+
+def _follows(model: HuggingFaceModel) -> bool:
+    """Whether the folder has the head that tells whether a text follows another."""
+    return model.head is not None and model.head.kind == "next_sentence"
 
 
 def _checkpointer(
@@ -176,7 +197,7 @@ def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
         lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
-    if model.head is not None:
+    if model.head is not None and not _follows(model):
         fresh = "a task that starts from here begins with a fresh one (lmjax.interop.huggingface.read_model reads it)"
         lines.append(f"the head of the task, {model.head.kind!r}, is no part of the checkpoint: {fresh}")
     lines += [f"{PIPELINE}: {remark}" for remark in getattr(tokenizer, "remarks", [])]

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from lmjax.bucket import located
 from lmjax.checkpoints.checkpoint import Checkpoint
 from lmjax.checkpoints.initial import found_checkpoint, language_model_params
-from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
+from lmjax.data.batch import INPUT_POSITIONS, INPUT_SEGMENTS, INPUTS, POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.errors import UserError, clear_disk_errors, require, shortened
 from lmjax.fields import require_local
 from lmjax.generate.beam import BeamSettings, beam_search
@@ -61,15 +61,23 @@ class Trained:
     step: int
     turns: TurnFormat = ChatFormat()
 
-    def apply(self, tokens_BT: Any) -> jax.Array:
+    def apply(self, tokens_BT: Any, inputs_BS: Any = None) -> jax.Array:
         """Float32 logits [B, T, V] of rows of tokens without padding; -inf for rows of the table that no token has.
 
-        Raises UserError unless these are rows of one length, at least 1, of ids that the table has, and no longer than
+        `inputs_BS` are those of an encoder-decoder, whose tokens are what its decoder reads. Raises UserError unless
+        these are rows of one length, at least 1, of ids that the table has, and no longer than
         the context where its positions are learned.
         """
-        tokens = jnp.asarray(_checked_rows(tokens_BT, self.model), jnp.int32)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        batch = {TOKENS: tokens, POSITIONS: positions, SEGMENTS: jnp.ones_like(tokens)}
+        encodes, given = self.model.settings.encoder_layers is not None, inputs_BS is not None
+        expected = "inputs, rows of token ids, beside those of the decoder" if encodes else "none for this model"
+        require(encodes == given, "apply: inputs", inputs_BS, expected, "only an encoder-decoder has them")
+        rows = {(TOKENS, POSITIONS, SEGMENTS): tokens_BT}
+        rows |= {(INPUTS, INPUT_POSITIONS, INPUT_SEGMENTS): inputs_BS} if given else {}
+        batch: Batch = {}
+        for (name, positions, segments), ids in rows.items():
+            checked = jnp.asarray(_checked_rows(ids, self.model), jnp.int32)
+            places = jnp.broadcast_to(jnp.arange(checked.shape[1], dtype=jnp.int32)[None], checked.shape)
+            batch |= {name: checked, positions: places, segments: jnp.ones_like(checked)}
         entries = None if isinstance(self.tokenizer, NoTokenizer) else self.tokenizer.vocab_size
         return _logits(self.model, self.params, batch, entries)
 

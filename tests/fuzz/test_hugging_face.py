@@ -1,4 +1,4 @@
-"""Damaged Hugging Face folders of the three model types: config, index, tensors, generation_config, and as a whole."""
+"""Damaged Hugging Face folders of the model types: config, index, tensors, generation_config, and as a whole."""
 
 import json
 from pathlib import Path
@@ -29,14 +29,17 @@ def golden(name):
         return str(file["config"]), tensors
 
 
-@pytest.mark.parametrize("name", ["gpt1", "gpt2", "llama_grouped"])
+NAMES = ["gpt1", "gpt2", "llama_grouped", "bert_masked_untied", "bert_sequence", "t5_gated"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_configs(tmp_path, name):
     text, _ = golden(name)
     read = written(tmp_path / "config.json", lambda: read_config(tmp_path))
     survives(read, lambda rng: damaged_json(text, rng), 500, 1)
 
 
-@pytest.mark.parametrize("name", ["gpt1", "gpt2", "llama_grouped"])
+@pytest.mark.parametrize("name", NAMES)
 def test_models(tmp_path, name):
     """In two files and an index: each of them damaged, and the tensors of one file given other values or names."""
     text, tensors = golden(name)

@@ -1,0 +1,119 @@
+"""Import and export of BERT and T5 as the commands do them: checkpoints that load, apply and keep a task's head."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import lmjax
+from lmjax.checkpoints.checkpoint import Checkpointer
+from lmjax.errors import UserError
+from lmjax.interop.huggingface import read_model
+from lmjax.model.language_model import LanguageModel
+from lmjax.optim.train_state import TrainState
+from lmjax.runs.convert import export_folder, import_folder
+from lmjax.settings import CheckpointSettings, Finetune, ModelSettings, TokenizerSettings
+from lmjax.settings.labelled import LabelledSettings
+from lmjax.settings.recipe_files import to_json
+from lmjax.tasks.sentences import Sentences
+from lmjax.tasks.tags import Tags
+from lmjax.tokenizers.tokenizer import build_tokenizer
+from tests.interop.stored_encoders import Stored
+
+SOURCE = (LabelledSettings("none.jsonl", fields=("text",)),)
+
+
+def tensors_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_bert_with_both_heads_of_its_pretraining_goes_in_and_comes_out_bit_for_bit(tmp_path):
+    folder = Stored(tmp_path, "bert_pretraining")
+    message = import_folder(folder.write(), tmp_path / "ours")
+    parameters = sum(tensor.size for tensor in folder.tensors.values())
+    assert f"bert, {parameters:,} parameters" in message and "the head of the task" not in message
+    trained, (row,) = lmjax.load(tmp_path / "ours"), folder.inputs["input_ids"][:1]
+    ours = read_model(folder.path)
+    batch = {"tokens": row[None], "positions": np.arange(12)[None], "segments": np.ones((1, 12), np.int32)}
+    expected = jax.jit(trained.model.logits)(ours.params, batch)
+    np.testing.assert_allclose(trained.apply(row[None]), expected, atol=1e-5)
+    with pytest.raises(UserError, match=r"apply: inputs = .*: expected none for this model"):
+        trained.apply(row[None], row[None])
+    export_folder(tmp_path / "ours", tmp_path / "back")
+    back = tensors_of(tmp_path / "back")
+    assert back.keys() == folder.tensors.keys()
+    assert all(back[name].tobytes() == tensor.tobytes() for name, tensor in folder.tensors.items())
+
+
+def test_a_task_s_head_of_a_folder_is_told_of(tmp_path):
+    message = import_folder(Stored(tmp_path, "bert_sequence").write(), tmp_path / "ours")
+    assert "the head of the task, 'sequence', is no part of the checkpoint" in message
+
+
+def fine_tuned(tmp_path, settings, task, params):
+    """A checkpoint of a fine-tuned task."""
+    words = ["the cat sat on the mat"] * 20
+    tokenizer = build_tokenizer(TokenizerSettings(kind="wordpiece", vocab_size=26), words)
+    tokenizer.save(tmp_path / "tokenizer")
+    recipe = Finetune(start="bert", model=dataclasses.replace(settings, vocab_size=61), task=task)
+    options = {"recipe_json": to_json(recipe), "tokenizer_folder": tmp_path / "tokenizer", "report": print}
+    with Checkpointer(tmp_path / "tuned", CheckpointSettings(), **options) as checkpointer:
+        checkpointer.save(TrainState(np.int32(3), params, {}), 3, {})
+    return tmp_path / "tuned"
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "kind"),
+    [
+        ("bert_sequence", Sentences(SOURCE, labels=("bad", "good")), "BertForSequenceClassification"),
+        ("bert_pretraining", Sentences(SOURCE, scores=True), "BertForSequenceClassification"),
+        ("bert_tokens", Tags(SOURCE, labels=("O", "B-LOC", "I-LOC")), "BertForTokenClassification"),
+    ],
+)
+def test_a_fine_tuned_encoder_goes_out_with_its_head_and_its_classes(tmp_path, name, task, kind):
+    model = read_model(Stored(tmp_path, name).write())
+    outputs = len(task.labels) or 1
+    rng = np.random.default_rng(0)
+    head = {"kernel": rng.normal(size=(16, outputs)), "bias": rng.normal(size=outputs)}
+    head = jax.tree.map(lambda x: x.astype(np.float32), head)
+    place = fine_tuned(tmp_path, model.settings, task, {"trunk": model.params, "head": head})
+    export_folder(place, tmp_path / "out", keep_rows=True)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [kind]
+    back = read_model(tmp_path / "out")
+    assert back.head.labels == task.labels and not back.settings.head.transform
+    assert jax.tree.all(jax.tree.map(np.array_equal, back.head.params, head))
+    np.testing.assert_array_equal(back.params["tokens"], model.params["tokens"])
+
+
+def test_the_head_of_a_decoder_s_task_is_left_out_in_words(tmp_path):
+    settings = ModelSettings(layers=1, width=16, context=12, vocab_size=61)
+    shapes = jax.eval_shape(LanguageModel(settings).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    head = {"kernel": np.zeros((16, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    task = Sentences(SOURCE, labels=("bad", "good"))
+    place = fine_tuned(tmp_path, settings, task, {"trunk": params, "head": head})
+    message = export_folder(place, tmp_path / "out", keep_rows=True)
+    assert "the task's head is left out: only BERT's folders keep one" in message
+
+
+def test_a_t5_goes_in_is_applied_to_inputs_and_comes_out_bit_for_bit(tmp_path):
+    folder = Stored(tmp_path, "t5_gated")
+    import_folder(folder.write(), tmp_path / "ours")
+    trained = lmjax.load(tmp_path / "ours")
+    inputs, tokens = folder.inputs["input_ids"][:1], folder.inputs["decoder_input_ids"][:1]  # the row without padding
+    found = trained.apply(tokens, inputs)
+    np.testing.assert_allclose(found, folder.outputs["logits"][:1], rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match=r"apply: inputs = None: expected inputs, rows of token ids"):
+        trained.apply(tokens)
+    with pytest.raises(
+        UserError, match=r"model\.encoder_layers = 2: expected a decoder, which continues a conversation"
+    ):
+        trained.chat()
+    export_folder(tmp_path / "ours", tmp_path / "back")
+    back = tensors_of(tmp_path / "back")
+    assert back.keys() == folder.tensors.keys()
+    assert all(back[name].tobytes() == tensor.tobytes() for name, tensor in folder.tensors.items())
