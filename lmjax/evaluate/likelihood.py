@@ -91,7 +91,7 @@ class Likelihood:
         `context` is by default, and at most, the model's. Raises UserError for a model that sees later tokens, a
         context or a stride out of bounds, and a `top` beyond the vocabulary.
         """
-        model.require_causal("the probability of a text")
+        model.require_decoder("the probability of a text")
         most = model.settings.context
         context = most if context is None else context
         require(1 <= context <= most, "--context", context, f"1 to the model's {most} tokens", "change it")

@@ -103,6 +103,13 @@ class Transformer(ABC):
         fix = "set it, or use a task for encoders"
         require(causal, "model.attention.causal", causal, f"true, as {use} needs a model that sees no later token", fix)
 
+    def require_decoder(self, use: str) -> None:
+        """Raises UserError as `require_causal`, and for an encoder-decoder, where what `use` names reads one text."""
+        self.require_causal(use)
+        stacks = self.settings.encoder_layers
+        fix = "use a decoder, or lmjax generate with the encoder's input as the prompt"
+        require(stacks is None, "model.encoder_layers", stacks, f"none, as {use} needs a model of one stack", fix)
+
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters; their values do not depend on whether layers are scanned."""
         params = nn.meta.unbox(self._boxed(rng, scan_layers=True))

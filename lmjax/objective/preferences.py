@@ -72,7 +72,7 @@ def preference_loss(
 
     Raises UserError for a model that sees the tokens it predicts.
     """
-    model.require_causal("DPO")
+    model.require_decoder("DPO")
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, Metrics]:
         log_probs_BK, aux = answer_log_probs(model, params, batch, rng, valid_vocab)

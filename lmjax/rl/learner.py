@@ -79,9 +79,9 @@ class Learner:
 
     def __post_init__(self) -> None:
         """Raises UserError for models that see the tokens they predict, or whose value they predict."""
-        self.policy.require_causal("a policy")
+        self.policy.require_decoder("a policy")
         if self.ppo.baseline == "value":
-            self.value.language_model.require_causal("a value model")
+            self.value.language_model.require_decoder("a value model")
 
     @property
     def updates(self) -> int:

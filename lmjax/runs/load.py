@@ -104,8 +104,7 @@ class Trained:
 
         Raises UserError for a model that continues no text.
         """
-        encoder, fix = self.model.settings.encoder_layers, "use generate, which writes a text for its inputs"
-        require(encoder is None, "model.encoder_layers", encoder, "a decoder, which continues a conversation", fix)
+        self.model.require_decoder("a conversation")
         self.require_finite()
         chat(self.model, self.params, self.tokenizer, _sampling(settings), self.turns)
 

@@ -84,6 +84,9 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     stage = resolved.of(TrainingStage)
     resolved.check_lengths()
     mesh, model, spec = resolved.mesh(), resolved.model, task.spec(resolved)
+    fits = model.encoder_layers is None or INPUTS in spec
+    fix = "name a decoder or an encoder, or use the task TextToText"
+    require(fits, "start", stage.start, f"a model of one stack for {stage.kind!r}, not an encoder-decoder", fix)
     data = task.open(resolved, session)
     loader = loader_of(stage, data, spec)
     steps = planned_steps(stage, data, loader)

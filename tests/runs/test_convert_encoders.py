@@ -110,7 +110,7 @@ def test_a_t5_goes_in_is_applied_to_inputs_and_comes_out_bit_for_bit(tmp_path):
     with pytest.raises(UserError, match=r"apply: inputs = None: expected inputs, rows of token ids"):
         trained.apply(tokens)
     with pytest.raises(
-        UserError, match=r"model\.encoder_layers = 2: expected a decoder, which continues a conversation"
+        UserError, match=r"model\.encoder_layers = 2: expected none, as a conversation needs a model of one stack"
     ):
         trained.chat()
     export_folder(tmp_path / "ours", tmp_path / "back")
