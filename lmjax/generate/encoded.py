@@ -1,13 +1,13 @@
-"""Texts that an encoder-decoder writes for its inputs: the encoder runs once, the decoder with a cache.
+"""The start of decoding for the inputs of an encoder-decoder: the encoder runs once, the decoder with a cache.
 
-In: inputs as token ids. Out: the tokens written for each. What `decoding.start` is for prompts, `start_encoded` is for
-inputs; `decoding.advance` continues both.
+In: inputs as token ids. Out: a `Decoding`. What `decoding.start` is for prompts, `start_encoded` is for inputs;
+`decoding.advance` and `beam.search` continue both.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,15 +16,7 @@ import numpy as np
 
 from lmjax.data.batch import INPUT_POSITIONS, INPUT_SEGMENTS, INPUTS, Batch
 from lmjax.data.seq2seq_rows import START
-from lmjax.generate.decoding import (
-    LENGTH_STEP,
-    Decoding,
-    advance,
-    compiled_settings,
-    produced_tokens,
-    ready,
-    unrolled,
-)
+from lmjax.generate.decoding import LENGTH_STEP, Decoding, unrolled
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.encoder_decoder import EncoderDecoder
 
@@ -66,39 +58,6 @@ def start_encoded(
         top_tokens=jnp.zeros((B, most, top), jnp.int32),
         top_probabilities=jnp.zeros((B, most, top), jnp.float32),
     )
-
-
-def write(
-    model: EncoderDecoder,
-    params: Any,
-    inputs: Sequence[np.ndarray],
-    *,
-    eos: int,
-    vocab: int,
-    settings: SamplingSettings,
-    rows: int = 64,
-    between: Callable[[], None] = lambda: None,
-) -> list[list[int]]:
-    """The tokens written for each of the inputs, int32 [n] each, at most `settings.max_tokens`; `eos` ends a text.
-
-    `rows` are read at once, the longest inputs together; `between` is called before each batch.
-    """
-    decoder: Any = model
-    decoder, matrices = ready(decoder, params)
-    order = np.argsort([-len(text) for text in inputs], kind="stable")
-    found: dict[int, list[int]] = {}
-    static = compiled_settings(settings)
-    for begin in range(0, len(order), rows):
-        between()
-        numbers = order[begin : begin + rows]
-        batch = padded_inputs([inputs[number] for number in numbers], rows)
-        limits = jnp.asarray((np.arange(rows) < len(numbers)) * settings.max_tokens, jnp.int32)
-        key, ends = jax.random.fold_in(jax.random.key(settings.seed), begin), jnp.array([eos], jnp.int32)
-        fixed = {"settings": static, "vocab": vocab}
-        state = start_encoded(decoder, matrices, batch, limits, key, ends, **fixed, most=settings.max_tokens)
-        state = advance(decoder, matrices, state, jnp.int32(settings.max_tokens), **fixed)
-        found |= dict(zip(numbers.tolist(), produced_tokens(state), strict=False))
-    return [found[number] for number in range(len(inputs))]
 
 
 def padded_inputs(texts: Sequence[Sequence[int] | np.ndarray], rows: int) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,8 @@ from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.text_marks import mark_squad
 from lmjax.evaluate.validation import Sums, mean_of
 from lmjax.fields import PositiveInt, Settings, placed
-from lmjax.generate.encoded import write
+from lmjax.generate.beam import BeamSettings, searched
+from lmjax.generate.decode import continued
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.transformer import Transformer
 from lmjax.objective.next_token import language_loss
@@ -32,6 +33,8 @@ from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
 from lmjax.training.loop import Values
 
+INPUTS_AT_ONCE = 64  # for which texts are written together
+
 
 @dataclass(frozen=True)
 class TextToText(Task, Settings):
@@ -42,6 +45,8 @@ class TextToText(Task, Settings):
     train: tuple[TextToTextSettings, ...] = ()
     validation: tuple[TextToTextSettings, ...] = ()
     target_length: PositiveInt = 32  # tokens of the targets of a row, and the most that are written
+    beams: PositiveInt = 1  # of the search for what is written; 1 takes the likeliest token each time
+    length_penalty: float = 1.0  # of a search with beams
 
     def check(self) -> None:
         require(bool(self.train), "train", (), "at least one source", "add a TextToTextSettings")
@@ -105,20 +110,25 @@ class TextToText(Task, Settings):
         return evaluate
 
     def _marks(self, run: TaskRun, params: Any, pairs: Sequence[Pair]) -> list[dict[str, float]]:
-        tokenizer, shape = run.resolved.tokenizer, self._shape(run.resolved)
+        """Of each example, how what is written for its inputs compares with its targets."""
+        tokenizer = run.resolved.tokenizer
         assert tokenizer is not None
-        settings = SamplingSettings(temperature=0.0, max_tokens=self.target_length)
-        written = write(
-            run.program.model,
-            self.language_model(params),
-            encoded(pairs, tokenizer, shape).inputs,
-            eos=tokenizer.eos_id,
-            vocab=tokenizer.vocab_size,
-            settings=settings,
-            between=run.session.stop.check,
-        )
-        texts = [tokenizer.decode(tokens) for tokens in written]
-        return [marked(text, pair.targets) for text, pair in zip(texts, pairs, strict=True)]
+        ids = [text.tolist() for text in encoded(pairs, tokenizer, self._shape(run.resolved)).inputs]
+        texts: dict[int, str] = {}
+        for numbers in _batches(ids):
+            run.session.stop.check()
+            written = self._written(run, params, [ids[number] for number in numbers])
+            texts |= dict(zip(numbers, written, strict=True))
+        return [marked(texts[number], pair.targets) for number, pair in enumerate(pairs)]
+
+    def _written(self, run: TaskRun, params: Any, ids: list[list[int]]) -> list[str]:
+        model, tokenizer, most = run.program.model, run.resolved.tokenizer, self.target_length
+        assert tokenizer is not None
+        if self.beams > 1:
+            settings = BeamSettings(self.beams, most, self.length_penalty)
+            return [best[0].text for best in searched(model, params, tokenizer, ids, settings)]
+        greedy = SamplingSettings(max_tokens=most, temperature=0.0)
+        return [one.text for one in continued(model, params, tokenizer, ids, greedy)]
 
     def _read(self, field: Literal["train", "validation"], session: Session) -> list[list[Pair]]:
         found = []
@@ -133,6 +143,14 @@ class TextToText(Task, Settings):
 
     def _shape(self, resolved: ResolvedStage) -> tuple[int, int]:
         return resolved.of(Finetune).rows.sequence_length, self.target_length
+
+
+def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The numbers of inputs that are read together, the longest first; the last of several is filled up with one."""
+    order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
+    for begin in range(0, len(order), INPUTS_AT_ONCE):
+        numbers = order[begin : begin + INPUTS_AT_ONCE]
+        yield numbers + numbers[-1:] * (min(INPUTS_AT_ONCE, len(order)) - len(numbers))
 
 
 def marked(text: str, targets: Sequence[str]) -> dict[str, float]:

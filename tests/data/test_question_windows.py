@@ -1,7 +1,5 @@
 """Questions on passages as rows: fields, windows and columns of answers, against a plain loop; shared passages."""
 
-# ruff: noqa: RUF001  (Chinese punctuation is meant)
-
 import numpy as np
 import pytest
 
@@ -17,7 +15,6 @@ from lmjax.tokenizers.wordpiece import wordpiece
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "where", "who", "is", "rome", "in", "it", "##aly", "a", "b", "c", "d", "e", "."]
 TOKENIZER = wordpiece(WORDS, lowercase=True)
-SU_SHI = "苏轼是北宋著名的文学家与政治家，眉州眉山人。"
 
 
 def ask(question, passage, answer="", start=None, impossible=False, number="q"):
@@ -54,6 +51,8 @@ def test_a_row_is_the_question_and_its_passage_with_the_columns_of_the_answer():
         (ask("who", "a b c", "b"), [4, 4], 1.0),
         (ask("who", "a b c", "a b c"), [3, 5], 1.0),
         (ask("who", "a bc c", "b"), [4, 4], 1.0),  # a part of a word is the piece that has it
+        (ask("who", "in Italy", "aly"), [5, 5], 1.0),  # the piece before ends where the answer begins
+        (ask("who", "in Italy", "It"), [4, 4], 1.0),
         (ask("who", "a b c", impossible=True), [0, 0], 1.0),
         (ask("who", "a b c"), [0, 0], 0.0),  # not labelled
         (ask("who", "a \x00 c", "\x00"), [0, 0], 1.0),  # a character that no piece has
@@ -158,6 +157,7 @@ def test_the_columns_of_published_answers_hold_their_characters(shared_data, nam
         begin, end = offsets[places[0], 0], offsets[places[1], 1]
         stripped = text.strip()
         assert begin <= start + text.index(stripped) < start + text.index(stripped) + len(stripped) <= end
+        assert offsets[places[0], 1] > start and offsets[places[1], 0] < start + len(text)
         assert places[0] == 0 or offsets[places[0] - 1, 1] <= start
         assert places[1] + 1 == len(offsets) or offsets[places[1] + 1, 0] >= start + len(text)
         found.add(number)

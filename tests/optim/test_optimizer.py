@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.families import model_of
+from lmjax.model.presets import preset
 from lmjax.optim.optimizer import decay_mask, make_optimizer
 from lmjax.settings import (
     AttentionSettings,
@@ -134,19 +135,22 @@ VARIANTS = {
         tied_head=False,
     ),
     "relative": ModelSettings(layers=2, vocab_size=64, positions=PositionSettings(kind="relative")),
+    "bert": dataclasses.replace(preset("bert_tiny"), vocab_size=64),
+    "t5": dataclasses.replace(preset("t5_small"), layers=2, encoder_layers=2, width=64, vocab_size=64),
 }
-TABLES = ("tokens", "positions", "table")
+TABLES = ("tokens", "positions", "segment_types", "table")
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_matrices_are_decayed_norms_and_biases_never_and_embeddings_when_asked(name, scan_layers):
-    model = LanguageModel(VARIANTS[name], ComputeSettings(scan_layers=scan_layers))
-    axes = model.logical_axes()
+    axes = model_of(VARIANTS[name], ComputeSettings(scan_layers=scan_layers)).logical_axes()
     for decay_embeddings in (False, True):
         mask = jax.tree_util.tree_leaves_with_path(decay_mask(axes, decay_embeddings))
         decayed = {path[-1].key: value for path, value in mask}
-        kinds = {"kernel": True, "head": True, "bias": False, "scale": False} | dict.fromkeys(TABLES, decay_embeddings)
+        kinds = {"kernel": True, "head": True, "bias": False, "head_bias": False, "scale": False} | dict.fromkeys(
+            TABLES, decay_embeddings
+        )
         assert decayed == {leaf: kinds[leaf] for leaf in decayed}
         assert all(value == kinds[path[-1].key] for path, value in mask)
     assert {"kernel", "scale", "tokens"} <= set(decayed)

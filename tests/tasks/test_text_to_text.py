@@ -3,15 +3,11 @@
 import json
 import random
 
-import jax
 import numpy as np
 import pytest
 
 import lmjax
 from lmjax.errors import UserError
-from lmjax.generate.encoded import write
-from lmjax.generate.sampling import SamplingSettings
-from lmjax.model.encoder_decoder import EncoderDecoder
 from lmjax.settings import (
     AttentionSettings,
     DataSettings,
@@ -28,7 +24,7 @@ from lmjax.settings import (
 )
 from lmjax.settings.masking import sentinel_symbols
 from lmjax.settings.recipe_files import to_json
-from lmjax.tasks.text_to_text import TextToText, marked
+from lmjax.tasks.text_to_text import TextToText, _batches, marked
 from tests.running import values_of
 from tests.tiny import LOG, NO_DECAY, changed, text
 
@@ -86,14 +82,18 @@ def stage(folder):
     )
 
 
-def test_it_learns_to_write_labels_and_its_record_has_the_share_of_exact_ones(stage, no_charts, tmp_path):
-    stage = changed(stage, train__steps=150, evaluation__every=75)
+def test_it_learns_to_write_labels_and_its_record_has_the_share_of_exact_ones(stage, no_charts, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmjax.tasks.text_to_text.INPUTS_AT_ONCE", 7)  # of 24
+    stage = changed(stage, train__steps=150, evaluation__every=75, task__beams=3)
     result = lmjax.run(stage, tmp_path / "run", quiet=True)
     exact = values_of(tmp_path / "run", "validation_exact_match")
     assert sorted(exact) == [75, 150]
     assert exact[150] == 1.0 == values_of(tmp_path / "run", "validation_f1")[150], "two sets of letters tell the labels"
     assert result.summary["validation_loss"] < 0.1
     assert json.loads(to_json(stage))["task"]["fields"]["target_length"] == 16
+    trained = lmjax.load(tmp_path / "run")
+    for prompt, label in (("letters: cababc", "low"), ("letters: zyxxyz", "high")):
+        assert trained.generate(prompt, max_tokens=16, temperature=0.0)[0].text == label
 
 
 def test_a_cut_text_an_example_without_a_label_and_buckets_are_said(stage, folder, tmp_path, capsys):
@@ -103,8 +103,9 @@ def test_a_cut_text_an_example_without_a_label_and_buckets_are_said(stage, folde
     source = TextToTextSettings(
         LabelledSettings(str(folder / "long.jsonl"), fields=("input",), label="target", on_bad_record="skip")
     )
-    lmjax.run(changed(stage, task__train=(source,), task__validation=(), train__steps=1), tmp_path / "run")
+    lmjax.run(changed(stage, task__train=(source,), train__steps=1), tmp_path / "run")
     said = capsys.readouterr().out
+    assert sorted(values_of(tmp_path / "run", "validation_exact_match")) == [1], "written greedily"
     assert "task.train[0]: 1 texts were cut" in said and "task.train[0]: 1 records skipped: no label" in said
     strict = changed(source, source__on_bad_record="error")
     with pytest.raises(UserError, match=r"long.jsonl:2: no label"):
@@ -113,46 +114,19 @@ def test_a_cut_text_an_example_without_a_label_and_buckets_are_said(stage, folde
         lmjax.run(changed(stage, rows__buckets=(16,)), tmp_path / "buckets", quiet=True)
 
 
-def test_a_model_of_one_stack_is_refused(stage, folder, tmp_path):
-    from lmjax.settings import Pretrain
-
-    base = Pretrain(
-        name="decoder",
-        data=DataSettings(train=text(folder / "text.txt"), validation=text(folder / "text.txt"), sequence_length=16),
-        model=ModelSettings(layers=1, width=16, context=16, attention=AttentionSettings(heads=2)),
-        log=LOG,
-    )
-    lmjax.run(changed(base, train__steps=1), tmp_path / "decoder", quiet=True)
+def test_a_model_of_one_stack_is_refused(stage):
     with pytest.raises(UserError, match=r"a model of one stack.*expected an encoder-decoder"):
-        lmjax.run(changed(stage, start=str(tmp_path / "decoder")), tmp_path / "run", quiet=True)
+        stage.task.adapted(ModelSettings(), 32)
+    assert stage.task.adapted(MODEL, 32) == MODEL
 
 
-def test_what_is_written_is_the_likeliest_token_of_the_full_pass_each_time():
-    """Inputs of several lengths, and more of them than are read at once."""
-    model = EncoderDecoder(MODEL)
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3, shapes)
-    inputs = [rng.integers(1, 260, n).astype(np.int32) for n in (5, 1, 9, 3, 12)]
-    settings = SamplingSettings(temperature=0.0, max_tokens=6)
-    found = write(model, params, inputs, eos=7, vocab=260, settings=settings, rows=2)
-    logits_of = jax.jit(lambda params, batch: model.logits(params, batch, entries=260))
-    for text_S, tokens in zip(inputs, found, strict=True):
-        assert len(tokens) == 6 or tokens[-1] == 7
-        read = np.array([[0, *tokens, *[0] * (7 - len(tokens))][:7]], np.int32)
-        padded = np.zeros((1, 12), np.int32)
-        padded[0, : len(text_S)] = text_S
-        batch = {
-            "inputs": padded,
-            "input_positions": np.arange(12, dtype=np.int32)[None],
-            "input_segments": (np.arange(12) < len(text_S)).astype(np.int32)[None],
-            "tokens": read,
-            "positions": np.arange(7, dtype=np.int32)[None],
-            "segments": np.ones((1, 7), np.int32),
-        }
-        greedy = np.asarray(logits_of(params, batch))[0].argmax(-1)
-        assert tokens == greedy[: len(tokens)].tolist()
-    assert len({tuple(tokens) for tokens in found}) > 1
+def test_inputs_are_read_in_batches_of_one_size_each_once():
+    ids = [[0] * length for length in np.random.default_rng(0).integers(1, 30, 150)]
+    batches = list(_batches(ids))
+    assert {len(numbers) for numbers in batches} == {64}
+    assert sorted({number for numbers in batches for number in numbers}) == list(range(150))
+    assert [number for numbers in batches for number in numbers][:150] == sorted(range(150), key=lambda n: -len(ids[n]))
+    assert list(_batches(ids[:5])) == [sorted(range(5), key=lambda n: -len(ids[n]))]
 
 
 def test_marks_ignore_blanks_around_a_text_and_take_the_best_target():
