@@ -1,12 +1,13 @@
 """Sentences in token shards, and BERT's pairs of them: half of the second texts follow, the others are elsewhere."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 
 from lmjax.data.draws import Stream
-from lmjax.data.sentence_pairs import PairRows
+from lmjax.data.sentence_pairs import PairRows, plan_pairs
 from lmjax.data.sentences import SentenceMarks, find_sentences, sentence_marks
 from lmjax.errors import UserError
 from lmjax.settings import PairSettings
@@ -205,3 +206,50 @@ def test_one_document_has_no_other_and_is_refused(make_shards):
         pair_rows(make_shards(["ab.cd."]))
     with pytest.raises(UserError, match="sequence_length = 4: expected 5 or more"):
         pair_rows(make_shards(["ab.", "cd."]), 4)
+
+
+def loop_of(sentences, settings, most, stream):
+    """create_instances_from_document of BERT's released code, row by row, with the draws of `stream`."""
+    rows = []
+    for document, (first, stop) in enumerate(itertools.pairwise(sentences.first.tolist())):
+        at, number = first, 0
+        while at < stop:
+            draws = stream.uniform(np.array([document]), np.array([number]), 4)[0]
+            target = 2 + int(draws[1] * (most - 1)) if draws[0] < settings.short else most
+            chunk, length = [], 0
+            while at + len(chunk) < stop and length < target:
+                length += int(sentences.ends[at + len(chunk)] - sentences.begins[at + len(chunk)])
+                chunk.append(at + len(chunk))
+            a_end = 1 + int(draws[2] * (len(chunk) - 1)) if len(chunk) >= 2 else 1
+            random = len(chunk) == 1 or draws[3] < settings.random
+            used = chunk[:a_end] if random else chunk
+            bounds = [sentences.begins[chunk[0]], sentences.ends[chunk[a_end - 1]], sentences.ends[used[-1]]]
+            rows.append((document, *map(int, bounds), target, bool(random)))
+            at, number = used[-1] + 1, number + 1
+    return rows
+
+
+def test_the_plan_is_that_of_a_loop_over_documents(corpus):
+    sentences, settings, stream = find_sentences(corpus, marks(), 30), PairSettings(short=0.3), Stream(4).of("plan")
+    plan = plan_pairs(sentences, settings, 61, stream)
+    assert list(zip(*(array.tolist() for array in plan), strict=True)) == loop_of(sentences, settings, 61, stream)
+    assert len(plan.begins) > 200
+
+
+def test_a_text_of_another_document_begins_with_a_sentence_and_is_as_long_as_the_row_lacks(corpus):
+    rows = pair_rows(corpus)
+    indices = np.arange(len(rows))
+    other = rows._from_another(rows.plan, indices, np.zeros_like(indices))
+    begins, ends, first = rows.sentences
+    chosen = set()
+    for row, (begin, length) in enumerate(zip(*(array.tolist() for array in other), strict=True)):
+        sentence = begins.tolist().index(begin)
+        document = int(np.searchsorted(first, sentence, side="right")) - 1
+        chosen.add(document)
+        assert document != rows.plan.document[row]
+        lacking = int(rows.plan.targets[row] - (rows.plan.middles[row] - rows.plan.begins[row]))
+        last = sentence
+        while ends[last] - begin < lacking and last + 1 < first[document + 1]:
+            last += 1
+        assert begin + length == ends[last]
+    assert len(chosen) > 100, "of 120"

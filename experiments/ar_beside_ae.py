@@ -1,0 +1,128 @@
+"""One shape and the same 10 MB of English, causal and masked: what each learns in an epoch, and is worth to a task.
+
+`lmjax run ar_beside_ae:causal`, `:masked` (full rows, RoBERTa's way) and `:pairs` (BERT's, with the next sentence) read
+the same text in rows of 128 tokens with one WordPiece vocabulary, so often that each predicts over as many rows. The
+`_sst2` and `_wnut17` sizes then fine-tune what they made, and `random_*` a model that nothing has pretrained: see
+experiments/README.md for the commands and what came out.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from lmjax.settings import (
+    AttentionSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    FeedForwardSettings,
+    Finetune,
+    HeadSettings,
+    LabelledSettings,
+    LogSettings,
+    MaskingSettings,
+    ModelSettings,
+    NormSettings,
+    OptimizerSettings,
+    PositionSettings,
+    Pretrain,
+    PretrainMasked,
+    RowSettings,
+    ScheduleSettings,
+    SourceSettings,
+    TokenizerSettings,
+    TrainSettings,
+)
+from lmjax.tasks.sentences import Sentences
+from lmjax.tasks.tags import Tags
+
+SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
+STEPS = 640
+
+
+def text(path: str, kind: Literal["text", "jsonl"] = "text", begin: float = 0.0, end: float = 1.0) -> SourceSettings:
+    documents: Literal["file", "paragraph"] = "paragraph" if kind == "text" else "file"
+    return SourceSettings(kind=kind, path=str(SHARED / path), documents=documents, begin=begin, end=end)
+
+
+SOURCES = (
+    *(text("web_docs/wiki_dev.txt"), text("tinystories/tinystories_dev.txt"), text("wikitext2/valid.txt")),
+    *(text("pd_books/inaugural.txt"), text("pd_books/botchan.txt"), text("movie_reviews/movie_dev.jsonl", "jsonl")),
+)
+DATA = DataSettings(
+    train=(SourceSettings(), *SOURCES, text("web_docs/c4_dev.jsonl", "jsonl", end=0.9)),
+    validation=(SourceSettings(split="validation", end=0.5), text("web_docs/c4_dev.jsonl", "jsonl", begin=0.9)),
+    sequence_length=128,
+    batch_size=32,
+)
+VOCABULARY = TokenizerSettings(kind="wordpiece", vocab_size=4096)
+OPTIMIZER = OptimizerSettings(
+    learning_rate=1e-3, schedule=ScheduleSettings(kind="linear", warmup=60, final=0.0), b2=0.98, weight_decay=0.01
+)
+
+
+def model(causal: bool) -> ModelSettings:
+    """Pre-norm for both, which needs no long warmup; the encoder has BERT's segment table and head besides."""
+    return ModelSettings(
+        layers=4,
+        width=128,
+        context=128,
+        attention=AttentionSettings(heads=4, causal=causal),
+        feed_forward=FeedForwardSettings(activation="gelu_erf"),
+        norm=NormSettings(),
+        positions=PositionSettings(segment_types=0 if causal else 2),
+        head=HeadSettings(transform=not causal, bias=not causal, pooler=not causal),
+    )
+
+
+def pretraining(name: str) -> Pretrain:
+    common = {
+        "name": name,
+        "tokenizer": VOCABULARY,
+        "data": DATA,
+        "model": model(name == "causal"),
+        "optimizer": OPTIMIZER,
+        "train": TrainSettings(steps=STEPS),
+        "evaluation": EvaluationSettings(every=80, batches=40),
+        "checkpoint": CheckpointSettings(every=STEPS),
+        "log": LogSettings(every=20, tensorboard=False),
+    }
+    if name == "causal":
+        return Pretrain(**common)
+    return PretrainMasked(**common, masking=MaskingSettings(most=20), pairs=name == "pairs")
+
+
+def finetuning(start: str, task: str) -> Finetune:
+    steps = 200 if task == "sst2" else 300
+    sst2 = [LabelledSettings(str(SHARED / "sst2" / f"{split}.tsv"), form="sst2") for split in ("train", "dev")]
+    wnut = [
+        LabelledSettings(str(SHARED / "wnut17" / name), form="conll")
+        for name in ("wnut17train.conll", "emerging.dev.conll")
+    ]
+    made = {
+        "sst2": Sentences(train=(sst2[0],), validation=(sst2[1],)),
+        "wnut17": Tags(train=(wnut[0],), validation=(wnut[1],)),
+    }
+    return Finetune(
+        name=f"{start}-{task}",
+        start=f"runs/{start}",
+        task=made[task],
+        rows=RowSettings(sequence_length=96, buckets=(16, 24, 32, 48, 64), batch_size=32),
+        optimizer=OptimizerSettings(
+            learning_rate=5e-4, schedule=ScheduleSettings(kind="linear", warmup=20, final=0.0), weight_decay=0.01
+        ),
+        train=TrainSettings(steps=steps),
+        evaluation=EvaluationSettings(every=steps),
+        checkpoint=CheckpointSettings(every=steps),
+        log=LogSettings(every=20, tensorboard=False),
+    )
+
+
+def recipe(
+    size: Literal[
+        *("causal", "masked", "pairs", "causal_sst2", "causal_wnut17", "masked_sst2", "masked_wnut17"),
+        *("pairs_sst2", "pairs_wnut17", "random_sst2", "random_wnut17"),
+    ] = "causal",
+) -> Pretrain | Finetune:
+    start, _, task = size.partition("_")
+    return finetuning(start, task) if task else pretraining(start)
