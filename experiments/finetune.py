@@ -54,7 +54,9 @@ TASKS = {
         validation=source("squad_v2/squad2_dev.json", "squad", begin=ARTICLES),
     ),
     "wnut17": Tags(
-        train=source("wnut17/wnut17train.conll", "conll"), validation=source("wnut17/emerging.dev.conll", "conll")
+        train=source("wnut17/wnut17train.conll", "conll"),
+        validation=source("wnut17/emerging.dev.conll", "conll"),
+        stride=32,  # of windows of 62 tokens
     ),
 }
 
