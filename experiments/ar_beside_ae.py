@@ -37,27 +37,30 @@ from lmjax.tasks.sentences import Sentences
 from lmjax.tasks.tags import Tags
 
 SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
-STEPS = 640
+STEPS = 1000
 
 
-def text(path: str, kind: Literal["text", "jsonl"] = "text", begin: float = 0.0, end: float = 1.0) -> SourceSettings:
-    documents: Literal["file", "paragraph"] = "paragraph" if kind == "text" else "file"
-    return SourceSettings(kind=kind, path=str(SHARED / path), documents=documents, begin=begin, end=end)
+def text(path: str, documents: Literal["line", "paragraph"] = "paragraph") -> SourceSettings:
+    return SourceSettings(kind="text", path=str(SHARED / path), documents=documents)
+
+
+def records(path: str, begin: float = 0.0, end: float = 1.0) -> SourceSettings:
+    return SourceSettings(kind="jsonl", path=str(SHARED / path), begin=begin, end=end)
 
 
 SOURCES = (
-    *(text("web_docs/wiki_dev.txt"), text("tinystories/tinystories_dev.txt"), text("wikitext2/valid.txt")),
-    *(text("pd_books/inaugural.txt"), text("pd_books/botchan.txt"), text("movie_reviews/movie_dev.jsonl", "jsonl")),
+    *(text("web_docs/wiki_dev.txt", "line"), text("tinystories/tinystories_dev.txt"), text("wikitext2/valid.txt")),
+    *(text("pd_books/inaugural.txt"), text("pd_books/botchan.txt"), records("movie_reviews/movie_dev.jsonl")),
 )
 DATA = DataSettings(
-    train=(SourceSettings(), *SOURCES, text("web_docs/c4_dev.jsonl", "jsonl", end=0.9)),
-    validation=(SourceSettings(split="validation", end=0.5), text("web_docs/c4_dev.jsonl", "jsonl", begin=0.9)),
+    train=(SourceSettings(), *SOURCES, records("web_docs/c4_dev.jsonl", end=0.9)),
+    validation=(SourceSettings(split="validation", end=0.5), records("web_docs/c4_dev.jsonl", begin=0.9)),
     sequence_length=128,
     batch_size=32,
 )
 VOCABULARY = TokenizerSettings(kind="wordpiece", vocab_size=4096)
 OPTIMIZER = OptimizerSettings(
-    learning_rate=1e-3, schedule=ScheduleSettings(kind="linear", warmup=60, final=0.0), b2=0.98, weight_decay=0.01
+    learning_rate=2e-3, schedule=ScheduleSettings(kind="linear", warmup=100, final=0.0), b2=0.98, weight_decay=0.01
 )
 
 
@@ -83,7 +86,7 @@ def pretraining(name: str) -> Pretrain:
         "model": model(name == "causal"),
         "optimizer": OPTIMIZER,
         "train": TrainSettings(steps=STEPS),
-        "evaluation": EvaluationSettings(every=80, batches=40),
+        "evaluation": EvaluationSettings(every=100, batches=40),
         "checkpoint": CheckpointSettings(every=STEPS),
         "log": LogSettings(every=20, tensorboard=False),
     }

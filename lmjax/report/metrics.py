@@ -12,6 +12,7 @@ import numpy as np
 from lmjax.notation import decimals, exact, percent, rounded
 from lmjax.report.charts import Chart, Series
 from lmjax.report.records import RunRecord
+from lmjax.run_files import WALL_SECONDS
 from lmjax.stages.shown import TRAINING, Drawn, Told, one_curve
 
 Rows = list[tuple[str, str]]  # names and values
@@ -60,7 +61,7 @@ def _own_metrics(run: RunRecord) -> list[Drawn]:
         return []
     named = {metric for chart in (*run.shown.charts, *EVERYWHERE) for metric, *_ in chart.curves}
     names = dict.fromkeys(name.removeprefix("validation_") for name in run.numbers if "/" not in name)
-    named |= {"step", "loss", *SPEED}
+    named |= {"step", "loss", WALL_SECONDS, *SPEED}
     return [
         Drawn(name, name.replace("_", " "), ((name, "training", False), (f"validation_{name}", "validation", True)))
         for name in names

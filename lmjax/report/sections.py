@@ -17,6 +17,7 @@ from lmjax.report.charts import COMPACT, NARROW, POINTS, WIDE, Chart, svg
 from lmjax.report.measures import measures_values
 from lmjax.report.metrics import HELD_OUT, Rows, model_counts, newest, sources_seen, tiles_of, validation_by_source
 from lmjax.report.records import RunRecord
+from lmjax.settings import ModelSettings
 from lmjax.settings.stage import TaskSettings
 from lmjax.stages.shown import Told
 
@@ -80,14 +81,26 @@ def run_values(run: RunRecord, charts: Sequence[Chart]) -> dict[str, Any]:
 
 def shape(run: RunRecord) -> str:
     """The model in a sentence, and where it came from."""
-    kind, model = run.shown.model, run.model
+    model = run.model
+    kind = run.shown.model or _family(model)
     size = f"{kind} of {rounded(run.counts['parameters'])} parameters" if run.counts else kind
     start = getattr(run.recipe, "start", "")
     begun = f", from {start}" if start else ""
     if model is None:
         return f"{size}{begun}."
     heads, context = model.attention.heads, exact(model.context)
-    return f"{size}{begun}: {model.layers} layers, width {exact(model.width)}, {heads} heads, context {context}."
+    layers = f"{model.layers} layers"
+    if model.encoder_layers is not None:
+        layers = f"{model.encoder_layers} and {model.layers} layers"
+    return f"{size}{begun}: {layers}, width {exact(model.width)}, {heads} heads, context {context}."
+
+
+def _family(model: ModelSettings | None) -> str:
+    if model is None:
+        return "A model"
+    if model.encoder_layers is not None:
+        return "An encoder-decoder"
+    return "A decoder" if model.attention.causal else "An encoder"
 
 
 def state(run: RunRecord) -> State:

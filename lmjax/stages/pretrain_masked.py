@@ -31,7 +31,6 @@ def _drawn(name: str, title: str) -> Drawn:
 KIND = StageKind(
     settings=PretrainMasked,
     shown=Shown(
-        model="An encoder",
         charts=(
             _drawn("loss", "Loss, nats"),
             _drawn("masked_loss", "Hidden tokens, nats per token"),

@@ -22,7 +22,6 @@ def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:
 KIND = StageKind(
     settings=PretrainSpans,
     shown=Shown(
-        model="An encoder-decoder",
         charts=(
             LOSS,
             Drawn(

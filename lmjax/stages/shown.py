@@ -78,6 +78,18 @@ def tokens_seen(recipe: Any, reached: int) -> tuple[int, str]:
     return BatchRamp(recipe.loading).tokens_at(reached), "tokens"
 
 
+def labelled_text(recipe: Any) -> str:
+    """What a step reads: rows of a task, in buckets or of one length."""
+    data, least = recipe.loading, min((*recipe.buckets, recipe.loading.sequence_length))
+    lengths = exact(data.sequence_length) if not recipe.buckets else f"{exact(least)} to {exact(data.sequence_length)}"
+    return f"{exact(data.batch_size)} rows of {lengths} tokens"
+
+
+def rows_seen(recipe: Any, reached: int) -> tuple[int, str]:
+    """The rows of all batches up to a step, those that fill batches up included."""
+    return BatchRamp(recipe.loading).rows_at(reached), "rows"
+
+
 def rankings_text(recipe: Any) -> str:
     """What a step reads: rankings."""
     return f"{exact(recipe.loading.batch_size)} rankings"
@@ -95,7 +107,7 @@ class Shown:
     charts: tuple[Drawn, ...] = (LOSS,)
     tiles: tuple[Told, ...] = LANGUAGE_TILES
     numbers: tuple[Told, ...] = TRAINED
-    model: str = "A decoder"
+    model: str = ""  # what it is called; "" goes by the family of its settings
     batch: Callable[[Any], str] = rows_text
     seen: Callable[[Any, int], tuple[int, str]] | None = tokens_seen  # how much was trained on, and in what unit
     left_out: Callable[[Any], set[str]] = lambda recipe: set()  # charts that say nothing for this recipe
