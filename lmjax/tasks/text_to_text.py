@@ -13,7 +13,7 @@ from lmjax.data.batch import BatchSpec
 from lmjax.data.labelled import BadExampleError
 from lmjax.data.labelled_sets import read_examples
 from lmjax.data.seq2seq_rows import seq2seq_fields
-from lmjax.data.text_to_text import Pair, as_text, encoded
+from lmjax.data.text_to_text import NO_ANSWER, Pair, as_text, encoded
 from lmjax.errors import require
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.text_marks import mark_squad
@@ -154,9 +154,10 @@ def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def marked(text: str, targets: Sequence[str]) -> dict[str, float]:
-    """Whether a text is one of the targets but for blanks around it, and the F1 of their words."""
+    """Whether a text is one of the targets but for blanks around it, and the F1 of their words as SQuAD counts it."""
     exact = float(text.strip() in {target.strip() for target in targets})
-    return {"validation_exact_match": exact, "validation_f1": mark_squad(text, targets)["f1"]}
+    answers = [target for target in targets if target != NO_ANSWER]
+    return {"validation_exact_match": exact, "validation_f1": mark_squad(text, answers)["f1"]}
 
 
 def _means(marks: Sequence[dict[str, float]]) -> Values:

@@ -132,3 +132,5 @@ def test_inputs_are_read_in_batches_of_one_size_each_once():
 def test_marks_ignore_blanks_around_a_text_and_take_the_best_target():
     assert marked(" low ", ("high", "low")) == {"validation_exact_match": 1.0, "validation_f1": 1.0}
     assert marked("the red cat", ("a red dog",)) == {"validation_exact_match": 0.0, "validation_f1": 0.5}
+    assert marked("unanswerable", ("unanswerable",)) == {"validation_exact_match": 1.0, "validation_f1": 1.0}
+    assert marked("the cat", ("unanswerable",)) == {"validation_exact_match": 0.0, "validation_f1": 0.0}
