@@ -71,7 +71,7 @@ def finetune(name: str) -> Finetune:
         name=f"gpt1-small-{name}",
         start="runs/gpt1-small",
         task=Sentences(train=source("train.tsv"), validation=source("dev.tsv"), language=WEIGHTS[name]),
-        rows=RowSettings(sequence_length=96, buckets=(16, 24, 32, 48, 64), batch_size=32),
+        rows=RowSettings(sequence_length=96, buckets=(12, 20, 28, 36, 48, 64), batch_size=32),
         dropout=0.1,
         optimizer=OptimizerSettings(
             learning_rate=5e-4,  # the paper's 6.25e-5 is for 117 million parameters
