@@ -2,13 +2,18 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import lmjax
 from lmjax.data.labelled import Labelled
 from lmjax.errors import UserError
+from lmjax.model.families import model_of
+from lmjax.parallel.placement import abstract_params
 from lmjax.settings import Finetune, LabelledSettings, LogSettings, OptimizerSettings, RowSettings, TrainSettings
+from lmjax.stages.finetune import adapted
+from lmjax.stages.train_stage import _fresh
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.sentences import Sentences
 from tests.fresh import decoder, encoder
@@ -176,3 +181,38 @@ def test_a_run_resumes_with_the_labels_and_factors_that_its_data_told(folder, no
         [line["loss"] for line in lines_of(tmp_path / name) if line["step"] > 2] for name in ("whole", "stopped")
     )
     assert whole == resumed and len(whole) == 2
+
+
+def test_the_loss_of_the_next_token_leaves_the_new_rows_of_the_table_out(folder):
+    """TRAPS: its softmax covers the tokenizer's entries alone, not Start, Delimiter and Extract."""
+    task, opened = resolved(folder, "decoder", language=0.5)
+    opened = adapted(opened, task)
+    model = task.model(opened, "cpu")
+    params = model.init(jax.random.key(0))
+    batch = task.rows_of([Labelled(("c d e",), "yes", "f:1"), Labelled(("g",), "no", "f:2")], opened).batch(
+        np.arange(2)
+    )
+    entries, table = opened.entries, params["trunk"]["tokens"]
+    assert table.shape[0] == entries + 3 and batch["targets"][batch["weights"] > 0].max() < entries
+    other = params["trunk"] | {"tokens": table.at[entries + 1, 0].set(100.0)}  # Delimiter's, which no row reads
+    loss_fn = jax.jit(task.loss(model, opened), static_argnums=2)
+    before, after = (loss_fn(params | {"trunk": trunk}, batch, None)[1] for trunk in (params["trunk"], other))
+    assert float(after["language_loss"].mean()) == float(before["language_loss"].mean()) > 1.0
+
+
+@pytest.mark.parametrize(("start", "rows"), [("encoder", 0), ("decoder", 3)])
+def test_longer_rows_keep_the_first_positions_and_what_is_new_is_fresh(folder, start, rows):
+    task, opened = resolved(folder, start, length=32)
+    mesh = opened.mesh()
+    own_model = model_of(opened.start.settings)
+    kept = jax.tree.map(np.asarray, opened.start.language_model(abstract_params(own_model, mesh)))
+    opened = adapted(opened, task)
+    fresh = _fresh(task, task.build(opened, mesh, 1), opened, mesh, ()).params["trunk"]
+    assert fresh["positions"].shape[0] == 32 and fresh["tokens"].shape[0] == kept["tokens"].shape[0] + rows
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
+        own = fresh
+        for key in path:
+            own = own[key.key]
+        np.testing.assert_array_equal(own[: leaf.shape[0]], leaf)
+    for new in (fresh["positions"][16:], fresh["tokens"][len(kept["tokens"]) :]):
+        assert all(len(np.unique(row)) == 16 for row in new) and (not new.size or 0.01 < np.std(new) < 0.04)
