@@ -1,5 +1,6 @@
 """Texts with classes and scores are learned by an encoder and a decoder, and what is asked of a task is checked."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import lmjax
+from lmjax.data import labelled
 from lmjax.data.labelled import Labelled
 from lmjax.errors import UserError
 from lmjax.model.families import model_of
@@ -14,6 +16,7 @@ from lmjax.parallel.placement import abstract_params
 from lmjax.settings import Finetune, LabelledSettings, LogSettings, OptimizerSettings, RowSettings, TrainSettings
 from lmjax.stages.finetune import adapted
 from lmjax.stages.train_stage import _fresh
+from lmjax.tasks.choices import Choices
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.sentences import Sentences
 from tests.fresh import decoder, encoder
@@ -30,6 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentences")
     encoder(folder / "encoder")
     decoder(folder / "decoder")
+    decoder(folder / "filled_up", vocab_size=40)  # a table of more rows than the tokenizer has entries
     rng = np.random.default_rng(0)
     for name, count in (("train", 96), ("held", 32)):
         long, pairs = [], []
@@ -183,21 +187,31 @@ def test_a_run_resumes_with_the_labels_and_factors_that_its_data_told(folder, no
     assert whole == resumed and len(whole) == 2
 
 
-def test_the_loss_of_the_next_token_leaves_the_new_rows_of_the_table_out(folder):
-    """TRAPS: its softmax covers the tokenizer's entries alone, not Start, Delimiter and Extract."""
-    task, opened = resolved(folder, "decoder", language=0.5)
-    opened = adapted(opened, task)
+TWO_TEXTS = [Labelled(("c d e",), "yes", "f:1"), Labelled(("g",), "no", "f:2")]
+TWO_CHOICES = [labelled.Choices("c d", ("e", "g h"), 1, "f:1"), labelled.Choices("i", ("j", "k"), 0, "f:2")]
+
+
+@pytest.mark.parametrize(("kind", "examples"), [(Sentences, TWO_TEXTS), (Choices, TWO_CHOICES)])
+def test_the_loss_of_the_next_token_covers_the_entries_of_the_tokenizer_alone(folder, kind, examples):
+    """Rows that fill the table up, and those of Start, Delimiter and Extract behind them, have no probability."""
+    recipe = stage(folder, "filled_up")
+    own = {"labels": ("no", "yes")} if kind is Sentences else {"options": 2}
+    task = kind(train=recipe.task.train, language=0.5, **own)
+    recipe = dataclasses.replace(recipe, task=task)
+    opened = adapted(resolve(recipe, folder=folder / "resolved").opened(), task)
     model = task.model(opened, "cpu")
     params = model.init(jax.random.key(0))
-    batch = task.rows_of([Labelled(("c d e",), "yes", "f:1"), Labelled(("g",), "no", "f:2")], opened).batch(
-        np.arange(2)
-    )
+    batch = task.rows_of(examples, opened).batch(np.arange(2))
     entries, table = opened.entries, params["trunk"]["tokens"]
-    assert table.shape[0] == entries + 3 and batch["targets"][batch["weights"] > 0].max() < entries
-    other = params["trunk"] | {"tokens": table.at[entries + 1, 0].set(100.0)}  # Delimiter's, which no row reads
+    assert table.shape[0] == 43 and entries == 31 and batch["targets"][batch["weights"] > 0].max() < entries
     loss_fn = jax.jit(task.loss(model, opened), static_argnums=2)
-    before, after = (loss_fn(params | {"trunk": trunk}, batch, None)[1] for trunk in (params["trunk"], other))
-    assert float(after["language_loss"].mean()) == float(before["language_loss"].mean()) > 1.0
+
+    def language_loss(row, value):
+        trunk = params["trunk"] | {"tokens": table.at[row, 0].set(value)}
+        return float(loss_fn(params | {"trunk": trunk}, batch, None)[1]["language_loss"].mean())
+
+    assert language_loss(35, 100.0) == language_loss(35, -100.0) > 1.0
+    assert language_loss(entries - 1, 100.0) != language_loss(entries - 1, -100.0), "no text has the last entry"
 
 
 @pytest.mark.parametrize(("start", "rows"), [("encoder", 0), ("decoder", 3)])
