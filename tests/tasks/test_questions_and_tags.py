@@ -228,6 +228,9 @@ def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_pa
     asked = ["--text", "cat", "--text", "box", "--text", "in", "--json"]
     (choice,), _ = predicted(capsys, tmp_path / "Choices", *asked)
     assert choice["choice"] == 0 and sum(choice["probabilities"]) == pytest.approx(1)
+    asked = [*asked, "--text", "hut", "--options", 3]
+    (choice,), _ = predicted(capsys, tmp_path / "Choices", *asked)
+    assert len(choice["probabilities"]) == 3 and sum(choice["probabilities"]) == pytest.approx(1)
     assert main(["predict", str(tmp_path / "Sentences"), "--text", "box"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [name for line in lines for name in ("thing", "place") if name in line] == ["place", "thing"]
