@@ -50,7 +50,7 @@ def records(path: str, begin: float = 0.0, end: float = 1.0) -> SourceSettings:
 
 SOURCES = (
     *(text("web_docs/wiki_dev.txt", "line"), text("tinystories/tinystories_dev.txt"), text("wikitext2/valid.txt")),
-    *(text("pd_books/inaugural.txt"), text("pd_books/botchan.txt"), records("movie_reviews/movie_dev.jsonl")),
+    *(text("pd_books/inaugural.txt"), text("pd_books/botchan.txt", "line"), records("movie_reviews/movie_dev.jsonl")),
 )
 DATA = DataSettings(
     train=(SourceSettings(), *SOURCES, records("web_docs/c4_dev.jsonl", end=0.9)),

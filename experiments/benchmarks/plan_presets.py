@@ -1,4 +1,4 @@
-"""Plans every published GPT-1, GPT-2 and GPT-3 at its paper's batch size on a usual slice: a Markdown table.
+"""Plans every published GPT, BERT and T5 at its paper's batch size on a usual slice: a Markdown table.
 
     python experiments/benchmarks/plan_presets.py [PRESET ...] [--cache FILE]
 
@@ -51,6 +51,22 @@ ROWS = {
     "gpt3_6700m": Row("gpt3:6700m", "v5e-128", MeshSettings(data=1, fsdp=128), "minimal", 4),
     "gpt3_13b": Row("gpt3:13b", "v5e-256", MeshSettings(data=1, fsdp=256), "up", 2),
     "gpt3_175b": Row("gpt3:175b", "v5p-1024", MeshSettings(data=2, fsdp=256), "key_value_up", 3, rows=1536),
+    "bert_tiny": Row("bert:tiny", "v5e-8", MeshSettings(data=8), "minimal"),
+    "bert_mini": Row("bert:mini", "v5e-8", MeshSettings(data=8), "minimal"),
+    "bert_small": Row("bert:small", "v5e-8", MeshSettings(data=8), "minimal"),
+    "bert_medium": Row("bert:medium", "v5e-8", MeshSettings(data=8), "minimal"),
+    "bert_base": Row("bert:base", "v5e-16", MeshSettings(data=16), "minimal"),
+    "bert_large": Row("bert:large", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal"),
+    "t5_small": Row("t5:small", "v5e-8", MeshSettings(data=8), "minimal"),
+    "t5_base": Row("t5:base", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal"),
+    "t5_large": Row("t5:large", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal"),
+    "t5_3b": Row("t5:3b", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal"),
+    "t5_11b": Row("t5:11b", "v5e-128", MeshSettings(data=1, fsdp=128), "minimal"),
+    "t5_v1_1_small": Row("t5:v1_1_small", "v5e-8", MeshSettings(data=8), "minimal"),
+    "t5_v1_1_base": Row("t5:v1_1_base", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal"),
+    "t5_v1_1_large": Row("t5:v1_1_large", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal"),
+    "t5_v1_1_xl": Row("t5:v1_1_xl", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal"),
+    "t5_v1_1_xxl": Row("t5:v1_1_xxl", "v5e-128", MeshSettings(data=1, fsdp=128), "minimal"),
 }
 HEADS = (
     *("preset", "slice", "mesh", "remat", "batch tokens", "microbatches", "peak GiB of HBM", "Gcycles", "step s"),

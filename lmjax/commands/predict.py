@@ -30,6 +30,10 @@ def add(commands: Any) -> None:
     text += "what was best in the checkpoint's evaluation on validation data (default: the task's)"
     predict.add_argument("--null-threshold", type=_threshold, metavar="X", help=text)
     predict.add_argument("--n-best", type=int, metavar="N", help="of questions: how many answers are given")
+    text = "tokens between the begins of two windows of a text that is too long for a row (default: the task's)"
+    predict.add_argument("--stride", type=int, metavar="N", help=text)
+    text = "of choices: the most options of an example (default: as many as the training data had)"
+    predict.add_argument("--options", type=int, metavar="K", help=text)
     predict.add_argument("--skip-bad", action="store_true", help="leave bad records out, and say so")
     predict.add_argument("--json", action="store_true", help="of --text, too, a line of JSON")
 
@@ -44,7 +48,7 @@ def _predict(options: argparse.Namespace, _: list[str]) -> int:
 
     one = (options.input is None) == bool(options.text)
     require(one, "--input", options.input and str(options.input), "a file, or --text, and not both", "give one of them")
-    named = {"null_threshold": options.null_threshold, "n_best": options.n_best}
+    named = {name: getattr(options, name) for name in ("null_threshold", "n_best", "stride", "options")}
     tuned = open_task(options.checkpoint, {name: value for name, value in named.items() if value is not None})
     if options.text:
         print_tables(tuned, options.text, as_json=options.json)

@@ -112,7 +112,7 @@ def classes_of(examples: Sequence[Labelled]) -> tuple[str, ...]:
     """The labels that occur, in alphabetical order, numbers by their size. Raises UserError for a missing label."""
     found = {label_of(each) for each in examples}
     numbers = all(label.isdecimal() for label in found)
-    return tuple(sorted(found, key=lambda label: (int(label), "") if numbers else (0, label)))
+    return tuple(sorted(found, key=lambda label: (int(label) if numbers else 0, label)))
 
 
 def label_of(example: Labelled) -> str:

@@ -133,6 +133,12 @@ def test_tokens_predict_the_next_ones_that_the_tokenizer_has():
     }
 
 
+def test_classes_of_one_number_have_one_order():
+    """A set of texts has another order in each process."""
+    written = ["1", "01", "001", "0001", "00001", "2"]
+    assert classes_of([Labelled(("a",), label, "f:1") for label in written]) == (*written[4::-1], "2")
+
+
 def test_classes_are_sorted_and_unknown_or_missing_ones_are_named_with_file_and_line():
     assert classes_of([labelled("a", label="10"), labelled("a", label="9"), labelled("a", label="10")]) == ("9", "10")
     assert classes_of([labelled("a", label="no"), labelled("a", label="10")]) == ("10", "no")

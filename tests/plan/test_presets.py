@@ -15,7 +15,10 @@ from lmjax.plan.target import target_of
 
 FILE = Path(__file__).parents[2] / "experiments" / "benchmarks" / "plan_presets.py"
 # The papers' batches, in tokens; 175B's 3.2M, which 512 chips do not divide, to 2%.
-BATCHES = {"gpt1": 64 * 512, "gpt2": 512 * 1024, "0.5M": 2**19, "1M": 2**20, "2M": 2**21, "3.2M": 1536 * 2048}
+BATCHES = {
+    **{"gpt1": 64 * 512, "gpt2": 512 * 1024, "bert": 256 * 128, "t5": 128 * 512},  # T5's inputs alone
+    **{"0.5M": 2**19, "1M": 2**20, "2M": 2**21, "3.2M": 1536 * 2048},
+}
 
 
 @pytest.fixture(scope="module")

@@ -202,6 +202,13 @@ def test_one_example_is_a_table_or_a_line(answerer, tagger, capsys):
     assert [each["text"] for each in line["entities"]] == ["cat"]
 
 
+def test_a_text_of_several_windows_may_have_another_stride_than_that_of_the_task(tagger, capsys):
+    texts = ["--text", " ".join(["cat", "in", "box"] * 20)]
+    of_each = [predicted(capsys, tagger, *texts, "--stride", stride, "--json")[0][0] for stride in (30, 8)]
+    assert [len(each["tags"]) for each in of_each] == [60, 60]
+    assert of_each[0]["probabilities"] != of_each[1]["probabilities"], "words are read in other windows"
+
+
 def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_path, capsys, no_charts):
     (tmp_path / "classes.jsonl").write_text(
         '{"text": "cat", "label": "thing"}\n{"text": "box", "label": "place"}\n' * 8
@@ -221,6 +228,9 @@ def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_pa
     asked = ["--text", "cat", "--text", "box", "--text", "in", "--json"]
     (choice,), _ = predicted(capsys, tmp_path / "Choices", *asked)
     assert choice["choice"] == 0 and sum(choice["probabilities"]) == pytest.approx(1)
+    asked = [*asked, "--text", "hut", "--options", 3]
+    (choice,), _ = predicted(capsys, tmp_path / "Choices", *asked)
+    assert len(choice["probabilities"]) == 3 and sum(choice["probabilities"]) == pytest.approx(1)
     assert main(["predict", str(tmp_path / "Sentences"), "--text", "box"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [name for line in lines for name in ("thing", "place") if name in line] == ["place", "thing"]
@@ -258,6 +268,7 @@ def test_parameters_that_are_no_numbers_predict_nothing(answerer):
             "metrics.jsonl: no such file; expected the record",
         ),
         (["questions", "--text", "a", "--text", "b", "--n-best", "0"], "n_best = 0: expected a number above 0"),
+        (["tags", "--text", "cat " * 40, "--stride", "31"], "stride = 31: expected 1 to 30, the tokens of a window"),
     ],
 )
 def test_what_cannot_be_predicted_is_an_error_before_anything_is_printed(

@@ -1,14 +1,22 @@
 """Texts with classes and scores are learned by an encoder and a decoder, and what is asked of a task is checked."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import lmjax
+from lmjax.data import labelled
 from lmjax.data.labelled import Labelled
 from lmjax.errors import UserError
+from lmjax.model.families import model_of
+from lmjax.parallel.placement import abstract_params
 from lmjax.settings import Finetune, LabelledSettings, LogSettings, OptimizerSettings, RowSettings, TrainSettings
+from lmjax.stages.finetune import adapted
+from lmjax.stages.train_stage import _fresh
+from lmjax.tasks.choices import Choices
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.sentences import Sentences
 from tests.fresh import decoder, encoder
@@ -25,6 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentences")
     encoder(folder / "encoder")
     decoder(folder / "decoder")
+    decoder(folder / "filled_up", vocab_size=40)  # a table of more rows than the tokenizer has entries
     rng = np.random.default_rng(0)
     for name, count in (("train", 96), ("held", 32)):
         long, pairs = [], []
@@ -176,3 +185,48 @@ def test_a_run_resumes_with_the_labels_and_factors_that_its_data_told(folder, no
         [line["loss"] for line in lines_of(tmp_path / name) if line["step"] > 2] for name in ("whole", "stopped")
     )
     assert whole == resumed and len(whole) == 2
+
+
+TWO_TEXTS = [Labelled(("c d e",), "yes", "f:1"), Labelled(("g",), "no", "f:2")]
+TWO_CHOICES = [labelled.Choices("c d", ("e", "g h"), 1, "f:1"), labelled.Choices("i", ("j", "k"), 0, "f:2")]
+
+
+@pytest.mark.parametrize(("kind", "examples"), [(Sentences, TWO_TEXTS), (Choices, TWO_CHOICES)])
+def test_the_loss_of_the_next_token_covers_the_entries_of_the_tokenizer_alone(folder, kind, examples):
+    """Rows that fill the table up, and those of Start, Delimiter and Extract behind them, have no probability."""
+    recipe = stage(folder, "filled_up")
+    own = {"labels": ("no", "yes")} if kind is Sentences else {"options": 2}
+    task = kind(train=recipe.task.train, language=0.5, **own)
+    recipe = dataclasses.replace(recipe, task=task)
+    opened = adapted(resolve(recipe, folder=folder / "resolved").opened(), task)
+    model = task.model(opened, "cpu")
+    params = model.init(jax.random.key(0))
+    batch = task.rows_of(examples, opened).batch(np.arange(2))
+    entries, table = opened.entries, params["trunk"]["tokens"]
+    assert table.shape[0] == 43 and entries == 31 and batch["targets"][batch["weights"] > 0].max() < entries
+    loss_fn = jax.jit(task.loss(model, opened), static_argnums=2)
+
+    def language_loss(row, value):
+        trunk = params["trunk"] | {"tokens": table.at[row, 0].set(value)}
+        return float(loss_fn(params | {"trunk": trunk}, batch, None)[1]["language_loss"].mean())
+
+    assert language_loss(35, 100.0) == language_loss(35, -100.0) > 1.0
+    assert language_loss(entries - 1, 100.0) != language_loss(entries - 1, -100.0), "no text has the last entry"
+
+
+@pytest.mark.parametrize(("start", "rows"), [("encoder", 0), ("decoder", 3)])
+def test_longer_rows_keep_the_first_positions_and_what_is_new_is_fresh(folder, start, rows):
+    task, opened = resolved(folder, start, length=32)
+    mesh = opened.mesh()
+    own_model = model_of(opened.start.settings)
+    kept = jax.tree.map(np.asarray, opened.start.language_model(abstract_params(own_model, mesh)))
+    opened = adapted(opened, task)
+    fresh = _fresh(task, task.build(opened, mesh, 1), opened, mesh, ()).params["trunk"]
+    assert fresh["positions"].shape[0] == 32 and fresh["tokens"].shape[0] == kept["tokens"].shape[0] + rows
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
+        own = fresh
+        for key in path:
+            own = own[key.key]
+        np.testing.assert_array_equal(own[: leaf.shape[0]], leaf)
+    for new in (fresh["positions"][16:], fresh["tokens"][len(kept["tokens"]) :]):
+        assert all(len(np.unique(row)) == 16 for row in new) and (not new.size or 0.01 < np.std(new) < 0.04)

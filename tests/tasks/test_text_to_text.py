@@ -2,12 +2,15 @@
 
 import json
 import random
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import lmjax
 from lmjax.errors import UserError
+from lmjax.model.families import model_of
 from lmjax.settings import (
     AttentionSettings,
     DataSettings,
@@ -24,6 +27,7 @@ from lmjax.settings import (
 )
 from lmjax.settings.masking import sentinel_symbols
 from lmjax.settings.recipe_files import to_json
+from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.text_to_text import TextToText, _batches, marked
 from tests.running import values_of
 from tests.tiny import LOG, NO_DECAY, changed, text
@@ -134,3 +138,18 @@ def test_marks_ignore_blanks_around_a_text_and_take_the_best_target():
     assert marked("the red cat", ("a red dog",)) == {"validation_exact_match": 0.0, "validation_f1": 0.5}
     assert marked("unanswerable", ("unanswerable",)) == {"validation_exact_match": 1.0, "validation_f1": 1.0}
     assert marked("the cat", ("unanswerable",)) == {"validation_exact_match": 0.0, "validation_f1": 0.0}
+
+
+def test_the_loss_covers_the_entries_of_the_tokenizer_alone(stage):
+    """T5's table has 28 rows more than its tokenizer has entries: they have no probability."""
+    entries, model = 260, model_of(MODEL)
+    params = model.init(jax.random.key(0))
+    loss_fn = jax.jit(stage.task.loss(model, ResolvedStage(stage, stage, Path(), entries=entries)), static_argnums=2)
+    names = ("tokens", "targets", "inputs", "positions", "input_positions", "segments", "input_segments")
+    batch = {name: np.ones((2, 5), np.int32) for name in names} | {"weights": np.ones((2, 5), np.float32)}
+
+    def loss(row, value):
+        return float(loss_fn(params | {"tokens": params["tokens"].at[row, 0].set(value)}, batch, None)[0].mean())
+
+    assert loss(262, 100.0) == loss(262, -100.0) > 1.0
+    assert loss(entries - 1, 100.0) != loss(entries - 1, -100.0)
