@@ -42,8 +42,7 @@ def run_seeds(
     folder = user_path(workdir) if workdir is not None else Path("runs") / recipe.name
     measured: dict[int, dict[str, float]] = {}
     for seed in seeds:
-        of_seed = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed))
-        result = run(of_seed, folder / f"seed-{seed}", **options)
+        result = run(with_seed(recipe, seed), folder / f"seed-{seed}", **options)
         if result.signal is not None:
             return dataclasses.replace(result, workdir=folder)
         measured[seed] = validation_numbers(folder / f"seed-{seed}", recipe)
@@ -52,6 +51,13 @@ def run_seeds(
         write_whole(folder / SEEDS_FILE, json.dumps({"seeds": measured, "summary": summary}, indent=1) + "\n")
         print_summary(summary, len(seeds), Console())
     return Result(folder, None, {"seeds": measured, "summary": summary})
+
+
+def with_seed(stage: TrainingStage, seed: int) -> TrainingStage:
+    """The stage with this seed for what is drawn in training, fresh parameters included, and for the order of rows."""
+    rows = dataclasses.replace(getattr(stage, stage.rows_field), seed=seed)
+    train = dataclasses.replace(stage.train, seed=seed)
+    return dataclasses.replace(stage, train=train, **{stage.rows_field: rows})
 
 
 def validation_numbers(folder: Path, stage: TrainingStage) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lmjax.stages.kind import Planned, StageKind
 from lmjax.stages.shown import Drawn, Shown, Told, labelled_text, rows_seen
 from lmjax.stages.train_stage import Outcome, train_task
 from lmjax.tasks.program import Cost, Program
-from lmjax.tasks.registry import task_named
+from lmjax.tasks.registry import known_task, task_named
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session, Task
 
@@ -39,8 +39,13 @@ def task_of(resolved: ResolvedStage) -> Task:
 
 def adapted(resolved: ResolvedStage, task: Task) -> ResolvedStage:
     """The stage with the task as it is trained, and with its model: checkpoints keep both."""
-    stage = resolved.of(Finetune)
-    model = task.adapted(resolved.model, stage.rows.sequence_length)
+    stage, model = resolved.of(Finetune), resolved.model
+    before = None if resolved.start is None else getattr(resolved.start.recipe, "task", None)
+    known = known_task(before, f"{stage.start}: recipe")
+    if known is not None and model.vocab_size is not None:  # its rows are the task's again, as it left them
+        there = min(known.added_rows(model), task.added_rows(model))
+        model = dataclasses.replace(model, vocab_size=model.vocab_size - there)
+    model = task.adapted(model, stage.rows.sequence_length)
     return dataclasses.replace(resolved, settings=dataclasses.replace(stage, task=task, model=model))
 
 

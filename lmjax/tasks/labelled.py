@@ -125,10 +125,11 @@ class LabelledTask(Task, Settings):
         require(one_stack, "start", "an encoder-decoder", "a checkpoint of an encoder or a decoder", fix)
         learned = model.positions.kind == "learned"
         context = max(model.context, rows) if learned else model.context
-        vocabulary = model.vocab_size
-        if self.framed and model.attention.causal and vocabulary is not None:
-            vocabulary += NEW_TOKENS
+        vocabulary = model.vocab_size and model.vocab_size + self.added_rows(model)
         return dataclasses.replace(model, context=context, vocab_size=vocabulary)
+
+    def added_rows(self, model: ModelSettings) -> int:
+        return NEW_TOKENS if self.framed and model.attention.causal else 0
 
     def frame(self, resolved: ResolvedStage) -> Frame:
         """The tokens around a text. Raises UserError where an encoder's tokenizer has none."""

@@ -27,15 +27,23 @@ def task_named(task: TaskSettings | None, where: str) -> Task:
 
     Raises UserError where only its name is known, as of a recipe's own task.
     """
-    if isinstance(task, Task):
-        return task
-    name = task.plain()["task"] if task is not None else "None"
-    module, _, kind = name.partition(":")
-    if not isinstance(task, SavedTask) or MODULES.get(kind) != module:
+    made = known_task(task, where)
+    if made is None:
+        name = task.plain()["task"] if task is not None else "None"
         raise UserError(
             f"{where}: expected an object of a class that extends Task, found {name!r}; run the recipe file that "
             "defines it"
         )
+    return made
+
+
+def known_task(task: TaskSettings | None, where: str) -> Task | None:
+    """As `task_named`; None where only the name of a task is known."""
+    if not isinstance(task, SavedTask):
+        return task if isinstance(task, Task) else None
+    module, _, kind = task.name.partition(":")
+    if MODULES.get(kind) != module:
+        return None
     made = decoded_part(getattr(importlib.import_module(module), kind), dict(task.values), where, "task")
     assert isinstance(made, Task)
     return made

@@ -164,6 +164,10 @@ class Task(TaskSettings, ABC):
         """
         return model
 
+    def added_rows(self, model: ModelSettings) -> int:
+        """How many rows of the table of such a model are the task's own, behind those of the tokenizer."""
+        return 0
+
     def weigh(self, batch: Batch) -> Batch:
         """The whole batch with weights that make the loss one sum divided by one weight; called before microbatches."""
         return batch

@@ -96,6 +96,10 @@ class TextToText(Task, Settings):
     def evaluation(self, run: TaskRun) -> Evaluate:
         """The loss, and how the texts that are written for the inputs compare with the targets."""
         loss = Task.evaluation(self, run)
+        if jax.process_count() > 1:
+            run.session.display.say(
+                "exact match and F1 are measured by one process alone: of several, only the loss is"
+            )
 
         def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
             if jax.process_count() > 1 or not run.data.examples:

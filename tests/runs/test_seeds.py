@@ -74,6 +74,8 @@ def test_each_seed_is_a_run_of_its_own_and_the_numbers_are_those_of_all(folder, 
     of = kept["summary"]["validation_loss"]
     assert of["mean"] == pytest.approx(np.mean(losses)) and of["deviation"] == pytest.approx(np.std(losses, ddof=1))
     assert f"{of['mean']:.4f} ± {of['deviation']:.4f}" in capsys.readouterr().out
+    recipes = [json.loads((tmp_path / "run" / f"seed-{seed}" / "recipe.json").read_text()) for seed in (3, 5, 7)]
+    assert [(own["train"]["seed"], own["rows"]["seed"]) for own in recipes] == [(3, 3), (5, 5), (7, 7)]
     again = run_seeds(stage(folder), [3, 5, 7], tmp_path / "run", quiet=True)
     assert again.summary == result.summary
 

@@ -19,7 +19,7 @@ from lmjax.stages.train_stage import _fresh
 from lmjax.tasks.choices import Choices
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.sentences import Sentences
-from tests.fresh import decoder, encoder
+from tests.fresh import WORDS, decoder, encoder
 from tests.running import lines_of
 from tests.tiny import changed
 
@@ -230,3 +230,16 @@ def test_longer_rows_keep_the_first_positions_and_what_is_new_is_fresh(folder, s
         np.testing.assert_array_equal(own[: leaf.shape[0]], leaf)
     for new in (fresh["positions"][16:], fresh["tokens"][len(kept["tokens"]) :]):
         assert all(len(np.unique(row)) == 16 for row in new) and (not new.size or 0.01 < np.std(new) < 0.04)
+
+
+def test_a_decoder_that_was_fine_tuned_before_keeps_the_rows_of_its_special_tokens(folder, no_charts, tmp_path):
+    assert lmjax.run(stage(folder, "decoder", steps=2), tmp_path / "first", quiet=True).exit_code == 0
+    task, opened = resolved(folder, str(tmp_path / "first"))
+    first = opened.start.settings.vocab_size
+    assert first == len(WORDS) + 3
+    opened = adapted(opened, task)
+    assert opened.model.vocab_size == first, "no second Start, Delimiter and Extract"
+    assert task.frame(opened).begin == len(WORDS)
+    kept = opened.start.language_model(abstract_params(model_of(opened.start.settings), opened.mesh()))
+    fresh = _fresh(task, task.build(opened, opened.mesh(), 1), opened, opened.mesh(), ()).params["trunk"]
+    np.testing.assert_array_equal(fresh["tokens"], kept["tokens"])
