@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from lmjax.data.labelled import UnfitExampleError
 from lmjax.errors import UserError, require
 from lmjax.tokenizers.tokenizer import Tokenizer
 
@@ -57,9 +58,10 @@ def framed(
     room, tokens = length - len(texts) - 1, [len(text) for text in texts]
     require(room >= len(texts), "rows.sequence_length", length, f"{len(texts) + 1} and some tokens", "raise it")
     if cut == "error" and sum(tokens) > room:
-        raise UserError(
+        raise UnfitExampleError(
             f"{where}: {' and '.join(map(str, tokens))} tokens, expected at most {room} of rows.sequence_length = "
-            f"{length}; raise it, or let the task cut long texts"
+            f"{length}; raise it, or let the task cut long texts",
+            "longer than a row",
         )
     most = (min(len(a), room),) if b is None else fitting(len(a), len(b), room)
     parts = [text[kept(len(text), size, cut)] for text, size in zip(texts, most, strict=True)]

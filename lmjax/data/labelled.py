@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.data.documents import BadRecordError
+from lmjax.errors import UserError
 from lmjax.settings.labelled import LabelledSettings
 
 
@@ -64,6 +65,14 @@ class BadExampleError(BadRecordError):
         self.told = f"{where}: {reason}{found and f': {found}'}"
         super().__init__(f"{self.told}; fix it, or set on_bad_record to 'skip'")
         self.where, self.reason = where, reason
+
+
+class UnfitExampleError(UserError):
+    """An example that the task cannot take, such as one with a label of its own. `reason` is what it is counted by."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 Example = Labelled | Choices | Question | TaggedWords

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lmjax.data.frames import Cut, Frame, fitting, framed, kept
-from lmjax.data.labelled import BadExampleError, Choices, Labelled
+from lmjax.data.labelled import BadExampleError, Choices, Labelled, UnfitExampleError
 from lmjax.data.labelled_sets import reading
 from lmjax.data.windows import windows
 from lmjax.errors import UserError, nearest, shortened
@@ -129,9 +129,10 @@ def class_numbers(examples: Sequence[Labelled], classes: Sequence[str]) -> np.nd
     numbers = {label: number for number, label in enumerate(classes)}
     for each in examples:
         if label_of(each) not in numbers:
-            raise UserError(
+            raise UnfitExampleError(
                 f"{each.where}: the label {shortened(each.label, 60)} is none of the training data's; "
-                f"{nearest(str(each.label), classes)}"
+                f"{nearest(str(each.label), classes)}",
+                "a label that the training data have not",
             )
     return np.array([numbers[label_of(each)] for each in examples], np.int32)
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS, TYPES, Batch
 from lmjax.data.frames import Frame
-from lmjax.data.labelled import TaggedWords
+from lmjax.data.labelled import TaggedWords, UnfitExampleError
 from lmjax.data.token_strings import TokenStrings
 from lmjax.data.windows import Windows, most_context, windows
-from lmjax.errors import UserError, nearest, shortened
+from lmjax.errors import nearest, shortened
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 _NONE = -1  # the label of a token that begins no word, or a word without a tag
@@ -132,8 +132,9 @@ def tag_numbers(sentence: TaggedWords, numbers: Mapping[str, int]) -> np.ndarray
     tags = sentence.tags or ()
     unknown = next((tag for tag in tags if tag not in numbers), None)
     if unknown is not None:
-        raise UserError(
+        raise UnfitExampleError(
             f"{sentence.where}: the tag {shortened(unknown)}: expected one of the {len(numbers)} tags of the training "
-            f"data; {nearest(unknown, numbers)}"
+            f"data; {nearest(unknown, numbers)}",
+            "a tag that the training data have not",
         )
     return np.array([numbers[tag] for tag in tags], np.int32)

@@ -18,7 +18,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.buckets import BucketLoader, RaggedLengths, evaluation_batches
 from lmjax.data.frames import Frame, decoder_frame, encoder_frame
-from lmjax.data.labelled import Examples, Labelled
+from lmjax.data.labelled import Examples, Labelled, UnfitExampleError
 from lmjax.data.labelled_sets import read_examples
 from lmjax.data.loader import RowLoader
 from lmjax.errors import require
@@ -149,6 +149,10 @@ class LabelledTask(Task, Settings):
     def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
         sources = {field: self._read(field) for field in ("train", "validation")}
         for field, read in sources.items():
+            for settings, source in zip(getattr(self, field), read, strict=True):
+                if settings.on_bad_record == "skip":
+                    self._leave_unfit_out(source, resolved)
+        for field, read in sources.items():
             for number, source in enumerate(read):
                 for reason, count in source.skipped.items():
                     session.display.say(f"task.{field}[{number}]: {count:,} records skipped: {reason}")
@@ -173,6 +177,22 @@ class LabelledTask(Task, Settings):
             shares=shares,
             examples=validation,
         )
+
+    def _leave_unfit_out(self, source: Examples, resolved: ResolvedStage) -> None:
+        """Moves the examples that have no rows to those that are skipped. Raises UserError where none is left."""
+        try:
+            self.rows_of(source.items, resolved)
+        except UnfitExampleError as error:
+            kept, last = [], error
+            for each in source.items:
+                try:
+                    self.rows_of([each], resolved)
+                    kept.append(each)
+                except UnfitExampleError as unfit:
+                    source.skipped[unfit.reason], last = source.skipped.get(unfit.reason, 0) + 1, unfit
+            if not kept:
+                raise last from None
+            source.items = kept
 
     def _read(self, field: Literal["train", "validation"]) -> list[Examples]:
         read = []

@@ -243,3 +243,24 @@ def test_a_decoder_that_was_fine_tuned_before_keeps_the_rows_of_its_special_toke
     kept = opened.start.language_model(abstract_params(model_of(opened.start.settings), opened.mesh()))
     fresh = _fresh(task, task.build(opened, opened.mesh(), 1), opened, opened.mesh(), ()).params["trunk"]
     np.testing.assert_array_equal(fresh["tokens"], kept["tokens"])
+
+
+def test_examples_that_are_too_long_or_have_other_labels_are_counted_where_the_recipe_skips(
+    folder, no_charts, tmp_path, capsys
+):
+    """Without on_bad_record = "skip" each is an error with its file and line: see above."""
+    rows = [*({"text": c, "label": "yes"} for c in "abcdefgh"), {"text": "a b c d e f g h i j", "label": "yes"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = [{"text": "a", "label": "yes"}, {"text": "b", "label": "perhaps"}, {"text": "c", "label": "never"}]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    train, validation = (
+        (LabelledSettings(str(tmp_path / f"{name}.jsonl"), on_bad_record="skip"),) for name in ("train", "held")
+    )
+    recipe = stage(folder, "encoder", steps=1)
+    recipe = dataclasses.replace(recipe, task=Sentences(train=train, validation=validation, long="error"))
+    assert lmjax.run(recipe, tmp_path / "run").exit_code == 0
+    said = capsys.readouterr()
+    said = said.out + said.err
+    assert "task.train[0]: 1 records skipped: longer than a row" in said
+    assert "task.validation[0]: 2 records skipped: a label that the training data have not" in said
+    assert "8 examples in 8 rows" in said
