@@ -63,6 +63,8 @@ def write_samples(
     stop: StopRequest,
 ) -> None:
     """Records a continuation of each prompt. Raises Interrupted where a stop is asked for."""
+    if not prompts:  # models that train together continue none
+        return
     sampling = SamplingSettings(max_tokens=settings.sample_tokens, temperature=settings.temperature)
     for prompt, answer in zip(
         prompts, generate(model, params, tokenizer, prompts, sampling, between=stop.check), strict=True

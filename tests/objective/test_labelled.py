@@ -71,7 +71,7 @@ def test_l3_is_l2_and_lambda_times_the_mean_over_texts_of_the_mean_over_tokens(d
     l1 = ((nats * weights).sum(1) / weights.sum(1)).mean()
     assert l3 == pytest.approx(l2 + 0.5 * l1, rel=1e-5)
     assert metrics["language_loss"] == pytest.approx(l1, rel=1e-5)
-    assert l1 != pytest.approx((nats * weights).sum() / weights.sum(), rel=1e-3), "the texts differ in length"
+    assert l1 != pytest.approx((nats * weights).sum() / weights.sum(), rel=1e-4), "the texts differ in length"
 
 
 def test_microbatches_of_unequal_texts_and_classes_add_up(decoder):

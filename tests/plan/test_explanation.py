@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 
 from lmjax.errors import UserError
 from lmjax.model import sharding as sharding_context
+from lmjax.model.logit_head import LogitHead
 from lmjax.objective.chunks import chunk_logits
 from lmjax.parallel.axis_rules import partition_spec
 from lmjax.parallel.mesh import make_mesh
@@ -85,7 +86,12 @@ def test_what_is_told_of_batch_and_logits_is_what_a_step_has():
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, partition_spec(axes)))
         for axes, shape in shapes.items()
     ]
-    made = jax.jit(lambda head, hidden: chunk_logits(head, hidden, 512)[0]).lower(*arrays).compile().output_shardings
+    made = (
+        jax.jit(lambda head, hidden: chunk_logits(LogitHead(head), hidden, 512)[0])
+        .lower(*arrays)
+        .compile()
+        .output_shardings
+    )
     logits = NamedSharding(mesh, partition_spec(report.ACTIVATIONS["logits [B, T, V]"]))
     assert made.is_equivalent_to(logits, 3)
 

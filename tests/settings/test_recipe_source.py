@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.settings import Finetune, Pretrain
+from lmjax.settings import Finetune, LabelledSettings, Pretrain
 from lmjax.settings.recipe_files import load_recipe, recipe_names
 from lmjax.settings.recipe_source import source_of
 from lmjax.settings.stage import SavedTask
+from lmjax.tasks.sentences import Sentences
 
 SWEEPS = {"isoflop"}
 STAGES = [stage for name in recipe_names() if name not in SWEEPS for stage in load_recipe(name).stages]
@@ -30,3 +31,12 @@ def test_a_task_of_ones_own_cannot_be_written():
     stage = Finetune(start="base", task=SavedTask("mine", (), ()))
     with pytest.raises(UserError, match=r"task: .*; expected a task of lmjax's"):
         source_of(stage, "Mine.")
+
+
+def test_a_task_of_lmjax_is_imported_from_where_it_is():
+    task = Sentences(train=(LabelledSettings("a.csv"),), long="tail")
+    lines = source_of(Finetune(start="base", task=task), "Mine.").splitlines()
+    assert lines[2:10] == [
+        *("from lmjax.settings import (", "    Finetune,", "    LabelledSettings,", ")"),
+        *("from lmjax.tasks.sentences import (", "    Sentences,", ")", ""),
+    ]
