@@ -160,7 +160,7 @@ def test_load(own):
     (step / EXTRAS_FILE).write_text(json.dumps({k: v for k, v in extras.items() if k != "digests"}))
     (step / DIGESTS_FILE).unlink()
     text = (step / EXTRAS_FILE).read_text()
-    survives(written(step / EXTRAS_FILE, lambda: lmjax.load(own)), lambda rng: damaged_json(text, rng), 60, 6)
+    survives(written(step / EXTRAS_FILE, lambda: lmjax.load(own)), lambda rng: damaged_json(text, rng), 240, 6)
 
 
 def test_answers_of_a_comparison(tmp_path):
