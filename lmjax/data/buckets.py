@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from lmjax.data.batch import Batch, BatchSpec
+from lmjax.data.loader import interleaved
 from lmjax.data.packing import Rows
 from lmjax.data.permutation import Shuffle
 from lmjax.errors import require
@@ -93,16 +94,13 @@ class BucketLoader:
         return self._read(own[chosen], epochs, here, len(numbers), int(self.buckets.edges[bucket]))
 
     def _read(self, rows: np.ndarray, epochs: np.ndarray, here: np.ndarray, size: int, columns: int) -> Batch:
-        out: Batch = {}
-        for source in np.unique(self._source_of[rows]):
-            own = np.flatnonzero(self._source_of[rows] == source)
+        sources = self._source_of[rows]
+        parts = []
+        for source in np.unique(sources) if len(rows) else [0]:  # no row says what the fields are like, too
+            own = np.flatnonzero(sources == source)
             part = self._sources[source].batch(self._index_of[rows[own]], epochs[own])
-            for name, array in cut_columns(part, self._fields, columns).items():
-                out.setdefault(name, np.zeros((size, *array.shape[1:]), array.dtype))[here[own]] = array
-        if not out:  # a process of which no row is real: one row says what the fields are like
-            example = cut_columns(self._sources[0].batch(np.zeros(1, np.int64)), self._fields, columns)
-            out = {name: np.zeros((size, *array.shape[1:]), array.dtype) for name, array in example.items()}
-        return out
+            parts.append((here[own], cut_columns(part, self._fields, columns)))
+        return interleaved(parts, size)
 
     def _bucket_at(self, step: int) -> tuple[int, int]:
         epoch, turn = divmod(step, self.batches_per_epoch)
@@ -143,10 +141,7 @@ def evaluation_batches(
         for first in range(0, len(own), batch_size):
             numbers = own[first : first + batch_size]
             part = cut_columns(rows.batch(numbers), fields, int(edge))
-            filled = {name: np.zeros((batch_size, *array.shape[1:]), array.dtype) for name, array in part.items()}
-            for name, array in part.items():
-                filled[name][: len(numbers)] = array
-            yield numbers, filled
+            yield numbers, interleaved([(np.arange(len(numbers)), part)], batch_size)
 
 
 def cut_columns(batch: Batch, fields: BatchSpec, columns: int) -> Batch:

@@ -64,7 +64,7 @@ class RowLoader:
             for rows, here in zip(self._sources, places, strict=True)
         ]
         parts = [(here, part) for here, part in zip(places, read, strict=True) if len(here)]
-        return _interleaved(parts, len(numbers))
+        return interleaved(parts, len(numbers))
 
     def batch_size_at(self, step: int) -> int:
         """Rows of the whole batch of this step."""
@@ -125,7 +125,7 @@ class ValidationBatches:
         first = (index - self._first_batches[source]) * self.batch_size
         numbers = np.arange(first, first + self.batch_size, dtype=np.int64)[rows or slice(None)]
         where = np.flatnonzero(numbers < len(self._sources[source]))
-        return _interleaved([(where, self._sources[source].batch(numbers[where]))], len(numbers))
+        return interleaved([(where, self._sources[source].batch(numbers[where]))], len(numbers))
 
 
 def dealt(batches: Sequence[int], most: int | None) -> list[int]:
@@ -153,7 +153,7 @@ def validation_batches(shards: Sequence[TokenShards], settings: DataSettings, ba
     return ValidationBatches(sources, settings.sequence_length, batch_size)
 
 
-def _interleaved(parts: Sequence[tuple[np.ndarray, Batch]], rows: int) -> Batch:
+def interleaved(parts: Sequence[tuple[np.ndarray, Batch]], rows: int) -> Batch:
     """One batch of `rows` rows from batches and the places of their rows; other rows are padding."""
     first_where, first = parts[0]
     if len(parts) == 1 and len(first_where) == rows:
