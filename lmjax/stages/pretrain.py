@@ -22,6 +22,7 @@ from lmjax.stages.prepare_data import prepare
 from lmjax.stages.shown import Shown
 from lmjax.stages.train_stage import Outcome, train_task
 from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.pretraining import Pretraining
 from lmjax.tasks.program import Cost, Program, language_cost, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Session
@@ -57,7 +58,7 @@ CHANGES: Table = {
 }
 
 
-def pretrain(resolved: ResolvedStage, session: Session, task: NextToken = NextToken()) -> Outcome:
+def pretrain(resolved: ResolvedStage, session: Session, task: Pretraining = NextToken()) -> Outcome:
     """Makes, or finds, the tokenizer and the token shards, and trains the task on them.
 
     With an initial checkpoint, tokenizer and model are that one's, and the optimizer begins anew.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import BatchSpec, language_fields
 from lmjax.data.loader import RowLoader
 from lmjax.data.packing import pack
 from lmjax.data.source_shares import mixture_weights
 from lmjax.evaluate.samples import EvaluationLines, samples_asked, write_samples
-from lmjax.evaluate.validation import Sums, mean_of, values_of
+from lmjax.evaluate.validation import Sums, values_of
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import LossFunction
 from lmjax.optim.train_state import TrainState
 from lmjax.settings import SFT
 from lmjax.tasks.conversations import conversation_data, mix_shares, open_mix
+from lmjax.tasks.cross_entropy import loss_and_accuracy, terms_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.sampled_rewards import SampledRewards
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
@@ -55,13 +55,10 @@ class Demonstrations(Task):
         )
 
     def loss(self, model: LanguageModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        train = resolved.of(SFT).train
-        return language_loss(
-            model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=resolved.vocabulary
-        )
+        return language_loss(model, **terms_of(resolved))
 
     def summary(self, sums: Sums) -> Values:
-        return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+        return loss_and_accuracy(sums)
 
     def evaluation(self, run: TaskRun) -> Evaluate:
         """Loss and accuracy, a continuation of each prompt, and a reward model's score of sampled answers."""

@@ -35,17 +35,17 @@ from lmjax.model.heads import TaskModel
 from lmjax.model.transformer import Transformer
 from lmjax.objective.masked_language import masked_and_next_loss, masked_loss, weighed
 from lmjax.objective.weighted import LossFunction
-from lmjax.settings import Pretrain, PretrainMasked
-from lmjax.tasks.next_token import NextToken
+from lmjax.settings import PretrainMasked
+from lmjax.tasks.cross_entropy import terms_of
+from lmjax.tasks.pretraining import Pretraining, row_stream
 from lmjax.tasks.program import Cost
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Evaluate, Task, TaskRun
 from lmjax.tokenizers.tokenizer import Tokenizer
 from lmjax.training.loop import Values
 
 
 @dataclass(frozen=True)
-class MaskedLanguage(NextToken):
+class MaskedLanguage(Pretraining):
     """Predicts hidden tokens of full rows: [CLS] and text (RoBERTa)."""
 
     def spec(self, resolved: ResolvedStage) -> BatchSpec:
@@ -82,15 +82,12 @@ class MaskedLanguage(NextToken):
         return model
 
     def loss(self, model: Any, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        return masked_loss(model, **loss_options(resolved))
+        return masked_loss(model, **terms_of(resolved))
 
     def summary(self, sums: Sums) -> Values:
         """The loss per predicted token, and the share of them that is right."""
         values = {f"validation_{name}": mean_of(sums[name]) for name in ("masked_loss", "masked_accuracy")}
         return {VALIDATION_LOSS: values["validation_masked_loss"]} | values
-
-    def evaluation(self, run: TaskRun) -> Evaluate:
-        return Task.evaluation(self, run)
 
     def cost(self, resolved: ResolvedStage) -> Cost:
         """Of which the vocabulary's head reads only the predicted tokens."""
@@ -127,7 +124,7 @@ class MaskedPairs(MaskedLanguage):
         return TaskModel(self._encoder(resolved, platform), 2)
 
     def loss(self, model: TaskModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        return masked_and_next_loss(model, **loss_options(resolved))
+        return masked_and_next_loss(model, **terms_of(resolved))
 
     def weigh(self, batch: Batch) -> Batch:
         return weighed(batch)
@@ -138,15 +135,3 @@ class MaskedPairs(MaskedLanguage):
         names = ("next_sentence_loss", "next_sentence_accuracy")
         values |= {f"validation_{name}": mean_of(sums[name]) for name in names}
         return values | {VALIDATION_LOSS: values[VALIDATION_LOSS] + values["validation_next_sentence_loss"]}
-
-
-def row_stream(stage: Pretrain, number: int, validation: bool) -> Stream:
-    """The draws of a source's rows; those of validation are the same for all seeds, so that runs can be compared."""
-    return Stream(0, number, "validation") if validation else Stream(stage.data.seed, number, "train")
-
-
-def loss_options(resolved: ResolvedStage) -> dict[str, Any]:
-    """The terms of the cross-entropy."""
-    train = resolved.of(Pretrain).train
-    terms = {"z_loss": train.z_loss, "label_smoothing": train.label_smoothing}
-    return terms | {"valid_vocab": resolved.entries}

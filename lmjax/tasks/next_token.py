@@ -12,10 +12,8 @@ import numpy as np
 
 from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import TARGETS, WEIGHTS, Batch, BatchSpec, language_fields
-from lmjax.data.loader import RowLoader, ValidationBatches, check_one_tokenizer
+from lmjax.data.loader import ValidationBatches
 from lmjax.data.packing import Rows, pack
-from lmjax.data.ramp import BatchRamp
-from lmjax.data.source_shares import lines_of, source_names
 from lmjax.data.token_shards import TokenShards
 from lmjax.evaluate.samples import EvaluationLines, write_samples
 from lmjax.evaluate.validation import Sums, perplexity_of, values_of
@@ -23,12 +21,13 @@ from lmjax.generate.decode import check_prompts
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import LossFunction, Weighted
-from lmjax.optim.schedules import Schedule, token_clock
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.placement import ROWS_AND_TIME
 from lmjax.settings import Pretrain
+from lmjax.tasks.cross_entropy import terms_of
+from lmjax.tasks.pretraining import Pretraining
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
+from lmjax.tasks.task import Evaluate, TaskRun
 from lmjax.tokenizers.tokenizer import Tokenizer
 from lmjax.training.loop import Values
 from lmjax.training.progress import ProgressDisplay
@@ -37,53 +36,25 @@ TEXT_BYTES = "text_bytes"  # among the sums of an evaluation
 
 
 @dataclass(frozen=True)
-class NextToken(Task):
-    """Predicts each next token of the shards; a plan, which compiles from shapes, has none."""
-
-    train: tuple[TokenShards, ...] = ()
-    validation: tuple[TokenShards, ...] = ()
+class NextToken(Pretraining):
+    """Predicts each next token of the shards."""
 
     def spec(self, resolved: ResolvedStage) -> BatchSpec:
         data = resolved.settings.loading
         return language_fields((data.batch_size, data.sequence_length), ROWS_AND_TIME)
 
-    def open(self, resolved: ResolvedStage, session: Session) -> TaskData:
-        data = resolved.of(Pretrain).data
-        check_one_tokenizer(self.train)
-
-        def shares(loader: RowLoader, steps: int) -> list[str]:
-            return lines_of(data.train, [shards.tokens for shards in self.train], loader.epochs_at(steps), "tokens")
-
-        return TaskData(
-            train=[self.rows(resolved, shards, number) for number, shards in enumerate(self.train)],
-            weights=[source.weight for source in data.train],
-            validation=[
-                self.rows(resolved, shards, number, validation=True) for number, shards in enumerate(self.validation)
-            ],
-            names=source_names(data.validation),
-            shares=shares,
-        )
-
     def rows(self, resolved: ResolvedStage, shards: TokenShards, number: int, *, validation: bool = False) -> Rows:
-        """The rows of the training or validation source with this number."""
         return pack(shards, resolved.of(Pretrain).data, keep_rest=validation)
 
-    def model(self, resolved: ResolvedStage, platform: str) -> Any:
+    def model(self, resolved: ResolvedStage, platform: str) -> LanguageModel:
         data = resolved.of(Pretrain).data
         segmented = data.isolate_documents or data.packing == "first_fit"
         model = LanguageModel(resolved.model, resolved.settings.compute, platform, segmented)
         model.implementation(data.sequence_length)  # raises here, not when the first step is traced
         return model
 
-    def loss(self, model: Any, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        train = resolved.of(Pretrain).train
-        return language_loss(
-            model, z_loss=train.z_loss, label_smoothing=train.label_smoothing, valid_vocab=resolved.entries
-        )
-
-    def clock(self, resolved: ResolvedStage) -> Schedule:
-        ramp = BatchRamp(resolved.of(Pretrain).data)
-        return token_clock(ramp.table.first_steps, ramp.step_tokens, ramp.table.tokens_before, row=1)
+    def loss(self, model: LanguageModel, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
+        return language_loss(model, **terms_of(resolved))
 
     def summary(self, sums: Sums) -> Values:
         """The loss per token, its exponential and, where bytes were counted, bits per byte."""
@@ -116,10 +87,6 @@ class NextToken(Task):
             return values_of(run.data.names, sums, self.summary)
 
         return evaluate
-
-    def progress(self, loader: RowLoader, done: int) -> Values:
-        epochs = loader.epochs_at(done)
-        return {"epochs": epochs[0]} if len(epochs) == 1 else {f"epochs/{i}": share for i, share in enumerate(epochs)}
 
 
 def _counted(batches: ValidationBatches, lengths: np.ndarray | None, number: int) -> Sums:

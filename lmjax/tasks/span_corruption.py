@@ -5,27 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import BatchSpec
 from lmjax.data.packing import Rows
 from lmjax.data.seq2seq_rows import seq2seq_fields
 from lmjax.data.span_corruption import RowLengths, SpanRows, span_vocabulary
 from lmjax.data.token_shards import TokenShards
-from lmjax.evaluate.validation import Sums, mean_of
+from lmjax.evaluate.validation import Sums
 from lmjax.model.families import model_of
 from lmjax.model.transformer import Transformer
 from lmjax.objective.next_token import language_loss
 from lmjax.objective.weighted import LossFunction
 from lmjax.settings import PretrainSpans
-from lmjax.tasks.masked_language import loss_options, row_stream
-from lmjax.tasks.next_token import NextToken
+from lmjax.tasks.cross_entropy import loss_and_accuracy, terms_of
+from lmjax.tasks.pretraining import Pretraining, row_stream
 from lmjax.tasks.resolved import ResolvedStage
-from lmjax.tasks.task import Evaluate, Task, TaskRun
 from lmjax.training.loop import Values
 
 
 @dataclass(frozen=True)
-class SpanCorruption(NextToken):
+class SpanCorruption(Pretraining):
     """Writes the spans that are missing in the inputs."""
 
     def spec(self, resolved: ResolvedStage) -> BatchSpec:
@@ -51,14 +49,11 @@ class SpanCorruption(NextToken):
         return model
 
     def loss(self, model: Transformer, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        return language_loss(model, **loss_options(resolved))
+        return language_loss(model, **terms_of(resolved))
 
     def summary(self, sums: Sums) -> Values:
-        """The loss per token of the targets, sentinels and end included, and the share of them that is right."""
-        return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
-
-    def evaluation(self, run: TaskRun) -> Evaluate:
-        return Task.evaluation(self, run)
+        """Tokens of the targets are learned, sentinels and end included."""
+        return loss_and_accuracy(sums)
 
     def _lengths(self, resolved: ResolvedStage) -> RowLengths:
         return RowLengths.of(resolved.settings.loading.sequence_length, resolved.of(PretrainSpans).spans)
