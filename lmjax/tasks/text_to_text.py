@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
-from lmjax.checkpoints.evaluated import VALIDATION_LOSS
 from lmjax.data.batch import BatchSpec
 from lmjax.data.labelled import BadExampleError
 from lmjax.data.labelled_sets import read_examples
@@ -17,7 +16,7 @@ from lmjax.data.text_to_text import NO_ANSWER, Pair, as_text, encoded
 from lmjax.errors import require
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.evaluate.text_marks import mark_squad
-from lmjax.evaluate.validation import Sums, mean_of
+from lmjax.evaluate.validation import Sums, values_of_sources
 from lmjax.fields import PositiveInt, Settings, placed
 from lmjax.generate.beam import BeamSettings, searched
 from lmjax.generate.decode import continued
@@ -28,6 +27,7 @@ from lmjax.objective.weighted import LossFunction
 from lmjax.optim.train_state import TrainState
 from lmjax.settings import Finetune, ModelSettings
 from lmjax.settings.text_to_text import TextToTextSettings
+from lmjax.tasks.cross_entropy import loss_and_accuracy, terms_of
 from lmjax.tasks.labelled import source_names
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
@@ -85,39 +85,35 @@ class TextToText(Task, Settings):
         )
 
     def loss(self, model: Transformer, resolved: ResolvedStage, *frozen: Any) -> LossFunction:
-        train = resolved.of(Finetune).train
-        terms = {"z_loss": train.z_loss, "label_smoothing": train.label_smoothing}
-        return language_loss(model, **terms, valid_vocab=resolved.entries)
+        return language_loss(model, **terms_of(resolved))
 
     def summary(self, sums: Sums) -> Values:
-        """The loss per token of the targets, and the share of them that is right where those before are given."""
-        return {VALIDATION_LOSS: mean_of(sums["cross_entropy"]), "validation_accuracy": mean_of(sums["accuracy"])}
+        return loss_and_accuracy(sums)
 
     def evaluation(self, run: TaskRun) -> Evaluate:
         """The loss, and how the texts that are written for the inputs compare with the targets."""
-        loss = Task.evaluation(self, run)
+        loss, tokenizer = Task.evaluation(self, run), run.resolved.tokenizer
+        assert tokenizer is not None
         if jax.process_count() > 1:
             run.session.display.say(
                 "exact match and F1 are measured by one process alone: of several, only the loss is"
             )
+            return loss
+        sources = [
+            ([text.tolist() for text in encoded(pairs, tokenizer, self._shape(run.resolved)).inputs], pairs)
+            for pairs in run.data.examples
+        ]
 
         def evaluate(state: TrainState, done: int, lines: EvaluationLines) -> Values:
-            if jax.process_count() > 1 or not run.data.examples:
-                return loss(state, done, lines)
-            marks = [self._marks(run, state.params, pairs) for pairs in run.data.examples]
-            values = _means([mark for own in marks for mark in own])
-            if len(marks) > 1:
-                for name, own in zip(run.data.names, marks, strict=True):
-                    values |= {f"{number}/{name}": value for number, value in _means(own).items()}
-            return loss(state, done, lines) | values
+            marks = [self._marks(run, state.params, *source) for source in sources]
+            return loss(state, done, lines) | values_of_sources(run.data.names, marks, _means)
 
         return evaluate
 
-    def _marks(self, run: TaskRun, params: Any, pairs: Sequence[Pair]) -> list[dict[str, float]]:
-        """Of each example, how what is written for its inputs compares with its targets."""
-        tokenizer = run.resolved.tokenizer
-        assert tokenizer is not None
-        ids = [text.tolist() for text in encoded(pairs, tokenizer, self._shape(run.resolved)).inputs]
+    def _marks(
+        self, run: TaskRun, params: Any, ids: Sequence[list[int]], pairs: Sequence[Pair]
+    ) -> list[dict[str, float]]:
+        """Of each example, how what is written for its inputs, whose tokens are `ids`, compares with its targets."""
         texts: dict[int, str] = {}
         for numbers in _batches(ids):
             run.session.stop.check()
@@ -164,7 +160,9 @@ def marked(text: str, targets: Sequence[str]) -> dict[str, float]:
     return {"validation_exact_match": exact, "validation_f1": mark_squad(text, answers)["f1"]}
 
 
-def _means(marks: Sequence[dict[str, float]]) -> Values:
+def _means(sources: Sequence[Sequence[dict[str, float]]]) -> Values:
+    """The mean of each mark over the examples of all sources."""
+    marks = [mark for source in sources for mark in source]
     names = marks[0] if marks else {}
     return {name: sum(mark[name] for mark in marks) / len(marks) for name in names}
 
