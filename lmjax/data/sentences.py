@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.data.token_shards import TokenShards
+from lmjax.data.windows import windows
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 _ENDS = ".!?\u2026\u3002\uff01\uff1f"  # an ellipsis, and the Chinese marks
@@ -38,22 +39,17 @@ class Sentences(NamedTuple):
 
 def find_sentences(shards: TokenShards, marks: SentenceMarks, longest: int) -> Sentences:
     """The sentences of all documents, without the end-of-text tokens; longer ones are cut every `longest` tokens."""
-    bounds = shards.document_bounds()
-    last = shards.windows(bounds[1:] - 1, 1)[:, 0]
-    stops = bounds[1:] - (last == shards.manifest.eos_id)  # a part of a single document has no end-of-text
-    full = stops > bounds[:-1]
-    starts, stops = bounds[:-1][full], stops[full]
+    starts, stops = shards.document_bounds()[:-1], shards.document_stops()
+    full = stops > starts
+    starts, stops = starts[full], stops[full]
     ends = np.union1d(_marked(shards, marks), stops)
     document = np.searchsorted(starts, ends, side="left") - 1
     inside = (document >= 0) & (ends <= stops[document])
     ends, document = ends[inside], document[inside]
     begins = np.maximum(np.concatenate([[0], ends[:-1]]), starts[document])
-    pieces = -(-(ends - begins) // longest)
-    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    begins, ends, document = (np.repeat(array, pieces) for array in (begins, ends, document))
-    begins = begins + number * longest
-    first = np.concatenate([[0], np.cumsum(np.bincount(document, minlength=len(starts)))])
-    return Sentences(begins, np.minimum(begins + longest, ends), first)
+    cut = windows(ends - begins, longest, longest)
+    first = np.concatenate([[0], np.cumsum(np.bincount(document[cut.texts], minlength=len(starts)))])
+    return Sentences(begins[cut.texts] + cut.begins, begins[cut.texts] + cut.ends, first)
 
 
 def _marked(shards: TokenShards, marks: SentenceMarks) -> np.ndarray:

@@ -23,6 +23,7 @@ from lmjax.data.draws import Stream
 from lmjax.data.masked_rows import epochs_drawn
 from lmjax.data.seq2seq_rows import Ragged, RowPlan, laid_out, plan_examples
 from lmjax.data.token_shards import TokenShards
+from lmjax.data.windows import windows
 from lmjax.errors import UserError, require
 from lmjax.settings import SpanSettings
 from lmjax.settings.masking import sentinel
@@ -200,15 +201,11 @@ class SpanRows:
 
     def _documents(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Pieces of documents without their end-of-text tokens; those of a single token are left out."""
-        bounds = self._shards.document_bounds()
-        last = self._shards.windows(bounds[1:] - 1, 1)[:, 0]
-        sizes = np.diff(bounds) - (last == self._shards.manifest.eos_id)
-        parts = -(-sizes // self.lengths.text)
-        number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
-        begins = np.repeat(bounds[:-1], parts) + number * self.lengths.text
-        lengths = np.minimum(np.repeat(bounds[:-1] + sizes, parts) - begins, self.lengths.text)
+        begins = self._shards.document_bounds()[:-1]
+        cut = windows(self._shards.document_stops() - begins, self.lengths.text, self.lengths.text)
+        lengths = cut.ends - cut.begins
         whole = lengths > 1
-        return begins[whole], lengths[whole], int((~whole).sum())
+        return (begins[cut.texts] + cut.begins)[whole], lengths[whole], int(lengths[~whole].sum())
 
     def _check_sentinels(self) -> None:
         text = np.array([self.lengths.text])

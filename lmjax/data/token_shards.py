@@ -173,6 +173,11 @@ class TokenShards:
             return np.array([0, self.tokens], np.int64)
         return bounds
 
+    def document_stops(self) -> np.ndarray:
+        """int64 [documents]: where the text of each document ends. A part of a single document has no end-of-text."""
+        ends = self.document_bounds()[1:]
+        return ends - (self.take(ends - 1) == self.manifest.eos_id)
+
     def starts_between(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where documents begin in R ranges: (range, position) pairs with first[range] < position <= last[range]."""
         low = np.searchsorted(self._starts, first + self.begin, side="right")
