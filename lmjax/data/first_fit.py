@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.data.token_strings import within
+
 
 class Plan(NamedTuple):
     """Row r holds the pieces first_piece[r] .. first_piece[r + 1] - 1, in the order of the corpus."""
@@ -44,8 +46,7 @@ def _pieces(bounds: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray
     inputs = np.maximum(np.diff(bounds) - 1, 0)
     pieces = -(-inputs // row_length)
     document = np.repeat(np.arange(len(inputs)), pieces)
-    within = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    offset = within * row_length
+    offset = within(pieces) * row_length
     return bounds[:-1][document] + offset, np.minimum(inputs[document] - offset, row_length)
 
 
@@ -97,5 +98,4 @@ def _fill(first: int, rows: int, room: int, length: int, count: int) -> tuple[np
 
 def _rows_of(first: np.ndarray, rows: np.ndarray, fits: np.ndarray) -> np.ndarray:
     """Each row of the runs, repeated by the number of pieces that fit into it."""
-    ordinal = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
-    return np.repeat(np.repeat(first, rows) + ordinal, np.repeat(fits, rows))
+    return np.repeat(np.repeat(first, rows) + within(rows), np.repeat(fits, rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class QuestionRows:
     def __len__(self) -> int:
         return len(self.windows.texts)
 
-    @property
+    @cached_property
     def first_columns(self) -> np.ndarray:
         """The column of each row's first token of the passage, int64 [R]."""
         return self.asked.sizes[self.windows.texts] + 2

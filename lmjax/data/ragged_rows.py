@@ -21,6 +21,7 @@ from lmjax.data.batch import (
     BatchSpec,
     Field,
 )
+from lmjax.data.token_strings import TokenStrings
 from lmjax.settings import RowSettings
 
 
@@ -54,35 +55,31 @@ class RaggedRows:
         examples: np.ndarray | None = None,
         entries: int | None = None,
     ) -> None:
-        sizes = np.array([*(len(tokens) for tokens, _ in texts), 0], np.int64)  # and an empty text, for no option
-        self._starts = np.cumsum(sizes) - sizes
-        self._sizes = sizes
-        self._tokens = np.concatenate([*(tokens for tokens, _ in texts), np.zeros(1, np.int32)])
-        own_types = np.concatenate([*(own for _, own in texts), np.zeros(1, np.int32)])
-        self._types = np.minimum(own_types, max(types, 1) - 1).astype(np.int8)
+        empty = np.zeros(0, np.int32)  # the last text, for no option
+        self._tokens = TokenStrings.of([*(tokens for tokens, _ in texts), empty])
+        own_types = np.concatenate([*(own for _, own in texts), empty])
+        self._types = TokenStrings(np.minimum(own_types, max(types, 1) - 1).astype(np.int8), self._tokens.firsts)
         self._length, self._fields, self._entries = length, dict(fields), entries
         self._options = np.arange(len(texts)) if options is None else np.asarray(options, np.int64)
         self.examples = np.arange(len(self._options)) if examples is None else examples
-        self.lengths = sizes[self._options].reshape(len(self._options), -1).max(axis=1).astype(np.int32)
+        self.lengths = self._tokens.sizes[self._options].reshape(len(self._options), -1).max(axis=1).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._options)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The rows with these indices, int64 [B]."""
-        texts = self._options[indices][..., None]
-        column_T = np.arange(self._length)
-        real = column_T < self._sizes[texts]
-        places = np.where(real, self._starts[texts] + column_T, -1)
-        tokens = np.where(real, self._tokens[places], 0)
+        texts, column_T = self._options[indices], np.arange(self._length)
+        sizes = self._tokens.sizes[texts][..., None]
+        real = column_T < sizes
         batch = {
-            TOKENS: tokens,
-            TYPES: np.where(real, self._types[places], 0).astype(np.int32),
+            TOKENS: np.where(real, self._tokens.at(texts, column_T), 0),
+            TYPES: np.where(real, self._types.at(texts, column_T), 0).astype(np.int32),
             POSITIONS: np.where(real, column_T, 0).astype(np.int32),
             SEGMENTS: real.astype(np.int32),
         }
         if self._entries is not None:
-            following = np.where(column_T + 1 < self._sizes[texts], self._tokens[places + 1], self._entries)
+            following = np.where(column_T + 1 < sizes, self._tokens.at(texts, column_T + 1), self._entries)
             known = following < self._entries
             batch |= {TARGETS: np.where(known, following, 0).astype(np.int32), WEIGHTS: known.astype(np.float32)}
         return batch | {name: array[indices] for name, array in self._fields.items()}

@@ -6,8 +6,6 @@ In: for each example the tokens of its inputs and of its targets. Out: the encod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -25,32 +23,10 @@ from lmjax.data.batch import (
     BatchSpec,
     Field,
 )
+from lmjax.data.token_strings import TokenStrings, within
 
 START = 0  # what a decoder reads before its first target: T5's padding token (Raffel et al. 2020)
 _OPEN_ROWS = 1024  # rows that are looked at for room; those with the least room are closed
-
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Texts one after the other."""
-
-    tokens: np.ndarray  # int32 [sum of lengths]
-    lengths: np.ndarray  # int64 [texts]
-
-    @classmethod
-    def of(cls, texts: list[np.ndarray]) -> Ragged:
-        tokens = np.concatenate(texts) if texts else np.zeros(0)
-        return cls(tokens.astype(np.int32), np.array([len(text) for text in texts], np.int64))
-
-    def at(self, numbers: np.ndarray) -> Ragged:
-        """The texts with these numbers."""
-        lengths = self.lengths[numbers]
-        return Ragged(self.tokens[np.repeat(self._begins[numbers], lengths) + _numbered(lengths)], lengths)
-
-    @cached_property
-    def _begins(self) -> np.ndarray:
-        begins: np.ndarray = np.cumsum(self.lengths) - self.lengths
-        return begins
 
 
 class RowPlan(NamedTuple):
@@ -62,7 +38,7 @@ class RowPlan(NamedTuple):
     def examples(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the examples in these rows, and how many each row has, int64."""
         counts = self.first[rows + 1] - self.first[rows]
-        return self.order[np.repeat(self.first[rows], counts) + _numbered(counts)], counts
+        return self.order[np.repeat(self.first[rows], counts) + within(counts)], counts
 
 
 def plan_examples(sizes: np.ndarray, room: tuple[int, int]) -> RowPlan:
@@ -88,26 +64,26 @@ def plan_examples(sizes: np.ndarray, room: tuple[int, int]) -> RowPlan:
     return RowPlan(first, np.argsort(row_of, kind="stable"))
 
 
-def laid_out(inputs: Ragged, targets: Ragged, counts: np.ndarray, shape: tuple[int, int]) -> Batch:
+def laid_out(inputs: TokenStrings, targets: TokenStrings, counts: np.ndarray, shape: tuple[int, int]) -> Batch:
     """The rows of examples, `counts` of them in each row; `shape` is (S, T)."""
     S, T = shape
-    segments = _numbered(counts) + 1
-    places, input_positions = _places(inputs.lengths, counts, S)
-    input_segments = np.repeat(segments, inputs.lengths)
+    segments = within(counts) + 1
+    places, input_positions = _places(inputs.sizes, counts, S)
+    input_segments = np.repeat(segments, inputs.sizes)
     rows = len(counts)
-    decoder, positions = _places(targets.lengths, counts, T)
-    read = np.concatenate([[START], targets.tokens[:-1]]) if len(targets.tokens) else targets.tokens
+    decoder, positions = _places(targets.sizes, counts, T)
+    read = np.concatenate([[START], targets.ids[:-1]]) if len(targets.ids) else targets.ids
     read = np.where(positions == 0, START, read)
     weights = np.ones(len(decoder))
     return {
-        INPUTS: _filled(places, inputs.tokens, rows, S),
+        INPUTS: _filled(places, inputs.ids, rows, S),
         INPUT_POSITIONS: _filled(places, input_positions, rows, S),
         INPUT_SEGMENTS: _filled(places, input_segments, rows, S),
         TOKENS: _filled(decoder, read, rows, T),
-        TARGETS: _filled(decoder, targets.tokens, rows, T),
+        TARGETS: _filled(decoder, targets.ids, rows, T),
         WEIGHTS: _filled(decoder, weights, rows, T).astype(np.float32),
         POSITIONS: _filled(decoder, positions, rows, T),
-        SEGMENTS: _filled(decoder, np.repeat(segments, targets.lengths), rows, T),
+        SEGMENTS: _filled(decoder, np.repeat(segments, targets.sizes), rows, T),
     }
 
 
@@ -118,18 +94,13 @@ def seq2seq_fields(rows: int, shape: tuple[int, int]) -> BatchSpec:
     return inputs | outputs | {WEIGHTS: Field((rows, shape[1]), "float32")}
 
 
-def _numbered(counts: np.ndarray) -> np.ndarray:
-    """0 .. count - 1 for each count, one after the other."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
 def _places(lengths: np.ndarray, counts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The place of each token in the rows, which are `width` long and one after the other, and its position."""
     row = np.repeat(np.arange(len(counts)), counts)
     before = np.cumsum(lengths) - lengths
     row_begins = np.concatenate([[0], np.cumsum(lengths)])[np.cumsum(counts) - counts]
     offsets = row * width + before - row_begins[row]
-    positions = _numbered(lengths)
+    positions = within(lengths)
     return np.repeat(offsets, lengths) + positions, positions
 
 
@@ -144,9 +115,9 @@ class ExampleRows:
 
     dropped_tokens = 0
 
-    def __init__(self, inputs: Ragged, targets: Ragged, shape: tuple[int, int]) -> None:
+    def __init__(self, inputs: TokenStrings, targets: TokenStrings, shape: tuple[int, int]) -> None:
         self._inputs, self._targets, self._shape = inputs, targets, shape
-        self.plan = plan_examples(np.stack([inputs.lengths, targets.lengths], axis=1), shape)
+        self.plan = plan_examples(np.stack([inputs.sizes, targets.sizes], axis=1), shape)
 
     def __len__(self) -> int:
         return len(self.plan.first) - 1
@@ -154,4 +125,4 @@ class ExampleRows:
     def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The rows with these indices, int64 [R]."""
         examples, counts = self.plan.examples(indices)
-        return laid_out(self._inputs.at(examples), self._targets.at(examples), counts, self._shape)
+        return laid_out(self._inputs.taken(examples), self._targets.taken(examples), counts, self._shape)

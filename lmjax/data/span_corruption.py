@@ -21,8 +21,9 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.draws import Stream
 from lmjax.data.masked_rows import epochs_drawn
-from lmjax.data.seq2seq_rows import Ragged, RowPlan, laid_out, plan_examples
+from lmjax.data.seq2seq_rows import RowPlan, laid_out, plan_examples
 from lmjax.data.token_shards import TokenShards
+from lmjax.data.token_strings import TokenStrings
 from lmjax.data.windows import windows
 from lmjax.errors import UserError, require
 from lmjax.settings import SpanSettings
@@ -131,7 +132,7 @@ def noise_mask(draws: tuple[np.ndarray, np.ndarray], lengths_P: np.ndarray, coun
 
 def corrupted(
     tokens_PN: np.ndarray, lengths_P: np.ndarray, noise_PN: np.ndarray, vocabulary: SpanVocabulary
-) -> tuple[Ragged, Ragged]:
+) -> tuple[TokenStrings, TokenStrings]:
     """Inputs and targets of texts whose spans are given."""
     real_PN = np.arange(tokens_PN.shape[1]) < lengths_P[:, None]
     sides = []
@@ -141,7 +142,7 @@ def corrupted(
         kept_PN = real_PN & (~hidden_PN | first_PN)
         kept = np.pad(kept_PN, ((0, 0), (0, 1)), constant_values=True)
         texts = np.pad(np.where(first_PN, sentinels_PN, tokens_PN), ((0, 0), (0, 1)), constant_values=vocabulary.eos)
-        sides.append(Ragged(texts[kept].astype(np.int32), kept.sum(axis=1)))
+        sides.append(TokenStrings.of_sizes(texts[kept].astype(np.int32), kept.sum(axis=1)))
     return sides[0], sides[1]
 
 
@@ -184,7 +185,7 @@ class SpanRows:
         drawn = np.repeat(epochs_drawn(indices, epochs, self._settings.corruptions), counts)
         return laid_out(*self.examples(pieces, drawn), counts, self.lengths[1:])
 
-    def examples(self, pieces: np.ndarray, drawn: np.ndarray) -> tuple[Ragged, Ragged]:
+    def examples(self, pieces: np.ndarray, drawn: np.ndarray) -> tuple[TokenStrings, TokenStrings]:
         """Inputs and targets of pieces of text with these numbers, int64 [P], as drawn in these epochs."""
         lengths_P = self._text[pieces]
         longest = int(lengths_P.max(initial=2))

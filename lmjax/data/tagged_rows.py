@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class TaggedRows:
         """The tokens of each row, int32 [R]."""
         return (self.windows.ends - self.windows.begins + 2).astype(np.int32)
 
-    @property
+    @cached_property
     def first_rows(self) -> np.ndarray:
         """The row of each sentence's first window, int64 [sentences]."""
         return np.searchsorted(self.windows.texts, np.arange(len(self.sentences)))

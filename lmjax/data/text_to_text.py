@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.data.labelled import BadExampleError, Choices, Labelled, Question
-from lmjax.data.seq2seq_rows import ExampleRows, Ragged
+from lmjax.data.seq2seq_rows import ExampleRows
+from lmjax.data.token_strings import TokenStrings
 from lmjax.settings.text_to_text import TextToTextSettings
 from lmjax.tokenizers.tokenizer import Tokenizer
 
@@ -75,7 +76,7 @@ class Encoded(NamedTuple):
     cut: int
 
     def rows(self, shape: tuple[int, int]) -> ExampleRows:
-        return ExampleRows(Ragged.of(self.inputs), Ragged.of(self.targets), shape)
+        return ExampleRows(TokenStrings.of(self.inputs), TokenStrings.of(self.targets), shape)
 
 
 def encoded(pairs: Sequence[Pair], tokenizer: Tokenizer, shape: tuple[int, int]) -> Encoded:

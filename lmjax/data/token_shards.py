@@ -17,6 +17,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from lmjax.data.token_strings import within
 from lmjax.errors import UserError, shortened
 from lmjax.files import read_json, safe_name, unreadable, write_whole
 
@@ -184,8 +185,7 @@ class TokenShards:
         high = np.searchsorted(self._starts, last + self.begin, side="right")
         counts = high - low
         range_of = np.repeat(np.arange(len(first)), counts)
-        within = np.arange(len(range_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return range_of, self._starts[low[range_of] + within] - self.begin
+        return range_of, self._starts[low[range_of] + within(counts)] - self.begin
 
     def document(self, index: int) -> np.ndarray:
         """The tokens of a document, int32, the end-of-text token last."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.data.token_strings import within
 from lmjax.errors import require
 
 
@@ -34,8 +35,7 @@ def windows(tokens: np.ndarray, sizes: np.ndarray | int, stride: int) -> Windows
     require(1 <= stride <= smallest, "stride", stride, expected, "lower it, or give rows more tokens")
     counts = 1 + -(-beyond // stride)
     texts = np.repeat(np.arange(len(tokens)), counts)
-    within = np.arange(len(texts)) - np.repeat(np.cumsum(counts) - counts, counts)
-    begins = within * stride
+    begins = within(counts) * stride
     return Windows(texts, begins, np.minimum(begins + sizes[texts], tokens[texts]))
 
 

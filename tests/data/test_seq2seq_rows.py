@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lmjax.data.seq2seq_rows import START, ExampleRows, Ragged, plan_examples, seq2seq_fields
+from lmjax.data.seq2seq_rows import START, ExampleRows, plan_examples, seq2seq_fields
+from lmjax.data.token_strings import TokenStrings
 
 
 def random_examples(count, most_inputs, most_targets, seed=0):
@@ -20,7 +21,7 @@ def segments_of(batch, row, tokens, segments):
 
 def test_every_example_is_in_one_row_with_one_segment_on_both_sides():
     inputs, targets = random_examples(300, 20, 9)
-    rows = ExampleRows(Ragged.of(inputs), Ragged.of(targets), (32, 16))
+    rows = ExampleRows(TokenStrings.of(inputs), TokenStrings.of(targets), (32, 16))
     batch = rows.batch(np.arange(len(rows)))
     found = []
     for row in range(len(rows)):
@@ -45,7 +46,7 @@ def test_every_example_is_in_one_row_with_one_segment_on_both_sides():
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     inputs, targets = random_examples(50, 20, 9)
-    rows = ExampleRows(Ragged.of(inputs), Ragged.of(targets), (32, 16))
+    rows = ExampleRows(TokenStrings.of(inputs), TokenStrings.of(targets), (32, 16))
     together = rows.batch(np.arange(len(rows)))
     for name, array in rows.batch(np.array([3, 0])).items():
         np.testing.assert_array_equal(array, together[name][[3, 0]])

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from lmjax.data.seq2seq_rows import Ragged, laid_out
+from lmjax.data.seq2seq_rows import laid_out
+from lmjax.data.token_strings import TokenStrings
 from lmjax.model.encoder_decoder import EncoderDecoder
 from lmjax.objective.next_token import language_loss
 from lmjax.optim.train_state import TrainState
@@ -55,14 +56,14 @@ def packed(counts=(3, 1, 2, 0, 1, 3, 0, 2), seed=0):
     total = sum(counts)
     inputs = [rng.integers(1, REAL, rng.integers(1, 6)) for _ in range(total)]
     targets = [rng.integers(1, REAL, rng.integers(1, 3)) for _ in range(total)]
-    return laid_out(Ragged.of(inputs), Ragged.of(targets), np.array(counts), (S, T)), inputs, targets
+    return laid_out(TokenStrings.of(inputs), TokenStrings.of(targets), np.array(counts), (S, T)), inputs, targets
 
 
 def test_examples_in_a_row_give_the_logits_that_each_gives_alone():
     batch, inputs, targets = packed()
     logits_of = jax.jit(MODEL.logits)
     together = np.asarray(logits_of(params(), batch))
-    alone = laid_out(Ragged.of(inputs), Ragged.of(targets), np.ones(len(inputs), np.int64), (S, T))
+    alone = laid_out(TokenStrings.of(inputs), TokenStrings.of(targets), np.ones(len(inputs), np.int64), (S, T))
     apart = np.asarray(logits_of(params(), alone))
     example = 0
     for row in range(ROWS):
