@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 Array = Any  # a NumPy array on the host, a jax.Array on devices
 
 Batch = dict[str, Array]
@@ -50,3 +52,9 @@ BatchSpec = dict[str, Field]
 def language_fields(shape: tuple[int, ...], axes: tuple[str, ...] = ("batch",)) -> BatchSpec:
     """The fields above, all of one shape."""
     return {name: Field(shape, dtype, axes) for name, dtype in FIELD_DTYPES.items()}
+
+
+def one_segment(real: np.ndarray) -> Batch:
+    """Positions and segments, int32 [..., T], of rows of one segment from column 0 on; `real`, bool, is no padding."""
+    positions = np.where(real, np.arange(real.shape[-1]), 0).astype(np.int32)
+    return {POSITIONS: positions, SEGMENTS: real.astype(np.int32)}

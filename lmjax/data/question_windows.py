@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lmjax.data.batch import LABEL_WEIGHTS, POSITIONS, SEGMENTS, SPANS, TOKENS, TYPES, Batch
+from lmjax.data.batch import LABEL_WEIGHTS, SPANS, TOKENS, TYPES, Batch, one_segment
 from lmjax.data.frames import Frame
 from lmjax.data.labelled import Question
 from lmjax.data.token_strings import TokenStrings
@@ -68,8 +68,7 @@ class QuestionRows:
         return {
             TOKENS: np.where(real_BT, tokens_BT, np.int32(0)),
             TYPES: (real_BT & (column_T >= first_B1)).astype(np.int32),
-            POSITIONS: np.where(real_BT, column_T, 0).astype(np.int32),
-            SEGMENTS: real_BT.astype(np.int32),
+            **one_segment(real_BT),
             SPANS: self.spans[indices],
             LABEL_WEIGHTS: self.weights[indices],
         }

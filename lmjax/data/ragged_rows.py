@@ -20,6 +20,7 @@ from lmjax.data.batch import (
     Batch,
     BatchSpec,
     Field,
+    one_segment,
 )
 from lmjax.data.token_strings import TokenStrings
 from lmjax.settings import RowSettings
@@ -75,8 +76,7 @@ class RaggedRows:
         batch = {
             TOKENS: np.where(real, self._tokens.at(texts, column_T), 0),
             TYPES: np.where(real, self._types.at(texts, column_T), 0).astype(np.int32),
-            POSITIONS: np.where(real, column_T, 0).astype(np.int32),
-            SEGMENTS: real.astype(np.int32),
+            **one_segment(real),
         }
         if self._entries is not None:
             following = np.where(column_T + 1 < sizes, self._tokens.at(texts, column_T + 1), self._entries)

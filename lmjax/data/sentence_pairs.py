@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS, TYPES, Batch
+from lmjax.data.batch import LABEL_WEIGHTS, LABELS, TOKENS, TYPES, Batch, one_segment
 from lmjax.data.draws import Stream, below
 from lmjax.data.sentences import SentenceMarks, Sentences, find_sentences
 from lmjax.data.token_shards import TokenShards
@@ -116,8 +116,7 @@ class PairRows:
         return {
             TOKENS: tokens_RT,
             TYPES: (real_RT & (columns >= middles_R[:, None])).astype(np.int32),
-            POSITIONS: np.where(real_RT, columns, 0).astype(np.int32),
-            SEGMENTS: real_RT.astype(np.int32),
+            **one_segment(real_RT),
             LABELS: plan.random.astype(np.int32),
             LABEL_WEIGHTS: np.ones(len(indices), np.float32),
         }

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lmjax.data.batch import LABEL_WEIGHTS, LABELS, POSITIONS, SEGMENTS, TOKENS, TYPES, Batch
+from lmjax.data.batch import LABEL_WEIGHTS, LABELS, TOKENS, TYPES, Batch, one_segment
 from lmjax.data.frames import Frame
 from lmjax.data.labelled import TaggedWords, UnfitExampleError
 from lmjax.data.token_strings import TokenStrings
@@ -65,8 +65,7 @@ class TaggedRows:
         return {
             TOKENS: np.where(real_BT, tokens_BT, np.int32(0)),
             TYPES: np.zeros(real_BT.shape, np.int32),
-            POSITIONS: np.where(real_BT, column_T, 0).astype(np.int32),
-            SEGMENTS: real_BT.astype(np.int32),
+            **one_segment(real_BT),
             LABELS: np.where(counted_BT, labels_BT, np.int32(0)),
             LABEL_WEIGHTS: counted_BT.astype(np.float32),
         }
