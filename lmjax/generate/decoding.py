@@ -66,7 +66,6 @@ def start(
 ) -> Decoding:
     """Reads the left-padded prompts. `most` limits the tokens to produce; `vocab` is the tokenizer's size."""
     decoder, params = unrolled(model, params)
-    top = min(settings.top, vocab)
     B, T = tokens_BT.shape
     positions = jnp.maximum(jnp.cumsum(segments_BT != 0, axis=1) - 1, 0).astype(jnp.int32)
     cache = decoder.empty_cache(B, T + most)
@@ -82,15 +81,23 @@ def start(
         key=key,
         slot=jnp.int32(T),
         position=positions[:, -1] + 1,
-        produced=jnp.zeros(B, jnp.int32),
-        done=limits_B <= 0,
         eos=eos,
-        limits=limits_B,
-        tokens=jnp.zeros((B, most), jnp.int32),
-        log_probs=jnp.zeros((B, most), jnp.float32),
-        top_tokens=jnp.zeros((B, most, top), jnp.int32),
-        top_probabilities=jnp.zeros((B, most, top), jnp.float32),
+        **nothing_produced(limits_B, most, min(settings.top, vocab)),
     )
+
+
+def nothing_produced(limits_B: jax.Array, most: int, top: int) -> dict[str, jax.Array]:
+    """The fields of a `Decoding` that count and hold what is produced, before the first of `most` tokens."""
+    B = len(limits_B)
+    return {
+        "produced": jnp.zeros(B, jnp.int32),
+        "done": limits_B <= 0,
+        "limits": limits_B,
+        "tokens": jnp.zeros((B, most), jnp.int32),
+        "log_probs": jnp.zeros((B, most), jnp.float32),
+        "top_tokens": jnp.zeros((B, most, top), jnp.int32),
+        "top_probabilities": jnp.zeros((B, most, top), jnp.float32),
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "vocab"), donate_argnames=("decoding",))

@@ -16,7 +16,7 @@ import numpy as np
 
 from lmjax.data.batch import INPUT_POSITIONS, INPUT_SEGMENTS, INPUTS, Batch
 from lmjax.data.seq2seq_rows import START
-from lmjax.generate.decoding import LENGTH_STEP, Decoding, unrolled
+from lmjax.generate.decoding import LENGTH_STEP, Decoding, nothing_produced, unrolled
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.encoder_decoder import EncoderDecoder
 
@@ -37,7 +37,7 @@ def start_encoded(
     """Encodes the inputs, and reads the start token. `most` limits the tokens to produce; see `decoding.start`."""
     decoder: Any = model
     decoder, params = unrolled(decoder, params)
-    B, top = len(limits_B), min(settings.top, vocab)
+    B = len(limits_B)
     tokens, first = jnp.full((B, 1), START, jnp.int32), jnp.zeros((B, 1), jnp.int32)
     cache = decoder.start_cache(params, inputs, 1 + most)
     hidden, cache = decoder.extend(params, cache, tokens, first, first + 1, 0)
@@ -49,14 +49,8 @@ def start_encoded(
         key=key,
         slot=jnp.int32(1),
         position=jnp.ones(B, jnp.int32),
-        produced=jnp.zeros(B, jnp.int32),
-        done=limits_B <= 0,
         eos=eos,
-        limits=limits_B,
-        tokens=jnp.zeros((B, most), jnp.int32),
-        log_probs=jnp.zeros((B, most), jnp.float32),
-        top_tokens=jnp.zeros((B, most, top), jnp.int32),
-        top_probabilities=jnp.zeros((B, most, top), jnp.float32),
+        **nothing_produced(limits_B, most, min(settings.top, vocab)),
     )
 
 
