@@ -37,7 +37,7 @@ from lmjax.tasks.sentences import Sentences
 from lmjax.tasks.tags import Tags
 
 SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
-STEPS = 1000
+STEPS = 3000
 
 
 def text(path: str, documents: Literal["line", "paragraph"] = "paragraph") -> SourceSettings:
@@ -86,7 +86,7 @@ def pretraining(name: str) -> Pretrain:
         "model": model(name == "causal"),
         "optimizer": OPTIMIZER,
         "train": TrainSettings(steps=STEPS),
-        "evaluation": EvaluationSettings(every=100, batches=40),
+        "evaluation": EvaluationSettings(every=250, batches=40),
         "checkpoint": CheckpointSettings(every=STEPS),
         "log": LogSettings(every=20, tensorboard=False),
     }

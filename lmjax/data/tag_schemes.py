@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 OUTSIDE = "O"
 _TAG = re.compile(r"([BIESM])-(.+)", re.DOTALL)
-_LAST = {"E", "S"}  # prefixes behind which no entity goes on
+_LAST = {"E", "S"}  # prefixes behind which no entity continues
 _WHOLE = {"BIO": re.compile("BI*"), "BIOES": re.compile("BI*E|S"), "BMES": re.compile("BM*E|S")}
 
 
@@ -88,7 +88,7 @@ def _lenient(tags: Sequence[str]) -> list[Entity]:
 def _strict(tags: Sequence[str], pattern: re.Pattern[str]) -> list[Entity]:
     parts = [split_tag(tag) for tag in tags]
     kinds = ["", *(kind for _, kind in parts)]
-    joined = "".join(  # a prefix for each word, or "-" where it does not go on with the kind of the word before
+    joined = "".join(  # a prefix for each word, or "-" where it does not continue the kind of the word before
         prefix if prefix in ("B", "S", OUTSIDE) or kind == before else "-"
         for (prefix, kind), before in zip(parts, kinds, strict=False)
     )

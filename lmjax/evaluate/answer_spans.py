@@ -75,9 +75,8 @@ def extracted_answers(
     As the code of BERT for SQuAD: of each window the `n_best` first and last tokens are paired, where the last is not
     before the first and at most `longest` tokens make the span; a span counts in the window that sees most around its
     first token; its score is the sum of both, and that of no answer that of `null_columns`, in the window where it
-    is lowest. T
-    may be less than the rows' length where no row has as many tokens. BERT's code pairs the best of all columns, here
-    only those of the passage are ranked.
+    is lowest. T may be less than the rows' length where no row has as many tokens. BERT's code pairs the best of all
+    columns, here only those of the passage are ranked.
     """
     out: list[Extracted] = []
     rows_N = np.bincount(rows.windows.texts, minlength=len(rows.questions))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,9 +279,14 @@ def _last_numbers(folder: Path) -> dict[str, Any]:
         "sample",
     )
     merged = {name: value for line in read_metrics(folder) for name, value in line.items()}
-    of_tasks = [name for name in merged if name.startswith("validation_") and name not in wanted and "/" not in name]
+    of_tasks = _own_to_tasks(merged, wanted)
     of_sources = [name for name in merged if "/" in name and name.partition("/")[0] in wanted]
     return {name: merged[name] for name in (*wanted, *of_tasks, *of_sources) if name in merged}
+
+
+def _own_to_tasks(numbers: Iterable[str], general: Iterable[str]) -> list[str]:
+    """The validation numbers of all data together that are not among the general ones."""
+    return [name for name in numbers if name.startswith("validation_") and name not in general and "/" not in name]
 
 
 def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path | None) -> None:
@@ -296,9 +301,9 @@ def _say_result(display: ProgressDisplay, summary: dict[str, Any], written: Path
         "validation_gold": "gold reward",
     }
     parts += [f"{summary[name]:.3f} {words}" for name, words in names.items() if name in summary]
-    told = ("validation_loss", "validation_perplexity", "validation_reward", "validation_kl", *names)
-    of_tasks = [name for name in summary if name.startswith("validation_") and name not in told and "/" not in name]
-    parts += [f"{summary[name]:.3f} {name.removeprefix('validation_').replace('_', ' ')}" for name in of_tasks]
+    general = ("validation_loss", "validation_perplexity", "validation_reward", "validation_kl", *names)
+    for name in _own_to_tasks(summary, general):
+        parts.append(f"{summary[name]:.3f} {name.removeprefix('validation_').replace('_', ' ')}")
     if parts:
         display.say(f"final: {', '.join(parts)}")
     by_source = {"validation_loss": "validation loss", "validation_reward": "reward"}

@@ -32,7 +32,7 @@ def run_seeds(
 ) -> Result:
     """Runs the stage once for each seed, in `workdir`/seed-N, and prints and writes what was measured over all of them.
 
-    The same call resumes. `options` are those of `lmjax.run`. A stop ends the run that goes on, and starts no other.
+    The same call resumes. `options` are those of `lmjax.run`. A stop ends the run that it meets, and starts no other.
     Raises UserError for a pipeline, or for seeds of which one is repeated.
     """
     require(isinstance(recipe, TrainingStage), "--seeds", list(seeds), "a recipe of one stage that trains", "drop it")

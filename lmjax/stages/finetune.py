@@ -13,7 +13,7 @@ from lmjax.errors import require
 from lmjax.settings import Finetune
 from lmjax.stages.changes import EARLIER, TRAINING, Kind, Table
 from lmjax.stages.kind import Planned, StageKind
-from lmjax.stages.shown import Drawn, Shown, Told, labelled_text, rows_seen
+from lmjax.stages.shown import Shown, Told, labelled_text, rows_seen, two_curves
 from lmjax.stages.train_stage import Outcome, train_task
 from lmjax.tasks.program import Cost, Program
 from lmjax.tasks.registry import known_task, task_named
@@ -81,7 +81,7 @@ def _cost(resolved: ResolvedStage) -> Cost:
 KIND = StageKind(
     settings=Finetune,
     shown=Shown(
-        charts=(Drawn("loss", "Loss", (("loss", "training", False), ("validation_loss", "validation", True))),),
+        charts=(two_curves("loss", "Loss"),),
         tiles=(Told("validation_loss", "validation loss"), Told("loss", "training loss")),
         batch=labelled_text,
         seen=rows_seen,

@@ -7,7 +7,7 @@ from typing import Any
 from lmjax.data.ramp import BatchRamp
 from lmjax.notation import decimals, exact, percent, rounded
 from lmjax.stages.changes import Kind, Table
-from lmjax.stages.shown import TRAINED, Drawn, Shown, Told, one_curve
+from lmjax.stages.shown import TRAINED, Drawn, Shown, Told, one_curve, two_curves
 
 CHANGES: Table = {
     Kind.CONSEQUENTIAL: (
@@ -22,8 +22,8 @@ CHANGES: Table = {
     Kind.BREAKING: ("ppo.baseline", "ppo.ema_decay", "value_optimizer.name", "value_optimizer.state_dtype"),
 }
 CHARTS = (
-    Drawn("reward", "Reward", (("reward", "training", False), ("validation_reward", "validation", True))),
-    Drawn("gold", "Gold reward", (("gold", "training", False), ("validation_gold", "validation", True))),
+    two_curves("reward", "Reward"),
+    two_curves("gold", "Gold reward"),
     Drawn("kl", "KL to the start, nats", (("kl", "training", False), ("validation_kl", "validation", True)), True),
     one_curve("entropy", "Entropy, nats per token", "entropy"),
     one_curve("clip_fraction", "Clipped share of the ratios", "clip_fraction", True),

@@ -9,7 +9,7 @@ from lmjax.settings import PretrainMasked
 from lmjax.stages.changes import TRAINING, Kind
 from lmjax.stages.kind import Planned, StageKind
 from lmjax.stages.pretrain import CHANGES, pretrain
-from lmjax.stages.shown import Drawn, Shown, Told
+from lmjax.stages.shown import Shown, Told, two_curves
 from lmjax.tasks.masked_language import MaskedLanguage, MaskedPairs
 from lmjax.tasks.program import Program
 from lmjax.tasks.resolved import ResolvedStage
@@ -24,18 +24,14 @@ def _step(resolved: ResolvedStage, mesh: Mesh) -> Program:
     return task_of(resolved).build(resolved, mesh, resolved.of(PretrainMasked).train.steps)
 
 
-def _drawn(name: str, title: str) -> Drawn:
-    return Drawn(name, title, ((name, "training", False), (f"validation_{name}", "validation", True)))
-
-
 KIND = StageKind(
     settings=PretrainMasked,
     shown=Shown(
         charts=(
-            _drawn("loss", "Loss, nats"),
-            _drawn("masked_loss", "Hidden tokens, nats per token"),
-            _drawn("masked_accuracy", "Hidden tokens that are found"),
-            _drawn("next_sentence_accuracy", "Pairs that are told apart"),
+            two_curves("loss", "Loss, nats"),
+            two_curves("masked_loss", "Hidden tokens, nats per token"),
+            two_curves("masked_accuracy", "Hidden tokens that are found"),
+            two_curves("next_sentence_accuracy", "Pairs that are judged right"),
         ),
         tiles=(
             Told("validation_masked_loss", "validation loss", unit="nats per hidden token"),

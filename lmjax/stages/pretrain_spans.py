@@ -9,7 +9,7 @@ from lmjax.settings import PretrainSpans
 from lmjax.stages.changes import TRAINING, Kind
 from lmjax.stages.kind import Planned, StageKind
 from lmjax.stages.pretrain import CHANGES, pretrain
-from lmjax.stages.shown import LOSS, Drawn, Shown, Told
+from lmjax.stages.shown import LOSS, Shown, Told, two_curves
 from lmjax.tasks.program import Program
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.span_corruption import SpanCorruption
@@ -24,11 +24,7 @@ KIND = StageKind(
     shown=Shown(
         charts=(
             LOSS,
-            Drawn(
-                "accuracy",
-                "Tokens of the targets that are right",
-                (("accuracy", "training", False), ("validation_accuracy", "validation", True)),
-            ),
+            two_curves("accuracy", "Tokens of the targets that are right"),
         ),
         tiles=(
             Told("validation_loss", "validation loss", unit="nats per token"),

@@ -34,15 +34,13 @@ def one_curve(name: str, title: str, metric: str, from_zero: bool = False, marke
     return Drawn(name, title, ((metric, title.lower(), marked),), from_zero)
 
 
-LOSS = Drawn("loss", "Loss, nats per token", ((TRAINING, "training", False), ("validation_loss", "validation", True)))
-RANKED = (
-    Drawn(
-        "accuracy",
-        "Pairs in the right order",
-        (("accuracy", "training", False), ("validation_accuracy", "validation", True)),
-    ),
-    Drawn("loss", "Loss, nats per ranking", (("loss", "training", False), ("validation_loss", "validation", True))),
-)
+def two_curves(metric: str, title: str, training: str = "") -> Drawn:
+    """A number of the training batches and of the validation data; `training` is the log's name where it differs."""
+    return Drawn(metric, title, ((training or metric, "training", False), (f"validation_{metric}", "validation", True)))
+
+
+LOSS = two_curves("loss", "Loss, nats per token", TRAINING)
+RANKED = (two_curves("accuracy", "Pairs in the right order"), two_curves("loss", "Loss, nats per ranking"))
 LANGUAGE_TILES = (
     Told("validation_loss", "validation loss", decimals, "nats per token"),
     Told(TRAINING, "training loss", decimals, "nats per token"),

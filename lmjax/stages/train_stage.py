@@ -99,7 +99,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     frozen = _frozen(program, resolved)
     run = TaskRun(resolved, mesh, program, frozen, data, loader, session)
     step = _step(program, resolved, mesh, session)
-    length, row = stage.loading.sequence_length, _row_tokens(loader, spec)
+    length, row = stage.loading.sequence_length, _row_tokens(spec)
     axes, flops = program.axes, task.flops_per_token(resolved)
     patience = Patience(stage.evaluation.patience, stage.checkpoint.best_by)
     training = Training(
@@ -130,7 +130,7 @@ def loader_of(stage: TrainingStage, data: TaskData, spec: BatchSpec) -> RowLoade
     return BucketLoader(cast(Sequence[RaggedLengths], data.train), stage.loading, stage.buckets, spec)
 
 
-def _row_tokens(loader: RowLoader | BucketLoader, spec: BatchSpec) -> int:
+def _row_tokens(spec: BatchSpec) -> int:
     """The tokens of a row of the full length, those of its inputs and of all its sequences included."""
     full = {name: math.prod(spec[name].shape[1:]) for name in (TOKENS, INPUTS) if name in spec}
     return sum(full.values())

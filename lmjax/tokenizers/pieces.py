@@ -84,7 +84,7 @@ def _without_blanks(blank: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def _between_blanks(blank: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """The number of the word that begins or goes on at each place, of words that blanks part."""
+    """The number of the word that begins or continues at each place, of words that blanks part."""
     first = ~blank & np.append(True, blank[:-1])
     total = np.cumsum(first)  # words that began by then: a blank belongs to the word after it
     numbers = np.append(total - ~blank, total[-1:])
