@@ -173,5 +173,5 @@ def _read_head(take: TakenTensors, settings: ModelSettings, kind: str, labels: t
     if kind == "next_sentence" and not take.has(f"{name}.weight"):
         return None
     params = read_linear(take, name, (settings.width,), (outputs,), bias=True)
-    named = kind in ("sequence", "tokens") and len(labels) == outputs
+    named = kind in ("sequence", "tokens") and len(labels) == outputs > 1
     return TaskHead(kind, params, labels if named else ())

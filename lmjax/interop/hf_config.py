@@ -49,6 +49,7 @@ class HuggingFaceConfig:
     unread: tuple[str, ...] = ()  # private fields that say nothing lmjax knows
     task: str | None = None  # the kind of the head of a task that the folder holds, as `TaskHead` names it
     labels: tuple[str, ...] = ()  # the names of the task's classes
+    problem: str = ""  # what the task learns of its outputs, in transformers' words; "" where it does not say
 
 
 def read_config(folder: Path) -> HuggingFaceConfig:
@@ -74,7 +75,8 @@ def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
     bos_id, eos_id = _first_id(values, "bos_token_id"), _first_id(values, "eos_token_id")
     task = task_of(values.get("architectures")) if model_type == "bert" else None
     labels = labels_of(values.get("id2label")) if task else ()
-    return HuggingFaceConfig(model_type, settings, bos_id, eos_id, fields.finish(), task, labels)
+    problem = str(values.get("problem_type") or "")
+    return HuggingFaceConfig(model_type, settings, bos_id, eos_id, fields.finish(), task, labels, problem)
 
 
 def write_config(
@@ -91,6 +93,8 @@ def write_config(
         config: dict[str, Any] = {"model_type": model_type, **_WRITERS[model_type](settings, task)}
         obstacles[model_type] = _obstacles(settings, config)
         if not obstacles[model_type]:
+            if task == "sequence" and not labels:  # transformers makes two outputs where no label is named
+                config |= {"problem_type": "regression", "id2label": {"0": "LABEL_0"}}
             if labels:
                 config["id2label"] = {str(index): name for index, name in enumerate(labels)}
                 config["label2id"] = {name: index for index, name in enumerate(labels)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -37,20 +38,25 @@ from lmjax.optim.train_state import TrainState
 from lmjax.parallel.start_jax import prepare_jax
 from lmjax.run_files import RECIPE_FILE
 from lmjax.runs.load import NoTokenizer, Trained, load
-from lmjax.runs.task_heads import head_of, with_head
+from lmjax.runs.task_heads import head_of, task_of_head, with_head
 from lmjax.settings import (
     CheckpointSettings,
     DataSettings,
+    Finetune,
     Pretrain,
     PretrainMasked,
     PretrainSpans,
+    RowSettings,
     TokenizerSettings,
+    TrainingStage,
 )
 from lmjax.settings.recipe_files import to_json
+from lmjax.tasks.labelled import LabelledTask
 from lmjax.tokenizers.huggingface_config import PIPELINE
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 STAGE = "imported"  # the folder below checkpoints/
+LONGEST_ROW, BUCKETS = 512, (32, 64, 128, 256)  # tokens of the rows in which an imported task predicts
 
 
 def import_folder(folder: Path | str, out: Path | str) -> str:
@@ -68,19 +74,28 @@ def import_folder(folder: Path | str, out: Path | str) -> str:
     template = read_chat_template(folder)
     if tokenizer is not None:
         _check_fits(folder, model, tokenizer)
-    recipe = _recipe(model, tokenizer)
+    row = min(model.settings.context, LONGEST_ROW)
+    task = task_of_head(model.head, model.config.problem, row) if model.head and tokenizer else None
+    recipe = _recipe(model, tokenizer) if task is None else _recipe_of_task(model, task, row)
     with _whole(out) as partial:
         with (
             tempfile.TemporaryDirectory() as files,
             _checkpointer(partial, recipe, tokenizer, Path(files), template) as writer,
         ):
-            params = with_head(model.params, model.head) if model.head and _follows(model) else model.params
+            held = task is not None or _follows(model)
+            params = with_head(model.params, model.head) if model.head and held else model.params
             writer.save(TrainState(jnp.zeros((), jnp.int32), params, {}), 0, {})
         write_whole(partial / RECIPE_FILE, to_json(recipe))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     lines = [f"{out}: {model.config.model_type}, {parameters:,} parameters, {_described(tokenizer)}"]
+    if task is not None:
+        named = f" of {', '.join(task.labels)}" if task.labels else ""
+        lines.append(f"its task: {type(task).__name__}{named}; lmjax predict {shlex.quote(str(out))} --text ...")
     if tokenizer is None:
         lines.append(f"{reason}; to generate text, put {WANTED} beside config.json and import again")
+    if model.head is not None and not held:
+        fresh = "a task that starts from here begins with a fresh one (lmjax.interop.huggingface.read_model reads it)"
+        lines.append(f"the head of the task, {model.head.kind!r}, is no part of the checkpoint: {fresh}")
     return "\n".join(lines + _remarks(model, tokenizer))
 
 
@@ -135,7 +150,7 @@ def _write_template(folder: Path, trained: Trained) -> list[str]:
     return lines
 
 
-def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
+def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> TrainingStage:
     """The recipe of an imported model: its shape and tokenizer; the folder does not say how it was trained."""
     settings = model.settings
     kinds: Any = {"llama": "sentencepiece", "t5": "sentencepiece", "bert": "wordpiece"}
@@ -155,13 +170,19 @@ def _recipe(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> Pretrain:
     return Pretrain(**common) if settings.attention.causal else PretrainMasked(**common, pairs=_follows(model))
 
 
+def _recipe_of_task(model: HuggingFaceModel, task: LabelledTask, row: int) -> Finetune:
+    """The recipe of an imported model with the head of a task, which predicts in rows of so many tokens or fewer."""
+    rows = RowSettings(sequence_length=row, buckets=tuple(edge for edge in BUCKETS if edge < row))
+    return Finetune(name=model.config.model_type, model=model.settings, task=task, rows=rows)
+
+
 def _follows(model: HuggingFaceModel) -> bool:
     """Whether the folder has the head that tells whether a text follows another."""
     return model.head is not None and model.head.kind == "next_sentence"
 
 
 def _checkpointer(
-    out: Path, recipe: Pretrain, tokenizer: Tokenizer | None, files: Path, template: ChatTemplate | None
+    out: Path, recipe: TrainingStage, tokenizer: Tokenizer | None, files: Path, template: ChatTemplate | None
 ) -> Checkpointer:
     if tokenizer is not None:
         tokenizer.save(files)
@@ -197,9 +218,6 @@ def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
         lines.append(f"config.json: bos_token_id = {config.bos_id}; lmjax puts no token before a prompt")
-    if model.head is not None and not _follows(model):
-        fresh = "a task that starts from here begins with a fresh one (lmjax.interop.huggingface.read_model reads it)"
-        lines.append(f"the head of the task, {model.head.kind!r}, is no part of the checkpoint: {fresh}")
     lines += [f"{PIPELINE}: {remark}" for remark in getattr(tokenizer, "remarks", [])]
     return lines
 

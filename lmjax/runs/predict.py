@@ -147,7 +147,7 @@ def examples_of(task: LabelledTask, path: Path, form: str = "", bad: list[BadExa
         return
     name = form or task.inputs
     require(name in FORMS, "--form", form, "a known form", nearest(name, FORMS))
-    settings = LabelledSettings(where, form=form, fields=() if form else task.train[0].fields)
+    settings = LabelledSettings(where, form=form, fields=task.train[0].fields if task.train and not form else ())
     for each in FORMS[name](path, settings):
         if isinstance(each, task.example_type):
             yield task.unlabelled(each)

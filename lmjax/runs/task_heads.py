@@ -13,9 +13,15 @@ from lmjax.checkpoints.initial import parameters_at
 from lmjax.interop.linears import TaskHead
 from lmjax.model.heads import HEAD, TRUNK
 from lmjax.settings import Finetune, PretrainMasked, Stage
+from lmjax.tasks.choices import Choices
+from lmjax.tasks.labelled import LabelledTask
+from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.registry import task_named
+from lmjax.tasks.sentences import Sentences
+from lmjax.tasks.tags import Tags
 
 KINDS = {"Sentences": "sequence", "Choices": "choice", "QuestionAnswering": "span", "Tags": "tokens"}
+SWAG_OPTIONS = 4  # of an example, which a folder does not say; `lmjax predict --options` names others
 WIDTHS = {"next_sentence": 2, "choice": 1, "span": 2}  # the numbers of a head; those of others are their labels
 
 
@@ -35,6 +41,29 @@ def head_of(checkpoint: Checkpoint, recipe: Stage) -> tuple[TaskHead | None, str
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for name, shape in shapes.items()}
     found: Any = parameters_at(checkpoint, ("params", HEAD), abstract)
     return TaskHead(kind, jax.tree.map(np.asarray, found), labels), ""
+
+
+def task_of_head(head: TaskHead, problem: str, row: int) -> LabelledTask | None:
+    """The task whose head a folder holds, without training data; None where lmjax has no such task.
+
+    `problem` is config.json's problem_type, `row` the tokens of a row, of which a question and a stride have a quarter
+    at most. Classes without names are called as transformers calls them.
+    """
+    outputs = head.params["bias"].size
+    labels = head.labels or tuple(f"LABEL_{number}" for number in range(outputs))
+    if head.kind == "sequence":
+        if problem == "multi_label_classification" or (problem == "regression" and outputs > 1):
+            return None
+        return Sentences(scores=True) if outputs == 1 else Sentences(labels=labels)
+    if head.kind == "choice":
+        return Choices(options=SWAG_OPTIONS)
+    part = max(1, row // 4)
+    if head.kind == "tokens":
+        return Tags(labels=labels, stride=min(Tags.stride, part))
+    if head.kind != "span":
+        return None
+    question, stride = min(QuestionAnswering.question_length, part), min(QuestionAnswering.stride, part)
+    return QuestionAnswering(question_length=question, stride=stride)
 
 
 def with_head(params: Any, head: TaskHead) -> Any:

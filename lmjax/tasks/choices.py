@@ -45,7 +45,6 @@ class Choices(LabelledTask):
     language: NonNegativeFloat = 0.0  # lambda of L3 = L2 + lambda L1: a decoder learns the next tokens, too
 
     def check(self) -> None:
-        super().check()
         require(not self.labels, "labels", self.labels, "none, as options have no names", "leave it out")
 
     def labels_of(self, examples: Sequence[labelled.Choices]) -> tuple[str, ...]:

@@ -46,7 +46,6 @@ class Embeddings(LabelledTask):
     long: Cut = "head"  # what is kept of a text that is too long
 
     def check(self) -> None:
-        super().check()
         require(not self.labels, "labels", self.labels, "none, as scores have no classes", "leave it out")
 
     def labels_of(self, examples: Sequence[Labelled]) -> tuple[str, ...]:

@@ -57,9 +57,6 @@ class LabelledTask(Task, Settings):
     validation: tuple[LabelledSettings, ...] = ()
     labels: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        require(bool(self.train), "train", (), "at least one source", "add a LabelledSettings")
-
     @abstractmethod
     def labels_of(self, examples: Sequence[Any]) -> tuple[str, ...]:
         """The labels that occur in examples; () for a task without classes."""
@@ -195,8 +192,10 @@ class LabelledTask(Task, Settings):
             source.items = kept
 
     def _read(self, field: Literal["train", "validation"]) -> list[Examples]:
-        read = []
-        for number, source in enumerate(getattr(self, field)):
+        sources, read = getattr(self, field), []
+        # The task of a model that was imported has no sources: it predicts, and can be given some to train on.
+        require(field != "train" or bool(sources), "task.train", (), "at least one source", "add a LabelledSettings")
+        for number, source in enumerate(sources):
             with placed(f"task.{field}[{number}]"):
                 found = read_examples(source)
                 kinds = sorted({type(each).__name__ for each in found.items if not isinstance(each, self.example_type)})

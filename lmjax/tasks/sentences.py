@@ -61,7 +61,6 @@ class Sentences(LabelledTask):
     language: NonNegativeFloat = 0.0  # lambda of L3 = L2 + lambda L1: a decoder learns the next tokens, too
 
     def check(self) -> None:
-        super().check()
         for name in ("labels", "class_weights", "balanced"):
             value = getattr(self, name)
             require(not (self.scores and value), name, value, "its default, as scores have no classes", "leave it out")

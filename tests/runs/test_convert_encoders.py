@@ -15,13 +15,14 @@ from lmjax.interop.huggingface import read_model
 from lmjax.model.language_model import LanguageModel
 from lmjax.optim.train_state import TrainState
 from lmjax.runs.convert import export_folder, import_folder
+from lmjax.runs.predict import open_task
 from lmjax.settings import CheckpointSettings, Finetune, ModelSettings, TokenizerSettings
 from lmjax.settings.labelled import LabelledSettings
 from lmjax.settings.recipe_files import to_json
 from lmjax.tasks.sentences import Sentences
 from lmjax.tasks.tags import Tags
 from lmjax.tokenizers.tokenizer import build_tokenizer
-from tests.interop.stored_encoders import Stored
+from tests.interop.stored_encoders import Stored, said
 
 SOURCE = (LabelledSettings("none.jsonl", fields=("text",)),)
 
@@ -48,9 +49,78 @@ def test_a_bert_with_both_heads_of_its_pretraining_goes_in_and_comes_out_bit_for
     assert all(back[name].tobytes() == tensor.tobytes() for name, tensor in folder.tensors.items())
 
 
-def test_a_task_s_head_of_a_folder_is_told_of(tmp_path):
-    message = import_folder(Stored(tmp_path, "bert_sequence").write(), tmp_path / "ours")
-    assert "the head of the task, 'sequence', is no part of the checkpoint" in message
+def test_a_task_s_head_without_a_tokenizer_or_of_a_task_that_lmjax_has_not_is_told_of(tmp_path):
+    untold = "the head of the task, 'sequence', is no part of the checkpoint"
+    folder = Stored(tmp_path, "bert_sequence")
+    assert untold in import_folder(folder.write(), tmp_path / "without")
+    folder.config["problem_type"] = "multi_label_classification"
+    assert untold in import_folder(with_vocabulary(folder), tmp_path / "multi")
+
+
+def with_vocabulary(folder):
+    """Writes the folder with a WordPiece vocabulary whose entry of id N is the word `wN`."""
+    place, special = folder.write(), {0: "[PAD]", 1: "[UNK]", 2: "[CLS]", 3: "[SEP]", 4: "[MASK]"}
+    entries = [special.get(number, f"w{number}") for number in range(folder.config["vocab_size"])]
+    (place / "vocab.txt").write_text("\n".join(entries) + "\n")
+    return place
+
+
+@pytest.fixture(params=["bert_sequence", "bert_choice", "bert_tokens", "bert_span"])
+def imported(request, tmp_path):
+    """A folder with a task's head, what transformers' model says of the rows of ids given, and its checkpoint here."""
+    folder = Stored(tmp_path, request.param)
+    place = with_vocabulary(folder)
+    message = import_folder(place, tmp_path / "ours")
+    model = read_model(place)
+    kind = model.head.kind
+
+    def outputs(*rows):
+        batch = [
+            {"tokens": ids, "positions": range(len(ids)), "segments": [1] * len(ids), "token_types": types}
+            for ids, types in rows
+        ]
+        fields = {name: np.array([list(row[name]) for row in batch], np.int32) for name in batch[0]}
+        return said(model, fields)[kind]
+
+    return kind, open_task(tmp_path / "ours"), outputs, message
+
+
+def test_lmjax_predicts_with_the_head_of_an_imported_task(imported):
+    kind, task, outputs, message = imported
+    (texts, expected_message) = {
+        "sequence": (["w7 w9"], "its task: Sentences of no, maybe, yes;"),
+        "choice": (["w7", "w9", "w11"], "its task: Choices;"),
+        "tokens": (["w7 w9"], "its task: Tags of no, maybe, yes;"),
+        "span": (["w7", "w9 w11"], "its task: QuestionAnswering;"),
+    }[kind]
+    assert expected_message in message and "no part of the checkpoint" not in message
+    (answer,) = task.answers([task.task.example(texts, "--text")])
+    if kind == "sequence":
+        scores = outputs(([2, 7, 9, 3], [0] * 4))
+        shares = np.exp(scores[0]) / np.exp(scores[0]).sum()
+        np.testing.assert_allclose(list(answer["probabilities"].values()), shares, atol=1e-5)
+    elif kind == "choice":
+        scores = outputs(*(([2, 7, 3, option, 3], [0, 0, 0, 1, 1]) for option in (9, 11)))[:, 0]
+        np.testing.assert_allclose(answer["probabilities"], np.exp(scores) / np.exp(scores).sum(), atol=1e-5)
+    elif kind == "tokens":
+        numbers = outputs(([2, 7, 9, 3], [0] * 4))[0, 1:3].argmax(axis=-1)
+        assert answer["tags"] == [task.task.labels[number] for number in numbers]
+    else:
+        scores = outputs(([2, 7, 3, 9, 11, 3], [0, 0, 0, 1, 1, 1]))[0]
+        spans = {("w9", 3, 3), ("w9 w11", 3, 4), ("w11", 4, 4)}
+        best = max(spans, key=lambda span: scores[span[1], 0] + scores[span[2], 1])
+        assert answer["n_best"][0]["text"] == best[0]
+
+
+def test_a_head_of_one_output_gives_scores_there_and_back(tmp_path):
+    model = read_model(Stored(tmp_path, "bert_sequence").write())
+    head = {"kernel": model.head.params["kernel"][:, :1], "bias": model.head.params["bias"][:1]}
+    place = fine_tuned(tmp_path, model.settings, Sentences(SOURCE, scores=True), {"trunk": model.params, "head": head})
+    export_folder(place, tmp_path / "out", keep_rows=True)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "regression" and len(config["id2label"]) == 1
+    assert "its task: Sentences; " in import_folder(tmp_path / "out", tmp_path / "ours")
+    assert open_task(tmp_path / "ours").task.scores
 
 
 def fine_tuned(tmp_path, settings, task, params):

@@ -143,7 +143,6 @@ def test_what_does_not_go_together_is_refused_by_its_field(folder):
             r"class_weights = 'b': expected names of classes; known: a",
         ),
         ({"class_weights": (("b", -1.0),)}, r"class_weights = -1.0: expected factors of 0 or more"),
-        ({"train": ()}, r"train = \(\): expected at least one source"),
     ):
         with pytest.raises(UserError, match=message):
             Sentences(**({"train": source} | values))
@@ -158,12 +157,14 @@ def test_examples_that_cannot_be_learned_end_the_run_with_file_and_line(folder, 
         ({"language": 0.5}, r"model\.attention\.causal = False"),
         ({"long": "error"}, r"long_train\.jsonl:1: 12 tokens, expected at most 6 of rows\.sequence_length = 8"),
         ({"both_orders": True}, r"long_train\.jsonl:1: one text, expected two"),
+        ({"train": ()}, r"task\.train = \(\): expected at least one source"),
+        ({"train": (), "labels": ("bad", "good")}, r"task\.train = \(\): expected at least one source"),
     ):
         fields = {name: getattr(recipe.task, name) for name in ("train", "validation")}
         with pytest.raises(UserError, match=message):
             lmjax.run(
                 Finetune(start=recipe.start, task=Sentences(**(fields | change)), rows=recipe.rows),
-                tmp_path / str(abs(hash(message))),
+                tmp_path / str(abs(hash(str(change)))),
                 quiet=True,
             )
     bad.write_text('{"text": "a"}\n')
