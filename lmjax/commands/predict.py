@@ -21,6 +21,8 @@ def add(commands: Any) -> None:
     predict.add_argument("--input", type=path_of, metavar="FILE", help=text)
     text = "what FILE is, of the published forms that fine-tuning reads, such as squad or conll"
     predict.add_argument("--form", default="", metavar="NAME", help=text)
+    text = "of records: the column of the text, or the columns of both (default: as the task's training data have them)"
+    predict.add_argument("--fields", type=_names, default=(), metavar="NAME[,NAME]", help=text)
     text = "a text instead of a file, of which a table is printed; given again: a pair's second text, a passage behind "
     text += "its question, options behind their context"
     predict.add_argument("--text", action="append", default=[], metavar="TEXT", help=text)
@@ -38,6 +40,10 @@ def add(commands: Any) -> None:
     predict.add_argument("--json", action="store_true", help="of --text, too, a line of JSON")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def _threshold(text: str) -> float | str:
     return text if text == "tuned" else float(text)
 
@@ -53,5 +59,6 @@ def _predict(options: argparse.Namespace, _: list[str]) -> int:
     if options.text:
         print_tables(tuned, options.text, as_json=options.json)
     else:
-        print_predictions(tuned, options.input, form=options.form, skip_bad=options.skip_bad)
+        source: Any = {"form": options.form, "fields": options.fields}
+        print_predictions(tuned, options.input, **source, skip_bad=options.skip_bad)
     return 0

@@ -28,8 +28,7 @@ from lmjax.checkpoints.initial import InitialCheckpoint, open_initial
 from lmjax.data.labelled import BadExampleError
 from lmjax.data.labelled_sets import FORMS
 from lmjax.data.open_files import suffix_of, utf8_of
-from lmjax.errors import UserError, field_error, nearest, require
-from lmjax.fields import placed
+from lmjax.errors import FieldError, UserError, field_error, nearest, require
 from lmjax.files import decode_text
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.start_jax import prepare_jax
@@ -134,10 +133,17 @@ def _resolved(start: InitialCheckpoint, task: LabelledTask, folder: Path) -> Res
     return ResolvedStage(recipe, settings, folder, entries=entries, tokenizer=tokenizer)
 
 
-def examples_of(task: LabelledTask, path: Path, form: str = "", bad: list[BadExampleError] | None = None) -> Iterator:
+def examples_of(
+    task: LabelledTask,
+    path: Path,
+    form: str = "",
+    fields: tuple[str, ...] = (),
+    bad: list[BadExampleError] | None = None,
+) -> Iterator:
     """The examples of a file without their labels: a line each of plain text, else as the reader `form` reads it.
 
-    Bad records are added to `bad`; where that is None, the first is raised.
+    `fields` are the columns of the texts; () those of the task's training data. Bad records are added to `bad`; where
+    that is None, the first is raised.
     """
     where = str(path)
     if not form and suffix_of(path) == ".txt":
@@ -147,7 +153,10 @@ def examples_of(task: LabelledTask, path: Path, form: str = "", bad: list[BadExa
         return
     name = form or task.inputs
     require(name in FORMS, "--form", form, "a known form", nearest(name, FORMS))
-    settings = LabelledSettings(where, form=form, fields=task.train[0].fields if task.train and not form else ())
+    named = not fields or name == "records"
+    require(named, "--fields", ",".join(fields), f"none, as the form {name!r} knows its columns", "leave it out")
+    own = task.train[0].fields if task.train and not form else ()
+    settings = LabelledSettings(where, form=form, fields=fields or own)
     for each in FORMS[name](path, settings):
         if isinstance(each, task.example_type):
             yield task.unlabelled(each)
@@ -160,19 +169,23 @@ def examples_of(task: LabelledTask, path: Path, form: str = "", bad: list[BadExa
             bad.append(each)
 
 
-def print_predictions(tuned: FineTuned, path: Path, *, form: str = "", skip_bad: bool = False) -> None:
+def print_predictions(
+    tuned: FineTuned, path: Path, *, form: str = "", fields: tuple[str, ...] = (), skip_bad: bool = False
+) -> None:
     """Prints a line of JSON for each example of a file. Progress, and what is skipped, go to standard error.
 
     Raises UserError for bad input, before anything is printed.
     """
     bad: list[BadExampleError] | None = [] if skip_bad else None
-    with placed("--input"):
-        total = sum(1 for _ in examples_of(tuned.task, path, form, bad))
+    try:
+        total = sum(1 for _ in examples_of(tuned.task, path, form, fields, bad))
+    except FieldError as error:
+        raise FieldError(f"--{error.field.removeprefix('--')}", error.rest) from None
     require(total > 0, "--input", str(path), "a file with examples", "name another")
-    for error in bad or ():
-        print(f"skipped: {str(error).rpartition('; fix it')[0]}", file=sys.stderr)
+    for skipped in bad or ():
+        print(f"skipped: {str(skipped).rpartition('; fix it')[0]}", file=sys.stderr)
     display = ProgressDisplay(console=Console(stderr=True))
-    examples, places = itertools.tee(examples_of(tuned.task, path, form, [] if skip_bad else None))
+    examples, places = itertools.tee(examples_of(tuned.task, path, form, fields, [] if skip_bad else None))
     with display.counting("predicting") as show:
         for number, (answer, example) in enumerate(zip(tuned.answers(examples), places, strict=True), start=1):
             print(json.dumps({"where": example.where} | answer, ensure_ascii=False))

@@ -225,6 +225,11 @@ def test_classes_and_choices_are_predicted_from_records_and_texts(folder, tmp_pa
     (tmp_path / "file.txt").write_text("box\ncat\n")
     plain, _ = predicted(capsys, tmp_path / "Sentences", "--input", tmp_path / "file.txt")
     assert [each["label"] for each in plain] == ["place", "thing"]
+    (tmp_path / "other.jsonl").write_text('{"opinion": "box", "stars": "1"}\n')
+    (other,), _ = predicted(capsys, tmp_path / "Sentences", "--input", tmp_path / "other.jsonl", "--fields", "opinion")
+    assert other["label"] == "place"
+    assert main(["predict", str(tmp_path / "Sentences"), "--input", str(tmp_path / "other.jsonl")]) == 2
+    assert "--fields = (): expected the columns of the texts" in capsys.readouterr().err
     asked = ["--text", "cat", "--text", "box", "--text", "in", "--json"]
     (choice,), _ = predicted(capsys, tmp_path / "Choices", *asked)
     assert choice["choice"] == 0 and sum(choice["probabilities"]) == pytest.approx(1)
@@ -255,6 +260,7 @@ def test_parameters_that_are_no_numbers_predict_nothing(answerer):
         (["questions", "--input", "absent.jsonl"], "absent.jsonl"),
         (["questions", "--input", "empty.jsonl"], "expected a file with examples"),
         (["questions"], "a file, or --text, and not both"),
+        (["questions", "--input", "file.jsonl", "--fields", "a"], "--fields = 'a': expected none, as the form"),
         (
             ["tags", "--input", "file.jsonl", "--form", "questions"],
             "--form = 'questions': expected a form of TaggedWords",
