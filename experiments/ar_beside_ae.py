@@ -2,8 +2,8 @@
 
 `lmjax run ar_beside_ae:causal`, `:masked` (full rows, RoBERTa's way) and `:pairs` (BERT's, with the next sentence) read
 the same text in rows of 128 tokens with one WordPiece vocabulary, so often that each predicts over as many rows. The
-`_sst2` and `_wnut17` sizes then fine-tune what they made, and `random_*` a model that nothing has pretrained: see
-experiments/README.md for the commands and what came out.
+`_sst2` and `_wnut17` sizes then fine-tune what they made, and `random_*` the encoder of `:random`, whose only step has
+a rate of 0: see experiments/README.md for the commands and what came out.
 """
 
 import os
@@ -85,7 +85,7 @@ def pretraining(name: str) -> Pretrain:
         "data": DATA,
         "model": model(name == "causal"),
         "optimizer": OPTIMIZER,
-        "train": TrainSettings(steps=STEPS),
+        "train": TrainSettings(steps=1 if name == "random" else STEPS),
         "evaluation": EvaluationSettings(every=250, batches=40),
         "checkpoint": CheckpointSettings(every=STEPS),
         "log": LogSettings(every=20, tensorboard=False),
@@ -123,7 +123,7 @@ def finetuning(start: str, task: str) -> Finetune:
 
 def recipe(
     size: Literal[
-        *("causal", "masked", "pairs", "causal_sst2", "causal_wnut17", "masked_sst2", "masked_wnut17"),
+        *("causal", "masked", "pairs", "random", "causal_sst2", "causal_wnut17", "masked_sst2", "masked_wnut17"),
         *("pairs_sst2", "pairs_wnut17", "random_sst2", "random_wnut17"),
     ] = "causal",
 ) -> Pretrain | Finetune:

@@ -143,15 +143,17 @@ def related(documents: Sequence[str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def split(folder: Path, *, held_out: float = 0.05, wanted: int = 100, seed: int = 0) -> Split:
-    """All sets' documents, each once: the share `held_out` of every set for validation, as much for the test.
+def split(
+    folder: Path, names: Sequence[str] = tuple(SETS), *, held_out: float = 0.05, wanted: int = 100, seed: int = 0
+) -> Split:
+    """The documents of sets, each once: the share `held_out` of every set for validation, as much for the test.
 
     Related documents stay together. The test's sentences are drawn from all that occur in no other document.
     """
     rng = random.Random(seed)
-    sets = {text: name for name, read in SETS.items() for text in read(folder / name) if text.strip()}
+    sets = {text: name for name in names for text in SETS[name](folder / name) if text.strip()}
     documents = list(sets)
-    groups: dict[str, list[list[str]]] = {name: [] for name in SETS}
+    groups: dict[str, list[list[str]]] = {name: [] for name in names}
     for numbers in related(documents):
         groups[sets[documents[numbers[0]]]].append([documents[number] for number in numbers])
     train: list[str] = []

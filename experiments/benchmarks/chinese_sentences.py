@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from chinese_corpora import HAN, Split, split
+from chinese_corpora import HAN, SETS, Split, split
 from kneser_ney import KneserNey
 from measuring import print_table
 
@@ -54,11 +54,11 @@ def preferred(log_probs: LogProbs, firsts: Sequence[str], seconds: Sequence[str]
     return [a > b for a, b in zip(log_probs(firsts), log_probs(seconds), strict=True)]
 
 
-def write(texts: Split) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
+def write(texts: Split, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "validation"):
         lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in getattr(texts, name)]
-        (FOLDER / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def results(reader: Reader, texts: Split) -> dict[str, Any]:
@@ -103,12 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", type=Path, help="the folder of the public sets")
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a workdir of experiments/chinese.py")
-    parser.add_argument("--text", action="store_true", help="only write data/chinese")
+    parser.add_argument("--text", action="store_true", help="only write the texts")
+    parser.add_argument("--names", nargs="+", choices=SETS, default=tuple(SETS), help="some of the sets")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the texts are written")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     options = parser.parse_args()
-    texts = split(options.sets)
+    texts = split(options.sets, options.names)
     if options.text or options.checkpoint is None:
-        write(texts)
+        write(texts, options.folder)
         return
     reader = Reader(options.checkpoint)
     print(reader.about(), file=sys.stderr)
