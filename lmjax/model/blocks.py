@@ -162,8 +162,7 @@ class Attention(nn.Module):
         pair = key_value_dense(context, "key_value")(x if memory is None else memory)
         k, v = keys_and_values(context, pair)
         if settings.positions.kind == "rotary" and memory is None:
-            q = rotate(q, around.positions, settings.positions.rotary_base)
-            k = rotate(k, around.positions, settings.positions.rotary_base)
+            q, k = (rotate(x, around.positions, settings.positions.rotary_base, context.tpu) for x in (q, k))
         q = constrain(q, "batch", "time", "act_heads", None)
         k = constrain(k, "batch", "time", "act_kv_heads", None)
         v = constrain(v, "batch", "time", "act_kv_heads", None)
@@ -211,10 +210,10 @@ class FeedForward(nn.Module):
         shape = settings.feed_forward
         make = functools.partial(Dense, bias=shape.bias, dtype=context.dtype, flatten=context.flatten)
         up = ((settings.feed_forward_width,), ("embed", "mlp"))
-        hidden = checkpoint_name(make(*up, std=context.hidden_std(settings.width), name="up")(x), UP)
-        hidden = ACTIVATIONS[shape.activation](hidden)
+        std = context.hidden_std(settings.width)
+        hidden = ACTIVATIONS[shape.activation](checkpoint_name(make(*up, std=std, name="up")(x), UP))
         if shape.gated:
-            hidden = hidden * make(*up, std=context.hidden_std(settings.width), name="gate")(x)
+            hidden = hidden * checkpoint_name(make(*up, std=std, name="gate")(x), UP)
         hidden = constrain(hidden, "batch", "time", "act_mlp")
         std = context.residual_std(settings.feed_forward_width)
         return make((settings.width,), ("mlp", "embed"), std=std, name="down")(hidden)

@@ -2,7 +2,8 @@
 
 The blocks name the arrays that a policy can keep. A layer's input is always kept. Sizes are in arrays of [B, T, D], for
 a feed-forward layer of 4 D; "products" is the fraction of the forward pass's matrix products, without those inside
-attention, that are recomputed.
+attention, that are recomputed. A gated feed-forward layer has two arrays of hidden units, both or none of which are
+kept.
 
 An offloaded policy moves the named arrays to the host's pinned memory in the forward pass and fetches them in the
 backward pass, while other layers are computed; the device then needs little more memory than under "full".
@@ -17,7 +18,7 @@ import jax
 QUERY, KEY, VALUE = "query", "key", "value"  # as attention reads them
 ATTENDED = "attended"  # attention's result and the residuals of its backward pass
 BETWEEN = "between"  # the residual stream between attention and the feed-forward layer
-UP = "up"  # the feed-forward layer's hidden units before their activation
+UP = "up"  # the feed-forward layer's hidden units before their activation, and before they are gated
 STATISTICS = "norm_statistics"  # two numbers per row of every norm
 
 

@@ -45,20 +45,21 @@ class Kept:
     keys_values: int = 0
     attended: int = 0
     width: int = 0  # arrays of [n, D] beside the layer's input
-    hidden: float = 0  # arrays of [n, F]
+    up: bool = False  # the [n, F] products before the activation: one, or two of a gated layer
+    hidden: float = 0  # arrays of [n, F] beside them
     again: tuple[str, ...] = ()  # products
     attention_again: bool = False
 
 
 # As in lmjax/model/remat.py.
 KEPT: dict[str, Kept] = {
-    "none": Kept(queries=1, keys_values=1, attended=1, width=5, hidden=5),
-    "dots": Kept(queries=1, keys_values=1, width=2, hidden=1, attention_again=True),
-    "projections": Kept(queries=1, keys_values=1, attended=1, width=1, hidden=1),
-    "minimal": Kept(queries=1, keys_values=1, width=2, hidden=1, attention_again=True),
-    "key_value_up": Kept(keys_values=1, attended=1, hidden=1, again=("query", "out")),
+    "none": Kept(queries=1, keys_values=1, attended=1, width=5, up=True, hidden=4),
+    "dots": Kept(queries=1, keys_values=1, width=2, up=True, attention_again=True),
+    "projections": Kept(queries=1, keys_values=1, attended=1, width=1, up=True),
+    "minimal": Kept(queries=1, keys_values=1, width=2, up=True, attention_again=True),
+    "key_value_up": Kept(keys_values=1, attended=1, up=True, again=("query", "out")),
     "attention": Kept(queries=1, keys_values=1, attended=1, again=("out", "up")),
-    "up": Kept(hidden=1, again=("query", "key_value"), attention_again=True),
+    "up": Kept(up=True, again=("query", "key_value"), attention_again=True),
     "full": Kept(again=("query", "key_value", "out", "up"), attention_again=True),
 }
 
@@ -145,7 +146,8 @@ class _Work:
         """What one layer keeps of a microbatch until its backward pass."""
         model, kept, tensor = self.model, self.kept, self.sizes["tensor"]
         heads = model.attention.heads * (kept.queries + kept.attended) + 2 * model.kv_heads * kept.keys_values
-        hidden = kept.hidden * model.feed_forward_width
+        products = 2 if model.feed_forward.gated else 1
+        hidden = (kept.up * products + kept.hidden) * model.feed_forward_width
         return self.n * self.of.item * (model.width * (1 + kept.width) + (heads * model.head_dim + hidden) / tensor)
 
     def memory(self) -> float:

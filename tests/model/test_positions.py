@@ -18,11 +18,12 @@ def rotated_by_complex_numbers(x, positions, base):
     return np.concatenate([turned.real, turned.imag], -1)
 
 
+@pytest.mark.parametrize("by_product", [False, True])
 @pytest.mark.parametrize("base", [10_000.0, 500.0])
-def test_rotary_turns_each_pair_by_its_angle(base):
+def test_rotary_turns_each_pair_by_its_angle(base, by_product):
     x = np.random.default_rng(0).normal(size=(2, 7, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3, 0, 1, 2], [5, 90, 1000, 4, 3, 2, 1]], np.int32)
-    turned = rotate(jnp.asarray(x), jnp.asarray(positions), base)
+    turned = rotate(jnp.asarray(x), jnp.asarray(positions), base, by_product)
     np.testing.assert_allclose(turned, rotated_by_complex_numbers(x, positions, base), atol=1e-3)
     near = positions < 100  # where float32 angles are exact enough to ask for more
     np.testing.assert_allclose(turned[near], rotated_by_complex_numbers(x, positions, base)[near], atol=2e-5)
@@ -35,6 +36,24 @@ def test_rotary_angles_are_float32_for_bfloat16_vectors():
     assert turned.dtype == jnp.bfloat16
     expected = rotated_by_complex_numbers(np.ones((1, 1, 1, 4)), np.array([[513]]), 10_000.0)
     np.testing.assert_allclose(turned.astype(jnp.float32), expected, atol=1e-2)
+
+
+def test_the_product_that_turns_pairs_on_a_tpu_rounds_nothing():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 3, 16), jnp.bfloat16)
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    def run(by_product):
+        def loss(x):
+            turned = rotate(x, positions, 10_000.0, by_product)
+            return (weights * turned.astype(jnp.float32)).sum(), turned
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    (gradient, turned), (expected_gradient, expected) = run(True), run(False)
+    np.testing.assert_array_equal(turned.astype(jnp.float32), expected.astype(jnp.float32))
+    difference = (gradient - expected_gradient).astype(jnp.float32)
+    assert jnp.abs(difference).max() <= 2.0**-7 * jnp.abs(expected_gradient).max()  # gradients are rounded once more
 
 
 def bucket_by_definition(distance, buckets, furthest, bidirectional):

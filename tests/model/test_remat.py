@@ -1,5 +1,6 @@
 """What remat policies keep, and where: in the device's memory, or offloaded to pinned memory of the host."""
 
+import dataclasses
 import typing
 
 import jax
@@ -15,7 +16,14 @@ from lmjax.objective.next_token import language_loss
 from lmjax.plan.compile import compile_step
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, ComputeSettings, MeshSettings, ModelSettings
+from lmjax.settings import (
+    AttentionSettings,
+    ComputeSettings,
+    FeedForwardSettings,
+    MeshSettings,
+    ModelSettings,
+    PositionSettings,
+)
 from tests.tiny import for_slice
 
 pytestmark = pytest.mark.usefixtures("optimized")  # what programs keep and move is read off them
@@ -26,9 +34,9 @@ IN_BLOCK = LAYERS * ROWS * LENGTH * WIDTH  # entries of one [B, T, D] array of e
 KEPT = {"projections": 9, "key_value_up": 7, "attention": 4, "up": 4}  # such arrays; einsum's own is one
 
 
-def gradients(remat):
+def gradients(remat, settings=SETTINGS):
     """The function (params) -> (loss, gradients) of a model that is laid out for TPU, whichever device runs it."""
-    model = LanguageModel(SETTINGS, ComputeSettings(dtype="float32", remat=remat), "tpu")
+    model = LanguageModel(settings, ComputeSettings(dtype="float32", remat=remat), "tpu")
     rows = np.random.default_rng(0).integers(0, 61, (ROWS, LENGTH + 1)).astype(np.int32)
     places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
     batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
@@ -37,12 +45,12 @@ def gradients(remat):
     return model, jax.value_and_grad(lambda params: loss_fn(params, batch, jax.random.key(3))[0].sum)
 
 
-def kept_entries(remat):
+def kept_entries(remat, settings=SETTINGS):
     """Entries of floats that the forward pass over the layers leaves for the backward pass: (on the device, the host).
 
     Of the arrays stacked over the layers that come out of the first scan; parameters go in and do not come out.
     """
-    model, function = gradients(remat)
+    model, function = gradients(remat, settings)
     jaxpr = jax.make_jaxpr(function)(jax.eval_shape(model.init, jax.random.key(0))).jaxpr
     scan = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == LAYERS)
     sums = {jax.memory.Space.Device: 0, jax.memory.Space.Host: 0}
@@ -67,6 +75,41 @@ def test_an_offloaded_policy_moves_what_the_other_keeps_to_the_host(name):
     least, _ = kept_entries("full")
     statistics = LAYERS * 2 * 2 * ROWS * LENGTH  # of two norms a layer
     assert least == IN_BLOCK and left == least + statistics
+
+
+GATED = dataclasses.replace(
+    SETTINGS,
+    feed_forward=FeedForwardSettings(width=88, activation="silu", gated=True, bias=False),
+    positions=PositionSettings(kind="rotary"),
+)
+
+
+def products_with(size, jaxpr):
+    """How many products in a program, loops included, have an axis of this size in an operand or the result."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        shapes = [var.aval.shape for var in (*eqn.invars, *eqn.outvars) if hasattr(var.aval, "shape")]
+        count += eqn.primitive.name == "dot_general" and any(size in shape for shape in shapes)
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            count += products_with(size, inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+@pytest.mark.parametrize(
+    ("remat", "again"),
+    [("none", 0), ("projections", 0), ("minimal", 0), ("key_value_up", 0), ("up", 0), ("attention", 2), ("full", 2)],
+)
+def test_a_policy_that_keeps_hidden_units_makes_neither_product_of_a_gated_layer_again(remat, again):
+    model, function = gradients(remat, GATED)
+    jaxpr = jax.make_jaxpr(function)(jax.eval_shape(model.init, jax.random.key(0))).jaxpr
+    assert products_with(GATED.feed_forward_width, jaxpr) == 3 * 3 + again
+
+
+def test_no_policy_keeps_the_product_that_turns_pairs_of_a_head():
+    extra = {remat: kept_entries(remat, GATED)[0] - kept_entries(remat)[0] for remat in ("minimal", "projections")}
+    hidden = LAYERS * ROWS * LENGTH * (2 * GATED.feed_forward_width - SETTINGS.feed_forward_width)
+    assert extra == {"minimal": hidden, "projections": hidden}
 
 
 def test_offloading_changes_neither_loss_nor_gradients(unoptimized):
