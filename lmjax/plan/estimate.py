@@ -21,6 +21,7 @@ from lmjax.parallel.chips import GIB
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
+from lmjax.plan.parts import parts
 from lmjax.plan.slices import NETWORK_BANDWIDTH, Slice
 from lmjax.plan.target import Target
 from lmjax.settings import AttentionSettings
@@ -74,6 +75,8 @@ class Estimate:
     model_tflop: float | None = None  # what the model needs: of a training step, forward and backward
     executed_tflop: float | None = None  # what the program does, kernels included
     remat_overhead: float | None = None  # matrix products that are made again, as a share of the model's
+    matrix_units: float | None = None  # the share of these cycles that products at the chip's peak would take
+    cycles_by_part: dict[str, float] | None = None  # shares of these cycles: see `lmjax.plan.parts`
     compute_seconds: float | None = None  # gcycles at the chip's clock
     kernel_seconds: float | None = None  # Pallas kernels at the chip's peak, or at its HBM's
     collective_gib: float | None = None
@@ -145,6 +148,8 @@ def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
     _check_shares(shares | {"share of the matrix units": matrix_units}, needed, spent, kernel_flops, step_seconds)
     return {
         "gcycles": spent.cycles / 1e9,
+        "matrix_units": matrix_units,
+        "cycles_by_part": {part: cycles / spent.cycles for part, cycles in parts(spent.sources).items()},
         "model_tflop": needed / TERA,
         "executed_tflop": executed / TERA,
         "remat_overhead": spent.flops / (needed - in_kernels) - 1,

@@ -14,10 +14,12 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+PRODUCTS = ("dot", "convolution")
 ITEM_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # the others end in their width, as in s32
 
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+[a-z0-9]*)\[([\d,]*)\]")
@@ -113,6 +115,14 @@ class KernelCall:
         return self.bytes_accessed or sum(a.bytes for a in (*self.operands, *self.result))
 
 
+class Source(NamedTuple):
+    """What cycles are of: operations of one opcode and name, and whether a product is among them."""
+
+    opcode: str
+    name: str
+    product: bool
+
+
 @dataclass
 class Costs:
     """Sums over a program's run on one device."""
@@ -121,7 +131,7 @@ class Costs:
     flops: int = 0  # of dots and convolutions: two for a multiply and an add
     collectives: list[Collective] = field(default_factory=list)
     kernels: list[KernelCall] = field(default_factory=list)
-    sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # cycles by opcode and source name
+    sources: Counter[Source] = field(default_factory=Counter)  # cycles
     unknown_loops: int = 0  # whose trip count was not found; their body counts once
 
     def add(self, other: Costs, times: int = 1) -> None:
@@ -176,10 +186,16 @@ class _Walk:
             cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
             if cycles:
                 total.cycles += int(cycles.group(1))
-                total.sources[instruction.opcode, _source(instruction)] += int(cycles.group(1))
+                total.sources[self._source(instruction)] += int(cycles.group(1))
             _count_own(total, instruction, shapes)
             self._count_called(total, instruction, channels)
         return total
+
+    def _source(self, instruction: Instruction) -> Source:
+        found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        fused = instruction.called("calls") if instruction.opcode == "fusion" else []
+        product = instruction.opcode in PRODUCTS or any(self.fused(callee).flops for callee in fused)
+        return Source(instruction.opcode, found.group(1) if found else "", product)
 
     def _count_called(self, total: Costs, instruction: Instruction, channels: set[str]) -> None:
         if instruction.opcode == "fusion":
@@ -257,16 +273,11 @@ def _arrays(shape: str) -> tuple[Array, ...]:
     return tuple(Array(d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _ARRAY.findall(without_layouts))
 
 
-def _source(instruction: Instruction) -> str:
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found.group(1) if found else ""
-
-
 def _count_own(total: Costs, instruction: Instruction, shapes: dict[str, tuple[Array, ...]]) -> None:
     """Adds an instruction's own FLOPs, or itself where it is a collective or a kernel."""
     operands = tuple(a for name in instruction.operands for a in shapes.get(name, ()))
     kind = instruction.opcode.removesuffix("-start")
-    if instruction.opcode in ("dot", "convolution"):
+    if instruction.opcode in PRODUCTS:
         total.flops += 2 * _multiplications(instruction, operands)
     elif kind in COLLECTIVES:
         result = instruction.result[-1:] if kind != instruction.opcode else instruction.result  # (operand, result, ...)

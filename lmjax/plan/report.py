@@ -16,6 +16,8 @@ from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
 from lmjax.settings import Stage, TrainingStage
 
+SHOWN_SHARE = 0.005  # of the cycles, from which a part is shown
+
 
 def lines(plan: Plan) -> Iterator[str]:
     """What a person reads: figures of one device, estimated by the compiler and from published rates."""
@@ -44,6 +46,9 @@ def _figures(e: Estimate) -> Iterator[str]:
     again = f"{e.remat_overhead:.1%} of the products again"
     yield f"  FLOPs        {e.model_tflop:.2f} T of the model, {e.executed_tflop:.2f} T executed; {again}"
     yield f"  compute      {e.gcycles:.4f} Gcycles, {e.compute_seconds:.4f} s; Pallas kernels {e.kernel_seconds:.4f} s"
+    assert e.cycles_by_part is not None
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in e.cycles_by_part.items() if share >= SHOWN_SHARE)
+    yield f"               matrix units {e.matrix_units:.1%} busy; {shares}"
     sent = f"{e.collective_sent_gib:.2f} GiB sent by a device"
     yield f"  collectives  {e.collective_gib:.2f} GiB of results, {sent}, {e.collective_seconds:.4f} s on the links"
     for each in e.collectives:

@@ -13,7 +13,10 @@ from lmjax.plan.planner import mesh_text
 from lmjax.plan.search import Search, Tried
 from lmjax.plan.slices import names
 
-HEADINGS = ("rank", "mesh", "micro", "remat", "block", "HBM GiB", "Gcycles", "step s", "tokens/s", "MFU", "bound by")
+HEADINGS = (
+    *("rank", "mesh", "micro", "remat", "block", "HBM GiB", "Gcycles", "predicted s", "step s", "tokens/s", "MFU"),
+    "bound by",
+)
 LEFT = {"mesh", "remat", "bound by"}  # the other columns are numbers, which end at the right
 
 
@@ -35,7 +38,7 @@ def lines(found: Search, command: str) -> Iterator[str]:
         yield f"  {named(each.candidate)}: {_refusal(each)}"
     compiled = len(found.ranked) + len(found.refused)
     cached = sum(each.cached for each in (*found.ranked, *found.refused))
-    ruled_out = f"by arithmetic alone {found.too_large} do not fit and {found.slower} are slower"
+    ruled_out = f"{found.too_large} are predicted not to fit and {found.slower} to be slower, by arithmetic alone"
     yield f"{found.considered} candidates: {ruled_out};"
     yield f"  {compiled} compiled, {cached} of them by an earlier search; {len(found.refused)} of them do not fit"
     if not found.ranked:
@@ -85,6 +88,7 @@ def _row(rank: int, each: Tried, own: Candidate | None) -> tuple[str, ...]:
         str(chosen.block or "-"),
         f"{e.peak_hbm_gib:.2f}",
         f"{e.gcycles:.4f}",
+        f"{each.prediction.step_seconds:.4f}",
         f"{e.step_seconds:.4f}",
         f"{e.tokens_per_second:,.0f}",
         f"{e.mfu:.1%}",

@@ -21,7 +21,7 @@ def spent():
 def test_cycles_are_multiplied_through_nested_loops(spent):
     assert spent.cycles == 3 * 12 * 100 + 7
     assert spent.unknown_loops == 0
-    assert spent.sources["fusion", "layer/dot"] == 3600
+    assert spent.sources["fusion", "layer/dot", True] == 3600
 
 
 def test_products_inside_of_fusions_are_counted(spent):

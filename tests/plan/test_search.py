@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -168,14 +169,16 @@ def test_the_table_and_the_command_say_what_was_found(fake, tmp_path):
     found = search(RECIPE, limit=4, cache=Cache(tmp_path))
     command = run_command(found, "small", ["--train.steps", "7"])
     table = list(lines(found, command))
-    columns = ["rank", "mesh", "micro", "remat", "block", "HBM", "GiB", "Gcycles", "step", "s", "tokens/s", "MFU"]
-    assert table[1].split()[:12] == columns
+    columns = ["rank", "mesh", "micro", "remat", "block", "HBM GiB", "Gcycles", "predicted s", "step s", "tokens/s"]
+    assert re.split(" {2,}", table[1])[:10] == columns
+    predicted = f"{found.ranked[0].prediction.step_seconds:.4f}"
+    assert re.search(rf"1\.0000 +{predicted} ", table[2]), "beside what the compiler says"
     best = found.ranked[0]
     assert table[2].split()[0] == "1" and "2,048,000" in table[2] and "50.0%" in table[2]
     assert len({line.index(word) for line, word in zip(table[2:6], ["matrix units"] * 4, strict=True)}) == 1
     assert table[-1] == command and command.startswith("lmjax run small --train.steps 7 --mesh.")
     assert f"--compute.remat {best.candidate.remat}" in command or best.candidate.remat == "none"
-    assert f"{found.considered} candidates" in "\n".join(table)
+    assert f"{found.slower} to be slower, by arithmetic alone" in "\n".join(table)
     value = json.loads(to_json(found, command))
     assert [each["rank"] for each in value["results"]] == [1, 2, 3, 4] and value["command"] == command
     assert value["results"][0]["mesh"] == best.candidate.sizes and value["results"][0]["mfu"] == 0.5
