@@ -56,6 +56,7 @@ MASK, OLD, OLD_VALUES, ADVANTAGES, RETURNS, REFERENCE = (
     "returns",
     "reference",
 )
+SCORES = "scores"  # a batch field, of rewards that no model gives
 MIX = "mix_"  # prefix of the batch fields of pretraining rows (PPO-ptx)
 
 Metrics = dict[str, Any]
@@ -106,9 +107,12 @@ class Learner:
         return TrainState(jnp.zeros((), jnp.int32), params, states | ema | coefficient)
 
     def iterate(self, state: TrainState, frozen: dict[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
-        """All phases; `frozen` holds the parameters of the "reference" policy and of the "reward" model."""
+        """All phases; `frozen` holds the parameters of the "reference" policy and of the "reward" model.
+
+        Without a reward model the batch has the "scores" [B], as of a Python function that has seen the responses.
+        """
         rollout = self.roll(state, batch)
-        scores_B = self.score(frozen["reward"], rollout)
+        scores_B = batch[SCORES] if self.reward is None else self.score(frozen["reward"], rollout)
         return self.learn(state, frozen["reference"], rollout, scores_B, batch)
 
     def roll(self, state: TrainState, batch: Batch) -> Rollout:

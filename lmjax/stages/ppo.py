@@ -36,7 +36,7 @@ from lmjax.parallel.placement import (
     place_rows,
     shardings_of,
 )
-from lmjax.rl.learner import MIX, POLICY, Learner
+from lmjax.rl.learner import MIX, POLICY, SCORES, Learner
 from lmjax.rl.reward_function import RewardFunction, load_function, load_functions
 from lmjax.rl.rollout import Rollout, Vocabulary
 from lmjax.run_files import METRICS_FILE
@@ -296,12 +296,15 @@ def _iteration(learner: Learner, abstract: TrainState, mesh: Mesh) -> Any:
 
 
 def _frozen_models(learner: Learner, mesh: Mesh) -> dict[str, Any]:
-    assert learner.reward is not None
-    return {"reference": abstract_params(learner.policy, mesh), "reward": abstract_params(learner.reward, mesh)}
+    models = {"reference": learner.policy} | ({} if learner.reward is None else {"reward": learner.reward})
+    return {name: abstract_params(model, mesh) for name, model in models.items()}
 
 
 def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
-    """A whole iteration with a reward model: sampling, scoring, advantages and all updates in one program."""
+    """A whole iteration as one program: sampling, scoring by a reward model, advantages and all updates.
+
+    The scores of a Python function are among its inputs: what the function takes, between two programs, is not in it.
+    """
     recipe = resolved.of(PPO)
     vocabulary = Vocabulary(resolved.vocabulary, resolved.vocabulary - 1)
     learner, axes = ppo_learner(
@@ -311,6 +314,8 @@ def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
     rows, shape = recipe.dialogue.batch_size, (recipe.dialogue.batch_size, recipe.dialogue.sequence_length)
     spec: BatchSpec = {name: Field(shape, FIELD_DTYPES[name]) for name in (TOKENS, POSITIONS, SEGMENTS)}
     spec[RECORD] = Field((rows, 1))
+    if learner.reward is None:
+        spec[SCORES] = Field((rows * recipe.ppo.group,), "float32")
     if recipe.mix:
         mixed = language_fields((_ptx_rows(recipe), recipe.mix_length))
         spec |= {MIX + name: field for name, field in mixed.items()}
@@ -322,24 +327,26 @@ def build(resolved: ResolvedStage, mesh: Mesh) -> Program:
 def cost(resolved: ResolvedStage) -> Cost:
     """Of an iteration."""
     recipe, policy_settings, scorer = resolved.of(PPO), resolved.model, resolved.reward_model
-    if scorer is None:
+    scored = not recipe.reward.functions_by_field
+    if scorer is None and scored:
         raise UserError(
             f"{recipe.name}.reward.source = {recipe.reward.source!r}: expected a reward model whose settings are "
             "known; name a stage of the pipeline, and give it its `model`"
         )
     prompt, new = recipe.dialogue.sequence_length, recipe.ppo.response_tokens
     row, episodes = prompt + new, recipe.dialogue.batch_size * recipe.ppo.group
-    policy, scalar = forward_flops(policy_settings, row), forward_flops(scorer, row)
+    scalar_settings = scorer or policy_settings
+    policy, scalar = forward_flops(policy_settings, row), forward_flops(scalar_settings, row)
     mixed = forward_flops(policy_settings, recipe.mix_length)
     updates = TRAIN * recipe.ppo.epochs
-    values = (1 + updates) * (recipe.ppo.baseline == "value")
+    passes = scored + (1 + updates) * (recipe.ppo.baseline == "value")  # of the reward model and of the value model
     reads = 2 + updates  # of the old policy, of the reference, and in the updates
     mix_tokens = TRAIN * (_ptx_rows(recipe) if recipe.mix else 0) * recipe.mix_length
     return Cost(
-        *((policy_settings, scorer), episodes, row, episodes * row),
-        products=episodes * ((1 + reads) * (row * policy.body + new * policy.head) + (1 + values) * row * scalar.body)
+        *((policy_settings, *((scalar_settings,) if passes else ())), episodes, row, episodes * row),
+        products=episodes * ((1 + reads) * (row * policy.body + new * policy.head) + passes * row * scalar.body)
         + mix_tokens * (mixed.body + mixed.head),
-        scores=episodes * row * (reads * policy.scores + (1 + values) * scalar.scores) + mix_tokens * mixed.scores,
+        scores=episodes * row * (reads * policy.scores + passes * scalar.scores) + mix_tokens * mixed.scores,
         cached=episodes * row * policy.scores,
     )
 

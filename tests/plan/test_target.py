@@ -25,6 +25,7 @@ from lmjax.settings import (
     Pipeline,
     PlanSettings,
     PPOSettings,
+    RewardSettings,
     TrainSettings,
 )
 from lmjax.settings.recipe_files import load_recipe
@@ -173,6 +174,23 @@ def test_what_cannot_be_planned_says_why(pipeline):
         assert known.cost
     with pytest.raises(UserError, match=r"ppo.model: expected the settings of what 'sft' holds"):
         assert target_of(alone).cost
+
+
+@pytest.mark.parametrize("baseline", ["group", "value"])
+def test_an_iteration_with_a_python_reward_is_planned_with_its_scores_given(pipeline, baseline):
+    learned = chosen(pipeline, "ppo")[0]
+    sampled = dataclasses.replace(learned.ppo, baseline=baseline, epochs=1, ptx_coefficient=0.0)
+    reward = RewardSettings(source="nobody:knows")  # which is not called
+    recipe = dataclasses.replace(learned, model=SMALL, mix=(), ppo=sampled, reward=reward)
+    target = target_of(recipe)
+    episodes, row = recipe.dialogue.batch_size * 2, recipe.dialogue.sequence_length + 16
+    policy = forward_flops(SMALL, row)
+    reads, values = 2 + 3, 4 * (baseline == "value")  # old policy, reference and an update; no reward model reads
+    expected = (1 + reads) * (row * policy.body + 16 * policy.head) + values * row * policy.body
+    assert target.cost.products == pytest.approx(episodes * expected)
+    program = target.build(make_mesh(recipe.mesh))
+    assert program.batch["scores"].shape == (episodes,) and set(program.frozen[0]) == {"reference"}
+    assert program.lower().as_text()
 
 
 def test_flops_of_training_are_the_count_s_and_a_forward_pass_is_a_third(pipeline):
