@@ -114,7 +114,7 @@ def prepare_grpo(model: HuggingFaceModel, epochs: int, minibatches: int) -> Call
     reward = load_function(recipe.reward.source, "reward.source")
     numbers = Numbers(work.SHAPE.vocabulary)
     vocabulary = Vocabulary(numbers.vocab_size, numbers.eos_id)
-    learner, axes = ppo_learner(recipe, settings, None, vocabulary, "cpu", STEPS)
+    learner, axes = ppo_learner(recipe, settings, None, vocabulary, jax.default_backend(), STEPS)
     abstract = ppo_state(learner, axes, mesh)
     reference = jax.device_put(model.params, shardings_of(abstract.params[POLICY]))
     phases = compile_phases(learner, mesh, abstract, {"reference": reference})

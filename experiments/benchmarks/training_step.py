@@ -55,13 +55,14 @@ def prepare_lmjax(shape: Shape, folder: Path):
     from lmjax.parallel.mesh import make_mesh
     from lmjax.parallel.placement import place_batch
     from lmjax.parallel.start_jax import prepare_jax
-    from lmjax.settings import DataSettings, OptimizerSettings, Pretrain
+    from lmjax.settings import DataSettings, OptimizerSettings, Pretrain, TokenizerSettings
     from lmjax.tasks.next_token import NextToken
     from lmjax.tasks.resolved import resolve
 
     prepare_jax()
     imported = read_model(folder)
     recipe = Pretrain(
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=VOCABULARY),  # as many entries as the table has rows
         model=imported.settings,
         data=DataSettings(sequence_length=shape.length, batch_size=shape.rows),
         optimizer=OptimizerSettings(learning_rate=RATE),
