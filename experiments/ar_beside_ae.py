@@ -96,7 +96,7 @@ def pretraining(name: str) -> Pretrain:
 
 
 def finetuning(start: str, task: str) -> Finetune:
-    steps = 200 if task == "sst2" else 300
+    steps = 150 if task == "sst2" else 200
     sst2 = [LabelledSettings(str(SHARED / "sst2" / f"{split}.tsv"), form="sst2") for split in ("train", "dev")]
     wnut = [
         LabelledSettings(str(SHARED / "wnut17" / name), form="conll")

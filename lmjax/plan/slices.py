@@ -60,9 +60,24 @@ class Slice:
         return f"{self.chip.library}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def wraps(self) -> tuple[bool, bool, bool]:
+        """Along which physical axes links join both ends: without them libtpu gathers by sums of padded arrays.
+
+        All of a 3-D slice of whole cubes of 4 x 4 x 4 chips, none of a smaller one; those of 16 chips in a 2-D one
+        (cloud.google.com/tpu/docs/v5p, /v5e; as in MaxText's table of slices).
+        """
+        if len(self.shape) == 3:
+            whole = all(size % 4 == 0 for size in self.shape)
+            return whole, whole, whole
+        first, second = (size == 16 for size in self.shape)
+        return first, second, False
+
+    @property
     def library_options(self) -> dict[str, Any]:
         """What libtpu must be told beside the name."""
         options = dict(self.chip.options)
+        if any(self.wraps):
+            options["wrap"] = self.wraps
         if self.count > 1:
             options["num_slices"] = self.count
         if math.prod(self.shape) == 1:

@@ -1,11 +1,17 @@
 """Slices by the names that people write."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.errors import UserError
 from lmjax.parallel.chips import CHIPS, GIB
+from lmjax.parallel.mesh import make_mesh
 from lmjax.plan.compile import slice_devices
+from lmjax.plan.hlo import costs, parse
 from lmjax.plan.slices import find_slice, names
+from lmjax.settings import MeshSettings
 
 
 @pytest.mark.parametrize(
@@ -25,6 +31,23 @@ from lmjax.plan.slices import find_slice, names
 def test_a_name_gives_its_chips_and_devices(name, library, chips, devices):
     found = find_slice(name)
     assert (found.library_name, found.chips, found.devices) == (library, chips, devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "wraps"),
+    [
+        ("v5e-64", (False, False, False)),
+        ("v5e-128", (False, True, False)),  # 8 x 16
+        ("v6e-256", (True, True, False)),
+        ("v5p-64", (False, False, False)),  # 2 x 4 x 4
+        ("v5p-128", (True, True, True)),
+        ("v4-384", (True, True, True)),  # 4 x 4 x 12
+        ("2xv5p-1024", (True, True, True)),
+    ],
+)
+def test_cubes_and_axes_of_sixteen_chips_have_links_that_join_both_ends(name, wraps):
+    found = find_slice(name)
+    assert found.wraps == wraps and found.library_options.get("wrap", (False,) * 3) == wraps
 
 
 @pytest.mark.parametrize(
@@ -71,3 +94,16 @@ def test_libtpu_knows_every_usual_slice():
 def test_several_slices_are_told_apart():
     devices = slice_devices(find_slice("2xv5e-16"))
     assert sorted(device.slice_index for device in devices) == [0] * 16 + [1] * 16
+
+
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+@pytest.mark.parametrize("name", ["v5p-64", "v5p-128", "v5e-256"])
+def test_weights_that_a_whole_slice_shares_are_gathered_and_not_summed(name):
+    where = find_slice(name)
+    mesh = make_mesh(MeshSettings(data=1, fsdp=where.devices), slice_devices(where))
+    whole, cut = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("fsdp",)))
+    weights = jax.ShapeDtypeStruct((where.devices * 128, 1024), jnp.bfloat16, sharding=cut)
+    gather = jax.jit(lambda x: 2 * jax.lax.with_sharding_constraint(x, whole))
+    (collective,) = {each.kind for each in costs(parse(gather.lower(weights).compile().as_text())).collectives}
+    assert collective == "all-gather"
