@@ -34,6 +34,7 @@ def source(path: str, form: str = "", begin: float = 0.0, end: float = 1.0) -> t
 
 
 ARTICLES = 3056 / 3822  # of squad_v2's questions, those of its first eight articles: none is on both sides
+ARTICLES_1 = 530 / 664  # of squad_v1_en's, those of its first twenty
 
 TASKS = {
     "sst2": Sentences(train=source("sst2/train.tsv", "sst2"), validation=source("sst2/dev.tsv", "sst2")),
@@ -53,6 +54,11 @@ TASKS = {
         train=source("squad_v2/squad2_dev.json", "squad", end=ARTICLES),
         validation=source("squad_v2/squad2_dev.json", "squad", begin=ARTICLES),
     ),
+    "squad_v1_en": QuestionAnswering(
+        train=source("squad_v1_en/xquad_en_dev.json", "squad", end=ARTICLES_1),
+        validation=source("squad_v1_en/xquad_en_dev.json", "squad", begin=ARTICLES_1),
+        marks="squad_1",
+    ),
     "wnut17": Tags(
         train=source("wnut17/wnut17train.conll", "conll"),
         validation=source("wnut17/emerging.dev.conll", "conll"),
@@ -68,12 +74,13 @@ SIZES = {
     "codah": (48, (24, 32), 8, 120, 1e-4),
     "swag": (64, (32, 48), 8, 30, 1e-4),
     "squad_v2": (256, (128, 192), 8, 150, 1.5e-4),
+    "squad_v1_en": (256, (128, 192), 8, 150, 1.5e-4),
     "wnut17": (64, (16, 32, 48), 16, 200, 1.5e-4),
 }
 
 
 def recipe(
-    size: Literal["sst2", "rte", "stsb_en", "codah", "swag", "squad_v2", "wnut17"] = "sst2",
+    size: Literal["sst2", "rte", "stsb_en", "codah", "swag", "squad_v2", "squad_v1_en", "wnut17"] = "sst2",
 ) -> Finetune:
     length, buckets, rows, steps, rate = SIZES[size]
     return Finetune(

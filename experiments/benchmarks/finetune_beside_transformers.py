@@ -67,6 +67,7 @@ METRICS = {
     "codah": ("accuracy",),
     "swag": ("accuracy",),
     "squad_v2": ("best_f1", "best_exact"),
+    "squad_v1_en": ("f1", "exact"),
     "wnut17": ("f1",),
 }
 ARMS = ("lmjax", "random", "transformers")
