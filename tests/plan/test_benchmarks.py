@@ -110,3 +110,15 @@ def test_a_benchmark_fits_and_takes_no_more_cycles_and_collectives_beside_maxtex
     assert found["gcycles"] <= at_same * SAME_VECTOR_MEMORY[name]
     assert found["collective_gib"] <= collectives * its_collectives
     assert found["step_seconds"] > 0 and 0 < found["mfu"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.tpu
+@pytest.mark.xdist_group("tpu")
+@pytest.mark.parametrize(
+    ("name", "cycles", "sent"),
+    [("llama2_7b", 0.7602, 48.0), ("gpt3_13b", 2.7223, 94.8)],
+)
+def test_a_step_takes_no_more_cycles_than_the_page_says(name, cycles, sent):
+    found = plan(recipe_of(name)).estimate
+    assert found.fits and found.gcycles <= 1.01 * cycles and found.collective_sent_gib <= 1.01 * sent
