@@ -1,9 +1,10 @@
-"""One shape and the same 10 MB of English, causal and masked: what each learns in an epoch, and is worth to a task.
+"""One shape and the same 10 MB of English, causal and masked: what each learns, and is worth to a task.
 
 `lmjax run ar_beside_ae:causal`, `:masked` (full rows, RoBERTa's way) and `:pairs` (BERT's, with the next sentence) read
 the same text in rows of 128 tokens with one WordPiece vocabulary, so often that each predicts over as many rows. The
 `_sst2` and `_wnut17` sizes then fine-tune what they made, and `random_*` the encoder of `:random`, whose only step has
-a rate of 0: see experiments/README.md for the commands and what came out.
+a rate of 0. `causal_sst2_auxiliary` learns GPT-1's L3 = L2 + lambda L1 (Radford et al. 2018, section 3.2). What came
+out is in experiments/results/finetuning/README.md.
 """
 
 import os
@@ -38,6 +39,7 @@ from lmjax.tasks.tags import Tags
 
 SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
 STEPS = 3000
+LAMBDA = 0.5  # of GPT-1's auxiliary loss in `causal_sst2_auxiliary`: L3 = L2 + lambda L1
 
 
 def text(path: str, documents: Literal["line", "paragraph"] = "paragraph") -> SourceSettings:
@@ -95,7 +97,7 @@ def pretraining(name: str) -> Pretrain:
     return PretrainMasked(**common, masking=MaskingSettings(most=20), pairs=name == "pairs")
 
 
-def finetuning(start: str, task: str) -> Finetune:
+def finetuning(start: str, task: str, language: float) -> Finetune:
     steps = 150 if task == "sst2" else 200
     sst2 = [LabelledSettings(str(SHARED / "sst2" / f"{split}.tsv"), form="sst2") for split in ("train", "dev")]
     wnut = [
@@ -103,11 +105,11 @@ def finetuning(start: str, task: str) -> Finetune:
         for name in ("wnut17train.conll", "emerging.dev.conll")
     ]
     made = {
-        "sst2": Sentences(train=(sst2[0],), validation=(sst2[1],)),
+        "sst2": Sentences(train=(sst2[0],), validation=(sst2[1],), language=language),
         "wnut17": Tags(train=(wnut[0],), validation=(wnut[1],)),
     }
     return Finetune(
-        name=f"{start}-{task}",
+        name=f"{start}-{task}" + ("-auxiliary" if language else ""),
         start=f"runs/{start}",
         task=made[task],
         rows=RowSettings(sequence_length=96, buckets=(16, 24, 32, 48, 64), batch_size=32),
@@ -125,7 +127,9 @@ def recipe(
     size: Literal[
         *("causal", "masked", "pairs", "random", "causal_sst2", "causal_wnut17", "masked_sst2", "masked_wnut17"),
         *("pairs_sst2", "pairs_wnut17", "random_sst2", "random_wnut17"),
+        "causal_sst2_auxiliary",
     ] = "causal",
 ) -> Pretrain | Finetune:
-    start, _, task = size.partition("_")
-    return finetuning(start, task) if task else pretraining(start)
+    start, _, rest = size.partition("_")
+    task, _, auxiliary = rest.partition("_")
+    return finetuning(start, task, LAMBDA if auxiliary else 0.0) if task else pretraining(start)
