@@ -53,7 +53,7 @@ def pretraining(name: str) -> PretrainMasked:
     steps = 1 if name == "random" else STEPS
     return PretrainMasked(
         name=f"chinese-{name}",
-        tokenizer=TokenizerSettings(kind="wordpiece", vocab_size=6656),
+        tokenizer=TokenizerSettings(kind="wordpiece", vocab_size=6396),
         data=DataSettings(
             train=(SourceSettings(path=f"{FOLDER}/train.jsonl"),),
             validation=(SourceSettings(path=f"{FOLDER}/validation.jsonl"),),
