@@ -40,7 +40,7 @@ from lmjax.tasks.tags import Tags
 
 SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
 FOLDER = "data/chinese_literature"
-STEPS, NAMES_STEPS = 600, 150
+STEPS, NAMES_STEPS = 1800, 150
 LOG = LogSettings(every=20, tensorboard=False)
 
 

@@ -216,26 +216,10 @@ def grpo(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"part": "grpo", "what": what, "seconds": seconds_of(iteration, 1 if arguments.tiny else 5)}]
 
 
-RESUMED = """
-from lmjax.settings import *
-def recipe():
-    return Pretrain(
-        name="resumed",
-        model=ModelSettings(layers=2, width=64, context=64, attention=AttentionSettings(heads=2), dropout=0.1),
-        data=DataSettings(sequence_length=64, batch_size=8),
-        train=TrainSettings(steps=200),
-        log=LogSettings(every=10, tensorboard=False),
-        checkpoint=CheckpointSettings(every=20),
-        evaluation=EvaluationSettings(every=200, batches=1),
-    )
-"""
-
-
 def resume(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The last losses of a run that goes through, and of one that is killed between two checkpoints."""
     with tempfile.TemporaryDirectory() as place:
-        recipe = Path(place) / "resumed.py"
-        recipe.write_text(RESUMED, encoding="utf-8")
+        recipe = Path(__file__).with_name("gpu_resumed.py")
 
         def start(name: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", "lmjax.cli", "run", str(recipe), "--workdir", f"{place}/{name}"]
