@@ -40,6 +40,18 @@ class Numbers:
         return " ".join(map(str, tokens))
 
 
+def fields_of(tokens: Any) -> dict[str, Any]:
+    """lmjax's fields of rows of tokens [B, T]; the last one of a row has no target, as transformers shifts labels."""
+    import numpy as np
+
+    from lmjax.data.batch import TARGETS, TOKENS, WEIGHTS, one_segment
+
+    weights = np.ones(tokens.shape, np.float32)
+    weights[:, -1] = 0
+    own = {TOKENS: tokens.astype(np.int32), TARGETS: np.roll(tokens, -1, axis=1).astype(np.int32), WEIGHTS: weights}
+    return own | one_segment(np.ones(tokens.shape, bool))
+
+
 def torch_model(shape: Shape, folder: Path, threads: int) -> Any:
     """transformers' model without dropout, freshly initialised by a fixed seed; `folder` gets its weights."""
     import torch

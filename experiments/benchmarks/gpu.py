@@ -33,10 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 import rlhf_lmjax
 import rlhf_work
-from gpt2_reference import Numbers
+from gpt2_reference import Numbers, fields_of
 from measuring import print_table
 
-from lmjax.data.batch import TARGETS, TOKENS, WEIGHTS, Batch, one_segment
+from lmjax.data.batch import Batch
 from lmjax.generate.decode import generate
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.hf_config import write_config
@@ -119,12 +119,8 @@ def recipe_of(model: ModelSettings, rows: int, length: int) -> Pretrain:
 
 
 def batch_of(model: ModelSettings, rows: int, length: int) -> Batch:
-    """The tokens that `gpu_torch.py` reads; the last one of a row has no target, as there."""
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length)).astype(np.int32)
-    weights = np.ones(tokens.shape, np.float32)
-    weights[:, -1] = 0
-    own = {TOKENS: tokens, TARGETS: np.roll(tokens, -1, axis=1), WEIGHTS: weights}
-    return own | one_segment(np.ones(tokens.shape, bool))
+    """The tokens that `gpu_torch.py` reads."""
+    return fields_of(np.random.default_rng(0).integers(0, model.vocab_size, (rows, length)))
 
 
 def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:

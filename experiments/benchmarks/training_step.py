@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from gpt2_reference import SHAPES, VOCABULARY, Shape, torch_model
+from gpt2_reference import SHAPES, VOCABULARY, Shape, fields_of, torch_model
 from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
 
 TARGETS = {"eager": 1.1, "compiled": 1.0}  # the other side's time, in ours
@@ -70,13 +70,7 @@ def prepare_lmjax(shape: Shape, folder: Path):
     mesh = make_mesh(recipe.mesh)
     program = NextToken().build(resolve(recipe), mesh, recipe.train.steps)
     state = TrainState.create(jax.device_put(imported.params, jax.devices()[0]), program.optimizer)
-    tokens = batch_of(shape).astype(np.int32)
-    weights = np.ones((shape.rows, shape.length), np.float32)
-    weights[:, -1] = 0  # as on the other side
-    places = np.broadcast_to(np.arange(shape.length, dtype=np.int32), weights.shape)
-    ones = np.ones(weights.shape, np.int32)
-    fields = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
-    fields |= {"weights": weights, "positions": places, "segments": ones}
+    fields = fields_of(batch_of(shape)[:, :-1])
     batch = place_batch(lambda rows: {k: v[rows] for k, v in fields.items()}, shape.rows, mesh)
 
     def step() -> float:
