@@ -39,6 +39,7 @@ from lmjax.tasks.tags import Tags
 
 SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
 STEPS = 3000
+INIT_STD = 0.08  # about 1 / sqrt(width): with the usual 0.02 the masked model stays near the tokens' frequencies
 LAMBDA = 0.5  # of GPT-1's auxiliary loss in `causal_sst2_auxiliary`: L3 = L2 + lambda L1
 
 
@@ -77,6 +78,7 @@ def model(causal: bool) -> ModelSettings:
         norm=NormSettings(),
         positions=PositionSettings(segment_types=0 if causal else 2),
         head=HeadSettings(transform=not causal, bias=not causal, pooler=not causal),
+        init_std=INIT_STD,
     )
 
 

@@ -40,7 +40,8 @@ from lmjax.tasks.tags import Tags
 
 SHARED = Path(os.environ.get("LMJAX_SHARED_DATA", "../shared/data"))
 FOLDER = "data/chinese_literature"
-STEPS, NAMES_STEPS = 1800, 150
+STEPS, NAMES_STEPS = 1800, 600
+INIT_STD = 0.08  # about 1 / sqrt(width): with the usual 0.02, attention of this width hardly leaves its uniform start
 LOG = LogSettings(every=20, tensorboard=False)
 
 
@@ -68,9 +69,10 @@ def pretraining(name: str) -> PretrainMasked:
             feed_forward=FeedForwardSettings(activation="gelu_erf"),
             positions=PositionSettings(segment_types=2),
             head=HeadSettings(transform=True, bias=True),
+            init_std=INIT_STD,
         ),
         masking=MaskingSettings(most=20),
-        optimizer=optimizer(2e-3, 100),
+        optimizer=optimizer(1e-3, 100),
         train=TrainSettings(steps=steps),
         evaluation=EvaluationSettings(every=250),
         checkpoint=CheckpointSettings(every=steps),
