@@ -2,7 +2,6 @@
 
 from lmjax.model.presets import preset
 from lmjax.settings import (
-    ComputeSettings,
     DataSettings,
     EvaluationSettings,
     OptimizerSettings,
@@ -26,7 +25,6 @@ def recipe() -> Pretrain:
             batch_size=64,  # "minibatches of 64 randomly sampled, contiguous sequences of 512 tokens"
         ),
         model=preset("gpt1"),
-        compute=ComputeSettings(remat="minimal"),
         optimizer=OptimizerSettings(
             learning_rate=2.5e-4,  # "max learning rate of 2.5e-4"
             schedule=ScheduleSettings(kind="cosine", warmup=2000, final=0.0),  # "annealed to 0 using a cosine schedule"

@@ -9,7 +9,6 @@ from typing import Literal
 
 from lmjax.model.presets import preset
 from lmjax.settings import (
-    ComputeSettings,
     DataSettings,
     EvaluationSettings,
     OptimizerSettings,
@@ -34,7 +33,6 @@ def recipe(size: Literal["124m", "355m", "774m", "1558m"] = "124m") -> Pretrain:
             batch_size=512,  # section 2.3
         ),
         model=preset(f"gpt2_{size}"),
-        compute=ComputeSettings(remat="minimal"),
         optimizer=OptimizerSettings(
             learning_rate=PEAK[size],
             schedule=ScheduleSettings(kind="cosine", warmup=2000, final=0.1),  # nanoGPT, config/train_gpt2.py

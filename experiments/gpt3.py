@@ -8,7 +8,6 @@ from typing import Literal
 
 from lmjax.model.presets import preset
 from lmjax.settings import (
-    ComputeSettings,
     DataSettings,
     EvaluationSettings,
     OptimizerSettings,
@@ -60,7 +59,6 @@ def recipe(
             ramp_tokens=ramp,
         ),
         model=preset(f"gpt3_{size}"),
-        compute=ComputeSettings(remat="minimal"),
         optimizer=OptimizerSettings(
             learning_rate=peak,
             # Appendix B: warmup over 375 million tokens, cosine decay to 10% over 260 billion.

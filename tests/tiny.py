@@ -16,10 +16,12 @@ from lmjax.settings import (
     PPO,
     SFT,
     AttentionSettings,
+    ComputeSettings,
     DataSettings,
     DialogueSettings,
     DialogueSourceSettings,
     LogSettings,
+    MeshSettings,
     ModelSettings,
     OptimizerSettings,
     PlanSettings,
@@ -120,12 +122,17 @@ ppo = functools.partial(stage, PPO)
 
 
 def for_slice(layers: int = 2, width: int = 128, length: int = 128, **changes: Any) -> Pretrain:
-    """For slices of TPUs: two heads, 512 entries, 8 rows as long as the context, and nothing that is read."""
+    """For slices of TPUs: two heads, 512 entries, 8 rows as long as the context, and nothing that is read.
+
+    Of its mesh and computation nothing is left open.
+    """
     shape = ModelSettings(
         layers=layers, width=width, context=length, vocab_size=512, attention=AttentionSettings(heads=2)
     )
     data, plan = DataSettings(sequence_length=length, batch_size=8), PlanSettings(topology="v5e-4")
-    return changed(Pretrain(name="small", data=data, model=shape, plan=plan), **changes)
+    compute, train = ComputeSettings(remat="none", unroll_layers=False), TrainSettings(microbatches=1)
+    closed = {"mesh": MeshSettings(data=-1), "compute": compute, "train": train}
+    return changed(Pretrain(name="small", data=data, model=shape, plan=plan, **closed), **changes)
 
 
 def hhh_sets(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from lmjax.settings import (
     PlanSettings,
     Pretrain,
     TokenizerSettings,
+    TrainSettings,
 )
 
 
@@ -30,8 +31,11 @@ def recipe() -> Pretrain:
             attention=AttentionSettings(heads=12, head_dim=64),
             feed_forward=FeedForwardSettings(width=3072),
         ),
-        compute=ComputeSettings(remat="none", scan_layers=False, loss_chunk=16 * 1024, vector_memory=48),
+        compute=ComputeSettings(
+            remat="none", unroll_layers=False, scan_layers=False, loss_chunk=16 * 1024, vector_memory=48
+        ),
         mesh=MeshSettings(data=16),
         plan=PlanSettings(topology="v5e-16"),
         optimizer=OptimizerSettings(learning_rate=6e-4, clip_norm=1.0),
+        train=TrainSettings(microbatches=1),
     )

@@ -13,6 +13,7 @@ from lmjax.settings import (
     PlanSettings,
     Pretrain,
     TokenizerSettings,
+    TrainSettings,
 )
 
 
@@ -24,8 +25,9 @@ def recipe() -> Pretrain:
         model=ModelSettings(
             layers=40, width=5120, context=2048, vocab_size=50_304, attention=AttentionSettings(heads=40)
         ),
-        compute=ComputeSettings(remat="projections", vector_memory=48),
+        compute=ComputeSettings(remat="projections", unroll_layers=False, vector_memory=48),
         mesh=MeshSettings(data=1, fsdp=64),
         plan=PlanSettings(topology="v5p-128"),
         optimizer=OptimizerSettings(learning_rate=1e-4, clip_norm=1.0),
+        train=TrainSettings(microbatches=1),
     )

@@ -17,6 +17,7 @@ from lmjax.settings import (
     PlanSettings,
     Pretrain,
     TokenizerSettings,
+    TrainSettings,
 )
 
 
@@ -33,8 +34,9 @@ def recipe() -> Pretrain:
             attention=AttentionSettings(heads=96, head_dim=128),
             feed_forward=FeedForwardSettings(width=49152),
         ),
-        compute=ComputeSettings(remat="key_value_up", loss_chunk=2 * 2048, vector_memory=48),
+        compute=ComputeSettings(remat="key_value_up", unroll_layers=False, loss_chunk=2 * 2048, vector_memory=48),
         mesh=MeshSettings(data=2, fsdp=256),
         plan=PlanSettings(topology="v5p-1024"),
         optimizer=OptimizerSettings(learning_rate=0.6e-4, clip_norm=1.0),
+        train=TrainSettings(microbatches=1),
     )

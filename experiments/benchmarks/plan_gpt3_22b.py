@@ -14,6 +14,7 @@ from lmjax.settings import (
     PlanSettings,
     Pretrain,
     TokenizerSettings,
+    TrainSettings,
 )
 
 
@@ -30,8 +31,9 @@ def recipe() -> Pretrain:
             attention=AttentionSettings(heads=24, head_dim=256),
             feed_forward=FeedForwardSettings(width=24576),
         ),
-        compute=ComputeSettings(remat="up", loss_chunk=4 * 1024, vector_memory=48),
+        compute=ComputeSettings(remat="up", unroll_layers=False, loss_chunk=4 * 1024, vector_memory=48),
         mesh=MeshSettings(data=1, fsdp=256),
         plan=PlanSettings(topology="v5e-256"),
         optimizer=OptimizerSettings(learning_rate=1e-4, clip_norm=1.0),
+        train=TrainSettings(microbatches=1),
     )

@@ -14,6 +14,7 @@ from lmjax.settings import (
     PlanSettings,
     Pretrain,
     TokenizerSettings,
+    TrainSettings,
 )
 
 
@@ -30,8 +31,9 @@ def recipe() -> Pretrain:
             attention=AttentionSettings(heads=12, head_dim=256),
             feed_forward=FeedForwardSettings(width=12288),
         ),
-        compute=ComputeSettings(remat="projections", loss_chunk=2 * 2048),
+        compute=ComputeSettings(remat="projections", unroll_layers=False, loss_chunk=2 * 2048),
         mesh=MeshSettings(data=1, fsdp=64),
         plan=PlanSettings(topology="v5e-64"),
         optimizer=OptimizerSettings(learning_rate=1.2e-4, clip_norm=1.0),
+        train=TrainSettings(microbatches=1),
     )

@@ -16,6 +16,7 @@ from lmjax.settings import (
     PositionSettings,
     Pretrain,
     TokenizerSettings,
+    TrainSettings,
 )
 
 
@@ -35,8 +36,9 @@ def recipe() -> Pretrain:
             positions=PositionSettings(kind="rotary"),
             tied_head=False,
         ),
-        compute=ComputeSettings(remat="projections", vector_memory=64),
+        compute=ComputeSettings(remat="projections", unroll_layers=False, vector_memory=64),
         mesh=MeshSettings(data=1, fsdp=32),
         plan=PlanSettings(topology="v5p-64"),
         optimizer=OptimizerSettings(learning_rate=3e-4, clip_norm=1.0),
+        train=TrainSettings(microbatches=1),
     )

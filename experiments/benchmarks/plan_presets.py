@@ -2,9 +2,10 @@
 
     python experiments/benchmarks/plan_presets.py [PRESET ...] [--cache FILE]
 
-Each row is the recipe in experiments/ with the slice, mesh, remat policy and microbatches of `ROWS`, compiled by
-libtpu, which takes minutes and needs no TPU. What was compiled is kept in FILE, so that the same command resumes where
-it was interrupted; a row is compiled again when its recipe, lmjax, jax or libtpu has changed.
+Each row is the recipe in experiments/ with the slice of `ROWS`, compiled by libtpu, which takes minutes and needs no
+TPU. GPTs are laid out as `lmjax run` lays them out on that slice, the others as their rows say. What was compiled is
+kept in FILE, so that the same command resumes where it was interrupted; a row is compiled again when its recipe, lmjax,
+jax or libtpu has changed.
 """
 
 import argparse
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest
+from lmjax.parallel.mesh import mesh_text
 from lmjax.plan.cache import key
-from lmjax.plan.planner import mesh_text, plan
+from lmjax.plan.planner import plan, planned_recipe
 from lmjax.settings import MeshSettings, PlanSettings, Pretrain
 from lmjax.settings.recipe_files import load_recipe
 
@@ -30,27 +32,26 @@ class Row:
 
     recipe: str  # of experiments/
     topology: str
-    mesh: MeshSettings
-    remat: str
-    microbatches: int = 1
+    mesh: MeshSettings = MeshSettings()
+    remat: str = "auto"
     rows: int | None = None
 
 
-# The batch is the one after a ramp. Rows per chip and microbatch are about what its HBM holds.
+# The batch is the one after a ramp.
 ROWS = {
-    "gpt1": Row("gpt1", "v5e-8", MeshSettings(data=8), "minimal"),
-    "gpt2_124m": Row("gpt2:124m", "v5e-16", MeshSettings(data=16), "minimal", 2),
-    "gpt2_355m": Row("gpt2:355m", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal", 4),
-    "gpt2_774m": Row("gpt2:774m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 2),
-    "gpt2_1558m": Row("gpt2:1558m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 4),
-    "gpt3_125m": Row("gpt3:125m", "v5e-16", MeshSettings(data=16), "minimal", 2),
-    "gpt3_350m": Row("gpt3:350m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 2),
-    "gpt3_760m": Row("gpt3:760m", "v5e-32", MeshSettings(data=1, fsdp=32), "minimal", 2),
-    "gpt3_1300m": Row("gpt3:1300m", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal", 2),
-    "gpt3_2700m": Row("gpt3:2700m", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal", 4),
-    "gpt3_6700m": Row("gpt3:6700m", "v5e-128", MeshSettings(data=1, fsdp=128), "minimal", 4),
-    "gpt3_13b": Row("gpt3:13b", "v5e-256", MeshSettings(data=1, fsdp=256), "up", 2),
-    "gpt3_175b": Row("gpt3:175b", "v5p-1024", MeshSettings(data=2, fsdp=256), "key_value_up", 3, rows=1536),
+    "gpt1": Row("gpt1", "v5e-8"),
+    "gpt2_124m": Row("gpt2:124m", "v5e-16"),
+    "gpt2_355m": Row("gpt2:355m", "v5e-16"),
+    "gpt2_774m": Row("gpt2:774m", "v5e-32"),
+    "gpt2_1558m": Row("gpt2:1558m", "v5e-32"),
+    "gpt3_125m": Row("gpt3:125m", "v5e-16"),
+    "gpt3_350m": Row("gpt3:350m", "v5e-32"),
+    "gpt3_760m": Row("gpt3:760m", "v5e-32"),
+    "gpt3_1300m": Row("gpt3:1300m", "v5e-64"),
+    "gpt3_2700m": Row("gpt3:2700m", "v5e-64"),
+    "gpt3_6700m": Row("gpt3:6700m", "v5e-128"),
+    "gpt3_13b": Row("gpt3:13b", "v5e-256"),
+    "gpt3_175b": Row("gpt3:175b", "v5p-1024", rows=1536),
     "bert_tiny": Row("bert:tiny", "v5e-8", MeshSettings(data=8), "minimal"),
     "bert_mini": Row("bert:mini", "v5e-8", MeshSettings(data=8), "minimal"),
     "bert_small": Row("bert:small", "v5e-8", MeshSettings(data=8), "minimal"),
@@ -86,13 +87,12 @@ def recipe_of(row: Row) -> Pretrain:
         compute=dataclasses.replace(recipe.compute, remat=row.remat),
         mesh=row.mesh,
         plan=PlanSettings(topology=row.topology),
-        train=dataclasses.replace(recipe.train, microbatches=row.microbatches),
     )
 
 
 def planned(name: str, cache: dict[str, Any], file: Path) -> dict[str, Any]:
     """A row's estimate, from the cache or compiled and kept there."""
-    recipe = recipe_of(ROWS[name])
+    recipe = planned_recipe(recipe_of(ROWS[name]))
     decides = key(recipe, recipe.plan.topology)
     if cache.get(name, {}).get("key") != decides:
         found = plan(recipe, say=lambda line: print(line, file=sys.stderr, flush=True)).estimate
@@ -108,7 +108,8 @@ def cells(name: str, found: dict[str, Any]) -> list[str]:
     tokens = found["rows_per_step"] * found["sequence_length"]
     peak = f"{found['peak_hbm_gib']:.1f} of {found['hbm_gib']:.2f}"
     cut = mesh_text(found["mesh"]).replace("=", " ").replace(",", " x ")
-    first = [name, found["topology"], cut, found["remat"], f"{tokens:,}", str(ROWS[name].microbatches), peak]
+    remat = found["remat"] + ", unrolled" * found["unrolled_layers"]
+    first = [name, found["topology"], cut, remat, f"{tokens:,}", str(found["microbatches"]), peak]
     if not found["fits"]:
         return [*first, "-", "-", "-", "-", "does not fit"]
     speed = [f"{found['gcycles']:.4g}", f"{found['step_seconds']:.3g}", f"{found['tokens_per_second']:,.0f}"]

@@ -30,7 +30,7 @@ def _add_plan(commands: Any) -> None:
     plan.set_defaults(takes_overrides=True)
     plan.add_argument("recipe", metavar="RECIPE")
     plan.add_argument("--topology", help="a slice such as v5e-256, v5p-1024 or 2xv6e-64 (default: plan.topology)")
-    plan.add_argument("--mesh", help="sizes of its axes, as in fsdp=64,tensor=4 (default: the recipe's)")
+    plan.add_argument("--mesh", help="sizes of its axes, as in fsdp=64,tensor=4 (default: the recipe's, or chosen)")
     plan.add_argument("--stage", metavar="NAME", help="of a pipeline (default: the first that names a slice, or is)")
     plan.add_argument(
         "--step",

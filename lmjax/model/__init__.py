@@ -5,5 +5,5 @@ of one key-value head, K head dimension, F feed-forward width, V vocabulary, L l
 
 Logical axis names, which `lmjax.parallel.axis_rules` maps to mesh axes. Of parameters: "vocab", "head_vocab", "embed",
 "heads", "kv_heads", "head_dim", "mlp", "positions", "segment_types", "norm", "layers", "pair". Of activations: "batch",
-"lookup_batch", "time", "act_embed", "act_heads", "act_kv_heads", "act_mlp", "act_vocab".
+"lookup_batch", "time", "stream_time", "act_embed", "act_heads", "act_kv_heads", "act_mlp", "act_vocab".
 """

@@ -17,7 +17,7 @@ from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
 from lmjax.model.positions import DistanceBias, rotate
 from lmjax.model.remat import BETWEEN, UP
-from lmjax.model.sharding import constrain
+from lmjax.model.sharding import constrain, constrain_stream
 from lmjax.settings import ModelSettings
 
 BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # the sites of a block's dropout
@@ -243,21 +243,26 @@ class Block(nn.Module):
         normed = self._before("attention_norm", x)
         attend = Attention(self.context, name="attention")
         y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache)
-        x = self._after("attention_norm", x + dropout(y, settings.dropout, key, BRANCH))
+        x = self._after("attention_norm", x + self._branch(y, key, BRANCH))
         x = checkpoint_name(x, BETWEEN)
         if around.memory_mask is not None:
             normed, kept = self._before("cross_norm", x), None if cache is None else cache.memory
             cross = Attention(self.context, name="cross_attention")
             y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None, kept)
-            x = self._after("cross_norm", x + dropout(y, settings.dropout, key, CROSS_BRANCH))
+            x = self._after("cross_norm", x + self._branch(y, key, CROSS_BRANCH))
         normed = self._before("feed_forward_norm", x)
         y = FeedForward(self.context, name="feed_forward")(normed)
-        x = self._after("feed_forward_norm", x + dropout(y, settings.dropout, key, FEED_FORWARD_BRANCH))
-        return constrain(x, "batch", "time", "act_embed"), cache
+        x = self._after("feed_forward_norm", x + self._branch(y, key, FEED_FORWARD_BRANCH))
+        return constrain_stream(x), cache
+
+    def _branch(self, y: jax.Array, key: jax.Array | None, site: int) -> jax.Array:
+        return dropout(constrain_stream(y), self.context.settings.dropout, key, site)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
+        """What a branch reads, gathered over shards."""
         norm = self.context.settings.norm
-        return Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position == "pre" else x
+        x = Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position == "pre" else x
+        return constrain(x, "batch", "time", "act_embed")
 
     def _after(self, name: str, x: jax.Array) -> jax.Array:
         norm = self.context.settings.norm

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lmjax.model.blocks import BlockContext
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout, normal_init
 from lmjax.model.logit_head import LogitHead
-from lmjax.model.sharding import constrain
+from lmjax.model.sharding import constrain, constrain_stream
 from lmjax.settings import ModelSettings
 
 EMBEDDING_SITE = 1_000_000  # where the embeddings' dropout is drawn; layers draw at their own number
@@ -57,7 +57,7 @@ class Embeddings(nn.Module):
             x = x + look_up(table, jnp.zeros_like(tokens_BT) if types_BT is None else types_BT, dtype)
         if settings.norm.embeddings:
             x = Norm(settings.norm, dtype, self.context.tpu, name="embedding_norm")(x)
-        return dropout(constrain(x, "batch", "time", "act_embed"), settings.dropout, key, EMBEDDING_SITE)
+        return dropout(constrain_stream(x), settings.dropout, key, EMBEDDING_SITE)
 
 
 class Transform(nn.Module):

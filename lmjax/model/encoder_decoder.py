@@ -13,7 +13,7 @@ from lmjax.model.blocks import BlockContext, LayerCache, key_value_dense, keys_a
 from lmjax.model.cache import Cache, empty_cache
 from lmjax.model.masks import Mask
 from lmjax.model.outputs import Outputs
-from lmjax.model.stack import unstack_layers
+from lmjax.model.stack import LayerLoop, unstack_layers
 from lmjax.model.transformer import Params, Transformer
 from lmjax.model.two_stacks import TwoStacks
 
@@ -94,12 +94,12 @@ class EncoderDecoder(Transformer):
         return own if own == across else "einsum"
 
     def _module(self, attention: str) -> TwoStacks:
-        return TwoStacks(self._context(attention), self.compute.scan_layers, self.compute.remat)
+        return TwoStacks(self._context(attention), self.layer_loop)
 
     def _boxed(self, rng: jax.Array, *, scan_layers: bool) -> Any:
         context = BlockContext(self.settings, self.dtype, False, "einsum")
         tokens = jnp.zeros((1, 1), jnp.int32)
-        return TwoStacks(context, scan_layers, "none").init(rng, tokens)["params"]
+        return TwoStacks(context, LayerLoop(scan_layers)).init(rng, tokens)["params"]
 
 
 def _memory_cache(context: BlockContext, memory_BSD: jax.Array, parameters: Params) -> LayerCache:

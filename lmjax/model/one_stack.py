@@ -8,7 +8,7 @@ import jax
 from lmjax.model.blocks import BlockContext
 from lmjax.model.embeddings import Embeddings, Head
 from lmjax.model.masks import Mask
-from lmjax.model.stack import LayerCaches, Stack
+from lmjax.model.stack import LayerCaches, LayerLoop, Stack
 
 
 class OneStack(nn.Module):
@@ -18,13 +18,12 @@ class OneStack(nn.Module):
     """
 
     context: BlockContext
-    scan_layers: bool
-    remat: str
+    loop: LayerLoop
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.context)
         self.output_head = Head(self.context)
-        self.stack = Stack(self.context, self.scan_layers, self.remat)
+        self.stack = Stack(self.context, self.loop)
         for part in (self.embeddings, self.output_head, self.stack):
             nn.share_scope(self, part)
 

@@ -63,3 +63,13 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if bound is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(bound.mesh, bound.spec(*logical)))
+
+
+def constrain_stream(x_BTD: jax.Array) -> jax.Array:
+    """The residual stream between two branches, whose rows are cut over "tensor", too, where that divides them.
+
+    Sums over shards become reduce-scatters, and a branch gathers its input (Korthikanti et al. 2022, section 4.2.2).
+    """
+    bound = bound_mesh()
+    even = bound is not None and x_BTD.shape[1] % bound.size("stream_time") == 0
+    return constrain(x_BTD, "batch", "stream_time" if even else "time", "act_embed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from lmjax.model.layers import Norm
 from lmjax.model.masks import Mask
 from lmjax.model.positions import DistanceBias, RelativeBias
 from lmjax.model.remat import remat_policy
+from lmjax.model.sharding import constrain
 
 # One for each layer in turn, or, where layers are scanned, one for each of a period, stacked over the periods.
 LayerCaches = tuple[LayerCache, ...]
@@ -42,6 +44,15 @@ class Period(nn.Module):
         return x, tuple(updated) or None
 
 
+@dataclass(frozen=True)
+class LayerLoop:
+    """How a stack goes through its layers. None of it changes what is computed."""
+
+    stacked: bool = True  # parameters, on a new first axis
+    unrolled: bool = False  # stacked layers: each is compiled apart, where one body of a loop would serve for all
+    remat: str = "none"
+
+
 class Stack(nn.Module):
     """From the residual stream [B, T, D] to hidden states [B, T, D] after the final norm.
 
@@ -51,8 +62,7 @@ class Stack(nn.Module):
     """
 
     context: BlockContext
-    scan_layers: bool
-    remat: str
+    loop: LayerLoop
     layers: int | None = None
 
     @nn.compact
@@ -71,7 +81,7 @@ class Stack(nn.Module):
         x, caches = self._layers(x, caches, key, around)
         if norm.final:
             x = Norm(norm, self.context.dtype, self.context.tpu, name="final_norm")(x)
-        return x, caches
+        return constrain(x, "batch", "time", "act_embed"), caches
 
     def _bias(self, T: int, mask: Mask, caches: LayerCaches | None) -> DistanceBias | None:
         settings = self.context.settings
@@ -89,10 +99,12 @@ class Stack(nn.Module):
         period = len(self.context.settings.attention.pattern)
         repeats = (self.layers or self.context.settings.layers) // period
         cell: Any = Period
-        if self.remat != "none":
-            # Under scan the compiler cannot merge the recomputation with the forward pass: nothing has to prevent it.
-            cell = nn.remat(Period, policy=remat_policy(self.remat), prevent_cse=not self.scan_layers)
-        if not self.scan_layers:
+        loop = self.loop
+        if loop.remat != "none":
+            # In a loop the compiler cannot merge the recomputation with the forward pass: nothing has to prevent it.
+            apart = loop.unrolled or not loop.stacked
+            cell = nn.remat(Period, policy=remat_policy(loop.remat), prevent_cse=apart)
+        if not loop.stacked:
             updated: LayerCaches = ()
             for first in range(0, repeats * period, period):
                 cache = None if caches is None else caches[first : first + period]
@@ -105,6 +117,7 @@ class Stack(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=repeats,
+            unroll=repeats if loop.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scanned(self.context, name="periods")(x, jnp.arange(repeats) * period, caches, key, around)

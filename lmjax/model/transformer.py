@@ -25,7 +25,7 @@ from lmjax.model.masks import Mask
 from lmjax.model.one_stack import OneStack
 from lmjax.model.outputs import Outputs
 from lmjax.model.remat import OFFLOADED_POLICIES
-from lmjax.model.stack import unstack_layers
+from lmjax.model.stack import LayerLoop, unstack_layers
 from lmjax.settings import ComputeSettings, ModelSettings
 
 Params = dict[str, Any]
@@ -68,12 +68,16 @@ class Transformer(ABC):
     def __post_init__(self) -> None:
         size = self.settings.vocab_size
         require(size is not None, "model.vocab_size", size, "a number of rows", "set it, or let the tokenizer give it")
-        remat = self.compute.remat
+        remat = self.compute.remat_policy
         offloads = remat in OFFLOADED_POLICIES and self.platform == "cpu"
         without_offload = remat.removesuffix("_offloaded")
         expected = "a policy that offloads nothing: on a CPU the model is in the host's memory already"
         require(not offloads, "compute.remat", remat, expected, f"use {without_offload!r}")
         self.implementation()
+
+    @property
+    def layer_loop(self) -> LayerLoop:
+        return LayerLoop(self.compute.scan_layers, bool(self.compute.unroll_layers), self.compute.remat_policy)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -200,11 +204,11 @@ class OneStackModel(Transformer):
         return Outputs(x, {})
 
     def _module(self, attention: str) -> OneStack:
-        return OneStack(self._context(attention), self.compute.scan_layers, self.compute.remat)
+        return OneStack(self._context(attention), self.layer_loop)
 
     def _boxed(self, rng: jax.Array, *, scan_layers: bool) -> Any:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        module = OneStack(BlockContext(self.settings, self.dtype, False, "einsum"), scan_layers, "none")
+        module = OneStack(BlockContext(self.settings, self.dtype, False, "einsum"), LayerLoop(scan_layers))
         mask = Mask(self.settings.attention.causal, None)
         return module.init(rng, tokens, tokens, None, mask, None, None)["params"]
 

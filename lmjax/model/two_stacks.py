@@ -11,7 +11,7 @@ from lmjax.model.blocks import BlockContext
 from lmjax.model.embeddings import EMBEDDING_SITE, Embeddings, Head
 from lmjax.model.layers import dropout
 from lmjax.model.masks import Mask
-from lmjax.model.stack import LayerCaches, Stack
+from lmjax.model.stack import LayerCaches, LayerLoop, Stack
 
 ENCODER_SITE = 2_000_000  # where the encoder's dropout is drawn, beside the decoder's
 
@@ -23,16 +23,15 @@ class TwoStacks(nn.Module):
     """
 
     context: BlockContext
-    scan_layers: bool
-    remat: str
+    loop: LayerLoop
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.context)
         self.output_head = Head(self.context)
         for part in (self.embeddings, self.output_head):
             nn.share_scope(self, part)
-        self.encoder = Stack(self.context, self.scan_layers, self.remat, self.context.settings.encoder_layers)
-        self.decoder = Stack(self.context, self.scan_layers, self.remat)
+        self.encoder = Stack(self.context, self.loop, self.context.settings.encoder_layers)
+        self.decoder = Stack(self.context, self.loop)
 
     def encode(self, inputs_BS: jax.Array, positions_BS: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
         """The memory [B, S, D] of the inputs; the mask is not causal."""

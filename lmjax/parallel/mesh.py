@@ -19,7 +19,7 @@ AXES = ("replica", "data", "fsdp", "sequence", "tensor")  # slowest links first
 
 def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
     """The size of every axis for so many devices, with -1 inferred. Raises UserError when they do not multiply up."""
-    sizes = {name: getattr(settings, name) for name in AXES}
+    sizes = settings.sizes
     fixed = math.prod(size for size in sizes.values() if size != -1)
     inferred = -1 in sizes.values()
 
@@ -33,6 +33,11 @@ def mesh_shape(settings: MeshSettings, devices: int) -> dict[str, int]:
         given = ", ".join(f"mesh.{name} = {size}" for name, size in _cut(sizes).items())
         raise UserError(f"{given}: expected a product {wanted}; use {', or '.join(advice)}")
     return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def mesh_text(shape: dict[str, int]) -> str:
+    """The axes that are cut, as in "fsdp=64,tensor=4"."""
+    return ",".join(f"{name}={size}" for name, size in shape.items() if size > 1) or "data=1"
 
 
 def _cut(sizes: dict[str, int]) -> dict[str, int]:

@@ -47,8 +47,8 @@ class Whole:
         """Rows, sequence, heads, feed-forward width, vocabulary and width; sizes that follow from others left out."""
         model, data, rows = self.model, self.data, self.section
         if data.ramp_from is not None:
-            yield Cut(ROW_AXES, f"{rows}.ramp_from", data.ramp_from, self.train.microbatches)
-        yield Cut(ROW_AXES, f"{rows}.batch_size", data.batch_size, self.train.microbatches)
+            yield Cut(ROW_AXES, f"{rows}.ramp_from", data.ramp_from, self.train.parts)
+        yield Cut(ROW_AXES, f"{rows}.batch_size", data.batch_size, self.train.parts)
         yield Cut(("sequence",), f"{rows}.sequence_length", data.sequence_length)
         yield Cut(("tensor",), "model.attention.heads", model.attention.heads)
         if model.attention.kv_heads is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from lmjax.errors import UserError
 from lmjax.model.remat import REMAT_POLICIES
 from lmjax.model.zigzag import LANES
-from lmjax.parallel.mesh import AXES, mesh_shape
+from lmjax.parallel.mesh import AXES, mesh_shape, mesh_text
 from lmjax.parallel.mesh_checks import ROW_AXES, Whole, check_whole
 from lmjax.plan.attention_blocks import best_block
 from lmjax.plan.slices import Slice
@@ -25,6 +25,7 @@ from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.resolved import known_model, resolve
 
 MOST_MICROBATCHES = 64
+MOST_UNROLLED = 24  # layers: each is compiled apart, which takes minutes on two cores
 REMAT = ("none", *REMAT_POLICIES)  # most memory first
 
 
@@ -36,6 +37,9 @@ class Candidate:
     microbatches: int
     remat: str
     block: int | None = None  # of the attention kernel; None is its default
+    unrolled: bool = False  # layers, each of which is compiled apart
+    vector_memory: int | None = None  # MiB; None is the chip's default
+    loss_chunk: int | None = None  # tokens; None is by the shapes
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -47,26 +51,52 @@ class Candidate:
         """Into how many parts the rows of a microbatch are cut."""
         return math.prod(self.sizes[name] for name in ROW_AXES)
 
+    @property
+    def text(self) -> str:
+        text = layout_text(self.sizes, self.microbatches, self.remat, self.unrolled)
+        text += "" if self.loss_chunk is None else f", the loss of {self.loss_chunk:,} tokens at once"
+        return text + ("" if self.vector_memory is None else f", {self.vector_memory} MiB of vector memory")
+
     def applied(self, recipe: Pretrain) -> Pretrain:
         """The recipe with these choices."""
         remat: Any = self.remat
+        compute = dataclasses.replace(
+            recipe.compute,
+            remat=remat,
+            attention_block=self.block,
+            unroll_layers=self.unrolled,
+            vector_memory=self.vector_memory,
+            loss_chunk=self.loss_chunk,
+        )
         return dataclasses.replace(
             recipe,
             mesh=MeshSettings(**self.sizes),
-            compute=dataclasses.replace(recipe.compute, remat=remat, attention_block=self.block),
+            compute=compute,
             train=dataclasses.replace(recipe.train, microbatches=self.microbatches),
         )
 
     def options(self, recipe: Pretrain) -> list[str]:
-        """What `lmjax run` must be told beside the recipe, as in ["--mesh.data", "1", ...]: only what differs."""
-        changed = self.applied(recipe)
-        found = []
-        for part in ("mesh", "compute", "train"):
-            before, after = (dataclasses.asdict(getattr(each, part)) for each in (recipe, changed))
-            for name, value in after.items():
-                if value != before[name]:
-                    found += [f"--{part}.{name}", str(value)]
-        return found
+        """What `lmjax run` must be told beside the recipe, as in ["--mesh.data", "1", ...]: only what differs.
+
+        What the recipe leaves to be chosen is told, too.
+        """
+        before, after = (
+            {"mesh": each.mesh.sizes} | {part: dataclasses.asdict(getattr(each, part)) for part in ("compute", "train")}
+            for each in (recipe, self.applied(recipe))
+        )
+        changed = [
+            (f"--{part}.{name}", str(value))
+            for part, values in after.items()
+            for name, value in values.items()
+            if value != before[part][name]
+        ]
+        return [*itertools.chain.from_iterable(changed)]
+
+
+def layout_text(mesh: dict[str, int], microbatches: int, remat: str, unrolled: bool) -> str:
+    """In words: "fsdp=16, 2 microbatches, remat 'minimal'"."""
+    parts = f"{microbatches} microbatch{'es' if microbatches > 1 else ''}"
+    return f"{mesh_text(mesh)}, {parts}, remat {remat!r}" + ", unrolled layers" * unrolled
 
 
 def candidates(recipe: Pretrain, where: Slice, mesh: MeshSettings | None = None) -> list[Candidate]:
@@ -81,19 +111,23 @@ def candidates(recipe: Pretrain, where: Slice, mesh: MeshSettings | None = None)
     splash = _uses_splash(recipe)
     policies = [name for name in REMAT if not (splash and name == "dots")]  # "minimal" is the same program then
     model, length = known_model(recipe), recipe.data.sequence_length
+    few = model.layers <= MOST_UNROLLED
     wholes = [Whole(model, recipe.data, TrainSettings(microbatches=parts)) for parts in _microbatches(recipe)]
     for sizes, whole in itertools.product(meshes, wholes):
         if whole.uneven(sizes) is not None or not _whole_registers(recipe, sizes):
             continue
         block = best_block(model, length, sizes["sequence"], where) if splash else recipe.compute.attention_block
-        parts = whole.train.microbatches
-        found += [Candidate(tuple(sizes.values()), parts, remat, block) for remat in policies]
+        at_once, parts = _logits_at_once(recipe, sizes, whole.train.parts), whole.train.parts
+        found += [
+            Candidate(tuple(sizes.values()), parts, remat, block, unrolled, recipe.compute.vector_memory, chunk)
+            for remat, unrolled, chunk in itertools.product(policies, (False, True) if few else (False,), at_once)
+        ]
     if not found:
         which = "the mesh" if mesh is not None else f"any mesh of {where.devices} devices"
         try:
             _check(recipe, wholes[0], meshes[-1])
         except UserError as obstacle:
-            raise UserError(f"--auto: {which} does not divide the batch and the model: {obstacle}") from None
+            raise UserError(f"{which} does not divide the batch and the model: {obstacle}") from None
     return found
 
 
@@ -105,8 +139,24 @@ def own_candidate(recipe: Pretrain, where: Slice) -> Candidate | None:
     except UserError:
         return None
     compute = recipe.compute
-    own = Candidate(tuple(sizes.values()), recipe.train.microbatches, compute.remat, compute.attention_block)
-    return own if compute.remat in REMAT and sizes["replica"] == where.count else None
+    own = Candidate(
+        tuple(sizes.values()),
+        recipe.train.parts,
+        compute.remat_policy,
+        compute.attention_block,
+        bool(compute.unroll_layers),
+        compute.vector_memory,
+        compute.loss_chunk,
+    )
+    return own if own.remat in REMAT and sizes["replica"] == where.count else None
+
+
+def _logits_at_once(recipe: Pretrain, sizes: dict[str, int], microbatches: int) -> tuple[int | None, ...]:
+    """The recipe's tokens of the loss at once; else those of the shapes' default, or all: none is made again then."""
+    if recipe.compute.loss_chunk is not None:
+        return (recipe.compute.loss_chunk,)
+    rows = recipe.data.batch_size // microbatches // math.prod(sizes[name] for name in ROW_AXES)
+    return None, rows * recipe.data.sequence_length // sizes["sequence"]
 
 
 def _meshes(where: Slice) -> Iterator[dict[str, int]]:

@@ -61,7 +61,7 @@ class OutOfMemory:
 
 def slice_devices(where: Slice) -> list[Any]:
     """The devices of a slice that is not attached. Raises UserError where libtpu is missing or does not know it."""
-    _prepare()
+    keep_to_cpu()
     try:
         with _quiet():
             return topologies.get_topology_desc(
@@ -129,7 +129,7 @@ def _bytes(text: str) -> int:
     return round(float(text.removesuffix(unit)) * 1024 ** " KMGT".index(unit or " "))
 
 
-def _prepare() -> None:
+def keep_to_cpu() -> None:
     """Sets the environment before libtpu is loaded, and keeps JAX from looking for a TPU of this machine's."""
     if importlib.util.find_spec("libtpu") is None:
         fix = "in lmjax's own folder, run pip install -c constraints.txt -e '.[tpu]'"

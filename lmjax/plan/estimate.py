@@ -90,6 +90,8 @@ class Estimate:
     bound_by: str | None = None
     unknown_loops: int = 0
     step: str = "train"
+    microbatches: int = 1
+    unrolled_layers: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -105,7 +107,9 @@ def estimate(target: Target, where: Slice, mesh: Mesh, outcome: Compiled | OutOf
         "chips": where.chips,
         "devices": where.devices,
         "mesh": mesh_shape(recipe.mesh, where.devices),
-        "remat": recipe.compute.remat,
+        "remat": recipe.compute.remat_policy,
+        "microbatches": recipe.train.parts if target.step == "train" else 1,
+        "unrolled_layers": bool(recipe.compute.unroll_layers),
         "rows_per_step": cost.rows,
         "sequence_length": cost.length,
         "parameters": cost.parameters,

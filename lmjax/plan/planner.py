@@ -17,9 +17,10 @@ from lmjax.fields import placed, require_local
 from lmjax.model.remat import OFFLOADED_POLICIES, REMAT_POLICIES
 from lmjax.parallel.chips import GIB
 from lmjax.parallel.executable import save_executable
-from lmjax.parallel.mesh import AXES, mesh_shape
-from lmjax.plan.compile import Compiled, OutOfMemory, compile_step, slice_mesh
+from lmjax.parallel.mesh import AXES, mesh_shape, mesh_text
+from lmjax.plan.compile import Compiled, OutOfMemory, compile_step, keep_to_cpu, slice_mesh
 from lmjax.plan.estimate import Estimate, estimate
+from lmjax.plan.layout import laid_out
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import StepKind, Target, target_of
 from lmjax.settings import MeshSettings, Pipeline, Stage, TrainingStage
@@ -136,11 +137,17 @@ def _check_file(option: str, path: Path) -> None:
 
 
 def planned_recipe(recipe: Planned, topology: str | None = None, mesh: str | None = None) -> Planned:
-    """The recipe with the topology and mesh that it is planned for. Raises UserError where no topology is known."""
+    """The recipe with the topology and mesh that it is planned for, laid out as a run there would be.
+
+    Raises UserError where no topology is known.
+    """
     named = topology or recipe.plan.topology
     require(bool(named), "plan.topology", named, "a slice", "give --topology, such as --topology v5e-256")
     settings = recipe.mesh if mesh is None else parse_mesh(mesh)
-    return dataclasses.replace(recipe, mesh=settings, plan=dataclasses.replace(recipe.plan, topology=named))
+    recipe = dataclasses.replace(recipe, mesh=settings, plan=dataclasses.replace(recipe.plan, topology=named))
+    where = find_slice(named)
+    keep_to_cpu()
+    return laid_out(recipe, where)
 
 
 def parse_mesh(text: str) -> MeshSettings:
@@ -182,7 +189,7 @@ def alternatives(recipe: Planned, devices: int) -> list[Planned]:
     """The recipe with ever less memory: every further remat policy, then parameters cut further, with full remat."""
     policies = ["none", *REMAT_POLICIES]
     offloaded = recipe.compute.remat in OFFLOADED_POLICIES  # which leaves the device little more than "full" does
-    later = ["full"] if offloaded else policies[policies.index(recipe.compute.remat) + 1 :]
+    later = ["full"] if offloaded else policies[policies.index(recipe.compute.remat_policy) + 1 :]
     found = [_changed(recipe, policy, recipe.mesh) for policy in later]
     shape = mesh_shape(recipe.mesh, devices)
     while shape["data"] % 2 == 0:
@@ -196,8 +203,3 @@ def alternatives(recipe: Planned, devices: int) -> list[Planned]:
 
 def _changed(recipe: Planned, remat: Any, mesh: MeshSettings) -> Planned:
     return dataclasses.replace(recipe, compute=dataclasses.replace(recipe.compute, remat=remat), mesh=mesh)
-
-
-def mesh_text(shape: dict[str, int]) -> str:
-    """The axes that are cut, as in "fsdp=64,tensor=4"."""
-    return ",".join(f"{name}={size}" for name, size in shape.items() if size > 1) or "data=1"

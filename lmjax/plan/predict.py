@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh
 
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.transformer import LOGITS_AT_ONCE
+from lmjax.model.zigzag import LANES
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel.mesh import AXES
 from lmjax.parallel.placement import parameter_shardings, state_shardings
@@ -29,9 +30,16 @@ from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.resolved import known_model, resolve
 
 # Of the compiler's programs, not of theory; each is the round number that came nearest over the compiled cases.
-EFFICIENCY = 0.85  # of the peak at which large matrix products run
+EFFICIENCY = 0.97  # of the peak at which matrix products of unlimited width run
+SHORT_OF = 90  # over the width: how much longer products of that width take
 LAYER_ARRAYS = 14  # [n, D]-sized arrays that one layer's backward pass holds beside what was kept
-TOUCHED = 60  # [n, D]-sized arrays that a layer reads or writes beside its products, forward and backward
+# [n, D]-sized arrays that a layer reads or writes beside its products, forward and backward: in a loop, unrolled, and
+# unrolled without computing anything again, which lets the compiler merge more
+TOUCHED, TOUCHED_UNROLLED, TOUCHED_ONCE = 60, 97, 36
+# Times that what a loop keeps is moved; where it keeps everything, it copies arrays, too.
+STACKED, STACKED_ALL = 2.5, 5.5
+TILE_ROWS = 8  # shards of no whole number of them are gathered by adding up copies that zeros fill
+PADDED = 8.0  # times that such a gather moves its result
 LOGIT_BYTES = 4  # of each logit that exists: its gradient takes its place
 LOGIT_TOUCHED = 24  # bytes of each logit that are read or written
 UPDATE_BYTES = 32  # of each parameter that the optimizer reads or writes: gradient, parameter, two moments
@@ -53,10 +61,12 @@ class Kept:
 
 # As in lmjax/model/remat.py.
 KEPT: dict[str, Kept] = {
+    "unrolled": Kept(queries=1, keys_values=1, attended=1, width=3, up=True),  # "none" without a loop
     "none": Kept(queries=1, keys_values=1, attended=1, width=5, up=True, hidden=4),
     "dots": Kept(queries=1, keys_values=1, width=2, up=True, attention_again=True),
     "projections": Kept(queries=1, keys_values=1, attended=1, width=1, up=True),
     "minimal": Kept(queries=1, keys_values=1, width=2, up=True, attention_again=True),
+    "all_but_query": Kept(keys_values=1, attended=1, width=1, up=True, again=("query",)),
     "key_value_up": Kept(keys_values=1, attended=1, up=True, again=("query", "out")),
     "attention": Kept(queries=1, keys_values=1, attended=1, again=("out", "up")),
     "up": Kept(up=True, again=("query", "key_value"), attention_again=True),
@@ -134,7 +144,9 @@ class _Work:
 
     def __init__(self, analyst: Analyst, candidate: Candidate) -> None:
         self.of, self.candidate, self.model, self.where = analyst, candidate, analyst.model, analyst.where
-        self.sizes, self.kept = candidate.sizes, KEPT[candidate.remat]
+        # Of an unrolled layer from which nothing is computed again, the compiler itself keeps no more than it needs.
+        policy = "unrolled" if candidate.unrolled and candidate.remat == "none" else candidate.remat
+        self.sizes, self.kept = candidate.sizes, KEPT[policy]
         data = analyst.recipe.data
         self.rows = data.batch_size // candidate.microbatches // candidate.row_shards
         self.n = self.rows * data.sequence_length // self.sizes["sequence"]
@@ -146,9 +158,10 @@ class _Work:
         """What one layer keeps of a microbatch until its backward pass."""
         model, kept, tensor = self.model, self.kept, self.sizes["tensor"]
         heads = model.attention.heads * (kept.queries + kept.attended) + 2 * model.kv_heads * kept.keys_values
+        head_dim = math.ceil(model.head_dim / LANES) * LANES if self.of.splash else model.head_dim
         products = 2 if model.feed_forward.gated else 1
         hidden = (kept.up * products + kept.hidden) * model.feed_forward_width
-        return self.n * self.of.item * (model.width * (1 + kept.width) + (heads * model.head_dim + hidden) / tensor)
+        return self.n * self.of.item * (model.width * (1 + kept.width) + heads * head_dim + hidden) / tensor
 
     def memory(self) -> float:
         """The state, what the layers keep, and the larger of the loss's needs and those of the backward pass."""
@@ -159,26 +172,50 @@ class _Work:
         if self.candidate.remat == "none" and fsdp > 1:
             kept += model.layers * gathered / 2  # the gathered matrices are among what is kept
         layer = gradients + self.n * self.of.item * LAYER_ARRAYS * model.width + gathered
-        chunk = min(self.n, self.of.recipe.compute.loss_chunk or LOGITS_AT_ONCE // (model.vocab_size or 1))
+        chunk = self._loss_chunk()
         accumulated = gradients / 2 if self.candidate.microbatches > 1 else 0.0
         logits = chunk * self.vocab * LOGIT_BYTES + self.table * (self.of.item + 4) + accumulated
         return self.state_bytes + kept + max(layer, logits)
+
+    def _loss_chunk(self) -> int:
+        """Tokens of a device whose logits exist at once."""
+        return min(self.n, self.candidate.loss_chunk or LOGITS_AT_ONCE // (self.model.vocab_size or 1))
 
     def compute_seconds(self) -> float:
         """Matrix products at the peak; what is kept, touched and updated at the HBM's rate."""
         model, where, tensor = self.model, self.where, self.sizes["tensor"]
         matrices = products(model)
         made = 3 * sum(matrices.values()) + sum(matrices[name] for name in self.kept.again)
-        flops = 2 * self.n * (model.layers * made / tensor + 3 * self.vocab * model.width)
+        logits = 3 if self._loss_chunk() == self.n else 4  # in parts they are made again
+        flops = 2 * self.n * (model.layers * made / tensor + logits * self.vocab * model.width)
         flops += 0 if self.of.splash else self._scores_flops()
         width = self.n * self.of.item * model.width
-        moved = model.layers * (2 * self._kept_bytes() + TOUCHED * width * (1 + 3 / tensor) / 4)
+        stacking, touched = self._traffic()
+        moved = model.layers * (stacking * self._kept_bytes() + touched * width / tensor)
         moved += self.n * self.vocab * LOGIT_TOUCHED
         moved += self.parameters * (4 + self.of.item) * 2  # cast for each pass
         parts = self.candidate.microbatches
         moved += self.parameters * (12 if parts > 1 else 0)  # added up
+        if model.width // self.sizes["fsdp"] % TILE_ROWS:
+            moved += PADDED * self._gathered()
         update = UPDATE_BYTES * self.parameters / where.device_bandwidth
-        return parts * (flops / where.device_flops / EFFICIENCY + moved / where.device_bandwidth) + update
+        flops *= (1 + SHORT_OF / model.width) / EFFICIENCY
+        return parts * (flops / where.device_flops + moved / where.device_bandwidth) + update
+
+    def _gathered(self) -> float:
+        """Bytes of the layers' matrices that a device gathers, and whose gradients it sums, in a microbatch."""
+        return (2 if self.candidate.remat == "none" else 3) * self.of.item * self._layers()
+
+    def _layers(self) -> float:
+        """Elements of the layers' matrices, whole along fsdp."""
+        return self.parameters * self.sizes["fsdp"] - self.table
+
+    def _traffic(self) -> tuple[float, float]:
+        """How often what a layer keeps is moved for its own sake, and how many arrays it moves beside."""
+        everything = self.candidate.remat == "none"
+        if self.candidate.unrolled:
+            return 0.0, TOUCHED_ONCE if everything else TOUCHED_UNROLLED
+        return (STACKED_ALL, TOUCHED_ONCE) if everything else (STACKED, TOUCHED)
 
     def _scores_flops(self) -> float:
         """Of attention by einsum, which makes all scores: two products forward, four backward, two again."""
@@ -200,17 +237,15 @@ class _Work:
         """What one device sends over each axis at the rate of its links."""
         model, item, parts = self.model, self.of.item, self.candidate.microbatches
         sizes, rates = self.sizes, rates_of(self.candidate, self.where)
-        layers = self.parameters * sizes["fsdp"] - self.table
-        gathers = 1 if self.candidate.remat == "none" else 2
         # the table is looked up in float32, and its gradient is summed so; the head and the layers are in bfloat16
-        gathered = (gathers + 1) * item * layers + (4 + item + 2 * 4) * self.table
+        gathered = self._gathered() + (4 + item + 2 * 4) * self.table
         seconds = parts * gathered * _share(sizes["fsdp"]) / rates["fsdp"]
-        gradients = (item * layers + 4 * self.table) / sizes["fsdp"]
+        gradients = (item * self._layers() + 4 * self.table) / sizes["fsdp"]
         for axis in ("replica", "data", "sequence"):
             seconds += parts * 2 * gradients * _share(sizes[axis]) / rates[axis]
         stream = self.n * model.width * item
-        summed = 4 + 2 * sum(name in self.kept.again for name in ("out",))
-        seconds += parts * model.layers * summed * 2 * stream * _share(sizes["tensor"]) / rates["tensor"]
+        exchanged = 8 + (0 if self.candidate.remat == "none" else 6) + ("out" in self.kept.again)
+        seconds += parts * model.layers * exchanged * stream * _share(sizes["tensor"]) / rates["tensor"]
         whole = self.n * sizes["sequence"] * 2 * model.kv_heads * model.head_dim / sizes["tensor"] * item
         exchanged = 2 + self.kept.attention_again
         seconds += parts * model.layers * exchanged * whole * _share(sizes["sequence"]) / rates["sequence"]

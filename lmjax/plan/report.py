@@ -9,9 +9,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lmjax.errors import UserError
 from lmjax.parallel.axis_rules import RULES
+from lmjax.parallel.mesh import mesh_text
+from lmjax.plan.candidates import layout_text
 from lmjax.plan.compile import slice_mesh
 from lmjax.plan.estimate import Estimate
-from lmjax.plan.planner import Plan, mesh_text
+from lmjax.plan.planner import Plan
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
 from lmjax.settings import Stage, TrainingStage
@@ -22,9 +24,9 @@ SHOWN_SHARE = 0.005  # of the cycles, from which a part is shown
 def lines(plan: Plan) -> Iterator[str]:
     """What a person reads: figures of one device, estimated by the compiler and from published rates."""
     e = plan.estimate
-    where = f"{e.topology}: {e.chips} chips, {e.devices} devices as {mesh_text(e.mesh)}"
+    where = f"{e.topology}: {e.chips} chips, {e.devices} devices"
     program = "" if e.step == "train" else f", {e.step}"
-    yield f"{e.recipe}{program} on {where}; remat {e.remat!r}"
+    yield f"{e.recipe}{program} on {where}: {layout_text(e.mesh, e.microbatches, e.remat, e.unrolled_layers)}"
     yield f"{e.rows_per_step} rows x {e.sequence_length} tokens a step, {e.parameters:,} parameters; per device:"
     if e.fits:
         yield from _figures(e)
@@ -91,7 +93,8 @@ ACTIVATIONS: dict[str, tuple[str | None, ...]] = {
     "tokens [B, T]": ("batch", "time"),
     "tokens at the look-up [B, T]": ("lookup_batch", "time"),
     "looked-up embeddings [B, T, D]": ("lookup_batch", "time", "embed"),
-    "residual stream [B, T, D]": ("batch", "time", "act_embed"),
+    "residual stream [B, T, D]": ("batch", "stream_time", "act_embed"),
+    "a branch's input [B, T, D]": ("batch", "time", "act_embed"),
     "queries [B, T, H, K]": ("batch", "time", "act_heads", None),
     "keys and values [B, T, Hkv, K]": ("batch", "time", "act_kv_heads", None),
     "feed-forward [B, T, F]": ("batch", "time", "act_mlp"),

@@ -8,11 +8,13 @@ they are in the recipe.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -27,6 +29,9 @@ from lmjax.plan.target import target_of
 from lmjax.settings import MeshSettings, Pretrain
 
 DEFAULT_LIMIT = 8  # candidates that are compiled
+# Of the best candidate, at the end: what arithmetic says nothing of. Each is kept where it is quicker.
+REFINED: tuple[dict[str, Any], ...] = ({"vector_memory": 48}, {"vector_memory": 64}, {"vector_memory": 16})
+REFINEMENTS = 4  # of so many compilations one is a refinement
 HEADROOM = 1.15  # a candidate that is predicted to need more than this times the HBM is not compiled
 
 Show = Callable[[int, Candidate, bool], None]  # how many are done, the one that begins, and whether it is in the cache
@@ -80,8 +85,9 @@ def search(
     """Compiles the `limit` most promising candidates of a recipe on its plan's slice, on one mesh where it is given.
 
     The recipe's own choices are compiled first where they are promising and no mesh is given: nothing is recommended
-    that is slower. Where nothing fits, what needs the least memory is compiled too, to say what is missing. Raises
-    UserError for an unknown topology, a missing libtpu, or where nothing divides the batch and the model.
+    that is slower. The last of `limit` are the best one with another vector memory. Where nothing fits, what needs the
+    least memory is compiled too, to say what is missing. Raises UserError for an unknown topology, a missing libtpu, or
+    where nothing divides the batch and the model.
     """
     require(limit > 0, "--limit", limit, "how many candidates to compile, 1 or more", "leave it out")
     where = find_slice(recipe.plan.topology)
@@ -98,8 +104,13 @@ def search(
         if own is not None and own in promising:
             compiler.compile(own, show)
         others = [each for each in promising if each != own]
-        for each in _choose(others, limit - len(compiler.tried), compiler):
+        refinements = REFINED[: limit // REFINEMENTS]
+        for each in _choose(others, limit - len(refinements) - len(compiler.tried), compiler):
             compiler.compile(each, show)
+        for change in refinements:
+            best = min(compiler.tried, key=lambda each: each.seconds, default=None)
+            if best is not None and best.estimate is not None:
+                compiler.add(dataclasses.replace(best.candidate, **change), analyst, show)
         if not any(each.estimate for each in compiler.tried):
             tried = {each.candidate for each in compiler.tried}
             rest = (each for each in found if each not in tried)
@@ -111,8 +122,8 @@ def search(
         where,
         tuple(sorted((each for each in compiler.tried if each.estimate), key=lambda each: each.seconds)),
         tuple(each for each in compiler.tried if not each.estimate),
-        considered=len(found),
-        too_large=len(found) - slower - len(compiler.tried),
+        considered=len(predicted),
+        too_large=len(predicted) - slower - len(compiler.tried),
         slower=slower,
         own=own,
     )
@@ -160,6 +171,12 @@ class _Compiler:
         show(len(self.tried), candidate, kept is not None)
         result = kept or compiled(recipe, self.where, self.cache)
         self.tried.append(Tried(candidate, self.predicted[candidate], result, kept is not None))
+
+    def add(self, candidate: Candidate, analyst: Analyst, show: Show) -> None:
+        """The same of one that was not among the predicted, unless it was compiled already."""
+        if candidate not in {each.candidate for each in self.tried}:
+            self.predicted.setdefault(candidate, analyst.predict(candidate))
+            self.compile(candidate, show)
 
     def rules_out(self, candidate: Candidate) -> bool:
         """Whether one on the same mesh that is predicted to need no more did not fit."""

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lmjax.plan.candidates import Candidate
 from lmjax.plan.search import Show
-from lmjax.plan.tables import named
 
 
 @contextmanager
@@ -35,10 +34,10 @@ def watching(total: int, console: Console | None = None) -> Iterator[Show]:
 
         def show(done: int, candidate: Candidate, cached: bool) -> None:
             left = clock.left(done, cached)
-            bar.update(task, completed=done, total=max(total, done + 1), description=named(candidate), left=left)
+            bar.update(task, completed=done, total=max(total, done + 1), description=candidate.text, left=left)
             if not console.is_terminal:
                 verb = "compiled earlier:" if cached else "compiling"
-                line = f"{done + 1}/{max(total, done + 1)} {verb} {named(candidate)}  {left}"
+                line = f"{done + 1}/{max(total, done + 1)} {verb} {candidate.text}  {left}"
                 console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
         with bar:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "v6e": FLAT,
     "tpu7x": DEEP,
 }
+
+
+FLAT_GENERATIONS = ("v5e", "v6e")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,22 @@ class Slice:
     def device_bandwidth(self) -> float:
         """HBM bytes/s of a device."""
         return self.chip.hbm_bandwidth / self.chip.devices
+
+
+def slice_of(devices: Sequence[Any]) -> Slice | None:
+    """The slice that these devices are, all of its chips; None where they are no TPUs, or fill no box of a torus."""
+    generation = next((name for name, chip in CHIPS.items() if re.match(chip.kind, devices[0].device_kind)), None)
+    if generation is None:
+        return None
+    places = {(getattr(device, "slice_index", None) or 0, *device.coords) for device in devices}
+    _, *extents = (len({place[axis] for place in places}) for axis in range(4))
+    count = len({place[0] for place in places})
+    shape = tuple(extents[:2] if generation in FLAT_GENERATIONS else extents)
+    shape = shape if shape in SHAPES[generation] else tuple(sorted(shape))
+    if math.prod(shape) * count * CHIPS[generation].devices != len(devices):
+        return None
+    size = f"{generation}-{math.prod(shape) * CHIPS[generation].cores_per_chip}"
+    return Slice(size if count == 1 else f"{count}x{size}", generation, shape, count)
 
 
 def names(generation: str) -> list[str]:

@@ -8,13 +8,27 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lmjax.parallel.mesh import mesh_text
 from lmjax.plan.candidates import Candidate
-from lmjax.plan.planner import mesh_text
 from lmjax.plan.search import Search, Tried
 from lmjax.plan.slices import names
 
 HEADINGS = (
-    *("rank", "mesh", "micro", "remat", "block", "HBM GiB", "Gcycles", "predicted s", "step s", "tokens/s", "MFU"),
+    *(
+        "rank",
+        "mesh",
+        "micro",
+        "remat",
+        "block",
+        "chunk",
+        "vmem",
+        "HBM GiB",
+        "Gcycles",
+        "predicted s",
+        "step s",
+        "tokens/s",
+        "MFU",
+    ),
     "bound by",
 )
 LEFT = {"mesh", "remat", "bound by"}  # the other columns are numbers, which end at the right
@@ -35,7 +49,7 @@ def lines(found: Search, command: str) -> Iterator[str]:
     yield f"{recipe.name} on {where.name}: {where.chips} chips, {where.devices} devices; {batch}"
     yield from _table([HEADINGS, *(_row(rank, each, found.own) for rank, each in enumerate(found.ranked, 1))])
     for each in found.refused:
-        yield f"  {named(each.candidate)}: {_refusal(each)}"
+        yield f"  {each.candidate.text}: {_refusal(each)}"
     compiled = len(found.ranked) + len(found.refused)
     cached = sum(each.cached for each in (*found.ranked, *found.refused))
     ruled_out = f"{found.too_large} are predicted not to fit and {found.slower} to be slower, by arithmetic alone"
@@ -67,6 +81,9 @@ def _choices(each: Tried) -> dict[str, Any]:
         "microbatches": chosen.microbatches,
         "remat": chosen.remat,
         "attention_block": chosen.block,
+        "unrolled_layers": chosen.unrolled,
+        "loss_chunk": chosen.loss_chunk,
+        "vector_memory": chosen.vector_memory,
         "cached": each.cached,
         "predicted": predicted,
     }
@@ -84,8 +101,10 @@ def _row(rank: int, each: Tried, own: Candidate | None) -> tuple[str, ...]:
         str(rank),
         mesh_text(chosen.sizes),
         str(chosen.microbatches),
-        chosen.remat,
+        chosen.remat + ", unrolled" * chosen.unrolled,
         str(chosen.block or "-"),
+        str(chosen.loss_chunk or "-"),
+        str(chosen.vector_memory or "-"),
         f"{e.peak_hbm_gib:.2f}",
         f"{e.gcycles:.4f}",
         f"{each.prediction.step_seconds:.4f}",
@@ -105,12 +124,6 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(text.ljust(w) if name in LEFT else text.rjust(w) for name, text, w in cells).rstrip()
 
 
-def named(candidate: Candidate) -> str:
-    """A candidate in words."""
-    parts = f"{candidate.microbatches} microbatch{'es' if candidate.microbatches > 1 else ''}"
-    return f"{mesh_text(candidate.sizes)}, {parts}, remat {candidate.remat!r}"
-
-
 def _refusal(each: Tried) -> str:
     e = each.result.estimate
     if e is None:
@@ -125,7 +138,7 @@ def _advice(found: Search) -> Iterator[str]:
         yield "nothing fits: the compiler refused all that was tried"
         return
     nearest, e = min(short, key=lambda pair: pair[1].peak_hbm_gib)
-    yield f"nothing fits: the nearest, {named(nearest.candidate)}, needs {e.over_by_gib:.2f} GiB more than there are"
+    yield f"nothing fits: the nearest, {nearest.candidate.text}, needs {e.over_by_gib:.2f} GiB more than there are"
     sizes = names(found.where.generation)
     own = found.where.name.partition("x")[2] if found.where.count > 1 else found.where.name
     larger = sizes[sizes.index(own) + 1 :][:2] if own in sizes else []

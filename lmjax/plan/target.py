@@ -50,19 +50,14 @@ class Target:
     def check(self, mesh: dict[str, int]) -> None:
         """Raises UserError where the mesh does not divide the rows or a model."""
         assert self.cost
-        microbatches = self.recipe.train.microbatches if self.step == "train" else 1
+        microbatches = self.recipe.train.parts if self.step == "train" else 1
         self.with_fields(train=dataclasses.replace(self.recipe.train, microbatches=microbatches)).resolved.check_mesh(
             mesh
         )
 
     def with_fields(self, **fields: Any) -> Target:
         """The same program of the stage with other settings, such as another mesh."""
-        resolved = dataclasses.replace(
-            self.resolved,
-            recipe=dataclasses.replace(self.resolved.recipe, **fields),
-            settings=dataclasses.replace(self.resolved.settings, **fields),
-        )
-        return dataclasses.replace(self, resolved=resolved)
+        return dataclasses.replace(self, resolved=self.resolved.with_fields(**fields))
 
 
 def target_of(recipe: Stage, step: StepKind = "train", before: Sequence[Stage] = ()) -> Target:

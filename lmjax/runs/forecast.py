@@ -17,7 +17,6 @@ from lmjax.model.flops import Count
 from lmjax.plan.cache import Cache
 from lmjax.plan.planner import planned_recipe
 from lmjax.plan.search import Watch, search
-from lmjax.plan.tables import named
 from lmjax.run_files import RECIPE_FILE, RUNS
 from lmjax.scaling.bootstrap import Interval
 from lmjax.scaling.forecast import Forecast
@@ -107,5 +106,5 @@ def on_slice(planned: Design, topology: str, limit: int, watch: Watch, say: Any)
     hours = best.seconds * planned.recipe.train.steps / 3600
     recipe = best.candidate.applied(planned.recipe)
     plan = dataclasses.replace(recipe.plan, topology=topology)
-    slices = Slices(topology, named(best.candidate), best.seconds, hours, hours * found.where.chips)
+    slices = Slices(topology, best.candidate.text, best.seconds, hours, hours * found.where.chips)
     return dataclasses.replace(planned, recipe=dataclasses.replace(recipe, plan=plan), slices=slices)

@@ -21,6 +21,9 @@ from lmjax.files import cache_folder, user_path, write_whole
 from lmjax.model.flops import count
 from lmjax.parallel import processes
 from lmjax.parallel.start_jax import prepare_jax, unused_accelerator
+from lmjax.plan.candidates import own_candidate
+from lmjax.plan.layout import laid_out
+from lmjax.plan.slices import slice_of
 from lmjax.report.page import write_report
 from lmjax.report.records import read_summary
 from lmjax.run_files import ENVIRONMENT_FILE, METRICS_FILE, PIPELINE_FILE, SUMMARY_FILE, WALL_SECONDS
@@ -30,7 +33,7 @@ from lmjax.runs.measures import Measuring, measured_paths
 from lmjax.runs.pipeline import is_done, plan_stages, run_stages
 from lmjax.runs.preflight import check_ahead
 from lmjax.runs.provenance import claim_provenance
-from lmjax.settings import Pipeline, Stage
+from lmjax.settings import Pipeline, Pretrain, Stage
 from lmjax.settings.stage import naming
 from lmjax.stages.registry import kind_of
 from lmjax.stages.train_stage import Outcome
@@ -203,6 +206,11 @@ def _stage(
 def _finished(recipe: Stage, folder: Path, session: Session) -> dict[str, Any]:
     """The summary of the stage, run from wherever it stands; empty where a stop interrupts it."""
     kind, resolved = kind_of(recipe), resolve(recipe, folder=folder)
+    where = slice_of(jax.devices())
+    if where is not None and kind.chooses_layout:
+        resolved = resolved.laid_out(laid_out(resolved.of(Pretrain), where))
+        own = own_candidate(resolved.of(Pretrain), where)
+        session.display.say(f"on {where.name}: {own.text if own else resolved.of(Pretrain).compute.remat}")
     if kind.produce is not None:
         return kind.produce(resolved, session)
     assert kind.train is not None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmjax.data.ramp import BatchRamp
+from lmjax.errors import UserError
 from lmjax.plan.cache import Cache, Result, key
 from lmjax.plan.compile import slice_devices
 from lmjax.plan.planner import planned_recipe
@@ -60,7 +61,10 @@ class SlicePlanner:
 
     def _result(self, stage: Pretrain, rows: int) -> Result:
         data = dataclasses.replace(stage.data, batch_size=rows, ramp_from=None, ramp_tokens=0)
-        recipe = planned_recipe(dataclasses.replace(stage, data=data), self.where.name)
+        try:
+            recipe = dataclasses.replace(planned_recipe(stage, self.where.name), data=data)
+        except UserError as error:  # no mesh divides its batch
+            return Result(refusal=str(error))
         name = key(recipe, self.where.name)
         if name not in self._results:
             self._results[name] = self._cache.get(recipe, self.where.name) or self._compiled(recipe)

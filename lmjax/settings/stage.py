@@ -265,7 +265,7 @@ class DialogueStage(TrainingStage):
         if self.checkpoint.select_best:
             self.check_best()
         rows = {"dialogue.batch_size": self.dialogue.batch_size}
-        check_divides("train.microbatches", self.train.microbatches, rows)
+        check_divides("train.microbatches", self.train.parts, rows)
 
     def check_best(self) -> None:
         """Raises FieldError where checkpoints are kept as the best by a metric that no evaluation has.

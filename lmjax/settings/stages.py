@@ -51,7 +51,7 @@ class Pretrain(TrainingStage):
         require(fits, "data.sequence_length", length, f"at most model.context {context}", "shorten it or raise context")
         rows = {"data.batch_size": self.data.batch_size}
         rows |= {} if self.data.ramp_from is None else {"data.ramp_from": self.data.ramp_from}
-        check_divides("train.microbatches", self.train.microbatches, rows)
+        check_divides("train.microbatches", self.train.parts, rows)
         by = self.checkpoint.best_by
         require(by in self.best_by(), "checkpoint.best_by", by, "'validation_loss' in pretraining", "leave it out")
         table, entries = self.model.vocab_size, self.tokenizer.planned_vocab_size
@@ -114,7 +114,7 @@ class Finetune(TrainingStage):
         super().check()
         require(self.layer_decay <= 1, "layer_decay", self.layer_decay, "at most 1", "use 1 for one rate")
         require(self.task is not None, "task", None, "a task", "give an object of a class that extends Task")
-        check_divides("train.microbatches", self.train.microbatches, {"rows.batch_size": self.rows.batch_size})
+        check_divides("train.microbatches", self.train.parts, {"rows.batch_size": self.rows.batch_size})
         by, known = self.checkpoint.best_by, self.best_by()
         unknown = self.task is not None and self.task.metrics is None
         require(unknown or by in known, "checkpoint.best_by", by, " or ".join(sorted(known)), "use one of them")
@@ -255,7 +255,7 @@ class PPO(DialogueStage):
         require_local("reference", self.reference, bucket=True)
         check_weights("mix", self.mix)
         require(bool(self.reward.source), "reward.source", "", "a reward model or a function", "name one")
-        responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.microbatches
+        responses, parts = self.dialogue.batch_size * self.ppo.group, self.ppo.minibatches * self.train.parts
         check_divides("ppo.minibatches x train.microbatches", parts, {"dialogue.batch_size x ppo.group": responses})
         mixes = self.ppo.ptx_coefficient > 0
         require(

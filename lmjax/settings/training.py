@@ -23,29 +23,40 @@ from lmjax.fields import (
 
 @dataclass(frozen=True)
 class ComputeSettings(Settings):
-    """How the model is computed, which never changes what it computes beyond rounding."""
+    """How the model is computed, which never changes what it computes beyond rounding.
+
+    What is "auto" or None is chosen: for pretraining on a TPU as `lmjax.plan.layout` says, else as written here.
+    """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
     scan_layers: bool = True  # one compiled layer, stacked parameters
-    # what the backward pass works out again: nothing, or ever more (lmjax/model/remat.py)
+    unroll_layers: bool | None = None  # of stacked parameters: each layer is compiled apart; None: no
+    # what the backward pass works out again: nothing, or ever more (lmjax/model/remat.py); auto: nothing
     remat: Literal[
+        "auto",
         "none",
         "dots",
         "projections",
         "minimal",
+        "all_but_query",
         "key_value_up",
         "attention",
         "up",
         "full",
         # on TPU and GPU: what the policy of that name keeps goes to the host's memory
         "projections_offloaded",
+        "all_but_query_offloaded",
         "key_value_up_offloaded",
         "attention_offloaded",
         "up_offloaded",
-    ] = "none"
+    ] = "auto"
     loss_chunk: PositiveInt | None = None  # tokens whose float32 logits exist at once on a device; None: by the shapes
     attention_block: PositiveInt | None = None  # the most queries, and keys, of a step of splash attention; None: 1,024
     vector_memory: PositiveInt | None = None  # MiB of a TPU that a fusion may use; None: parallel/compiler_options.py
+
+    @property
+    def remat_policy(self) -> str:
+        return "none" if self.remat == "auto" else self.remat
 
     def check(self) -> None:
         block = self.attention_block
@@ -55,16 +66,33 @@ class ComputeSettings(Settings):
 
 @dataclass(frozen=True)
 class MeshSettings(Settings):
-    """Devices along each mesh axis; one axis may be -1 and takes what is left."""
+    """Devices along each mesh axis; one axis may be -1 and takes what is left.
 
-    replica: int = 1  # across slices, over the data-centre network
-    data: int = -1
-    fsdp: int = 1
-    sequence: int = 1
-    tensor: int = 1
+    Of axes that are None, data takes what is left and the others are 1. Where all are None, the sizes are chosen for
+    pretraining on a TPU as `lmjax.plan.layout` says.
+    """
+
+    replica: int | None = None  # across slices, over the data-centre network
+    data: int | None = None
+    fsdp: int | None = None
+    sequence: int | None = None
+    tensor: int | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """All sizes, one of which may be -1."""
+        given = {name: size for name, size in dataclasses.asdict(self).items() if size is not None}
+        rest = 1 if -1 in given.values() else -1
+        usual = {"replica": 1, "data": rest, "fsdp": 1, "sequence": 1, "tensor": 1}
+        return usual | given
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no axis is given."""
+        return all(size is None for size in dataclasses.asdict(self).values())
 
     def check(self) -> None:
-        sizes = dataclasses.asdict(self)
+        sizes = self.sizes
         for name, size in sizes.items():
             require(size == -1 or size > 0, name, size, "a size above 0, or -1 once", "use 1")
         inferred = [name for name, size in sizes.items() if size == -1]
@@ -125,11 +153,17 @@ class TrainSettings(Settings):
     """How long, and what each update does."""
 
     steps: PositiveInt = 1000
-    microbatches: PositiveInt = 1  # gradient accumulation: the batch is cut in this many equal parts
+    # gradient accumulation: the batch is cut in this many equal parts; None: one, or as lmjax.plan.layout chooses
+    microbatches: PositiveInt | None = None
     seed: Seed = 0
     z_loss: NonNegativeFloat = 0.0  # coefficient of log(Z)^2
     label_smoothing: Fraction = 0.0
     abort_after_skipped: PositiveInt = 10  # non-finite steps in a row before the run stops
+
+    @property
+    def parts(self) -> int:
+        """The microbatches of a batch."""
+        return self.microbatches or 1
 
 
 @dataclass(frozen=True)

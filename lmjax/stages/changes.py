@@ -28,6 +28,7 @@ TRAINING: Table = {
         *("name", "mesh.", "plan.", "evaluation.", "checkpoint.", "log."),
         *("train.microbatches", "train.abort_after_skipped"),
         *("compute.remat", "compute.loss_chunk", "compute.attention_block", "compute.vector_memory"),
+        "compute.unroll_layers",
     ),
     Kind.CONSEQUENTIAL: (
         *("train.steps", "train.seed", "train.z_loss", "train.label_smoothing", "compute.dtype"),

@@ -46,6 +46,7 @@ class StageKind:
     produce: Callable[[ResolvedStage, Session], dict[str, Any]] | None = None
     programs: dict[str, Planned] = field(default_factory=dict)  # "train" is the step; none: there is nothing to compile
     loads_executable: bool = False  # whether a run can load its step from a file
+    chooses_layout: bool = False  # whether what its recipe leaves open of mesh and compute is chosen for a TPU slice
     one_model: bool = True  # whether a checkpoint holds one model
     prepares_text: bool = False  # whether it makes a tokenizer and token shards from raw text
     summary_form: Any = Trained  # what its summary holds at least

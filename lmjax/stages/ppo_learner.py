@@ -46,7 +46,7 @@ def ppo_learner(
     learner = Learner(
         *(policy, value, reward, vocabulary, recipe.ppo, recipe.kl, recipe.reward, optimizers),
         schedule=schedule,
-        microbatches=recipe.train.microbatches,
+        microbatches=recipe.train.parts,
         seed=recipe.train.seed,
     )
     return learner, axes

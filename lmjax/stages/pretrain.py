@@ -133,5 +133,6 @@ KIND = StageKind(
         "generate": Planned(_continuation, _continuation_cost),
     },
     loads_executable=True,
+    chooses_layout=True,
     prepares_text=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -152,10 +153,12 @@ def planned_steps(stage: TrainingStage, data: TaskData, loader: RowLoader | Buck
 
 
 def _kept(resolved: ResolvedStage) -> TrainingStage:
-    """The recipe that checkpoints keep: its model is filled in where it is the initial checkpoint's."""
-    recipe = resolved.recipe if resolved.recipe.own_model else resolved.settings
+    """The recipe that checkpoints keep: what its start and the data tell is filled in, how it is laid out is not."""
+    recipe, settings = resolved.recipe, resolved.of(TrainingStage)
     assert isinstance(recipe, TrainingStage)
-    return recipe
+    if recipe.own_model:
+        return recipe
+    return dataclasses.replace(settings, mesh=recipe.mesh, compute=recipe.compute, train=recipe.train)
 
 
 def _frozen(program: Program, resolved: ResolvedStage) -> tuple[Any, ...]:
@@ -219,7 +222,7 @@ def by_rows(rows: int, full: Callable[..., Any], others: Callable[..., Any]) -> 
 
 def about_step(resolved: ResolvedStage) -> dict[str, Any]:
     """The fields that decide a stage's compiled step, beside its mesh: to tell what another one differs in."""
-    fields = flat(json.loads(to_json(resolved.recipe)))
+    fields = flat(json.loads(to_json(resolved.decided)))
     parts = ("model.", "compute.", "optimizer.", "train.")
     data = ("data.sequence_length", "data.batch_size", "data.packing", "data.isolate_documents", "data.ramp")
     kept = {name: value for name, value in fields.items() if name.startswith((*parts, *data))}

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
@@ -34,7 +34,7 @@ class ResolvedStage:
     """A stage's settings, their model filled in as far as it is known, and what belongs to them."""
 
     recipe: Stage  # as it is written
-    settings: Stage  # with its model filled in
+    settings: Stage  # with its model filled in, and laid out
     folder: Path  # its workdir; a plan has none, and reads "."
     entries: int | None = None  # of the tokenizer, where they are known: rows of the model's table beyond are padding
     tokenizer: Tokenizer | None = None  # once it is opened, and where it is kept
@@ -42,11 +42,27 @@ class ResolvedStage:
     start: InitialCheckpoint | None = None  # once it is opened
     scorer: InitialCheckpoint | None = None  # the reward model, once it is opened
     reward_model: ModelSettings | None = None  # the reward model's shape, where it is known
+    layout: Stage | None = None  # the recipe with the mesh and what else of its computation was chosen for the devices
 
     def of(self, kind: type[Kind]) -> Kind:
         """The settings, as those of a kind of stage."""
         assert isinstance(self.settings, kind), f"{self.settings.name}: a {type(self.settings)}, not a {kind}"
         return self.settings
+
+    @property
+    def decided(self) -> Stage:
+        """The recipe, with what it leaves open chosen where there was a choice."""
+        return self.layout or self.recipe
+
+    def laid_out(self, layout: Stage) -> ResolvedStage:
+        """With these choices of how it is computed, which never change what is computed beyond rounding."""
+        return dataclasses.replace(self, settings=dataclasses.replace(layout, model=self.settings.model), layout=layout)
+
+    def with_fields(self, **fields: Any) -> ResolvedStage:
+        """The same stage with other settings, such as another mesh."""
+        layout = self.layout and dataclasses.replace(self.layout, **fields)
+        recipe, settings = (dataclasses.replace(each, **fields) for each in (self.recipe, self.settings))
+        return dataclasses.replace(self, recipe=recipe, settings=settings, layout=layout)
 
     @property
     def model(self) -> ModelSettings:
@@ -66,7 +82,7 @@ class ResolvedStage:
 
     def opened(self) -> ResolvedStage:
         """With the initial checkpoint, its tokenizer and model, and the reward model. Raises UserError."""
-        stage = self.recipe
+        stage = self.decided
         start = open_initial(stage.start, self.folder)
         field, source = stage.reward_model_source
         scorer = open_reward_model(source, self.folder, start, field) if source else None
@@ -88,7 +104,7 @@ class ResolvedStage:
         model = dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
         return dataclasses.replace(
             self,
-            settings=dataclasses.replace(self.recipe, model=model),
+            settings=dataclasses.replace(self.decided, model=model),
             entries=tokenizer.vocab_size,
             tokenizer=tokenizer,
             tokenizer_folder=folder,
@@ -103,7 +119,7 @@ class ResolvedStage:
     def check_mesh(self, mesh: dict[str, int]) -> None:
         """Raises UserError where the mesh does not divide the rows or a model."""
         stage = self.settings
-        microbatches = stage.train.microbatches if isinstance(stage, TrainingStage) else 1
+        microbatches = stage.train.parts if isinstance(stage, TrainingStage) else 1
         for model in (stage.model, self.reward_model):
             if model is not None:
                 check_mesh(mesh, model, stage.loading, microbatches, stage.rows_field)

@@ -6,7 +6,6 @@ your own subclasses `Task` and overrides what differs: see CONTRIBUTING.md for o
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from abc import ABC, abstractmethod
@@ -221,7 +220,7 @@ class Task(TaskSettings, ABC):
 
     def step(self, model: Any, resolved: ResolvedStage) -> Callable[..., tuple[TrainState, Metrics]]:
         """(state, *frozen, numbers, batch) -> (state, metrics), a pure function; `numbers` are a `RunNumbers`."""
-        axes, parts = model.logical_axes(), resolved.of(TrainingStage).train.microbatches
+        axes, parts = model.logical_axes(), resolved.of(TrainingStage).train.parts
 
         def step(state: TrainState, *rest: Any) -> tuple[TrainState, Metrics]:
             *frozen, numbers, batch = rest
@@ -289,9 +288,3 @@ class Task(TaskSettings, ABC):
 def _with_trunk(params: Any, keys: Sequence[str], trunk: Any) -> Any:
     first, *rest = keys
     return params | {first: _with_trunk(params[first], rest, trunk) if rest else trunk}
-
-
-def replaced(resolved: ResolvedStage, **fields: Any) -> ResolvedStage:
-    """The same stage with other settings, such as another mesh."""
-    changed = dataclasses.replace(resolved.settings, **fields)
-    return dataclasses.replace(resolved, recipe=dataclasses.replace(resolved.recipe, **fields), settings=changed)

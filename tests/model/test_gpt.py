@@ -289,12 +289,18 @@ def test_dropout_is_on_where_remat_is_tested(plain):
 
 
 @pytest.mark.parametrize(
-    ("scan", "policy"), [*((True, name) for name in REMAT_POLICIES), (False, "none"), (False, "full")]
+    ("layers", "policy"),
+    [
+        *(("scanned", name) for name in REMAT_POLICIES),
+        *(("apart", "none"), ("apart", "full"), ("unrolled", "none"), ("unrolled", "projections")),
+    ],
 )
-def test_neither_remat_nor_scan_changes_loss_or_gradients_with_dropout(scan, policy, dropping, plain, batch):
+def test_neither_remat_nor_scan_changes_loss_or_gradients_with_dropout(layers, policy, dropping, plain, batch):
     """The recomputed forward pass must draw the very masks of the first one, and layer 1 its own in either form."""
     params, _, (loss, grads) = plain
-    model = LanguageModel(dropping, ComputeSettings(remat=policy, scan_layers=scan))
+    scan = layers != "apart"
+    compute = ComputeSettings(remat=policy, scan_layers=scan, unroll_layers=layers == "unrolled")
+    model = LanguageModel(dropping, compute)
     call = loss_and_gradients(model, batch)
     found, found_grads = call(params if scan else unstack_layers(params), fast_key(11))
     assert float(found) == pytest.approx(float(loss), rel=1e-5)

@@ -31,7 +31,13 @@ pytestmark = pytest.mark.usefixtures("optimized")  # what programs keep and move
 LAYERS, ROWS, LENGTH, WIDTH = 3, 2, 16, 32
 SETTINGS = ModelSettings(LAYERS, WIDTH, LENGTH, 61, AttentionSettings(heads=4, implementation="einsum"), dropout=0.1)
 IN_BLOCK = LAYERS * ROWS * LENGTH * WIDTH  # entries of one [B, T, D] array of every layer
-KEPT = {"projections": 9, "key_value_up": 7, "attention": 4, "up": 4}  # such arrays; einsum's own is one
+KEPT = {
+    "projections": 9,
+    "all_but_query": 8,
+    "key_value_up": 7,
+    "attention": 4,
+    "up": 4,
+}  # such arrays; einsum's own is one
 
 
 def gradients(remat, settings=SETTINGS):
@@ -63,7 +69,7 @@ def kept_entries(remat, settings=SETTINGS):
 def test_every_policy_that_names_arrays_has_an_offloaded_one():
     assert set(OFFLOADED_POLICIES) == {f"{name}_offloaded" for name in KEPT}
     named = typing.get_type_hints(ComputeSettings)["remat"]
-    assert set(typing.get_args(named)) == {"none", *REMAT_POLICIES, *OFFLOADED_POLICIES}
+    assert set(typing.get_args(named)) == {"auto", "none", *REMAT_POLICIES, *OFFLOADED_POLICIES}
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -98,7 +104,10 @@ def products_with(size, jaxpr):
 
 @pytest.mark.parametrize(
     ("remat", "again"),
-    [("none", 0), ("projections", 0), ("minimal", 0), ("key_value_up", 0), ("up", 0), ("attention", 2), ("full", 2)],
+    [
+        *(("none", 0), ("projections", 0), ("minimal", 0), ("all_but_query", 0), ("key_value_up", 0), ("up", 0)),
+        *(("attention", 2), ("full", 2)),
+    ],
 )
 def test_a_policy_that_keeps_hidden_units_makes_neither_product_of_a_gated_layer_again(remat, again):
     model, function = gradients(remat, GATED)

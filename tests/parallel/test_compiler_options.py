@@ -15,7 +15,7 @@ from lmjax.settings import ComputeSettings
     [
         ("TPU v5 lite", None, "32768"),
         ("TPU v5 lite", 48, "49152"),
-        ("TPU v5", None, "32768"),
+        ("TPU v5", None, "49152"),
         ("TPU v6 lite", 64, "65536"),
         ("TPU v4", None, None),
         ("TPU v4", 20, "20480"),

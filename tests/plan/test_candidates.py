@@ -1,5 +1,6 @@
 """What a search chooses from: everything that divides, nothing that does not, and options that say the same."""
 
+import dataclasses
 import itertools
 import math
 import shlex
@@ -50,9 +51,9 @@ def test_microbatches_divide_every_batch_of_a_ramp():
 
 def test_a_batch_that_no_mesh_divides_is_an_error_that_says_which():
     odd = changed(RECIPE, data__sequence_length=128, data__batch_size=3)
-    with pytest.raises(UserError, match=r"--auto: any mesh of 64 devices .*data\.batch_size"):
+    with pytest.raises(UserError, match=r"any mesh of 64 devices .*data\.batch_size"):
         candidates(odd, find_slice("v5e-64"))
-    with pytest.raises(UserError, match=r"--auto: the mesh does not divide"):
+    with pytest.raises(UserError, match=r"the mesh does not divide"):
         candidates(odd, find_slice("v5e-4"), MeshSettings(data=4))
 
 
@@ -66,15 +67,20 @@ def test_the_options_are_what_run_needs_to_be_told(tmp_path):
     chosen = Candidate((1, 1, 4, 1, 2), 4, "full", 512)
     options = chosen.options(recipe)
     assert shlex.join(options) == (
-        "--mesh.fsdp 4 --mesh.tensor 2 --compute.remat full --compute.attention_block 512 --train.microbatches 4"
+        "--mesh.fsdp 4 --mesh.tensor 2 --compute.unroll_layers False --compute.remat full "
+        "--compute.attention_block 512 --train.microbatches 4"
     )
     arguments, rest = parser().parse_known_args(["run", str(path), *options])
-    assert overridden_recipe(arguments, rest) == chosen.applied(recipe)
+    told, applied = overridden_recipe(arguments, rest), chosen.applied(recipe)
+    assert told.mesh.sizes == applied.mesh.sizes
+    assert dataclasses.replace(told, mesh=applied.mesh) == applied
 
 
 def test_a_block_of_the_recipes_own_can_be_taken_back(tmp_path):
     recipe = Pretrain(
-        mesh=MeshSettings(data=1), compute=ComputeSettings(attention_block=512), train=TrainSettings(microbatches=2)
+        mesh=MeshSettings(data=1),
+        compute=ComputeSettings(attention_block=512, remat="none", unroll_layers=False),
+        train=TrainSettings(microbatches=2),
     )
     options = Candidate((1, 1, 1, 1, 1), 2, "none").options(recipe)
     assert options == ["--compute.attention_block", "None"]

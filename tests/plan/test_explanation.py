@@ -55,7 +55,8 @@ def test_an_activation_is_told_with_its_axes_and_sharding(lines):
         "tokens [B, T]: (batch, time), <data+fsdp, ->",
         "tokens at the look-up [B, T]: (lookup_batch, time), <data, ->",
         "looked-up embeddings [B, T, D]: (lookup_batch, time, embed), <data, -, fsdp>",
-        "residual stream [B, T, D]: (batch, time, act_embed), <data+fsdp, -, ->",
+        "residual stream [B, T, D]: (batch, stream_time, act_embed), <data+fsdp, tensor, ->",
+        "a branch's input [B, T, D]: (batch, time, act_embed), <data+fsdp, -, ->",
         "queries [B, T, H, K]: (batch, time, act_heads, None), <data+fsdp, -, tensor, ->",
         "keys and values [B, T, Hkv, K]: (batch, time, act_kv_heads, None), <data+fsdp, -, tensor, ->",
         "feed-forward [B, T, F]: (batch, time, act_mlp), <data+fsdp, -, tensor>",
@@ -81,7 +82,7 @@ def test_the_activations_are_those_that_the_model_constrains(monkeypatch):
 def test_what_is_told_of_batch_and_logits_is_what_a_step_has():
     mesh = make_mesh(RECIPE.mesh)
     assert batch_sharding(mesh).spec == partition_spec(report.ACTIVATIONS["tokens [B, T]"])
-    shapes = {("vocab", "act_embed"): (512, 16), report.ACTIVATIONS["residual stream [B, T, D]"]: (8, 32, 16)}
+    shapes = {("vocab", "act_embed"): (512, 16), report.ACTIVATIONS["a branch's input [B, T, D]"]: (8, 32, 16)}
     arrays = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, partition_spec(axes)))
         for axes, shape in shapes.items()

@@ -63,7 +63,7 @@ def mistaken(tmp_path, monkeypatch, capsys):
             ", or model.attention.heads = 8 or 16",
         ),
         (
-            "--data.batch-size 12",
+            "--data.batch-size 12 --mesh data=8",
             "mesh.data = 8: expected a divisor of data.batch_size = 12; use mesh.data = 4 with mesh.sequence = 2, "
             "or data.batch_size = 8 or 16",
         ),

@@ -51,6 +51,7 @@ def planned(compiled, fails_at=None):
             raise KeyboardInterrupt
         compiled.append(recipe.name)
         figures = {"mesh": mesh_shape(recipe.mesh, 8), "remat": recipe.compute.remat, "rows_per_step": 64}
+        figures |= {"microbatches": recipe.train.microbatches, "unrolled_layers": recipe.compute.unroll_layers}
         place = {"recipe": recipe.name, "topology": "v5e-8", "chips": 8, "devices": 8, "hbm_gib": 15.75}
         speed = {"gcycles": 0.25, "step_seconds": 0.5, "tokens_per_second": 65536.0, "mfu": 0.4, "bound_by": "links"}
         rest = {"sequence_length": 512, "parameters": 1, "fits": True, "peak_hbm_gib": 3.5}
@@ -72,7 +73,7 @@ def test_an_interrupted_table_goes_on_and_a_changed_row_is_compiled_again(script
     monkeypatch.setattr(script, "plan", planned(compiled))
     script.main()
     assert compiled == ["one", "two"]
-    row = "| two | v5e-8 | data 8 | minimal | 32,768 | 1 | 3.5 of 15.75 | 0.25 | 0.5 | 65,536 | 40% | links |"
+    row = "| two | v5e-8 | fsdp 8 | none, unrolled | 32,768 | 1 | 3.5 of 15.75 | 0.25 | 0.5 | 65,536 | 40% | links |"
     assert capsys.readouterr().out.splitlines()[-1] == row
     kept = json.loads(file.read_text())
     file.write_text(json.dumps(kept | {"two": kept["two"] | {"key": "of other sources"}}))

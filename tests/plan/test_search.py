@@ -21,13 +21,13 @@ from lmjax.plan.cache import Cache
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.predict import Analyst
-from lmjax.plan.search import search
+from lmjax.plan.search import REFINED, search
 from lmjax.plan.search_display import watching
 from lmjax.plan.tables import lines, run_command, to_json
 from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings, PlanSettings
 from tests.tiny import changed, for_slice, write_recipe
 
-RECIPE = for_slice(layers=4, width=256, length=256, model__vocab_size=2048)
+RECIPE = for_slice(layers=4, width=256, length=256, model__vocab_size=2048, compute__loss_chunk=256)
 
 
 class FakeCompiler:
@@ -69,23 +69,26 @@ def fake(monkeypatch, tmp_path):
 
 
 def candidate_of(recipe):
-    sizes = dataclasses.asdict(recipe.mesh)
-    return Candidate(
-        tuple(sizes.values()), recipe.train.microbatches, recipe.compute.remat, recipe.compute.attention_block
-    )
+    compute = recipe.compute
+    chosen = (compute.remat, compute.attention_block, compute.unroll_layers, compute.vector_memory, compute.loss_chunk)
+    return Candidate(tuple(dataclasses.asdict(recipe.mesh).values()), recipe.train.microbatches, *chosen)
 
 
 def test_the_most_promising_are_compiled_and_ranked_by_what_the_compiler_says(fake, tmp_path):
     compiler = fake(lambda recipe: 1.0 + recipe.mesh.data)
-    found = search(RECIPE, limit=6, cache=Cache(tmp_path))
-    assert len(compiler.compiled) == 6 and len(found.ranked) == 6 and not found.refused
+    found = search(RECIPE, limit=13, cache=Cache(tmp_path))
+    assert len(compiler.compiled) == len(found.ranked) == 13 and not found.refused
     assert [each.seconds for each in found.ranked] == sorted(each.seconds for each in found.ranked)
-    assert found.considered == found.too_large + found.slower + 6
+    assert found.considered == found.too_large + found.slower + 13
     analyst = Analyst(RECIPE, found.where)
-    predicted = [analyst.predict(candidate_of(recipe)).step_seconds for recipe in compiler.compiled[1:]]
+    chosen, refined = compiler.compiled[1:-3], compiler.compiled[-3:]
+    predicted = [analyst.predict(candidate_of(recipe)).step_seconds for recipe in chosen]
     assert predicted == sorted(predicted)
-    meshes = [candidate_of(recipe).mesh for recipe in compiler.compiled[1:]]
-    assert max(map(meshes.count, meshes)) == 3  # half of the limit, so that one mesh does not take it all
+    meshes = [candidate_of(recipe).mesh for recipe in chosen]
+    assert max(map(meshes.count, meshes)) == 5  # half of those that are left, so that one mesh does not take it all
+    best = min(compiler.compiled[:-3], key=lambda recipe: recipe.mesh.tensor * recipe.train.microbatches)
+    changed = [dataclasses.replace(candidate_of(best), **change) for change in REFINED]
+    assert [candidate_of(recipe) for recipe in refined] == changed
     assert all(recipe.data == RECIPE.data and recipe.model == RECIPE.model for recipe in compiler.compiled)
 
 
@@ -93,7 +96,7 @@ def test_the_recipes_own_choices_are_compiled_first_and_may_turn_out_to_be_the_b
     compiler = fake(lambda recipe: 2.0)
     slow = dataclasses.replace(RECIPE, mesh=MeshSettings(data=1, tensor=2, fsdp=2))
     found = search(slow, limit=3, cache=Cache(tmp_path))
-    assert candidate_of(compiler.compiled[0]) == found.own == Candidate((1, 1, 2, 1, 2), 1, "none")
+    assert candidate_of(compiler.compiled[0]) == found.own == Candidate((1, 1, 2, 1, 2), 1, "none", loss_chunk=256)
     assert len(compiler.compiled) == 3 and found.considered == found.too_large + found.slower + 3
     assert sum("the recipe's own" in line for line in lines(found, "")) == 1
     alone = search(slow, limit=1, cache=Cache(tmp_path))
@@ -169,8 +172,9 @@ def test_the_table_and_the_command_say_what_was_found(fake, tmp_path):
     found = search(RECIPE, limit=4, cache=Cache(tmp_path))
     command = run_command(found, "small", ["--train.steps", "7"])
     table = list(lines(found, command))
-    columns = ["rank", "mesh", "micro", "remat", "block", "HBM GiB", "Gcycles", "predicted s", "step s", "tokens/s"]
-    assert re.split(" {2,}", table[1])[:10] == columns
+    columns = ["rank", "mesh", "micro", "remat", "block", "chunk", "vmem", "HBM GiB", "Gcycles"]
+    columns += ["predicted s", "step s", "tokens/s"]
+    assert re.split(" {2,}", table[1])[:12] == columns
     predicted = f"{found.ranked[0].prediction.step_seconds:.4f}"
     assert re.search(rf"1\.0000 +{predicted} ", table[2]), "beside what the compiler says"
     best = found.ranked[0]
@@ -270,7 +274,7 @@ def test_the_same_search_again_prints_from_the_cache(command, searched):
     [
         (["--hlo", "x.txt"], "--auto with --hlo"),
         (["--topology", "v5e-5"], "v5e-4"),
-        (["--data.batch-size", "1", "--data.sequence-length", "100", "--topology", "v5e-64"], "--auto: any mesh of 64"),
+        (["--data.batch-size", "1", "--data.sequence-length", "100", "--topology", "v5e-64"], "any mesh of 64"),
     ],
 )
 def test_mistakes_are_said_in_a_line(command, words, said):

@@ -76,8 +76,8 @@ WRONG = [
         None,  # recipe.json of an older version may have it
     ),
     (
-        ["--mesh.fsdp", "-1"],
-        (("mesh", "fsdp"), -1),
+        ["--mesh.fsdp", "-1", "--mesh.data", "-1"],
+        (("mesh",), {"data": -1, "fsdp": -1}),
         "mesh = {'replica': 1, 'data': -1, 'fsdp': -1, 'sequence': 1, 'tensor': 1}: expected at most one axis at -1; "
         "give all but one of data, fsdp a size, such as 1",
     ),

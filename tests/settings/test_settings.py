@@ -92,7 +92,7 @@ WRONG = [
     (MeshSettings, {"tensor": 0}, "tensor", "0", "use 1"),
     (
         MeshSettings,
-        {"fsdp": -1},
+        {"data": -1, "fsdp": -1},
         "",
         "{'replica': 1, 'data': -1",
         "give all but one of data, fsdp a size",

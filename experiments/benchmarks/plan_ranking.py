@@ -1,0 +1,114 @@
+"""Ten candidates of each of six models, compiled: what the arithmetic of `lmjax plan --auto` is compared with.
+
+    python experiments/benchmarks/plan_ranking.py tests/plan/compiled_candidates.jsonl [MODEL ...]
+
+Candidates are drawn, with a fixed seed, from those that arithmetic says fit: half of them from those that take at most
+1.25 times the quickest, half at most twice. Each is compiled by libtpu, a minute or so, and appended to the file; a
+model whose ten are there is left alone.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmjax.plan.cache import Cache
+from lmjax.plan.candidates import Candidate, candidates
+from lmjax.plan.compile import slice_devices
+from lmjax.plan.predict import Analyst
+from lmjax.plan.search import compiled
+from lmjax.plan.slices import Slice, find_slice
+from lmjax.settings import Pretrain
+from lmjax.settings.recipe_files import load_recipe
+
+EXPERIMENTS = Path(__file__).parents[1]
+EACH = 10
+SLOWEST = (1.25, 2.0)  # times the quickest
+UNROLLED_LAYERS = 12  # that compile one by one in a few minutes
+MODELS = {
+    "gpt2_124m": ("gpt2.py:124m", "v5e-16"),
+    "gpt2_355m": ("gpt2.py:355m", "v5e-16"),
+    "gpt3_1300m": ("gpt3.py:1300m", "v5e-64"),
+    "gpt3_6b": ("benchmarks/plan_gpt3_6b.py", "v5e-64"),
+    "llama2_7b": ("benchmarks/plan_llama2_7b.py", "v5p-64"),
+    "gpt3_13b": ("benchmarks/plan_gpt3_13b.py", "v5p-128"),
+}
+
+
+def recipe_of(model: str) -> tuple[Pretrain, Slice]:
+    """The model's recipe and its slice; a ramp of the batch is left out."""
+    spec, topology = MODELS[model]
+    recipe = load_recipe(str(EXPERIMENTS / spec))
+    data = dataclasses.replace(recipe.data, ramp_from=None, ramp_tokens=0)
+    return dataclasses.replace(recipe, data=data), find_slice(topology)
+
+
+def drawn(recipe: Pretrain, where: Slice, seed: int) -> list[Candidate]:
+    """Candidates of a recipe, with the choices that a search makes after the others."""
+    analyst = Analyst(recipe, where)
+    found = candidates(recipe, where)
+    predicted = {each: analyst.predict(each) for each in found}
+    fitting = [each for each in found if predicted[each].memory <= where.device_hbm]
+    quickest = min(predicted[each].step_seconds for each in fitting)
+    draw, chosen = random.Random(seed), []
+    unrolled = (False, False, True) if analyst.model.layers <= UNROLLED_LAYERS else (False,)
+    for most in SLOWEST:
+        likely = [each for each in fitting if predicted[each].step_seconds <= most * quickest and each not in chosen]
+        chosen += draw.sample(likely, EACH // len(SLOWEST))
+    return [
+        dataclasses.replace(
+            each,
+            unrolled=draw.choice(unrolled),
+            vector_memory=draw.choice((None, 16, 48, 64)),
+            loss_chunk=draw.choice((None, 16_384)),
+        )
+        for each in chosen
+    ]
+
+
+def row(model: str, recipe: Pretrain, where: Slice, candidate: Candidate, cache: Cache) -> dict[str, Any]:
+    """A line of the file: a candidate, and what the compiler says of it."""
+    applied = candidate.applied(recipe)
+    result = cache.get(applied, where.name) or compiled(applied, where, cache)
+    found = None if result.estimate is None else result.estimate.to_dict()
+    names = ("fits", "peak_hbm_gib", "step_seconds", "compute_seconds", "kernel_seconds", "collective_seconds")
+    figures = {name: found[name] for name in (*names, "compile_seconds")} if found else {"refusal": result.refusal}
+    return {"model": model, "candidate": dataclasses.asdict(candidate), **figures}
+
+
+def rows(models: list[str], there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Those that are not there yet, of one model after the other in turn."""
+    cache, missing = Cache(), []
+    for number, model in enumerate(MODELS):
+        done = [_candidate(each["candidate"]) for each in there if each["model"] == model]
+        if model in models and len(done) < EACH:
+            recipe, where = recipe_of(model)
+            slice_devices(where)
+            left = [each for each in drawn(recipe, where, number) if each not in done]
+            missing += [(place, model, recipe, where, each) for place, each in enumerate(left, len(done))]
+    for _, model, recipe, where, each in sorted(missing, key=lambda one: one[0]):
+        yield row(model, recipe, where, each, cache)
+
+
+def _candidate(fields: dict[str, Any]) -> Candidate:
+    return Candidate(**fields | {"mesh": tuple(fields["mesh"])})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="lines of JSON")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: all of {', '.join(MODELS)}")
+    options = parser.parse_args()
+    there = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
+    for each in rows(options.models or list(MODELS), there):
+        with options.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(each) + "\n")
+        print(json.dumps(each), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

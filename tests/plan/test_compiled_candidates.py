@@ -1,0 +1,43 @@
+"""The arithmetic beside compiled steps; `experiments/benchmarks/plan_ranking.py` wrote the table, and continues it."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from lmjax.parallel.chips import GIB
+from lmjax.plan.candidates import Candidate
+from lmjax.plan.predict import Analyst
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = runpy.run_path(str(ROOT / "experiments" / "benchmarks" / "plan_ranking.py"))
+ROWS = [json.loads(line) for line in Path(__file__).with_name("compiled_candidates.jsonl").read_text().splitlines()]
+WITHIN = 0.15  # of what the compiler says
+
+
+def named(row):
+    return f"{row['model']}-{row['candidate']['remat']}"
+
+
+def test_every_model_is_there():
+    assert {row["model"] for row in ROWS} == set(SCRIPT["MODELS"])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=named)
+def test_memory_and_cycles_are_near_what_the_compiler_says(row):
+    recipe, where = SCRIPT["recipe_of"](row["model"])
+    candidate = Candidate(**row["candidate"] | {"mesh": tuple(row["candidate"]["mesh"])})
+    found = Analyst(recipe, where).predict(candidate)
+    assert found.memory / GIB == pytest.approx(row["peak_hbm_gib"], rel=WITHIN)
+    assert found.compute_seconds == pytest.approx(row["compute_seconds"], rel=WITHIN)
+
+
+def test_shards_of_no_whole_tiles_are_known_to_be_slow():
+    """13B on v5e-256: with fsdp 256 a shard has 20 rows and the compiled step took 6.60 s, with 40 rows 4.04."""
+    presets = runpy.run_path(str(ROOT / "experiments" / "benchmarks" / "plan_presets.py"))
+    recipe = presets["recipe_of"](presets["ROWS"]["gpt3_13b"])
+    analyst = Analyst(recipe, SCRIPT["find_slice"]("v5e-256"))
+    uneven = analyst.predict(Candidate((1, 1, 256, 1, 1), 4, "projections")).compute_seconds
+    even = analyst.predict(Candidate((1, 1, 128, 2, 1), 4, "projections")).compute_seconds
+    assert uneven == pytest.approx(6.60, rel=WITHIN) and even == pytest.approx(4.04, rel=WITHIN)
