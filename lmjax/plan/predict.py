@@ -178,8 +178,9 @@ class _Work:
         return self.state_bytes + kept + max(layer, logits)
 
     def _loss_chunk(self) -> int:
-        """Tokens of a device whose logits exist at once."""
-        return min(self.n, self.candidate.loss_chunk or LOGITS_AT_ONCE // (self.model.vocab_size or 1))
+        """Tokens of a device whose logits exist at once: by default at most half (`lmjax.objective.chunks`)."""
+        usual = min(LOGITS_AT_ONCE // (self.model.vocab_size or 1), max(self.n // 2, 1))
+        return min(self.n, self.candidate.loss_chunk or usual)
 
     def compute_seconds(self) -> float:
         """Matrix products at the peak; what is kept, touched and updated at the HBM's rate."""
