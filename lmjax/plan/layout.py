@@ -1,8 +1,9 @@
-"""How a pretraining is laid out over a slice where its recipe leaves it open, so that nobody needs flags.
+"""Chooses for a slice what a pretraining recipe leaves open of its mesh and of how it is computed.
 
 In: a recipe and a slice. Out: the recipe with the mesh, the microbatches, the remat policy, the attention kernel's
-block and whether layers are unrolled, as the arithmetic of `lmjax.plan.predict` finds quickest among what fits. It
-takes a second; `lmjax plan --auto` compiles the best few instead. None of it changes what is trained beyond rounding.
+block, the loss's chunks and whether layers are unrolled, as the arithmetic of `lmjax.plan.predict` finds quickest among
+what fits. It takes a second; `lmjax plan --auto` compiles the best few instead. None of it changes what is trained
+beyond rounding.
 """
 
 from __future__ import annotations

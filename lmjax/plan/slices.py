@@ -32,9 +32,6 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 
 
-FLAT_GENERATIONS = ("v5e", "v6e")
-
-
 @dataclass(frozen=True)
 class Slice:
     """`count` equal slices of a generation, each a box of `shape` chips."""
@@ -112,7 +109,7 @@ def slice_of(devices: Sequence[Any]) -> Slice | None:
     places = {(getattr(device, "slice_index", None) or 0, *device.coords) for device in devices}
     _, *extents = (len({place[axis] for place in places}) for axis in range(4))
     count = len({place[0] for place in places})
-    shape = tuple(extents[:2] if generation in FLAT_GENERATIONS else extents)
+    shape = tuple(extents[: len(SHAPES[generation][0])])
     shape = shape if shape in SHAPES[generation] else tuple(sorted(shape))
     if math.prod(shape) * count * CHIPS[generation].devices != len(devices):
         return None

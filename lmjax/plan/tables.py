@@ -14,22 +14,8 @@ from lmjax.plan.search import Search, Tried
 from lmjax.plan.slices import names
 
 HEADINGS = (
-    *(
-        "rank",
-        "mesh",
-        "micro",
-        "remat",
-        "block",
-        "chunk",
-        "vmem",
-        "HBM GiB",
-        "Gcycles",
-        "predicted s",
-        "step s",
-        "tokens/s",
-        "MFU",
-    ),
-    "bound by",
+    *("rank", "mesh", "micro", "remat", "block", "chunk", "vmem", "HBM GiB", "Gcycles", "predicted s", "step s"),
+    *("tokens/s", "MFU", "bound by"),
 )
 LEFT = {"mesh", "remat", "bound by"}  # the other columns are numbers, which end at the right
 

@@ -206,8 +206,8 @@ def _stage(
 def _finished(recipe: Stage, folder: Path, session: Session) -> dict[str, Any]:
     """The summary of the stage, run from wherever it stands; empty where a stop interrupts it."""
     kind, resolved = kind_of(recipe), resolve(recipe, folder=folder)
-    where = slice_of(jax.devices())
-    if where is not None and kind.chooses_layout:
+    where = slice_of(jax.devices()) if kind.chooses_layout else None
+    if where is not None:
         resolved = resolved.laid_out(laid_out(resolved.of(Pretrain), where))
         own = own_candidate(resolved.of(Pretrain), where)
         session.display.say(f"on {where.name}: {own.text if own else resolved.of(Pretrain).compute.remat}")

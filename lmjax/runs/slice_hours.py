@@ -47,9 +47,13 @@ class SlicePlanner:
 
     def time_of(self, one: SweepRun) -> SliceTime:
         """Steps x the seconds of a step, summed over the batch sizes of its ramp; a cooldown leaves out its trunk's."""
+        try:
+            stage = planned_recipe(one.stage, self.where.name)
+        except UserError as error:  # no mesh divides its batch
+            return SliceTime(None, str(error))
         seconds = 0.0
         for rows, steps in own_steps(one).items():
-            result = self._result(one.stage, rows)
+            result = self._result(stage, rows)
             found = result.estimate
             if found is None:
                 return SliceTime(None, result.refusal)
@@ -61,10 +65,7 @@ class SlicePlanner:
 
     def _result(self, stage: Pretrain, rows: int) -> Result:
         data = dataclasses.replace(stage.data, batch_size=rows, ramp_from=None, ramp_tokens=0)
-        try:
-            recipe = dataclasses.replace(planned_recipe(stage, self.where.name), data=data)
-        except UserError as error:  # no mesh divides its batch
-            return Result(refusal=str(error))
+        recipe = dataclasses.replace(stage, data=data)
         name = key(recipe, self.where.name)
         if name not in self._results:
             self._results[name] = self._cache.get(recipe, self.where.name) or self._compiled(recipe)
