@@ -127,7 +127,7 @@ def search(
     found = Hypotheses(
         none_BK, jnp.zeros((B, K, N), jnp.int32), jnp.zeros((B, K, N), jnp.float32), jnp.zeros((B, K), jnp.int32)
     )
-    start = _Search(_widened(decoding, K), none_BK.at[:, 0].set(0.0), found, decoding.done)
+    start = _Search(decoding.repeated(K), none_BK.at[:, 0].set(0.0), found, decoding.done)
     one = functools.partial(_one_step, decoder, params, length_penalty, early_stopping, vocab)
     return jax.lax.while_loop(lambda state: ~state.done.all(), one, start).found
 
@@ -206,14 +206,6 @@ def _candidates(state: _Search, produced_B: jax.Array) -> tuple[Hypotheses, jax.
         jnp.broadcast_to(produced_B[:, None], totals_BC.shape),
     )
     return candidates, parent_BC, token_BC
-
-
-def _widened(decoding: Decoding, beams: int) -> Decoding:
-    """The state with every row K times."""
-    arrays = ("tokens", "log_probs", "top_tokens", "top_probabilities")
-    per_row = ("logits", "seen", "position", "produced", "done", "limits", *arrays)
-    repeated = {name: jnp.repeat(getattr(decoding, name), beams, axis=0) for name in per_row}
-    return dataclasses.replace(decoding, cache=decoding.cache.repeated(beams), **repeated)
 
 
 def _reordered(cache: Cache, index_R: jax.Array) -> Cache:

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
 from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.sharding import bound_mesh, constrain
+from lmjax.parallel.chips import device_peak
 from lmjax.settings import ComputeSettings
 
 LENGTH_STEP = 64  # lengths are rounded up to a multiple of this
+GATHERED_SHARE = 0.25  # of a device's memory, for matrices that sampling holds whole beside what training holds
 
 
 @functools.partial(
@@ -48,6 +51,13 @@ class Decoding:
     log_probs: jax.Array  # [B, N] float32
     top_tokens: jax.Array  # [B, N, top] int32
     top_probabilities: jax.Array  # [B, N, top] float32
+
+    def repeated(self, times: int) -> Decoding:
+        """The state with every row so many times; its copies are consecutive."""
+        arrays = ("tokens", "log_probs", "top_tokens", "top_probabilities")
+        per_row = ("logits", "seen", "position", "produced", "done", "limits", *arrays)
+        rows = {name: jnp.repeat(getattr(self, name), times, axis=0) for name in per_row}
+        return dataclasses.replace(self, cache=self.cache.repeated(times), **rows)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "vocab", "most"))
@@ -124,6 +134,29 @@ def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
     compute = ComputeSettings(dtype=model.compute.dtype, scan_layers=False)
     matrices = jax.tree.map(lambda p: p.astype(model.dtype) if p.ndim > 1 else p, params)
     return dataclasses.replace(model, compute=compute), matrices
+
+
+def gathered(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+    """`unrolled`, with matrices that training cuts over "fsdp" whole on every device of the bound mesh.
+
+    They are gathered once, in the compute dtype, where a token after the other would gather them again. Where that
+    takes more than GATHERED_SHARE of a device's memory, they stay as they are.
+    """
+    decoder, matrices = unrolled(model, params)
+    bound = bound_mesh()
+    if bound is None:
+        return decoder, matrices
+    peak = device_peak(bound.mesh.devices.flat[0].device_kind)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(matrices)) / bound.size("heads")
+    if peak is not None and size * peak.devices > GATHERED_SHARE * peak.memory:
+        return decoder, matrices
+
+    def gather(names: tuple[str | None, ...], matrix: jax.Array) -> jax.Array:
+        return constrain(matrix, *(None if name == "embed" else name for name in names))
+
+    axes = jax.tree.leaves(decoder.logical_axes(), is_leaf=lambda node: type(node) is tuple)
+    leaves, tree = jax.tree.flatten(matrices)
+    return decoder, jax.tree.unflatten(tree, map(gather, axes, leaves))
 
 
 def ready(model: Any, params: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from lmjax.fields import check_fields
 
 EXCLUDED = -jnp.inf  # the logit of a token that is never drawn, at any temperature
 MOST = 1e6  # the largest temperature or penalty: far above useful values, and logits stay finite in float32
+BLOCK = 256  # neighbouring tokens of which one is drawn after their block
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,25 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, settings: SamplingSettings) ->
         logits_BV = keep_top_k(logits_BV, settings.top_k)
     if settings.top_p is not None and settings.top_p < 1:
         logits_BV = keep_top_p(logits_BV, settings.top_p)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    return jax.vmap(categorical)(logits_BV, keys_B)
+
+
+def categorical(logits_V: jax.Array, key: jax.Array) -> jax.Array:
+    """A token drawn with the probabilities of a softmax, int32: two uniform numbers invert cumulative sums.
+
+    The first number chooses a block of tokens and the second one of its tokens: sums stay short, and no random number
+    is made for every entry of the vocabulary.
+    """
+    weights_V = jnp.exp(logits_V - logits_V.max())
+    V = weights_V.shape[0]
+    weights_KW = jnp.pad(weights_V, (0, -V % BLOCK)).reshape(-1, BLOCK)
+    first, second = jax.random.uniform(key, (2,))
+    block = _inverted(weights_KW.sum(axis=1), first)
+    return (block * BLOCK + _inverted(weights_KW[block], second)).astype(jnp.int32)
+
+
+def _inverted(weights_N: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first index whose cumulative weight is above `uniform`, in [0, 1), of the sum; its weight is above 0."""
+    sums_N = jnp.cumsum(weights_N)
+    above_N = (sums_N > uniform * sums_N[-1]) & (weights_N > 0)  # rounded sums may grow where a weight is 0
+    return jnp.where(above_N.any(), jnp.argmax(above_N), jnp.argmax(weights_N))

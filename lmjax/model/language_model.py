@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
 from lmjax.model.cache import Cache, empty_cache
 from lmjax.model.masks import Mask
 from lmjax.model.transformer import OneStackModel, Params
@@ -41,3 +42,16 @@ class LanguageModel(OneStackModel):
         layers: Any
         x, layers = module.apply({"params": params}, tokens_BT, positions_BT, None, mask, None, cache.layers)
         return x, Cache(layers, segments_BS)
+
+    def hidden_after(self, params: Params, batch: Batch, prompt: int, group: int) -> jax.Array:
+        """Hidden states [B, T - prompt + 1, D] from the last token of the prompts on, each of which is read once.
+
+        The first `prompt` columns, padded on the left, are the same in each `group` of consecutive rows. The scores of
+        the attention exist at once, as in `extend`.
+        """
+        fields = tuple(batch[name] for name in (TOKENS, POSITIONS, SEGMENTS))
+        B, T = fields[0].shape
+        prompts, rest = (x_BT[::group, :prompt] for x_BT in fields), (x_BT[:, prompt:] for x_BT in fields)
+        last_BPD, cache = self.extend(params, self.empty_cache(B // group, T), *prompts, 0)
+        after_BND, _ = self.extend(params, cache.repeated(group), *rest, prompt)
+        return jnp.concatenate([jnp.repeat(last_BPD[:, -1:], group, axis=0), after_BND], axis=1)

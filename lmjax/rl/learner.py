@@ -11,6 +11,7 @@ policy's weights and the "kl_coefficient".
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.data.batch import LANGUAGE_FIELDS, TARGETS, WEIGHTS, Batch
+from lmjax.data.batch import LANGUAGE_FIELDS, POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS, Batch
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.objective.advantage import (
@@ -43,7 +44,7 @@ from lmjax.objective.policy import (
 from lmjax.objective.weighted import Weighted, with_auxiliary
 from lmjax.optim.schedules import Schedule
 from lmjax.optim.train_state import TrainState
-from lmjax.rl.rollout import Readings, Rollout, Vocabulary, read_responses, repeated, sample, values_before
+from lmjax.rl.rollout import Readings, Rollout, Vocabulary, read_responses, sample, values_before
 from lmjax.settings import KLSettings, PPOSettings, RewardSettings
 from lmjax.training.step import make_train_step
 
@@ -57,6 +58,7 @@ MASK, OLD, OLD_VALUES, ADVANTAGES, RETURNS, REFERENCE = (
     "reference",
 )
 SCORES = "scores"  # a batch field, of rewards that no model gives
+SAMPLED, FINISHED = "sampled", "finished"  # of `Rollout`
 MIX = "mix_"  # prefix of the batch fields of pretraining rows (PPO-ptx)
 
 Metrics = dict[str, Any]
@@ -90,6 +92,15 @@ class Learner:
         return self.ppo.epochs * self.ppo.minibatches
 
     @property
+    def reads_once(self) -> bool:
+        """Whether the trained models' readings before the update are those of the update itself.
+
+        So it is where one update takes all responses at once, without microbatches: their log-probabilities and values
+        need no pass of their own.
+        """
+        return self.updates == 1 and self.microbatches == 1
+
+    @property
     def estimator(self) -> KLEstimator:
         """The estimator of the divergence that is penalised and logged; GRPO's is always k3."""
         return "k3" if self.ppo.baseline == "group" else self.kl.estimator
@@ -118,10 +129,9 @@ class Learner:
     def roll(self, state: TrainState, batch: Batch) -> Rollout:
         """Samples `group` responses to each prompt; those to one prompt are consecutive."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        prompts = repeated(batch, self.ppo.group)
-        tokens, temperature = self.ppo.response_tokens, self.ppo.temperature
-        policy = state.params[POLICY]
-        return sample(self.policy, policy, prompts, key, self.vocabulary, tokens=tokens, temperature=temperature)
+        ppo, policy = self.ppo, state.params[POLICY]
+        options: Any = {"tokens": ppo.response_tokens, "temperature": ppo.temperature, "group": ppo.group}
+        return sample(self.policy, policy, batch, key, self.vocabulary, **options)
 
     def score(self, reward_params: Any, rollout: Rollout) -> jax.Array:
         """The reward model's score of each response, [B]: the scalar at its last token."""
@@ -131,8 +141,10 @@ class Learner:
     def divergence(self, state: TrainState, reference: Any, rollout: Rollout) -> jax.Array:
         """The policy's divergence from the reference policy in each response, [B] nats, by the trained estimator."""
         mask_BN, rows = rollout.mask, rollout.rows
-        policy_BN = self._read({POLICY: state.params[POLICY]}, rows, mask_BN.shape[1]).log_probs
-        reference_BN = self._read({POLICY: reference}, rows, mask_BN.shape[1]).log_probs
+        policies = ({POLICY: state.params[POLICY]}, {POLICY: reference})
+        policy_BN, reference_BN = (
+            self._read(params, rows, mask_BN.shape[1], self.ppo.group).log_probs for params in policies
+        )
         return jnp.where(mask_BN > 0, estimate_kl(policy_BN, reference_BN, self.estimator), 0.0).sum(axis=1)
 
     def learn(
@@ -140,8 +152,13 @@ class Learner:
     ) -> tuple[TrainState, Metrics]:
         """All updates of an iteration, from scored responses."""
         coefficient = state.opt_state[COEFFICIENT]
-        data, metrics = self.experience(state.params, reference, rollout, scores_B, coefficient)
+        data = self.scored(reference, rollout, scores_B, coefficient)
+        metrics: Metrics = {}
+        if not self.reads_once:
+            readings = self._read(state.params, data, rollout.mask.shape[1], self.ppo.group)
+            data, metrics = self.experience(data, readings)
         inner, updates = self._update(state, data, batch)
+        metrics |= updates
         opt_state = dict(inner.opt_state)
         if self.ppo.ema_decay is not None:
             ema_decay = self.ppo.ema_decay
@@ -154,25 +171,32 @@ class Learner:
                 coefficient, metrics["kl"].mean(), target=self.kl.target, episodes=episodes, horizon=self.kl.horizon
             )
         opt_state[COEFFICIENT] = coefficient
-        metrics = metrics | updates | {"kl_coefficient": state.opt_state[COEFFICIENT]}
+        metrics |= {"kl_coefficient": state.opt_state[COEFFICIENT]}
         return TrainState(state.step + 1, inner.params, opt_state), metrics
 
-    def experience(
-        self, params: Any, reference: Any, rollout: Rollout, scores_B: jax.Array, coefficient: jax.Array
-    ) -> tuple[Batch, Metrics]:
-        """The arrays of the updates, [B, P + N] and [B, N], and metrics of the responses."""
-        mask_BN, rows = rollout.mask, rollout.rows
-        old_BN, entropy_BN, values_BN, _ = self._read(params, rows, mask_BN.shape[1])
-        reference_BN = self._read({POLICY: reference}, rows, mask_BN.shape[1]).log_probs
-        shaped_B = self._shaped(scores_B, rollout.finished)
-        kl_BN = estimate_kl(old_BN, reference_BN, self.estimator)
-        data = rows | {MASK: mask_BN, OLD: old_BN, REFERENCE: reference_BN}
-        value_metrics = {}
+    def scored(self, reference: Any, rollout: Rollout, scores_B: jax.Array, coefficient: jax.Array) -> Batch:
+        """What is known of the responses before the trained models read them; see `experience`."""
+        rows, mask_BN = rollout.rows, rollout.mask
+        fields = {MASK: mask_BN, SAMPLED: rollout.sampled, FINISHED: rollout.finished, SCORES: scores_B}
+        fields[REFERENCE] = self._read({POLICY: reference}, rows, mask_BN.shape[1], self.ppo.group).log_probs
+        return rows | fields | {COEFFICIENT: coefficient}
+
+    def experience(self, scored: Batch, before: Readings) -> tuple[Batch, dict[str, Weighted]]:
+        """The arrays of the updates, [B, P + N] and [B, N], and metrics of the responses.
+
+        `before` are the trained models' readings before the first update; no gradient passes through them.
+        """
+        before = jax.lax.stop_gradient(before)
+        old_BN, values_BN, mask_BN, scores_B = before.log_probs, before.values, scored[MASK], scored[SCORES]
+        shaped_B = self._shaped(scores_B, scored[FINISHED])
+        kl_BN = estimate_kl(old_BN, scored[REFERENCE], self.estimator)
+        data = {name: scored[name] for name in (TOKENS, POSITIONS, SEGMENTS, MASK, REFERENCE)} | {OLD: old_BN}
+        metrics: dict[str, Weighted] = {}
         if self.ppo.baseline == "group":
             advantages_B1 = group_advantages(shaped_B, self.ppo.group)[:, None]
             data |= {ADVANTAGES: jnp.broadcast_to(advantages_B1, mask_BN.shape)}
         else:
-            rewards_BN = penalised_rewards(shaped_B, kl_BN, mask_BN, coefficient)
+            rewards_BN = penalised_rewards(shaped_B, kl_BN, mask_BN, scored[COEFFICIENT])
             if self.shaping.whiten:
                 rewards_BN = whiten(rewards_BN, mask_BN, centre=False)
             advantages_BN, returns_BN = advantages_and_returns(
@@ -180,27 +204,40 @@ class Learner:
             )
             whitened_BN = whiten(advantages_BN, mask_BN, centre=True)
             data |= {ADVANTAGES: whitened_BN, RETURNS: returns_BN, OLD_VALUES: values_BN}
-            value_metrics = {"value_explained": explained_variance(values_BN, returns_BN, mask_BN)}
-        counts_B = jnp.ones_like(scores_B)
+            metrics = {"value_explained": _one(explained_variance(values_BN, returns_BN, mask_BN))}
         per_response = {
             "reward": scores_B,
             "shaped_reward": shaped_B,
-            "kl": jnp.where(mask_BN > 0, kl_BN, 0.0).sum(axis=1),
             "response_length": mask_BN.sum(axis=1),
-            "finished": rollout.finished.astype(jnp.float32),
+            "finished": scored[FINISHED].astype(jnp.float32),
         }
-        for kind in ("k1", "k2", "k3"):
-            per_token_BN = estimate_kl(old_BN, reference_BN, kind)
-            per_response[f"kl_{kind}"] = jnp.where(mask_BN > 0, per_token_BN, 0.0).sum(axis=1)
-        metrics: Metrics = {name: masked(value_B, counts_B) for name, value_B in per_response.items()}
-        metrics |= {"entropy": masked(entropy_BN, mask_BN)}
-        metrics |= {"sampler_gap": jnp.where(mask_BN > 0, jnp.abs(old_BN - rollout.sampled), 0.0).max()}
-        return data, metrics | value_metrics
+        for name, kind in (("kl", self.estimator), ("kl_k1", "k1"), ("kl_k2", "k2"), ("kl_k3", "k3")):
+            per_token_BN = estimate_kl(old_BN, scored[REFERENCE], kind)
+            per_response[name] = jnp.where(mask_BN > 0, per_token_BN, 0.0).sum(axis=1)
+        metrics |= {name: masked(value_B, jnp.ones_like(scores_B)) for name, value_B in per_response.items()}
+        metrics |= {"entropy": masked(before.entropy, mask_BN)}
+        metrics |= {"sampler_gap": _one(jnp.where(mask_BN > 0, jnp.abs(old_BN - scored[SAMPLED]), 0.0).max())}
+        return data, metrics
 
-    def loss(self, params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
-        """The loss of a minibatch, for `make_train_step`. `rng` is not used: there is no dropout."""
-        mask_BN, tokens = batch[MASK], batch[MASK].shape[1]
-        log_probs_BN, _, values_BN, aux = self._read(params, batch, tokens)
+    def loss(
+        self, params: Any, batch: Batch, rng: jax.Array | None, group: int = 1
+    ) -> tuple[Weighted, dict[str, Weighted]]:
+        """The loss of a minibatch, for `make_train_step`. `rng` is not used: there is no dropout.
+
+        Each `group` of consecutive rows has one prompt.
+        """
+        return self._loss(params, batch, self._read(params, batch, batch[MASK].shape[1], group))
+
+    def only_loss(self, params: Any, batch: Batch, rng: jax.Array | None) -> tuple[Weighted, dict[str, Weighted]]:
+        """The loss of an iteration's only update, from `scored` responses, and the metrics of `experience`."""
+        readings = self._read(params, batch, batch[MASK].shape[1], self.ppo.group)
+        data, metrics = self.experience(batch, readings)
+        loss, of_loss = self._loss(params, batch | data, readings)
+        return loss, metrics | of_loss
+
+    def _loss(self, params: Any, batch: Batch, readings: Readings) -> tuple[Weighted, dict[str, Weighted]]:
+        mask_BN = batch[MASK]
+        log_probs_BN, _, values_BN, aux = readings
         if self.ppo.baseline == "group":
             loss, metrics = grpo_loss(
                 log_probs_BN,
@@ -239,11 +276,11 @@ class Learner:
         aux = {f"mix_{name}": pair for name, pair in aux.items()}
         return with_auxiliary(loss, {"mix_cross_entropy": loss}, aux, rows[WEIGHTS])
 
-    def _read(self, params: Any, rows: Batch, tokens: int) -> Readings:
+    def _read(self, params: Any, rows: Batch, tokens: int, group: int = 1) -> Readings:
         """Evaluates the policy, and the value model or head if `params` hold one; a group baseline has no values."""
         head = params.get(VALUE) if self.ppo.baseline == "value_head" else None
         readings = read_responses(
-            self.policy, params[POLICY], rows, tokens, self.vocabulary, self.ppo.temperature, head
+            self.policy, params[POLICY], rows, tokens, self.vocabulary, self.ppo.temperature, head, group
         )
         if self.ppo.baseline == "value" and VALUE in params:
             values_BN, aux = values_before(self.value, params[VALUE], rows, tokens)
@@ -260,34 +297,43 @@ class Learner:
         return jnp.where(finished_B, scores_B, scores_B - shaping.no_eos_penalty)
 
     def _update(self, state: TrainState, data: Batch, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The minibatch updates; every epoch permutes the rows anew."""
-        names = list(state.params)
-        rows = data[MASK].shape[0]
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), state.step), 1)
-        orders = [jax.random.permutation(jax.random.fold_in(key, epoch), rows) for epoch in range(self.ppo.epochs)]
-        order_UM = jnp.stack(orders).reshape(self.updates, rows // self.ppo.minibatches)
+        """The minibatch updates; every epoch permutes the groups anew, or the rows, where minibatches cut groups."""
+        names, rows = list(state.params), len(data[MASK])
+        together = self.ppo.group if rows // self.ppo.group % self.ppo.minibatches == 0 else 1
+        loss = functools.partial(self.loss, group=together if self.microbatches == 1 else 1)
         ptx = {name: array for name, array in batch.items() if name.startswith(MIX)}
         ptx = {name: x.reshape(self.updates, x.shape[0] // self.updates, *x.shape[1:]) for name, x in ptx.items()}
         step = make_train_step(
-            self.loss,
+            self.only_loss if self.reads_once else loss,
             by_part({name: self.optimizers[name] for name in names}),
             microbatches=self.microbatches,
             seed=self.seed,
             schedule=self.schedule,
         )
 
-        def update(inner: TrainState, at: tuple[jax.Array, Batch]) -> tuple[TrainState, Metrics]:
+        def update(inner: TrainState, at: tuple[jax.Array | None, Batch]) -> tuple[TrainState, Metrics]:
             order_M, ptx_rows = at
-            minibatch = {name: array[order_M] for name, array in data.items()} | ptx_rows
+            minibatch = data if order_M is None else {name: array[order_M] for name, array in data.items()}
             if ptx_rows:
+                minibatch = minibatch | ptx_rows
                 weights = ptx_weights(ptx_rows[MIX + WEIGHTS], minibatch[MASK], self.ppo.ptx_coefficient)
                 minibatch[MIX + WEIGHTS] = weights
             return step(inner, minibatch)
 
         opt_state = {name: state.opt_state[name] for name in names}
         inner = TrainState(state.step * self.updates, state.params, opt_state)
-        inner, stacked = jax.lax.scan(update, inner, (order_UM, ptx))
+        inner, stacked = jax.lax.scan(update, inner, (self._orders(state, rows, together), ptx), self.updates)
         return inner, _over_updates(stacked)
+
+    def _orders(self, state: TrainState, rows: int, together: int) -> jax.Array | None:
+        """The rows of each update, [U, M], of which so many stay together; None where one update takes all of them."""
+        if self.reads_once:
+            return None
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), state.step), 1)
+        keys = [jax.random.fold_in(key, epoch) for epoch in range(self.ppo.epochs)]
+        groups_EG = jnp.stack([jax.random.permutation(key, rows // together) for key in keys])
+        order_EGK = groups_EG[:, :, None] * together + jnp.arange(together)[None, None]
+        return order_EGK.reshape(self.updates, rows // self.ppo.minibatches)
 
 
 def by_part(optimizers: dict[str, optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
@@ -303,6 +349,11 @@ def by_part(optimizers: dict[str, optax.GradientTransformation]) -> optax.Gradie
         return {name: pair[0] for name, pair in out.items()}, {name: pair[1] for name, pair in out.items()}
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _one(value: jax.Array) -> Weighted:
+    """A figure that is no mean over rows, as the metrics of a loss are."""
+    return Weighted(value, jnp.ones_like(value))
 
 
 def _over_updates(stacked: Metrics) -> Metrics:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
-from lmjax.generate.decoding import advance, start
+from lmjax.generate.decoding import advance, gathered, start
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.heads import ScalarModel, apply_scalar
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.outputs import Auxiliary
+from lmjax.model.outputs import Auxiliary, Outputs
 from lmjax.objective.log_probs import token_log_probs
 
 
@@ -66,18 +66,22 @@ def sample(
     *,
     tokens: int,
     temperature: float,
+    group: int = 1,
 ) -> Rollout:
-    """Samples a response of at most `tokens` tokens to each prompt, within the model's context.
+    """Samples `group` responses of at most `tokens` tokens to each prompt, within the model's context.
 
-    A row's response does not depend on the other rows. Prompts may be padded on either side.
+    Those to one prompt, which is read once, are consecutive rows. A row's response does not depend on the other rows.
+    Prompts may be padded on either side.
     """
+    model, params = gathered(model, params)
     prompts = moved_right(prompts)
     lengths_B = (prompts[SEGMENTS] != 0).sum(axis=1)
     limits_B = jnp.clip(model.settings.context - lengths_B, 0, tokens).astype(jnp.int32)
     settings = SamplingSettings(max_tokens=1, temperature=temperature)
     end = jnp.int32(vocabulary.end)
     arrays = (prompts[TOKENS], prompts[SEGMENTS], limits_B, key, end)
-    decoding = start(model, params, *arrays, settings=settings, vocab=vocabulary.size, most=tokens)
+    decoding = start(model, params, *arrays, settings=settings, vocab=vocabulary.size, most=tokens).repeated(group)
+    prompts, limits_B = repeated(prompts, group), jnp.repeat(limits_B, group)
     decoding = advance(model, params, decoding, jnp.int32(tokens), settings=settings, vocab=vocabulary.size)
     mask_BN, finished_B = cut_at_end(decoding.tokens, limits_B, vocabulary.end)
     sampled_BN = jnp.where(mask_BN > 0, decoding.log_probs, 0.0)
@@ -128,9 +132,13 @@ def read_responses(
     vocabulary: Vocabulary,
     temperature: float,
     value_head: Any = None,
+    group: int = 1,
 ) -> Readings:
-    """Evaluates the last `responses` columns of the rows, without dropout: the ratio of a policy to itself is 1."""
-    hidden_BTD, aux = model.hidden(params, rows)
+    """Evaluates the last `responses` columns of the rows, without dropout: the ratio of a policy to itself is 1.
+
+    Each `group` of consecutive rows has one prompt, which is read once where attention holds all scores at once anyway.
+    """
+    hidden_BTD, aux = _hidden(model, params, rows, responses, group)
     before_BND = hidden_BTD[:, -responses - 1 : -1]
     log_probs_BN, entropy_BN = token_log_probs(
         before_BND,
@@ -142,6 +150,13 @@ def read_responses(
     )
     values_BN = None if value_head is None else apply_scalar(value_head, before_BND)
     return Readings(log_probs_BN, entropy_BN, values_BN, aux)
+
+
+def _hidden(model: LanguageModel, params: Any, rows: Batch, responses: int, group: int) -> Outputs:
+    width = rows[TOKENS].shape[1]
+    if group == 1 or model.platform != "cpu":
+        return model.hidden(params, rows)
+    return Outputs(model.hidden_after(params, rows, width - responses, group), {})
 
 
 def values_before(model: ScalarModel, params: Any, rows: Batch, responses: int) -> tuple[jax.Array, Auxiliary]:

@@ -16,7 +16,7 @@ from lmjax.data.batch import Batch
 from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.placement import ROWS, abstract_params, batch_sharding, on_mesh, place_rows
-from lmjax.rl.rollout import Rollout, Vocabulary, repeated, sample
+from lmjax.rl.rollout import Rollout, Vocabulary, sample
 
 
 class Sampler:
@@ -38,8 +38,8 @@ class Sampler:
 
         def roll(params: Any, prompts: Batch, first: jax.Array) -> Rollout:
             key = jax.random.fold_in(jax.random.key(seed), first)
-            asked = repeated(prompts, answers)
-            return sample(policy, params, asked, key, vocabulary, tokens=tokens, temperature=temperature)
+            options: Any = {"tokens": tokens, "temperature": temperature, "group": answers}
+            return sample(policy, params, prompts, key, vocabulary, **options)
 
         self._roll = jax.jit(on_mesh(roll, mesh), out_shardings=rows)
         self._scorer = scorer

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from lmjax.errors import UserError
-from lmjax.generate.sampling import SamplingSettings, draw, keep_top_k, keep_top_p, penalise_repetition
+from lmjax.generate.sampling import (
+    SamplingSettings,
+    categorical,
+    draw,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+)
 
 V = 12
 LOGITS = np.random.default_rng(0).normal(size=(4, V)).astype(np.float32) * 2
@@ -105,3 +112,27 @@ def test_greedy_takes_the_most_likely_token_whatever_else_is_set():
 def test_a_setting_out_of_range_is_named_with_its_value(field, value):
     with pytest.raises(UserError, match=f"^{field} = "):
         SamplingSettings(**{field: value})
+
+
+def test_draws_from_a_large_vocabulary_have_their_frequencies_in_and_across_blocks():
+    vocabulary, draws = 1_000, 40_000  # four blocks, the last of which is not full
+    logits = np.random.default_rng(3).normal(size=vocabulary).astype(np.float32) * 2
+    logits[::7] = -np.inf
+    keys = jax.random.split(jax.random.key(2), draws)
+    tokens = np.asarray(jax.jit(jax.vmap(categorical, in_axes=(None, 0)))(jnp.asarray(logits), keys))
+    probabilities = softmax(logits.astype(np.float64))
+    found = np.bincount(tokens, minlength=vocabulary) / draws
+    assert not found[::7].any()
+    often = probabilities * draws >= 5
+    statistic = (draws * (found - probabilities) ** 2 / np.where(often, probabilities, 1.0))[often].sum()
+    assert often.sum() > 300 and abs(statistic - often.sum()) < 5 * np.sqrt(2 * often.sum())  # chi-squared
+    rare = probabilities[~often].sum()
+    assert abs(found[~often].sum() - rare) < 5 * np.sqrt(rare / draws)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_uniform_numbers_draw_no_excluded_token(monkeypatch, uniform):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, uniform, jnp.float32))
+    logits = jnp.asarray([-np.inf, -np.inf, 0.3, -40.0, 0.1, -np.inf, *[-np.inf] * 600], jnp.float32)
+    token = int(categorical(logits, jax.random.key(0)))
+    assert token == (2 if uniform == 0.0 else 4)

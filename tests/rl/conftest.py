@@ -75,7 +75,13 @@ def first_state(learner):
     own = parameters()
     value = {"value": own["value"], "value_head": own["value"]["scalar"], "group": None}[learner.ppo.baseline]
     state = learner.create(own["policy"], value)
-    return dataclasses.replace(state, step=jnp.int32(3))  # an iteration in which some responses end by themselves
+    return dataclasses.replace(state, step=jnp.int32(8))  # an iteration in which some responses end by themselves
+
+
+def experience_of(learner, params, reference, rollout, scores, coefficient=0.1):
+    """An iteration's arrays and metrics, where the trained models read the responses before the first update."""
+    scored = learner.scored(reference, rollout, scores, jnp.float32(coefficient))
+    return learner.experience(scored, learner._read(params, rollout.rows, rollout.mask.shape[1]))
 
 
 @functools.cache

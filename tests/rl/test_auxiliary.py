@@ -11,7 +11,7 @@ from lmjax.model.heads import ScalarModel
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.outputs import Outputs, Weighted
 
-from .conftest import SETTINGS, first_state, make_learner, models, rolled
+from .conftest import SETTINGS, experience_of, first_state, make_learner, models, rolled
 
 
 class Constant(LanguageModel):
@@ -28,7 +28,7 @@ def test_auxiliary_losses_are_added_to_the_mean_of_the_loss(baseline, added):
     learner = make_learner(baseline=baseline, group=2 if baseline == "group" else 1)
     state, rollout = first_state(learner), rolled(learner.ppo.response_tokens, learner.ppo.group, "left")
     scores = jnp.arange(rollout.mask.shape[0], dtype=jnp.float32)
-    experience = jax.jit(lambda p: learner.experience(p, p["policy"], rollout, scores, jnp.float32(0.1)))
+    experience = jax.jit(lambda p: experience_of(learner, p, p["policy"], rollout, scores))
     data, _ = experience(state.params)
     model = Constant(SETTINGS)
     other = dataclasses.replace(learner, policy=model, value=ScalarModel(model))

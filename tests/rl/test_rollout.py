@@ -1,5 +1,6 @@
 """Sampled responses: what the sampler saw is what the full forward pass sees, and nothing after end-of-text matters."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.rl.rollout import cut_at_end, join, moved_right, read_responses, sample
+from lmjax.rl.rollout import cut_at_end, join, moved_right, read_responses, repeated, sample
+from lmjax.settings import ComputeSettings
 
 from .conftest import END, LENGTHS, VOCABULARY, models, parameters, ragged_prompts
 
@@ -52,6 +54,17 @@ def test_the_samplers_log_probabilities_are_those_of_the_full_forward_pass(promp
         n = int(rollout.mask[row].sum())
         chosen = log_p[row, length - 1 + np.arange(n), np.asarray(rollout.responses[row, :n])]
         np.testing.assert_allclose(rollout.sampled[row, :n], chosen, atol=2e-5)
+
+
+def test_a_group_of_responses_is_what_its_prompt_gets_so_often(prompts):
+    policy, _ = models()
+    call = functools.partial(sample, policy, vocabulary=VOCABULARY, tokens=TOKENS, temperature=0.8)
+    key, params = jax.random.key(0), parameters()["policy"]
+    together = jax.jit(lambda prompts: call(params, prompts, key, group=3))(prompts)
+    apart = jax.jit(lambda prompts: call(params, repeated(prompts, 3), key))(prompts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), together, apart)
+    responses = np.asarray(together.responses).reshape(len(LENGTHS), 3, TOKENS)
+    assert (responses[:, 0] != responses[:, 1]).any(axis=1).all()
 
 
 def test_prompts_padded_on_either_side_are_answered_alike():
@@ -102,3 +115,23 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows(prompts):
     others = {name: array.at[2:].set(array[:2]) for name, array in prompts.items()}
     np.testing.assert_array_equal(rolled(others).responses[:2], whole.responses[:2])
     assert not np.array_equal(rolled(prompts, seed=1).responses, whole.responses)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_prompt_that_is_read_once_for_its_group_gives_the_same_readings_and_gradients(prompts, scan_layers):
+    policy = dataclasses.replace(models()[0], compute=ComputeSettings(scan_layers=scan_layers))
+    params = parameters()["policy"] if scan_layers else policy.unstacked(parameters()["policy"])
+    rollout = rolled(repeated(prompts, 3))
+    assert (np.asarray(rollout.mask).sum(axis=1) < TOKENS).any()
+
+    def read(params, group):
+        found = read_responses(policy, params, rollout.rows, TOKENS, VOCABULARY, 0.8, group=group)
+        masked = [jnp.where(rollout.mask > 0, array, 0.0) for array in (found.log_probs, found.entropy)]
+        return (masked[0] * jnp.arange(TOKENS)[None]).sum(), masked
+
+    (_, once), gradient = jax.jit(jax.value_and_grad(lambda p: read(p, 3), has_aux=True))(params)
+    (_, apart), expected = jax.jit(jax.value_and_grad(lambda p: read(p, 1), has_aux=True))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), once, apart)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert largest > 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest), gradient, expected)
