@@ -49,9 +49,11 @@ class LanguageModel(OneStackModel):
         The first `prompt` columns, padded on the left, are the same in each `group` of consecutive rows. The scores of
         the attention exist at once, as in `extend`.
         """
-        fields = tuple(batch[name] for name in (TOKENS, POSITIONS, SEGMENTS))
-        B, T = fields[0].shape
-        prompts, rest = (x_BT[::group, :prompt] for x_BT in fields), (x_BT[:, prompt:] for x_BT in fields)
-        last_BPD, cache = self.extend(params, self.empty_cache(B // group, T), *prompts, 0)
-        after_BND, _ = self.extend(params, cache.repeated(group), *rest, prompt)
+        tokens, positions, segments = (batch[name] for name in (TOKENS, POSITIONS, SEGMENTS))
+        B, T = tokens.shape
+        first, rest = (slice(None, None, group), slice(None, prompt)), (slice(None), slice(prompt, None))
+        cache = self.empty_cache(B // group, T)
+        last_BPD, cache = self.extend(params, cache, tokens[first], positions[first], segments[first], 0)
+        cache = cache.repeated(group)
+        after_BND, _ = self.extend(params, cache, tokens[rest], positions[rest], segments[rest], prompt)
         return jnp.concatenate([jnp.repeat(last_BPD[:, -1:], group, axis=0), after_BND], axis=1)

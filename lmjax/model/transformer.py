@@ -48,6 +48,7 @@ class Chunking(NamedTuple):
     tokens: int | None = None  # the most in a chunk on a device; None: as many as have `logits` logits
     logits: int = LOGITS_AT_ONCE
     vocab_last: bool = False  # whether the head's gradient is accumulated as [D, V]
+    weighted_first: bool = False  # whether tokens of weight 0 come last, in chunks that are left out; on one device
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Transformer(ABC):
     def chunking(self) -> Chunking:
         """The fastest way for a loss to split its tokens on this platform."""
         cpu = self.platform == "cpu"
-        return Chunking(self.compute.loss_chunk, LOGITS_IN_CACHE if cpu else LOGITS_AT_ONCE, vocab_last=cpu)
+        return Chunking(self.compute.loss_chunk, LOGITS_IN_CACHE if cpu else LOGITS_AT_ONCE, cpu, cpu)
 
     def implementation(self, sequence_length: int | None = None) -> str:
         """The attention that `hidden` uses for rows of `sequence_length` tokens; see `lmjax.model.attention.choose`."""

@@ -1,13 +1,14 @@
 """Tokens in chunks: the number of chunks, and a loop over them, so that a loss never holds all logits at once.
 
 Chunk i of n has the tokens i, i + n, i + 2n, ... of every row. On a mesh every device therefore computes a part of
-every chunk, however rows and time are sharded.
+every chunk, however rows and time are sharded. On one device all tokens may instead be one row, those with a weight
+first (`weighted_first`), whose chunks are neighbours; those without any weight are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,42 @@ def chunk_count(B: int, T: int, V: int, chunking: Chunking) -> int:
     dividing = next((n for n in divisors if B * (T // n) <= most_tokens * shards), T // times)
     least = -(-T // max(most_tokens * rows // B, 1))
     return least if times == 1 and dividing > 2 * least else dividing
+
+
+class Order(NamedTuple):
+    """An order of N tokens, and where each of them is in it."""
+
+    tokens: jax.Array  # [N]
+    places: jax.Array  # [N]
+
+
+def weighted_first(weights_BT: jax.Array | None, chunking: Chunking) -> Order | None:
+    """Tokens whose weight is not 0, then the others; None where the losses take them as they lie."""
+    bound = bound_mesh()
+    if weights_BT is None or not chunking.weighted_first or (bound is not None and bound.mesh.size > 1):
+        return None
+    tokens_N = jnp.argsort(weights_BT.reshape(-1) == 0, stable=True)
+    return Order(tokens_N, jnp.argsort(tokens_N))
+
+
+def in_one_row(order: Order, x_BT: jax.Array) -> jax.Array:
+    """[1, N, ...]: the tokens' entries in an order."""
+    x_N = x_BT.reshape(-1, *x_BT.shape[2:])
+    return (_permuted(x_N, order) if jnp.issubdtype(x_N.dtype, jnp.floating) else x_N[order.tokens])[None]
+
+
+def in_rows(order: Order, x_1N: jax.Array, B: int) -> jax.Array:
+    """The inverse of `in_one_row`, [B, T, ...]."""
+    return _permuted(x_1N[0], Order(order.places, order.tokens)).reshape(B, -1, *x_1N.shape[2:])
+
+
+@jax.custom_vjp
+def _permuted(x_N: jax.Array, order: Order) -> jax.Array:
+    """x[order.tokens], whose gradient is gathered, too: XLA's CPU backend scatters slowly."""
+    return x_N[order.tokens]
+
+
+_permuted.defvjp(lambda x_N, order: (x_N[order.tokens], order), lambda order, g_N: (g_N[order.places], None))
 
 
 def gathered_head(head: LogitHead, dtype: jnp.dtype) -> LogitHead:
@@ -95,26 +132,41 @@ def gathered_head_gradient(dhead: LogitHead, head: LogitHead, vocab_last: bool) 
 
 
 def over_chunks(
-    count: int, add: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, arrays: tuple[jax.Array, ...]
+    count: int,
+    add: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]],
+    carry: Any,
+    arrays: tuple[jax.Array, ...],
+    weights_1N: jax.Array | None = None,
 ) -> tuple[Any, Any]:
     """`lax.scan` of `add` over `count` chunks of arrays [B, T, ...]; a plain call for one chunk.
 
     The arrays that `add` returns beside the carry are merged into [B, T, ...]. Where the count does not divide T, the
-    last chunks are padded with zeros: `add` must add nothing for tokens of weight 0.
+    last chunks are padded with zeros: `add` must add nothing for tokens of weight 0. `weights_1N` are those of tokens
+    in one row, of which chunks without any weight are left out; what `add` would return beside the carry is 0.
     """
     if count == 1:
         return add(carry, arrays)
     T = arrays[0].shape[1]
     chunk_T = -(-T // count)
+    neighbours = weights_1N is not None
 
     def split(x: jax.Array) -> jax.Array:
         if chunk_T * count > T:
             x = jnp.pad(x, ((0, 0), (0, chunk_T * count - T), *[(0, 0)] * (x.ndim - 2)))
+        if neighbours:
+            return x.reshape(count, 1, chunk_T, *x.shape[2:])
         return jnp.moveaxis(x.reshape(x.shape[0], chunk_T, count, *x.shape[2:]), 2, 0)
 
     def merge(chunks: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(chunks, 0, 2)
-        return x.reshape(x.shape[0], chunk_T * count, *x.shape[3:])[:, :T]
+        x = chunks if neighbours else jnp.moveaxis(chunks, 0, 2)
+        return x.reshape(1 if neighbours else x.shape[0], chunk_T * count, *x.shape[3:])[:, :T]
 
-    carry, chunks = jax.lax.scan(add, carry, jax.tree.map(split, arrays))
+    def add_weighted(carry: Any, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
+        weights_1t, *own = chunk
+        _, shapes = jax.eval_shape(add, carry, tuple(own))
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return jax.lax.cond((weights_1t != 0).any(), lambda: add(carry, tuple(own)), lambda: (carry, zeros))
+
+    body, arrays = (add, arrays) if weights_1N is None else (add_weighted, (weights_1N, *arrays))
+    carry, chunks = jax.lax.scan(body, carry, jax.tree.map(split, arrays))
     return carry, jax.tree.map(merge, chunks)

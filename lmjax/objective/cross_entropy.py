@@ -19,8 +19,10 @@ from lmjax.objective.chunks import (
     chunk_logits,
     gathered_head,
     gathered_head_gradient,
+    in_one_row,
     logit_gradients,
     over_chunks,
+    weighted_first,
     zero_head_gradient,
 )
 from lmjax.objective.weighted import Metrics, Weighted
@@ -34,6 +36,7 @@ class Terms(NamedTuple):
     label_smoothing: float
     chunks: int
     vocab_last: bool
+    one_row: bool  # tokens with a weight first; see `weighted_first`
 
 
 def cross_entropy(
@@ -56,12 +59,15 @@ def cross_entropy(
     """
     V = head.table.shape[0]
     vocab = valid_vocab or V
-    B, T = weights_BT.shape
-    chunks = chunk_count(B, T, V, chunking)
-    terms = Terms(vocab, z_loss, label_smoothing, chunks, chunking.vocab_last)
     weights_BT = weights_BT.astype(jnp.float32)
-    loss, nll, correct = _sums(terms, hidden_BTD, head, targets_BT, weights_BT)
-    weight = weights_BT.sum()
+    hidden, targets, weights, weight = hidden_BTD, targets_BT, weights_BT, weights_BT.sum()
+    order = weighted_first(weights_BT, chunking)
+    if order is not None:
+        hidden, targets, weights = (in_one_row(order, x_BT) for x_BT in (hidden, targets, weights))
+    B, T = weights.shape
+    chunks = chunk_count(B, T, V, chunking)
+    terms = Terms(vocab, z_loss, label_smoothing, chunks, chunking.vocab_last, order is not None)
+    loss, nll, correct = _sums(terms, hidden, head, targets, weights)
     return Weighted(loss, weight), {
         "cross_entropy": Weighted(nll, weight),
         "accuracy": Weighted(correct, weight),
@@ -78,7 +84,8 @@ def _sums(
     def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         return total + _chunk(terms, gathered, *chunk)[0], None
 
-    total, _ = over_chunks(terms.chunks, add, jnp.zeros_like(weights, shape=3), (hidden, targets, weights))
+    one_row = weights if terms.one_row else None
+    total, _ = over_chunks(terms.chunks, add, jnp.zeros_like(weights, shape=3), (hidden, targets, weights), one_row)
     return total[0], total[1], total[2]
 
 
@@ -96,7 +103,8 @@ def _forward(
         return (total + sums, dhead), dhidden_BtD
 
     zeros = (jnp.zeros_like(weights, shape=3), zero_head_gradient(head, terms.vocab_last))
-    (total, dhead), dhidden = over_chunks(terms.chunks, add, zeros, (hidden, targets, weights))
+    one_row = weights if terms.one_row else None
+    (total, dhead), dhidden = over_chunks(terms.chunks, add, zeros, (hidden, targets, weights), one_row)
     return (total[0], total[1], total[2]), (dhidden, gathered_head_gradient(dhead, head, terms.vocab_last))
 
 

@@ -20,8 +20,11 @@ from lmjax.objective.chunks import (
     chunk_logits,
     gathered_head,
     gathered_head_gradient,
+    in_one_row,
+    in_rows,
     logit_gradients,
     over_chunks,
+    weighted_first,
     zero_head_gradient,
 )
 
@@ -33,12 +36,14 @@ class Terms(NamedTuple):
     temperature: float
     chunks: int
     vocab_last: bool
+    one_row: bool  # tokens with a weight first; see `weighted_first`
 
 
 def token_log_probs(
     hidden_BTD: jax.Array,
     head: LogitHead,
     targets_BT: jax.Array,
+    weights_BT: jax.Array | None = None,
     *,
     temperature: float = 1.0,
     valid_vocab: int | None = None,
@@ -47,22 +52,35 @@ def token_log_probs(
     """log p(target) and the entropy of p at each token, float32 [B, T] each, in nats.
 
     p is the softmax of logits / `temperature`, from which the sampler draws; it leaves out the table's rows from
-    `valid_vocab` on. `chunking` limits the logits that exist at once; see `chunk_count`.
+    `valid_vocab` on. `chunking` limits the logits that exist at once; see `chunk_count`. What the caller does not use
+    has weight 0, and may be left out, as 0; other weights are all alike here.
     """
-    B, T, _ = hidden_BTD.shape
     V = head.table.shape[0]
-    terms = Terms(valid_vocab or V, temperature or 1.0, chunk_count(B, T, V, chunking), chunking.vocab_last)
-    return _log_probs(terms, hidden_BTD, head, targets_BT)
+    order = weighted_first(weights_BT, chunking)
+    weights = jnp.ones(targets_BT.shape, jnp.float32) if weights_BT is None else weights_BT.astype(jnp.float32)
+    hidden, targets = hidden_BTD, targets_BT
+    if order is not None:
+        hidden, targets, weights = (in_one_row(order, x_BT) for x_BT in (hidden, targets, weights))
+    B, T = targets.shape
+    chunks = chunk_count(B, T, V, chunking)
+    terms = Terms(valid_vocab or V, temperature or 1.0, chunks, chunking.vocab_last, order is not None)
+    found = _log_probs(terms, hidden, head, targets, weights)
+    if order is None:
+        return found
+    log_probs_BT, entropy_BT = (in_rows(order, x_1N, len(targets_BT)) for x_1N in found)
+    return log_probs_BT, entropy_BT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_probs(terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_p_target, entropy, _ = _evaluate(terms, hidden, head, targets)
+def _log_probs(
+    terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    log_p_target, entropy, _ = _evaluate(terms, hidden, head, targets, weights)
     return log_p_target, entropy
 
 
 def _evaluate(
-    terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array
+    terms: Terms, hidden: jax.Array, head: LogitHead, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log p(target), the entropy and the logarithm of the softmax's denominator at each token."""
     gathered = gathered_head(head, hidden.dtype)
@@ -77,19 +95,21 @@ def _evaluate(
         entropy_Bt = -jnp.where(column_BtV < terms.vocab, jnp.exp(log_p_BtV) * log_p_BtV, 0.0).sum(axis=-1)
         return (), (log_p_target_Bt, entropy_Bt, log_norm_Bt)
 
-    return over_chunks(terms.chunks, evaluate, (), (hidden, targets))[1]
+    return over_chunks(terms.chunks, evaluate, (), (hidden, targets), weights if terms.one_row else None)[1]
 
 
-def _forward(terms: Terms, hidden: Any, head: Any, targets: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    arrays = jax.tree.map(lambda leaf: leaf.value, (hidden, head, targets))
+def _forward(
+    terms: Terms, hidden: Any, head: Any, targets: Any, weights: Any
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    arrays = jax.tree.map(lambda leaf: leaf.value, (hidden, head, targets, weights))
     log_p_target, entropy, log_norm = _evaluate(terms, *arrays)
     return (log_p_target, entropy), (*arrays, log_norm, entropy)
 
 
 def _backward(
     terms: Terms, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
-) -> tuple[jax.Array, LogitHead, None]:
-    hidden, head, targets, log_norm, entropy = residuals
+) -> tuple[jax.Array, LogitHead, None, None]:
+    hidden, head, targets, weights, log_norm, entropy = residuals
     has_entropy_gradient = not isinstance(cotangents[1], SymbolicZero)
     gathered = gathered_head(head, hidden.dtype)
     cotangent_arrays = [jnp.zeros_like(log_norm) if isinstance(g, SymbolicZero) else g for g in cotangents]
@@ -110,8 +130,9 @@ def _backward(
         return dhead, dhidden_BtD
 
     arrays = (hidden, targets, log_norm, entropy, *cotangent_arrays)
-    dhead, dhidden = over_chunks(terms.chunks, add, zero_head_gradient(head, terms.vocab_last), arrays)
-    return dhidden, gathered_head_gradient(dhead, head, terms.vocab_last), None
+    zeros, one_row = zero_head_gradient(head, terms.vocab_last), weights if terms.one_row else None
+    dhead, dhidden = over_chunks(terms.chunks, add, zeros, arrays, one_row)
+    return dhidden, gathered_head_gradient(dhead, head, terms.vocab_last), None, None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -34,6 +34,7 @@ def answer_log_probs(
         hidden_NTD,
         model.head(params),
         rows[TARGETS],
+        rows[WEIGHTS],
         valid_vocab=valid_vocab,
         chunking=model.chunking,
     )

@@ -144,6 +144,7 @@ def read_responses(
         before_BND,
         model.head(params),
         rows[TOKENS][:, -responses:],
+        rows[SEGMENTS][:, -responses:],
         temperature=temperature,
         valid_vocab=vocabulary.size,
         chunking=model.chunking,

@@ -63,8 +63,8 @@ def reference(hidden, head, targets, weights, z_loss=0.0, label_smoothing=0.0, v
     return total, entropy, correct, grad_hidden, grad_head
 
 
-def value_and_gradients(arrays, cotangent=1.0, chunk=None, vocab_last=False, **terms):
-    chunking = Chunking(chunk, vocab_last=vocab_last)
+def value_and_gradients(arrays, cotangent=1.0, chunk=None, vocab_last=False, weighted_first=False, **terms):
+    chunking = Chunking(chunk, vocab_last=vocab_last, weighted_first=weighted_first)
 
     def loss(hidden, head, targets, weights):
         pair, metrics = cross_entropy(hidden, head, targets, weights, chunking=chunking, **terms)
@@ -88,6 +88,37 @@ def test_value_and_gradients_are_those_of_a_float64_loop(terms, chunk, vocab_las
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-6 * abs(wanted).max())
     small = np.abs(gradients[0][1])  # row 1, whose weights are a millionth of row 0's
     np.testing.assert_allclose(found[0][1], gradients[0][1], rtol=1e-4, atol=1e-5 * small.max())
+
+
+@pytest.mark.parametrize("zeros", [0, 5, 17, 35, 36])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_chunks_without_a_weight_are_left_out_and_change_nothing(zeros, chunk):
+    hidden, head, targets, weights = inputs(weights=np.linspace(0.5, 1.5, B * T).reshape(B, T).astype(np.float32))
+    order = np.random.default_rng(1).permutation(weights.size)
+    weights = jnp.asarray(weights).reshape(-1).at[order[:zeros]].set(0.0).reshape(weights.shape)
+    hidden = jnp.where(weights[..., None] == 0, 1e3 * hidden, hidden)
+    found = value_and_gradients((hidden, head, targets, weights), chunk=chunk, weighted_first=True, **TERMS["all"])
+    wanted = value_and_gradients((hidden, head, targets, weights), chunk=chunk, **TERMS["all"])
+    assert (zeros < weights.size) == bool(jnp.abs(wanted[1][0]).max() > 0.1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, wanted)
+
+
+def test_the_head_is_not_computed_for_chunks_without_a_weight(monkeypatch):
+    hidden, head, targets, weights = inputs()
+    computed = []
+    whole = chunked._chunk
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: computed.append(1))
+        return whole(*arguments)
+
+    monkeypatch.setattr(chunked, "_chunk", counted)
+    for weighted, chunks in ((36, 4), (18, 2), (10, 2), (9, 1), (0, 0)):
+        some = jnp.where(jnp.arange(36).reshape(weights.shape) % 36 < weighted, 1.0, 0.0)
+        jax.block_until_ready(value_and_gradients((hidden, head, targets, some), chunk=9, weighted_first=True))
+        jax.effects_barrier()
+        assert len(computed) == chunks
+        computed.clear()
 
 
 def naive(hidden, head, targets, weights, z_loss=0.0, label_smoothing=0.0, valid_vocab=None):

@@ -1,5 +1,7 @@
 """Log-probabilities per token: equal to the plain computation, in any number of chunks, gradients included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,23 @@ def test_gradients_are_those_of_autodiff_of_the_plain_form(arrays, chunking, len
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
     assert not found[1][9:].any()
+
+
+@pytest.mark.parametrize("zeros", [0, 7, 16, 24])
+def test_tokens_of_weight_zero_are_left_out_and_the_others_are_as_they_were(arrays, zeros):
+    weights = jnp.ones(24).at[np.random.default_rng(2).permutation(24)[:zeros]].set(0.0).reshape(3, 8)
+
+    def read(hidden, head, chunking):
+        found = token_log_probs(hidden, head, arrays[2], weights, temperature=0.7, chunking=chunking)
+        masked = [jnp.where(weights > 0, each, 0.0) for each in found]
+        return sum((each * jnp.cos(jnp.arange(24.0).reshape(3, 8))).sum() for each in masked), masked
+
+    found, wanted = (
+        jax.jit(jax.value_and_grad(functools.partial(read, chunking=chunking), (0, 1), has_aux=True))(*arrays[:2])
+        for chunking in (Chunking(5, weighted_first=True), Chunking(5))
+    )
+    assert (zeros < 24) == bool(jnp.abs(wanted[1][0]).max() > 0.1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
 
 
 @pytest.mark.parametrize("chunk", [None, 6])
