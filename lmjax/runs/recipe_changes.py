@@ -17,6 +17,9 @@ from lmjax.settings.recipe_files import flat, plain
 from lmjax.stages.changes import EARLIER, Kind
 from lmjax.stages.registry import kind_of
 
+FILLED = tuple(f"dialogue.template.{name}" for name in ("jinja", "tokens", "ends"))  # in where a template has a name
+
+
 class Change(NamedTuple):
     """One field that differs, and the words that tell it."""
 
@@ -95,6 +98,9 @@ def _filled_in(stage: Stage, field: str) -> bool:
     task, parts = getattr(stage, "task", None), field.split(".")
     if task is not None and parts[:2] == ["task", "fields"] and parts[2] in task.filled:
         return not getattr(task, parts[2])
+    template = stage.template
+    if template is not None and template.name and not template.jinja and field.startswith(FILLED):
+        return True
     return EARLIER in field.split(".") or (not stage.own_model and field.split(".")[0] == "model")
 
 
