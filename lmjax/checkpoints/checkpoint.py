@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -105,7 +105,7 @@ class Checkpointer:
         with contextlib.suppress(Exception):  # of a save: reported already, or hidden by what ends the run
             self._manager.close()
 
-    def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
+    def save(self, state: TrainState, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint; training continues once the state has been copied to the host.
 
         `metrics` are those that are known already; `evaluated` receives later ones.
@@ -114,13 +114,13 @@ class Checkpointer:
         arguments = ocp.args.Composite(
             **{STATE: ocp.args.StandardSave(_tree(state)), EXTRAS: ocp.args.JsonSave(self._extras)}
         )
-        self.evaluated(step, metrics)
+        self.evaluated(step, metrics or {})
         with clear_disk_errors(self._folder):
             self._manager.wait_until_finished()  # the callback of the save before this one reads its step
             self._saving = step
             self._manager.save(step, args=arguments, force=True)
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the number by which the best checkpoints are chosen, of a step that was saved."""
         if self._evaluated is not None:
             known: dict[str, float] = {self._best_by: float(metrics[self._best_by])} if self._best_by in metrics else {}

@@ -16,7 +16,6 @@ import numpy as np
 from lmjax.data.conversations import Encoded, Record, render
 from lmjax.errors import UserError
 from lmjax.settings import DialogueSettings
-from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
 
 CUT_SHARE = 0.2  # of conversations; a larger truncated share is a warning
@@ -171,9 +170,8 @@ def _may_cut(length: int, most: int, settings: DialogueSettings, counts: Counts,
 
 def _opening(prompt: Record, encoded: Encoded, settings: DialogueSettings, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens after the last text of a prompt: the end of its turn and the opening of the answer."""
-    template = settings.template
-    shape = template.system if prompt.turns[-1].role == "system" else template.user
-    opening = shape.partition(TEXT)[2] + template.assistant
-    last = render(prompt.turns, template)[-1].text
+    text = prompt.turns[-1].text
+    last = render(prompt.turns, settings.template)[-1].text
+    opening = last[last.rindex(text) + len(text) :] if text in last else last
     with_opening, without = tokenizer.encode_batch([last, last.removesuffix(opening)])
     return encoded.ids[len(encoded.ids) - (len(with_opening) - len(without)) :]

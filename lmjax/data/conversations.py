@@ -13,9 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from lmjax.data.jinja_chat import render_messages
+from lmjax.errors import UserError, shortened
 from lmjax.settings import TemplateSettings
 from lmjax.settings.conversations import TEXT
 from lmjax.tokenizers.tokenizer import Tokenizer
+
+END = "\0end of text\0"  # what a template in Jinja writes for the end of text of a tokenizer that reads none from text
 
 Role = Literal["system", "user", "assistant"]
 
@@ -53,11 +57,12 @@ Prompt = Record  # the name in the code that samples
 
 
 class Piece(NamedTuple):
-    """Text of a conversation: an answer, which end-of-text follows, or the text between answers."""
+    """Text of a conversation: an answer, or the text between answers."""
 
     text: str
     is_answer: bool
     learned: bool = True
+    ended: bool = True  # an answer: whether end-of-text follows; else the text has a token that ends a turn
 
 
 class Encoded(NamedTuple):
@@ -70,8 +75,11 @@ class Encoded(NamedTuple):
 def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
     """A conversation as text. One that does not end with an answer is a prompt: its text ends where an answer begins.
 
-    The text between two answers is one piece, so that the tokens of a prompt do not depend on the answer.
+    The text between two answers is one piece, so that the tokens of a prompt do not depend on the answer. Raises
+    UserError where a template in Jinja refuses the conversation, or its answers cannot be found.
     """
+    if template.in_jinja:
+        return jinja_pieces(turns, template)
     pieces: list[Piece] = []
     context = ""
     last = len(turns) - 1
@@ -88,15 +96,69 @@ def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
     return pieces
 
 
+def jinja_pieces(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
+    """As `render`, by a template in Jinja: an answer is what it writes more with the answer than up to its beginning.
+
+    The text behind the last answer's end, such as a line's end, is left out: a model stops before it.
+    """
+    where, tokens = f"dialogue.template {template.name or 'in Jinja'}", dict(template.tokens)
+    end = tokens.get("eos_token", END)
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+
+    def written(count: int, opened: bool) -> str:
+        return render_messages(template.jinja, messages[:count], tokens, where, opened)
+
+    def after(text: str, beginning: str) -> str:
+        if not text.startswith(beginning):
+            raise UserError(
+                f"{where}: with one more turn it writes {shortened(text)}, which does not begin with "
+                f"{shortened(beginning)}, as without: expected a template that only adds to its text; choose another"
+            )
+        return text[len(beginning) :]
+
+    pieces: list[Piece] = []
+    before = ""
+    for place, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        opened = written(place, True) if place else ""
+        closed = written(place + 1, False)
+        pieces.append(Piece(after(opened, before), False))
+        answer = after(closed, opened)
+        text, ended, _ = answer.rpartition(end)
+        pieces.append(Piece(text if ended else answer.rstrip(), True, turn.learned, bool(ended)))
+        before = closed.removesuffix(answer) + (text + end if ended else answer.rstrip())
+    if not turns or turns[-1].role != "assistant":
+        pieces.append(Piece(after(written(len(turns), True), before), False))
+    return pieces
+
+
 def encode(conversations: Sequence[Sequence[Turn]], template: TemplateSettings, tokenizer: Tokenizer) -> list[Encoded]:
-    """The tokens of each conversation. End-of-text follows each answer; no other special token is added."""
+    """The tokens of each conversation. End-of-text follows each answer; no other special token is added.
+
+    A template in Jinja writes what else it does: a beginning of the text, tokens that end a turn.
+    """
     rendered = [render(turns, template) for turns in conversations]
-    ids = iter(tokenizer.encode_batch([piece.text for pieces in rendered for piece in pieces]))
+    ids = iter(_encoded([piece.text for pieces in rendered for piece in pieces], tokenizer))
     end = np.array([tokenizer.eos_id], np.int32)
     out = []
     for pieces in rendered:
-        parts = [np.concatenate([next(ids), end]) if piece.is_answer else next(ids) for piece in pieces]
+        parts = [np.concatenate([next(ids), end]) if piece.is_answer and piece.ended else next(ids) for piece in pieces]
         learned = (piece.is_answer and piece.learned for piece in pieces)
         marks = [np.full(len(part), learns) for part, learns in zip(parts, learned, strict=True)]
         out.append(Encoded(np.concatenate(parts).astype(np.int32), np.concatenate(marks)))
     return out
+
+
+def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The tokens of each text, in which END is the end of text."""
+    parts = [text.split(END) for text in texts]
+    ids = iter(tokenizer.encode_batch([part for own in parts for part in own]))
+    end = np.array([tokenizer.eos_id], np.int32)
+    found = []
+    for own in parts:
+        joined = [next(ids)]
+        for _ in own[1:]:
+            joined += [end, next(ids)]
+        found.append(np.concatenate(joined) if own[1:] else joined[0])
+    return found

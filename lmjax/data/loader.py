@@ -117,6 +117,10 @@ class ValidationBatches:
         counts = dealt([last - first for first, last in pairwise(firsts)], most)
         return [range(first, first + count) for first, count in zip(firsts, counts, strict=False)]
 
+    def batch_size_at(self, index: int) -> int:
+        """Rows of a batch, with those that fill it up."""
+        return self.batch_size
+
     def batch_at(self, index: int, rows: slice | None = None) -> Batch:
         """Batch `index`, or those of its rows that `rows` selects, [rows, T] per field."""
         if not 0 <= index < len(self):

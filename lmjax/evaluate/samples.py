@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lmjax.data.batch import TOKENS
-from lmjax.data.conversations import Prompt, Turn, render
+from lmjax.data.conversations import END, Prompt, Turn, render
 from lmjax.generate.decode import check_prompts, generate
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
@@ -30,7 +30,7 @@ class EvaluationLines:
 
 def prompt_text(prompt: Prompt, template: TemplateSettings) -> str:
     """A prompt as the policy reads it: where it was too long, what is left of it."""
-    return prompt.seen or "".join(piece.text for piece in render(prompt.turns, template))
+    return prompt.seen or "".join(piece.text for piece in render(prompt.turns, template)).replace(END, "")
 
 
 def response_texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:

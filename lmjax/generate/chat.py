@@ -86,10 +86,15 @@ class StageTurns:
 
     note: str = ""
     stop: tuple[str, ...] = ()
-    ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self.template.ends
 
     @property
     def around(self) -> tuple[str, str]:
+        if self.template.in_jinja:
+            return "", ""
         prefix, _, suffix = self.template.answer.partition(TEXT)
         return prefix, suffix
 

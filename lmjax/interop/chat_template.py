@@ -8,8 +8,7 @@ that the stage trained on.
 from __future__ import annotations
 
 import base64
-import datetime
-import functools
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lmjax.data.conversations import Turn, Turns, encode
-from lmjax.errors import UserError
+from lmjax.data.conversations import END, Turn, Turns, encode, render
+from lmjax.data.jinja_chat import render_messages
+from lmjax.data.named_templates import NAMED
+from lmjax.errors import UserError, require
 from lmjax.files import check_form, decode_json, read_json, read_text, write_whole
 from lmjax.settings import TemplateSettings
 from lmjax.settings.conversations import TEXT
@@ -27,7 +28,9 @@ from lmjax.tokenizers.tokenizer import Tokenizer
 FILE = "lmjax_chat_template.json"  # beside a checkpoint's tokenizer files
 JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-_FIX = "correct the template, or remove it"
+
+
+_SAMPLE = (Turn("user", "Is it so?"), Turn("assistant", "Yes."), Turn("user", "Why?"), Turn("assistant", "It is."))
 
 
 class _Saved(TypedDict):
@@ -57,16 +60,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text. Raises UserError where the template fails or refuses the conversation."""
-        given = {"messages": [dict(message) for message in messages], "tools": None, "documents": None}
-        try:
-            compiled = _compiled(self.template)
-            return compiled.render(**given, add_generation_prompt=add_generation_prompt, **self.tokens)
-        except Exception as error:  # a template may raise whatever an expression of Python's can
-            line = getattr(error, "lineno", None)
-            at = f" (line {line})" if line else ""
-            raise UserError(
-                f"{self.where}: its chat template{at} failed: {type(error).__name__}: {error}; {_FIX}"
-            ) from error
+        return render_messages(self.template, messages, self.tokens, self.where, add_generation_prompt)
 
     def prompt(self, turns: Turns, tokenizer: Tokenizer) -> list[int]:
         """The tokens of a conversation that is opened for the next answer, as transformers' apply_chat_template's."""
@@ -112,14 +106,49 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     if source is None:
         return None
     check_form(source, str, folder / CONFIG, "chat_template")
-    named = _object(folder / "special_tokens_map.json") | values
-    tokens = {name: text for name in _NAMED if (text := _content(named.get(name))) is not None}
-    ids = _added_ids(folder)
+    tokens, ids = _special_tokens(folder), _added_ids(folder)
     ends = [ids[tokens["eos_token"]]] if tokens.get("eos_token") in ids else []
     for name in ("generation_config.json", "config.json"):
         value = _object(folder / name).get("eos_token_id")
         ends += [index for index in (value if isinstance(value, list) else [value]) if type(index) is int]
     return ChatTemplate(source, tokens, ids, tuple(dict.fromkeys(ends)), str(folder))
+
+
+def filled_template(template: TemplateSettings, tokenizer: Tokenizer, folder: Path) -> TemplateSettings:
+    """A template with a name or in Jinja, for a tokenizer: its source, and the special tokens that it reads.
+
+    `folder` holds the tokenizer's files, as a checkpoint keeps them. Where the tokenizer does not read its end of text
+    from text, as those that are made here, or has not the token that ends a turn, the end of text stands for it. Raises
+    UserError where the model came without a template of its own, and where the template fails on a conversation.
+    """
+    if not template.in_jinja:
+        return template
+    tokens = {"bos_token": ""} | _special_tokens(folder)
+    source, ends = template.jinja, template.ends
+    if template.name == "own":
+        path = folder / FILE
+        fix = 'name another, such as "chatml", or start from a model that was imported with its chat template'
+        require(path.is_file(), "dialogue.template.name", "own", "a model that came with a chat template", fix)
+        saved = read_json(path, _Saved)
+        source, tokens, ends = saved["template"], tokens | saved["tokens"], tuple(saved["ends"])
+    elif template.name:
+        named = NAMED[template.name]
+        end = tokenizer.encode(named.turn_end) if named.turn_end else []
+        source, ends = named.source_for(len(end) == 1), tuple(end) if len(end) == 1 else ()
+    reads_end = tokenizer.encode(tokens.get("eos_token", "")) == [tokenizer.eos_id]
+    tokens["eos_token"] = tokens["eos_token"] if reads_end else END
+    ends = tuple(index for index in ends if index != tokenizer.eos_id)
+    filled = dataclasses.replace(template, jinja=source, tokens=tuple(sorted(tokens.items())), ends=ends)
+    render(_SAMPLE, filled)
+    return filled
+
+
+def require_end_of_text(template: TemplateSettings, use: str) -> None:
+    """Raises UserError where an answer has another end than the end of text, which is all that `use` stops at."""
+    ended = all(piece.ended for piece in render(_SAMPLE, template) if piece.is_answer)
+    expected = f"one whose answers end with the tokenizer's end of text, where {use} stops"
+    fix = "name another, or import the model with that token as the eos_token of its tokenizer_config.json"
+    require(ended, "dialogue.template", template.name or template.jinja, expected, fix)
 
 
 def encode_rendered(text: str, ids: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
@@ -142,9 +171,12 @@ def _by_parts(text: str, ids: Mapping[str, int], tokenizer: Tokenizer) -> list[i
 def as_jinja(template: TemplateSettings, end: str = "eos_token") -> str:
     """A stage's template in Jinja: it writes the texts that `render` does, ends of text included.
 
-    `end` is the name under which the tokenizer has its end of text. Without add_generation_prompt a conversation that
-    ends with a user's turn is not opened for the answer.
+    `end` is the name under which the tokenizer has its end of text; a template that is in Jinja stays as it is. Without
+    add_generation_prompt a conversation that ends with a user's turn is not opened for the answer.
     """
+
+    if template.in_jinja:
+        return template.jinja
 
     def around(shape: str) -> str:
         before, _, behind = shape.partition(TEXT)
@@ -198,43 +230,17 @@ def reads_alike(template: TemplateSettings, tokenizer: Tokenizer) -> bool:
 
     Where not, a tokenizer joins the end of a prompt with the beginning of its answer.
     """
-    turns = [Turn("user", "Is it so?"), Turn("assistant", "Yes."), Turn("user", "Why?"), Turn("assistant", "It is.")]
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    end = "\0end of text\0"
-    text = _compiled(as_jinja(template)).render(messages=messages, add_generation_prompt=False, eos_token=end)
-    pieces = encode([turns], template, tokenizer)[0].ids.tolist()
-    return _by_parts(text, {end: tokenizer.eos_id}, tokenizer) == pieces
+    messages = [{"role": turn.role, "content": turn.text} for turn in _SAMPLE]
+    tokens = dict(template.tokens) | {"eos_token": END}
+    text = render_messages(as_jinja(template), messages, tokens, "the stage's template")
+    pieces = encode([_SAMPLE], template, tokenizer)[0].ids.tolist()
+    return _by_parts(text, {END: tokenizer.eos_id}, tokenizer)[: len(pieces)] == pieces
 
 
-@functools.cache
-def _compiled(source: str) -> Any:
-    """The template in the sandbox that transformers runs it in: nothing of Python is in reach, nothing is changed."""
-    import jinja2
-    import jinja2.ext
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} marks an answer for training; the text is that between the tags."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens by the names that templates use."""
+    named = _object(folder / "special_tokens_map.json") | _object(folder / CONFIG)
+    return {name: text for name in _NAMED if (text := _content(named.get(name))) is not None}
 
 
 def _added_ids(folder: Path) -> dict[str, int]:

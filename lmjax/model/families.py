@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from lmjax.model.encoder import Encoder
 from lmjax.model.encoder_decoder import EncoderDecoder
 from lmjax.model.language_model import LanguageModel
@@ -17,7 +19,10 @@ def family_of(settings: ModelSettings) -> type[Transformer]:
 
 
 def model_of(
-    settings: ModelSettings, compute: ComputeSettings = ComputeSettings(), platform: str = "cpu", segmented: bool = True
+    settings: ModelSettings,
+    compute: ComputeSettings = ComputeSettings(),
+    platform: str | None = None,
+    segmented: bool = True,
 ) -> Transformer:
-    """The model of these settings; see `Transformer` for the arguments."""
-    return family_of(settings)(settings, compute, platform, segmented)
+    """The model of these settings, on the platform that is attached or on another; see `Transformer`."""
+    return family_of(settings)(settings, compute, platform or jax.default_backend(), segmented)

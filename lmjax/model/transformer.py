@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -55,7 +55,7 @@ class Chunking(NamedTuple):
 class Transformer(ABC):
     """A model of given shapes: `LanguageModel`, `Encoder` or `EncoderDecoder`.
 
-    It is computed as `compute` says for `platform` ("cpu", "gpu" or "tpu"), which is an argument because a plan
+    It is computed as `compute` says for `platform` ("cpu", "gpu" or "tpu"): the attached one, or another, as a plan
     compiles for devices that are not attached. `segmented` is False where each row is one document with padding at its
     end; attention is then cheaper. Raises UserError when the vocabulary's size is not set, the settings name an
     attention that cannot serve, or a remat policy offloads on a platform without a second memory.
@@ -63,7 +63,7 @@ class Transformer(ABC):
 
     settings: ModelSettings
     compute: ComputeSettings = ComputeSettings()
-    platform: str = "cpu"
+    platform: str = field(default_factory=jax.default_backend)
     segmented: bool = True
 
     def __post_init__(self) -> None:

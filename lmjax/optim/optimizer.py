@@ -57,10 +57,12 @@ def make_optimizer(
         parts.append(optax.add_decayed_weights(settings.weight_decay, mask))
     if rates.whole is not None:
         parts.append(scale_by(rates.whole))
-    return optax.chain(*parts, _scale_by_schedule(schedule))
+    return optax.chain(*parts, by_schedule(schedule))
 
 
-def _scale_by_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+def by_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the learning rate of the `step` that `update` receives."""
+
     def update(
         updates: Any, state: optax.EmptyState, params: Any = None, *, step: jax.Array | int, **_: Any
     ) -> tuple[Any, optax.EmptyState]:

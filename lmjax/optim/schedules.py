@@ -59,13 +59,18 @@ def schedule_of(settings: ScheduleSettings, course: Course, tokens_at: Schedule 
     """The learning rate of a step, as a function that can be traced; so can the course be.
 
     The rate rises linearly over the warmup and follows `settings.kind` from there; "constant" and "inverse_sqrt"
-    (Raffel et al. 2020, section 3.1.2) know no end.
+    (Raffel et al. 2020, section 3.1.2) know no end. Where `settings.warmup_from` is None, the rise began a step before
+    the first one, as nanoGPT's does: of a warmup of n steps, step i has (i + 1) / (n + 1) of the peak.
     """
     clock = _clock(settings, tokens_at)
 
     def rate(step: jax.Array | int) -> jax.Array:
         now = jnp.asarray(clock(step), jnp.float32)
-        rising = settings.warmup_from + (1.0 - settings.warmup_from) * now / jnp.maximum(course.warmup, 1)
+        if settings.warmup_from is None:
+            taken = jnp.asarray(clock(step + 1), jnp.float32) - now  # by this step
+            rising = (now + taken) / (course.warmup + taken)
+        else:
+            rising = settings.warmup_from + (1.0 - settings.warmup_from) * now / jnp.maximum(course.warmup, 1)
         return course.peak * jnp.where(now < course.warmup, rising, _after_warmup(settings, course, now))
 
     return rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +19,14 @@ from lmjax.parallel.compiler_options import compiler_options
 from lmjax.settings import ComputeSettings
 
 ROWS, ROWS_AND_TIME = ("batch",), ("batch", "time")  # the axes along which a field of a batch is cut
+
+
+class NumberedBatches(Protocol):
+    """Batches by their number, as loaders and validation sets have them."""
+
+    def batch_at(self, number: int, rows: slice | None = None, /) -> Batch: ...
+
+    def batch_size_at(self, number: int, /) -> int: ...
 
 
 def parameter_shardings(logical_axes: Any, mesh: Mesh) -> Any:
@@ -187,6 +195,16 @@ def place_batch(
 
     local = read(slice(first, last)).items()
     return {name: placed(array, axes[name] if isinstance(axes, Mapping) else axes) for name, array in local}
+
+
+def placed_batch(
+    batches: NumberedBatches,
+    number: int,
+    mesh: Mesh,
+    axes: Sequence[str] | Mapping[str, Sequence[str]] = ROWS_AND_TIME,
+) -> Batch:
+    """The batch with a number, or of a step, on the mesh; each process reads the rows that its devices hold."""
+    return place_batch(lambda rows: batches.batch_at(number, rows), batches.batch_size_at(number), mesh, axes)
 
 
 def _is_instance(value: Any, kind: type) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmjax.data.conversations import END
 from lmjax.errors import UserError, require, shortened
 from lmjax.evaluate.answers import added_before
 from lmjax.evaluate.endings import Ending
@@ -37,7 +38,6 @@ if TYPE_CHECKING or not PRESENT:
 else:
     from lm_eval.api.model import LM
 
-END = "\0end of text\0"  # the end of text in the texts of a stage's template; it has no text of its own
 PROMPTS_AT_ONCE = 16  # that are continued together
 MOST_TOKENS = 256  # of a continuation, where a task names no number: lm-eval's own
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")  # of a task's generation_kwargs, by the same names
@@ -229,7 +229,13 @@ def chat_template_of(trained: Trained) -> ChatTemplate | None:
     own, turns = trained.recipe.template, trained.turns
     if own is not None:
         ids = {END: trained.tokenizer.eos_id}
-        return ChatTemplate(as_jinja(own), {"eos_token": END}, ids, (), f"the template of {trained.recipe.name!r}")
+        return ChatTemplate(
+            as_jinja(own),
+            {"eos_token": END, **dict(own.tokens)},
+            ids,
+            own.ends,
+            f"the template of {trained.recipe.name!r}",
+        )
     return turns if isinstance(turns, ChatTemplate) else None
 
 

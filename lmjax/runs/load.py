@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from lmjax.bucket import located
 from lmjax.checkpoints.checkpoint import Checkpoint
@@ -28,9 +28,10 @@ from lmjax.generate.sampling import SamplingSettings
 from lmjax.interop.chat_template import saved_chat_template
 from lmjax.model.families import model_of
 from lmjax.model.transformer import Transformer
+from lmjax.parallel.mesh import make_mesh, mesh_text
 from lmjax.parallel.placement import abstract_params
 from lmjax.parallel.start_jax import prepare_jax
-from lmjax.settings import Stage
+from lmjax.settings import MeshSettings, Stage
 from lmjax.settings.recipe_files import from_json
 from lmjax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -50,7 +51,7 @@ class NoTokenizer:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """A model, its parameters, its tokenizer and the recipe that made them."""
 
@@ -81,32 +82,121 @@ class Trained:
         entries = None if isinstance(self.tokenizer, NoTokenizer) else self.tokenizer.vocab_size
         return _logits(self.model, self.params, batch, entries)
 
-    def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[Completion]:
-        """Continues each prompt; the settings are those of `lmjax.generate.sampling.SamplingSettings`.
+    def __repr__(self) -> str:
+        settings, leaves = self.model.settings, jax.tree.leaves(self.params)
+        layers = f"{settings.encoder_layers} + {settings.layers}" if settings.encoder_layers else settings.layers
+        shape = f"layers {layers}, width {settings.width:,}, context {settings.context:,}"
+        absent = isinstance(self.tokenizer, NoTokenizer)
+        tokenizer = "none" if absent else f"{self.tokenizer.kind}, {self.tokenizer.vocab_size:,} entries"
+        where = leaves[0].sharding
+        axes = f" ({mesh_text(dict(where.mesh.shape))})" if isinstance(where, NamedSharding) else ""
+        devices = f"{where.num_devices} x {next(iter(where.device_set)).device_kind}{axes}"
+        return (
+            f"Trained {type(self.model).__name__}: {sum(leaf.size for leaf in leaves):,} parameters, {shape}\n"
+            f"  step {self.step:,} of {self.recipe.name!r}; tokenizer: {tokenizer}\n"
+            f"  on {devices}, computed in {self.model.dtype}"
+        )
 
-        Raises UserError for prompts that are no texts, for a parameter that is not finite, and as `generate` does.
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        ends: Sequence[int] = (),
+        seed: int = 0,
+        top: int = 0,
+        beyond_context: Literal["stop", "slide"] = "stop",
+    ) -> list[Completion]:
+        """Continues a prompt, or each of several; an encoder-decoder reads them as its inputs.
+
+        Args:
+          prompts: a text or a list of texts.
+          max_tokens: the most tokens of a continuation.
+          temperature: what logits are divided by; 0 takes the likeliest token.
+          top_k: draw from the k likeliest tokens alone.
+          top_p: draw from the likeliest tokens alone that together have this probability.
+          repetition_penalty: lowers the logits of tokens that a text has already (Keskar et al. 2019); 1 does not.
+          stop: a text, or several: a continuation ends before the first of them.
+          ends: ids of tokens that end a continuation, beside the tokenizer's end of text.
+          seed: continuations of equal seeds are equal.
+          top: how many of the likeliest tokens, with their probabilities, to report for each token.
+          beyond_context: where the model's context is full, "stop", or "slide": read its last half again and continue.
+
+        Returns:
+          A `Completion` for each prompt, with its text, tokens and log-probabilities.
+
+        Raises:
+          UserError: a prompt is no text or fills the context, a setting is out of its range, or a parameter of the
+            model is not finite.
         """
+        sampling = _sampling(
+            *(max_tokens, temperature, top_k, top_p, repetition_penalty, stop, ends, seed, top, beyond_context)
+        )
         several = _checked_texts(prompts)
         self.require_finite()
-        return generate(self.model, self.params, self.tokenizer, several, _sampling(settings))
+        return generate(self.model, self.params, self.tokenizer, several, sampling)
 
-    def beam_search(self, prompts: str | Sequence[str], **settings: Any) -> list[list[Completion]]:
-        """The likeliest continuations of each prompt; the settings are those of `lmjax.generate.beam.BeamSettings`.
+    def beam_search(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        beams: int = 4,
+        max_tokens: int = 128,
+        length_penalty: float = 1.0,
+        n_best: int = 1,
+        early_stopping: Literal["always", "likely", "never"] = "likely",
+        ends: Sequence[int] = (),
+    ) -> list[list[Completion]]:
+        """The likeliest continuations of a prompt, or of each of several, the likeliest first.
 
-        Raises UserError as `generate` does.
+        Args:
+          prompts: a text or a list of texts.
+          beams: how many continuations of a prompt are kept at once.
+          max_tokens: the most tokens of a continuation.
+          length_penalty: sums of log-probabilities are divided by the length to this power; 0 ranks by the sums.
+          n_best: how many continuations of each prompt to return, at most `beams`.
+          early_stopping: when a prompt with `beams` finished continuations is done: "always"; where no better one is
+            "likely"; or where none can come ("never" early).
+          ends: ids of tokens that end a continuation, beside the tokenizer's end of text.
+
+        Raises:
+          UserError: as `generate` does.
         """
+        numbers = {"beams": beams, "max_tokens": max_tokens, "length_penalty": length_penalty, "n_best": n_best}
+        settings = BeamSettings(
+            **_plain(numbers), early_stopping=early_stopping, ends=tuple(int(token) for token in ends)
+        )
         several = _checked_texts(prompts)
         self.require_finite()
-        return beam_search(self.model, self.params, self.tokenizer, several, BeamSettings(**_plain(settings)))
+        return beam_search(self.model, self.params, self.tokenizer, several, settings)
 
-    def chat(self, **settings: Any) -> None:
+    def chat(
+        self,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+        beyond_context: Literal["stop", "slide"] = "stop",
+    ) -> None:
         """Talks on the terminal until the input ends, turns written by the checkpoint's own template.
 
-        Raises UserError for a model that continues no text.
+        The arguments are those of `generate`. Raises UserError for a model that continues no text.
         """
+        sampling = _sampling(
+            *(max_tokens, temperature, top_k, top_p, repetition_penalty, stop, (), seed, 0, beyond_context)
+        )
         self.model.require_decoder("a conversation")
         self.require_finite()
-        chat(self.model, self.params, self.tokenizer, _sampling(settings), self.turns)
+        chat(self.model, self.params, self.tokenizer, sampling, self.turns)
 
     def token_texts(self, tokens: Iterable[int]) -> list[str]:
         """The text of each token, as it should be shown."""
@@ -168,27 +258,44 @@ def _checked_texts(prompts: Any) -> list[str]:
     return list(several)
 
 
-def _sampling(settings: dict[str, Any]) -> SamplingSettings:
+def _sampling(
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float,
+    stop: str | Sequence[str],
+    ends: Sequence[int],
+    seed: int,
+    top: int,
+    beyond_context: Literal["stop", "slide"],
+) -> SamplingSettings:
     """The settings of sampling; numbers may be NumPy's, and one stop string may stand alone."""
-    plain = _plain(settings)
-    stop = plain.get("stop", ())
-    plain["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-    return SamplingSettings(**plain)
+    numbers = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    numbers |= {"repetition_penalty": repetition_penalty, "seed": seed, "top": top}
+    several = (stop,) if isinstance(stop, str) else tuple(stop)
+    own = tuple(int(token) for token in ends)
+    return SamplingSettings(**_plain(numbers), stop=several, ends=own, beyond_context=beyond_context)
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in numbers.items()}
 
 
-def load(checkpoint: Path | str, mesh: Mesh | None = None) -> Trained:
-    """Reads the newest checkpoint of a workdir or of a stage, or one step's. Raises UserError where there is none.
+def load(checkpoint: Path | str, mesh: Mesh | MeshSettings | None = None) -> Trained:
+    """Reads a trained model from a checkpoint.
 
-    Parameters are cut over `mesh`, or are on the first device.
+    Args:
+      checkpoint: a workdir, of which it is the newest checkpoint; a stage's folder, or one step's. Of a PPO run it is
+        the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
+      mesh: the devices over which parameters are cut, such as `lmjax.mesh(fsdp=8)`; None: the first device has all.
 
-    Of a PPO run it is the policy, or the average of its weights where that is kept; of a pipeline, the last policy.
+    Raises:
+      UserError: there is no checkpoint, it is damaged, or the mesh does not fit the devices.
     """
     require_local("checkpoint", checkpoint, bucket=True)
     prepare_jax()
+    mesh = make_mesh(mesh) if isinstance(mesh, MeshSettings) else mesh
     path = located(checkpoint)
     with clear_disk_errors(path):
         return _loaded(found_checkpoint(path), mesh)

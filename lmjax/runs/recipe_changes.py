@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 from lmjax.data.ramp import BatchRamp
 from lmjax.errors import UserError, require, shortened
 from lmjax.settings import DataSettings, OptimizerSettings, ScheduleSettings, Stage, TrainingStage
+from lmjax.settings.former_defaults import as_begun
 from lmjax.settings.recipe_files import flat, plain
 from lmjax.stages.changes import EARLIER, Kind
 from lmjax.stages.registry import kind_of
+
+FILLED = tuple(f"dialogue.template.{name}" for name in ("jinja", "tokens", "ends"))  # in where a template has a name
 
 
 class Change(NamedTuple):
@@ -51,10 +54,12 @@ def changes_of(old: Stage, new: Stage, step: int) -> list[Change]:
 def adopted(old: Stage, new: Stage, step: int, force: bool, where: object) -> tuple[Stage, list[str]]:
     """The recipe to train with after `step` steps of `old`, which read on where those ended; and what has changed.
 
-    Raises UserError for a change that breaks the run, and for one that changes the rest of it unless `force`.
+    Fields that `new` leaves open and whose defaults have changed since `old` began stay as they were. Raises UserError
+    for a change that breaks the run, and for one that changes the rest of it unless `force`.
     """
     if type(old) is not type(new):
         raise UserError(f"{where}: holds a {type(old).__name__}, not a {type(new).__name__}; choose another --workdir")
+    new = as_begun(old, new)
     changes, trains = changes_of(old, new, step), isinstance(new, TrainingStage)
     breaking = [change.told for change in changes if change.kind is Kind.BREAKING]
     if breaking:
@@ -93,6 +98,9 @@ def _filled_in(stage: Stage, field: str) -> bool:
     task, parts = getattr(stage, "task", None), field.split(".")
     if task is not None and parts[:2] == ["task", "fields"] and parts[2] in task.filled:
         return not getattr(task, parts[2])
+    template = stage.template
+    if template is not None and template.name and not template.jinja and field.startswith(FILLED):
+        return True
     return EARLIER in field.split(".") or (not stage.own_model and field.split(".")[0] == "model")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from lmjax.runs.pipeline import is_done, plan_stages, run_stages
 from lmjax.runs.preflight import check_ahead
 from lmjax.runs.provenance import claim_provenance
 from lmjax.settings import Pipeline, Pretrain, Stage
+from lmjax.settings.recipe_values import recipe as named
+from lmjax.settings.recipe_values import with_values
 from lmjax.settings.stage import naming
 from lmjax.stages.registry import kind_of
 from lmjax.stages.train_stage import Outcome
@@ -58,9 +60,10 @@ class Result:
 
 
 def run(
-    recipe: Stage | Pipeline,
+    recipe: Stage | Pipeline | Path | str,
     workdir: Path | str | None = None,
     *,
+    overrides: Mapping[str, Any] | None = None,
     force: bool = False,
     quiet: bool = False,
     only: str | None = None,
@@ -69,18 +72,33 @@ def run(
     cache: Path | str | None = None,
     report: bool = True,
 ) -> Result:
-    """Trains what the recipe says, in `workdir` (default: runs/NAME); the same call resumes, or says that it is done.
+    """Trains what a recipe says; the same call resumes where it stopped, or says that it is done.
 
-    `force` resumes although the recipe changes what the rest of the run computes. Of a pipeline, `only` runs one stage,
-    and `start_from` runs that stage and all behind it anew. `executable` is the file of a pretraining step that
-    `lmjax plan` compiled. `cache` is the folder where runs share their token shards, by default `cache` beside the
-    workdir. Where the default one cannot be written, tokens are kept in the workdir; a named one is then an error.
-    Without `report` a stage has none until `lmjax report` writes it.
-    SIGINT and SIGTERM save and return. Raises UserError for mistakes in the recipe or its data, and when the disk is
-    full.
+    Args:
+      recipe: a stage or a pipeline, or the name of one, as `lmjax.recipe` takes it.
+      workdir: where everything is written; None: runs/NAME.
+      overrides: other values of the recipe's fields, such as {"train.steps": 100}.
+      force: resume although the recipe changes what the rest of the run computes.
+      quiet: print nothing.
+      only: of a pipeline, run this stage alone.
+      start_from: of a pipeline, run this stage and all behind it anew.
+      executable: the file of a pretraining step that `lmjax plan` compiled.
+      cache: the folder where runs share their token shards; None: `cache` beside the workdir, or, where that cannot be
+        written, the workdir. One that is named and cannot be written is an error.
+      report: write report.html; without, a stage has none until `lmjax report` writes it.
+
+    Returns:
+      The `Result`: the workdir, which `lmjax.load` reads, the summary, and the signal that stopped the run, if any.
+      SIGINT and SIGTERM save and return.
+
+    Raises:
+      UserError: a mistake in the recipe or its data, or a full disk.
     """
+    written = named(recipe) if isinstance(recipe, Path | str) else recipe
     with processes.telling_others():
-        return _run(recipe, workdir, force, quiet, only, start_from, executable, cache, report)
+        return _run(
+            with_values(written, overrides or {}), workdir, force, quiet, only, start_from, executable, cache, report
+        )
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,20 +20,37 @@ PLACES = (  # what a field map can give to a record's fields
 
 @dataclass(frozen=True)
 class TemplateSettings(Settings):
-    """How a conversation is written. An answer ends with the end-of-text token, which is not part of the template."""
+    """How a conversation is written: by the first five fields, by a template of a name, or by one in Jinja.
+
+    An answer ends with the end-of-text token, which is no part of the first five fields; Jinja writes it itself.
+    """
 
     system: str = "{text}\n\n"
     user: str = "User: {text}\n"
     assistant: str = "Assistant:"  # before an answer: where sampling begins
     answer: str = " {text}"  # the answer itself: what is trained on
     between: str = "\n"  # after an answer's end-of-text token, before the next turn
+    # in place of these: lmjax/data/named_templates.py; "own" is the one that an imported model came with
+    name: Literal["", "alpaca", "chatml", "llama3", "gemma", "zephyr", "own"] = ""
+    jinja: str = ""  # or the source of a template as transformers has them; of a name, a run fills it in
+    tokens: tuple[tuple[str, str], ...] = ()  # filled in: the special tokens that Jinja reads, such as "eos_token"
+    ends: tuple[int, ...] = ()  # filled in: ids of tokens that end an answer, beside the end of text
+
+    @property
+    def in_jinja(self) -> bool:
+        return bool(self.name or self.jinja)
 
     def check(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("system", "user", "assistant", "answer", "between") if self.in_jinja else ():
+            by = f"name = {self.name!r}" if self.name else "jinja"
+            require(
+                getattr(self, name) == defaults[name], name, getattr(self, name), f"none beside {by}", "leave it out"
+            )
         for name in ("system", "user", "answer"):
             value = getattr(self, name)
             once = value.count(TEXT) == 1
             require(once, name, value, f"one {TEXT}, where the text goes", "write it once")
-        require(bool(self.assistant), "assistant", "", "some text", 'use "Assistant:"')
 
 
 @dataclass(frozen=True)

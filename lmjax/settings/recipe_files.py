@@ -22,6 +22,7 @@ from lmjax.fields import Settings, checked, described, field_types, require_loca
 from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text, run_file
 from lmjax.kinds import without_unused
 from lmjax.settings import Pipeline, Stage, Sweep
+from lmjax.settings.former_defaults import with_former
 from lmjax.settings.renamed import module_hint, renamed_fields, renamed_function
 from lmjax.settings.stage import KINDS, SavedTask, TaskSettings
 
@@ -241,6 +242,7 @@ def _decode(kind: Any, value: Any, where: str, field: str = "") -> Any:
 def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> Any:
     kinds, new = field_types(part), renamed_fields(part)
     value = {new[name] if new.get(name, name) not in value else name: item for name, item in value.items()}
+    value = with_former(part, value)
     for name in value:
         if name not in kinds:
             raise UserError(f"{where}: unknown field {joined(field, name)!r}; {_known_field(part, name)}")

@@ -177,6 +177,14 @@ class Stage(Settings):
         """How its conversations are written; None where it reads plain text."""
         return None
 
+    def with_template(self, template: TemplateSettings) -> Stage:
+        """The same stage, whose conversations are written otherwise."""
+        dialogue = getattr(self, "dialogue", None)
+        if dialogue is None or dialogue.template == template:
+            return self
+        changed: Any = {"dialogue": dataclasses.replace(dialogue, template=template)}
+        return dataclasses.replace(self, **changed)
+
     @property
     def own_model(self) -> bool:
         """Whether `model` says what is trained; else that is filled in from `start`."""

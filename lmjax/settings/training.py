@@ -114,7 +114,9 @@ class ScheduleSettings(Settings):
     kind: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "cosine"
     unit: Literal["steps", "tokens"] = "steps"
     warmup: Annotated[int, at_least(0, "use 0 for no warmup")] = 0  # in `unit`, linear
-    warmup_from: ClosedFraction = 0.0  # the multiple of the peak where the warmup starts; 1 holds the peak, as T5 does
+    # the multiple of the peak where the warmup starts: 0 loses the first update, 1 holds the peak, as T5 does;
+    # None: one step up, as nanoGPT: the first of warmup + 1 equal rises to the peak
+    warmup_from: ClosedFraction | None = None
     decay: PositiveInt | None = None  # in `unit`: where the decay ends, warmup included; None means the run's end
     final: ClosedFraction = 0.1  # the multiple of the peak at the end of the decay
     stable: OpenFraction = 0.8  # "wsd": the fraction of `decay` after which the rate falls

@@ -29,7 +29,7 @@ from lmjax.model.flops import count
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel import processes
 from lmjax.parallel.executable import load_executable
-from lmjax.parallel.placement import abstract_params, init_state, place_batch, place_whole, shardings_of
+from lmjax.parallel.placement import abstract_params, init_state, place_whole, placed_batch, shardings_of
 from lmjax.run_files import METRICS_FILE, WALL_SECONDS
 from lmjax.settings import ModelSettings, TrainingStage
 from lmjax.settings.recipe_files import flat, to_json
@@ -110,7 +110,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         abstract=program.abstract,
         fresh=lambda: _fresh(task, program, resolved, mesh, frozen),
         step=lambda state, batch: step(state, *frozen, batch),
-        batch_at=lambda at: place_batch(lambda rows: loader.batch_at(at, rows), loader.batch_size_at(at), mesh, axes),
+        batch_at=lambda at: placed_batch(loader, at, mesh, axes),
         tokens_in=lambda at: loader.batch_size_at(at) * loader.length_at(at) * row // length * task.copies,
         flops_per_token=flops,
         evaluate=task.evaluation(run),

@@ -21,6 +21,7 @@ from lmjax.data.conversation_files import SUFFIXES
 from lmjax.data.open_files import list_files
 from lmjax.errors import UserError, require
 from lmjax.fields import placed
+from lmjax.interop.chat_template import filled_template, require_end_of_text
 from lmjax.parallel.mesh import check_mesh, make_mesh
 from lmjax.rl.reward_function import load_function
 from lmjax.settings import ModelSettings, Stage, TokenizerSettings, TrainingStage
@@ -84,6 +85,11 @@ class ResolvedStage:
         """With the initial checkpoint, its tokenizer and model, and the reward model. Raises UserError."""
         stage = self.decided
         start = open_initial(stage.start, self.folder)
+        if stage.template is not None:
+            template = filled_template(stage.template, start.tokenizer, start.tokenizer_folder)
+            if stage.sampled[1]:
+                require_end_of_text(template, "sampling")
+            stage = stage.with_template(template)
         field, source = stage.reward_model_source
         scorer = open_reward_model(source, self.folder, start, field) if source else None
         return dataclasses.replace(

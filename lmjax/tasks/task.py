@@ -40,7 +40,7 @@ from lmjax.parallel.placement import (
     abstract_whole,
     jit_eval,
     jit_step,
-    place_batch,
+    placed_batch,
     shardings_of,
 )
 from lmjax.settings import ModelSettings, TrainingStage
@@ -119,7 +119,7 @@ class TaskRun:
         batches, axes = self.batches(rows), self.program.axes
 
         def read(number: int) -> Sums:
-            batch = place_batch(lambda part: batches.batch_at(number, part), batches.batch_size, self.mesh, axes)
+            batch = placed_batch(batches, number, self.mesh, axes)
             return reading(params, *self.frozen, batch) | counted(number)
 
         return sums_by_source(read, batches, most, self.session.stop)

@@ -69,7 +69,6 @@ def test_a_conversation_is_written_by_the_template_of_the_recipe():
     [
         ({"user": "no place"}, r"^TemplateSettings\.user = "),
         ({"answer": "{text}{text}"}, r"^TemplateSettings\.answer = "),
-        ({"assistant": ""}, "assistant"),
     ],
 )
 def test_a_template_without_a_place_for_the_text_is_refused(change, field):

@@ -1,5 +1,7 @@
 """Streaming gives what `generate` gives, whole characters at a time; a conversation remembers what fits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -169,7 +171,7 @@ def test_an_answer_that_the_context_cuts_off_is_told_of(subject, monkeypatch):
 
 
 def test_tokens_that_end_a_template_s_answers_end_them(subject, monkeypatch):
-    sent, _, _ = talk(subject, monkeypatch, StageTurns(TEMPLATE, ends=(7, 9)), [("b", False)], "x")
+    sent, _, _ = talk(subject, monkeypatch, StageTurns(dataclasses.replace(TEMPLATE, ends=(7, 9))), [("b", False)], "x")
     assert sent[0][1].ends == (7, 9)
 
 

@@ -63,6 +63,32 @@ STAGES = {
     ),
     "bare": TemplateSettings(system="{text}", user="{text}", answer="{text}", between=""),
 }
+PUBLISHED = {  # as the models' tokenizer_config.json has them
+    "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
+    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "gemma": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+    "zephyr": """{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\n'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}""",
+}
 CONVERSATIONS = [
     [("user", "Is it?")],
     [("user", " Is it?\n"), ("assistant", "Yes "), ("user", "Why {{ 1 }}?")],
@@ -74,12 +100,15 @@ CONVERSATIONS = [
 def main() -> None:
     vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     reader = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, **TOKENS)
-    made = {"tokens": TOKENS, "templates": {}, "stages": {}}
+    made = {"tokens": TOKENS, "templates": {}, "stages": {}, "published": {}}
     templates = [("templates", name, source) for name, source in TEMPLATES.items()]
     templates += [("stages", name, as_jinja(settings)) for name, settings in STAGES.items()]
+    templates += [("published", name, source) for name, source in PUBLISHED.items()]
     for kind, name, source in templates:
         texts = []
         for turns in CONVERSATIONS:
+            if name == "gemma" and turns[0][0] == "system":
+                continue  # which it refuses
             messages = [{"role": role, "content": text} for role, text in turns]
             opened = turns[-1][0] == "user"
             text = reader.apply_chat_template(

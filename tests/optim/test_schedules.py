@@ -21,9 +21,9 @@ def rates(steps, run=100, tokens_at=None, peak=1.0, **settings):
     return np.asarray(schedule(jnp.asarray(steps)))
 
 
-def loop(kind, now, warmup, decay, final, stable):
+def loop(kind, now, warmup, decay, final, stable, taken=1):
     if now < warmup:
-        return now / warmup
+        return (now + taken) / (warmup + taken)
     progress = min((now - warmup) / (decay - warmup), 1)
     if kind == "cosine":
         return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
@@ -39,15 +39,18 @@ def loop(kind, now, warmup, decay, final, stable):
 @pytest.mark.parametrize(
     ("kind", "corners"),
     [
-        ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 110: 1.0, 1000: 1.0}),
-        ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.625, 110: 0.25, 1000: 0.25}),
-        ("linear", {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.625, 110: 0.25, 1000: 0.25}),
-        ("inverse_sqrt", {0: 0.0, 5: 0.5, 10: 1.0, 40: 0.5, 160: 0.25, 1000: 0.1}),
-        ("wsd", {0: 0.0, 5: 0.5, 10: 1.0, 55: 1.0, 110: 0.25, 1000: 0.25}),
+        ("constant", {10: 1.0, 110: 1.0, 1000: 1.0}),
+        ("cosine", {10: 1.0, 60: 0.625, 110: 0.25, 1000: 0.25}),
+        ("linear", {10: 1.0, 60: 0.625, 110: 0.25, 1000: 0.25}),
+        ("inverse_sqrt", {10: 1.0, 40: 0.5, 160: 0.25, 1000: 0.1}),
+        ("wsd", {10: 1.0, 55: 1.0, 110: 0.25, 1000: 0.25}),
     ],
 )
-def test_corners_are_met_exactly(kind, corners):
-    found = rates(list(corners), kind=kind, warmup=10, decay=110, final=0.25, stable=0.5)
+@pytest.mark.parametrize(("start", "rise"), [(None, {0: 1 / 11, 4: 5 / 11, 9: 10 / 11}), (0.0, {0: 0.0, 5: 0.5})])
+def test_corners_are_met_exactly(kind, corners, start, rise):
+    corners = rise | corners
+    shape = {"warmup": 10, "decay": 110, "final": 0.25, "stable": 0.5}
+    found = rates(list(corners), kind=kind, warmup_from=start, **shape)
     np.testing.assert_array_equal(found, np.asarray(list(corners.values()), np.float32))
 
 
@@ -57,6 +60,26 @@ def test_every_step_agrees_with_a_loop(kind, warmup):
     shape = {"warmup": warmup, "decay": 53, "final": 0.1, "stable": 0.6}
     wanted = [PEAK * loop(kind, step, **shape) for step in range(70)]
     np.testing.assert_allclose(rates(range(70), peak=PEAK, kind=kind, **shape), wanted, rtol=2e-6, atol=1e-12)
+
+
+def nano_gpt(it, learning_rate=6e-4, warmup_iters=20, lr_decay_iters=60, min_lr=6e-5):
+    """The rate of an iteration as nanoGPT's train.py describes it (get_lr, since 2025)."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return min_lr
+    falling = 0.5 * (1.0 + math.cos(math.pi * (it - warmup_iters) / (lr_decay_iters - warmup_iters)))
+    return min_lr + falling * (learning_rate - min_lr)
+
+
+def test_the_default_is_nano_gpts_whose_first_update_is_not_lost():
+    shape = {"peak": 6e-4, "warmup": 20, "decay": 60, "final": 0.1}
+    steps = range(80)
+    np.testing.assert_allclose(rates(steps, **shape), [nano_gpt(it) for it in steps], rtol=1e-6)
+    before = rates(steps, **shape, warmup_from=0.0)  # nanoGPT's until then
+    np.testing.assert_allclose(before[:20], [6e-4 * it / 20 for it in range(20)], rtol=1e-6)
+    np.testing.assert_array_equal(before[20:], rates(steps, **shape)[20:])
+    assert before[0] == 0.0 < rates([0], **shape)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +108,7 @@ def test_a_warmup_may_start_at_a_fraction_of_the_peak():
 @pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "inverse_sqrt", "wsd"])
 def test_a_run_shorter_than_its_warmup_ends_in_it(kind):
     short = make_schedule(ScheduleSettings(kind=kind, warmup=100), PEAK, 100)
-    np.testing.assert_allclose([short(step) for step in (0, 50, 99)], [0.0, 0.5 * PEAK, 0.99 * PEAK], rtol=1e-6)
+    np.testing.assert_allclose([short(step) / PEAK for step in (0, 50, 99)], [1 / 101, 51 / 101, 100 / 101], rtol=1e-6)
 
 
 def test_the_rate_is_the_same_traced_and_not():
@@ -140,7 +163,9 @@ def test_the_token_clock_counts_what_a_loop_over_ramped_batches_counts():
 def test_a_schedule_in_tokens_follows_the_tokens_read_through_a_ramp(kind):
     tokens_at = BatchRamp(RAMPED).tokens_at
     shape = {"warmup": 5_000, "decay": 50_000, "final": 0.1, "stable": 0.5}
-    wanted = [loop(kind, tokens_at(step), **shape) for step in range(130)]
+    taken = [tokens_at(step + 1) - tokens_at(step) for step in range(130)]
+    wanted = [loop(kind, tokens_at(step), **shape, taken=taken[step]) for step in range(130)]
+    assert wanted[0] == taken[0] / (5_000 + taken[0]) and wanted == sorted(wanted[:40]) + wanted[40:]
     found = rates(range(130), tokens_at=clock_of(RAMPED), kind=kind, unit="tokens", **shape)
     np.testing.assert_allclose(found, wanted, rtol=3e-6)
 
@@ -165,6 +190,7 @@ def test_a_schedule_may_count_more_tokens_than_an_int32_holds(kind):
     settings = ScheduleSettings(kind=kind, unit="tokens", warmup=3 * billion, decay=260 * billion, final=0.1)
     rate = make_schedule(settings, 1.0, 150_000, token_clock((0,), (1024,), (0,), row))
     step = jax.jit(rate)
-    assert step(1000) == pytest.approx(1000 * 1024 * row / (3 * billion), rel=1e-5)  # still rising
+    batch = 1024 * row
+    assert step(1000) == pytest.approx(1001 * batch / (3 * billion + batch), rel=1e-5)  # still rising
     if kind != "inverse_sqrt":
         assert step(150_000) == pytest.approx(0.1)

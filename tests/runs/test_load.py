@@ -1,6 +1,7 @@
 """A trained model comes back from its checkpoint with the same parameters, logits, tokenizer and recipe."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,12 @@ import pytest
 import lmjax
 from lmjax.checkpoints.digests import write_digests
 from lmjax.errors import UserError
+from lmjax.generate.beam import BeamSettings
+from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.language_model import LanguageModel
-from lmjax.settings import ComputeSettings, TokenizerSettings
+from lmjax.runs import load as module
+from lmjax.runs.load import Trained
+from lmjax.settings import ComputeSettings, MeshSettings, TokenizerSettings
 from lmjax.stages.prepare_data import prepare
 from lmjax.tokenizers.tokenizer import tokenizer_fingerprint
 from lmjax.training.progress import ProgressDisplay
@@ -129,6 +134,63 @@ def test_one_prompt_or_several_may_be_continued(trained):
     assert "".join(loaded.token_texts(one.tokens)).startswith(one.text[:1])
     with pytest.raises(UserError, match=r"top_k = 0: expected a number above 0"):
         loaded.generate("the", top_k=0)
+
+
+@pytest.mark.parametrize(
+    ("use", "settings", "fixed"),
+    [
+        (Trained.generate, SamplingSettings, set()),
+        (Trained.beam_search, BeamSettings, set()),
+        (Trained.chat, SamplingSettings, {"ends", "top"}),
+    ],
+)
+def test_keywords_are_the_settings_with_their_defaults(use, settings, fixed):
+    fields = {field.name: field for field in dataclasses.fields(settings) if field.name not in fixed}
+    keywords = {p.name: p for p in inspect.signature(use).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert {name: p.default for name, p in keywords.items()} == {name: f.default for name, f in fields.items()}
+    types = {name: f.type for name, f in fields.items()}
+    wider = {"stop": "str | Sequence[str]", "ends": "Sequence[int]"}
+    assert {name: p.annotation for name, p in keywords.items()} == {n: wider.get(n, t) for n, t in types.items()}
+
+
+def test_every_keyword_reaches_what_draws(loaded, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "generate", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr(module, "beam_search", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr(module, "chat", lambda *arguments: seen.append(arguments[3]))
+    drawn = {"max_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.7, "repetition_penalty": 1.1, "seed": 5}
+    drawn |= {"beyond_context": "slide"}
+    loaded.generate("a", **drawn, top=2, stop=["x"], ends=np.array([7]))
+    loaded.chat(**drawn, stop="x")
+    found = {"beams": 3, "max_tokens": 4, "length_penalty": 0.5, "n_best": 2, "early_stopping": "never"}
+    loaded.beam_search("a", **found, ends=[7])
+    assert seen[0] == SamplingSettings(**drawn, top=2, stop=("x",), ends=(7,))
+    assert seen[1] == SamplingSettings(**drawn, stop=("x",))
+    assert seen[2] == BeamSettings(**found, ends=(7,))
+
+
+def test_a_trained_model_is_shown_in_three_lines(loaded, trained):
+    one, two, three = repr(loaded).splitlines()
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
+    assert one == f"Trained LanguageModel: {count:,} parameters, layers 1, width 16, context 16"
+    assert two == "  step 10 of 'tiny'; tokenizer: bpe, 270 entries"
+    assert three == "  on 1 x cpu, computed in float32"
+    cut = lmjax.load(trained[1], mesh=lmjax.mesh(fsdp=8))
+    assert repr(cut).splitlines()[2] == "  on 8 x cpu (fsdp=8), computed in float32"
+
+
+def test_a_mesh_cuts_the_parameters_and_changes_no_text(loaded, trained):
+    cut = lmjax.load(trained[1], mesh=MeshSettings(fsdp=2, tensor=2, data=2))
+    assert_same_bits(cut.params, loaded.params)
+    leaves = jax.tree.leaves(cut.params)
+    most = sum(max(shard.data.size for shard in leaf.addressable_shards) for leaf in leaves)
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in leaves)
+    assert most < sum(leaf.size for leaf in leaves) / 2  # no device has more than half of them
+    prompts = ["the cat", "a"]
+    for settings in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3}):
+        mine, theirs = (model.generate(prompts, max_tokens=8, **settings) for model in (cut, loaded))
+        assert [text.tokens for text in mine] == [text.tokens for text in theirs]
+    np.testing.assert_allclose(cut.apply([[5, 6, 7]]), loaded.apply([[5, 6, 7]]), atol=1e-5)
 
 
 def test_a_place_without_a_checkpoint_is_named(tmp_path):

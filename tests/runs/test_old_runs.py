@@ -9,7 +9,7 @@ import pytest
 
 import lmjax
 from lmjax.settings.recipe_files import from_json
-from tests.tiny import sft, write_rows
+from tests.tiny import changed, sft, write_rows
 
 OLD = sorted((Path(__file__).parents[1] / "golden").glob("run_*"))
 
@@ -37,6 +37,16 @@ def test_an_old_checkpoint_is_a_start_for_a_stage(old, tmp_path):
     stage = sft(source, start=str(folder), dialogue__validation=source, train__steps=1, epochs=None)
     summary = lmjax.run(stage, workdir=tmp_path / "sft", quiet=True).summary
     assert summary["steps"] == 1 and np.isfinite(summary["validation_loss"])
+
+
+def test_an_old_run_is_done_for_a_recipe_that_leaves_open_what_now_has_another_default(old, capsys):
+    folder, _ = old
+    recipe = from_json((folder / "recipe.json").read_text())
+    assert recipe.optimizer.schedule.warmup_from == 0.0
+    now = changed(recipe, optimizer__schedule__warmup_from=None)
+    assert lmjax.run(now, workdir=folder).summary["steps"] == 20
+    assert f"{folder} is done." in capsys.readouterr().out
+    assert from_json((folder / "recipe.json").read_text()) == recipe
 
 
 def test_an_old_run_that_was_done_is_done(old, capsys):

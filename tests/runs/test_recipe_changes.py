@@ -211,6 +211,19 @@ def test_changes_are_lines_of_the_log_and_of_the_report_and_batches_go_on_bitwis
 WORDPIECE = TokenizerSettings(kind="wordpiece", vocab_size=37)
 
 
+def test_a_run_ends_bitwise_by_the_schedule_that_it_began_with_whatever_the_default_is_now(two_devices, tmp_path, tiny):
+    began = tiny(optimizer__schedule=ScheduleSettings(warmup=6, warmup_from=0.0), checkpoint__every=2)
+    lmjax.run(began, tmp_path / "uninterrupted", quiet=True)
+    with interrupted(4, signal.SIGTERM):
+        lmjax.run(began, tmp_path / "run", quiet=True)
+    now = tiny(optimizer__schedule=ScheduleSettings(warmup=6), checkpoint__every=2)
+    assert lmjax.run(now, tmp_path / "run", quiet=True).exit_code == 0
+    ends = [lmjax.load(tmp_path / name) for name in ("uninterrupted", "run")]
+    assert_same_bits(ends[0].params, ends[1].params)
+    rates = [[line["learning_rate"] for line in lines_of(tmp_path / name)] for name in ("uninterrupted", "run")]
+    assert rates[0] == rates[1] and rates[0][0] == 0.0 and ends[1].recipe.optimizer.schedule.warmup_from == 0.0
+
+
 def test_other_data_keep_the_tokenizer_of_the_weights(two_devices, tmp_path, tiny):
     """Another tokenizer gives the same ids other meanings: the loss would jump, without an error."""
     recipe, folder = tiny(tokenizer=WORDPIECE), tmp_path / "w"

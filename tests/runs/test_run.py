@@ -23,6 +23,7 @@ from lmjax.stages import pretrain as stage
 from lmjax.stages import train_stage
 from lmjax.training.record import read_metrics
 from tests.running import assert_same_bits, interrupted, lines_of
+from tests.tiny import write_recipe
 
 STEPS = 10  # of the recipe `tiny`
 
@@ -54,6 +55,17 @@ def test_a_run_ends_with_its_loss_a_sample_and_the_report(tmp_path, tiny, capsys
     assert (tmp_path / "run" / "report.html").read_text().startswith("<!")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["lmjax"] == lmjax.__version__
+
+
+def test_a_recipe_may_be_named_and_other_values_of_its_fields_be_given(tmp_path, tiny, monkeypatch, no_charts):
+    write_recipe(tmp_path / "mine.py", tiny())
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("mine.py", Path("mine.py"))):
+        result = lmjax.run(name, f"run-{number}", overrides={"train.steps": 2, "log.every": 1}, quiet=True)
+        assert result.summary["steps"] == 2 and [line["step"] for line in lines_of(tmp_path / f"run-{number}")] == [
+            1,
+            2,
+        ]
 
 
 def test_a_finished_run_says_so_and_trains_nothing(tmp_path, tiny, capsys, monkeypatch):

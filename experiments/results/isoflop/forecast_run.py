@@ -28,7 +28,7 @@ def recipe() -> Pretrain:
         ),
         optimizer=OptimizerSettings(
             learning_rate=0.006737,
-            schedule=ScheduleSettings(kind="linear", warmup=1148, final=0.0),
+            schedule=ScheduleSettings(kind="linear", warmup=1148, warmup_from=0.0, final=0.0),
         ),
         train=TrainSettings(steps=23088),
         evaluation=EvaluationSettings(every=1000000),
