@@ -211,9 +211,10 @@ def _described(tokenizer: Tokenizer | None) -> str:
 
 
 def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
-    """Private fields of config.json that were not read, and where texts begin or end otherwise than it says."""
+    """Fields of config.json that were not read, and where texts begin or end otherwise than it says."""
     config = model.config
-    lines = [f"config.json: {shortened(name)[1:-1]}, a private field, was not read" for name in config.unread]
+    unread = ((shortened(name)[1:-1], "private" if name.startswith("_") else "null") for name in config.unread)
+    lines = [f"config.json: {name}, a {kind} field, was not read" for name, kind in unread]
     if tokenizer is not None and config.eos_id is not None and config.eos_id != tokenizer.eos_id:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:
