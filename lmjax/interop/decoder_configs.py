@@ -51,6 +51,8 @@ class Dialect:
     layers: Literal["none", "all", "late", "nope", "alternate", "sixth"] = "none"
     window: int | None = None  # where the field is absent
     gemma: bool = False  # scaled embeddings, norms with an offset, a tanh GELU, a field for the scale of scores
+    local_base: float | None = None  # of layers with a window, where they have one of their own
+    caps_scores: bool = False
     caps: tuple[float | None, float | None] = (None, None)  # of scores and of logits, where the fields are absent
     ignored: tuple[str, ...] = ()  # fields of this type alone that say nothing of what is computed
 
@@ -81,6 +83,7 @@ DIALECTS: Mapping[str, Dialect] = {
         layers="alternate",
         window=4096,
         gemma=True,
+        caps_scores=True,
         caps=(50.0, 30.0),
     ),
     "gemma3_text": Dialect(
@@ -94,10 +97,10 @@ DIALECTS: Mapping[str, Dialect] = {
         layers="sixth",
         window=4096,
         gemma=True,
+        local_base=10_000.0,
     ),
 }
 MOST_LAYERS = 10_000  # each of which has a kind: a number from a damaged file would fill the memory
-_LOCAL_BASE = 10_000.0  # of Gemma 3's local layers
 
 
 def read_decoder(model_type: str, fields: ConfigFields) -> ModelSettings:
@@ -172,7 +175,7 @@ def write_decoder(model_type: str, settings: ModelSettings) -> dict[str, Any]:
     if dialect.gemma:
         fields["query_pre_attn_scalar"] = _whole(attention.scores.scale_dim or settings.head_dim)
         fields |= {_SCORE_CAP: attention.scores.cap, _LOGIT_CAP: settings.head.logit_cap}
-    return fields | WINDOWS[dialect.layers].write(settings) | write_rotary(settings, dialect.layers == "sixth")
+    return fields | WINDOWS[dialect.layers].write(settings) | write_rotary(settings, dialect.local_base is not None)
 
 
 def _attention(fields: ConfigFields, dialect: Dialect, layers: int) -> AttentionSettings:
@@ -202,11 +205,9 @@ def _attention(fields: ConfigFields, dialect: Dialect, layers: int) -> Attention
 
 def _scores(fields: ConfigFields, dialect: Dialect, head_dim: int | None) -> ScoreSettings:
     scale_dim = fields.positive("query_pre_attn_scalar", 256)
-    if dialect.layers == "sixth":  # transformers reads the field of Gemma 3 and does not apply it
+    if not dialect.caps_scores:  # transformers reads the field of Gemma 3 and does not apply it
         fields.expect(_SCORE_CAP, None)
-        cap = None
-    else:
-        cap = _cap(fields, _SCORE_CAP, dialect.caps[0])
+    cap = _cap(fields, _SCORE_CAP, dialect.caps[0]) if dialect.caps_scores else None
     return ScoreSettings(cap=cap, scale_dim=None if scale_dim == head_dim else scale_dim)
 
 
@@ -218,10 +219,10 @@ def _cap(fields: ConfigFields, name: str, default: float | None) -> float | None
 
 
 def _positions(fields: ConfigFields, dialect: Dialect, attention: AttentionSettings) -> PositionSettings:
-    if dialect.layers != "sixth":
+    if dialect.local_base is None:
         base, scaling = read_rotary(fields, dialect.base)
         return PositionSettings(kind="rotary", rotary_base=base, rotary_scaling=scaling)
-    base, scaling, local = read_rotary_of_kinds(fields, dialect.base, _LOCAL_BASE)
+    base, scaling, local = read_rotary_of_kinds(fields, dialect.base, dialect.local_base)
     banded = local if "banded" in attention.pattern else None
     return PositionSettings(kind="rotary", rotary_base=base, rotary_scaling=scaling, banded_rotary_base=banded)
 

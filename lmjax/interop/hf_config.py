@@ -232,6 +232,7 @@ def _canonical(settings: ModelSettings) -> ModelSettings:
     """Equal for settings that compute the same function: what is implied is written out, what is unused is reset."""
     attention, positions, norm = settings.attention, settings.positions, settings.norm
     covered = (attention.band or 0) >= settings.context and "nope" not in attention.pattern
+    covered = covered and positions.banded_rotary_base is None
     dense = all(kind == "dense" for kind in attention.pattern) or covered
     attention = dataclasses.replace(
         attention,

@@ -104,8 +104,8 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
 
     Rows of the table beyond the tokenizer's entries, which lmjax never gives any probability, are left out; with
     `keep_rows` they are written, and other libraries give them some. The head of a BERT's task is written, too. Raises
-    UserError for a model that is neither a GPT-1, a GPT-2, a Llama, a BERT nor a T5, for parameters that are not
-    finite, and where `out` is not empty.
+    UserError for a model that is of no type that lmjax writes, for parameters that are not finite, and where `out` is
+    not empty.
     """
     require_local("out", out)
     trained, out = load(checkpoint), Path(out)

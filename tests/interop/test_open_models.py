@@ -103,6 +103,14 @@ def test_a_preset_is_what_its_config_says(name):
     assert back.attention == own
 
 
+def test_local_layers_that_see_the_whole_context_keep_positions_of_their_own():
+    preset = OPEN_PRESETS["gemma3_1b"]
+    settings = dataclasses.replace(preset, context=preset.attention.band)
+    config = write_config(settings, 2)
+    assert config["model_type"] == "gemma3_text"
+    assert parse_config(config, "config.json").settings.positions == settings.positions
+
+
 _LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
 PUBLISHED = {  # the fields of published files, with those that say nothing
     "llama3_2_1b": {
