@@ -1,4 +1,6 @@
-"""Plans every published GPT, BERT and T5 at its paper's batch size on a usual slice: a Markdown table.
+"""Plans every published GPT, BERT and T5 at its paper's batch size, and today's open decoders at a million tokens.
+
+A Markdown table, of a usual slice for each:
 
     python experiments/benchmarks/plan_presets.py [PRESET ...] [--cache FILE]
 
@@ -17,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, nearest
+from lmjax.model.flops import count
+from lmjax.model.open_presets import OPEN_PRESETS
 from lmjax.parallel.mesh import mesh_text
 from lmjax.plan.cache import key
 from lmjax.plan.planner import plan, planned_recipe
-from lmjax.settings import MeshSettings, PlanSettings, Pretrain
+from lmjax.settings import MeshSettings, ModelSettings, PlanSettings, Pretrain
 from lmjax.settings.recipe_files import load_recipe
 
 EXPERIMENTS = Path(__file__).parents[1]
@@ -35,6 +39,13 @@ class Row:
     mesh: MeshSettings = MeshSettings()
     remat: str = "auto"
     rows: int | None = None
+
+
+def _slice_for(model: ModelSettings) -> str:
+    """A usual slice for an open decoder: chips by its parameters."""
+    parameters = count(model).parameters
+    sizes = {5e8: "v5e-16", 2e9: "v5e-32", 5e9: "v5e-64", 1e10: "v5e-128", 3e10: "v5p-128"}
+    return next((name for most, name in sizes.items() if parameters < most), "v5p-256")
 
 
 # The batch is the one after a ramp.
@@ -68,6 +79,7 @@ ROWS = {
     "t5_v1_1_large": Row("t5:v1_1_large", "v5e-16", MeshSettings(data=1, fsdp=16), "minimal"),
     "t5_v1_1_xl": Row("t5:v1_1_xl", "v5e-64", MeshSettings(data=1, fsdp=64), "minimal"),
     "t5_v1_1_xxl": Row("t5:v1_1_xxl", "v5e-128", MeshSettings(data=1, fsdp=128), "minimal"),
+    **{name: Row(f"open_models:{name}", _slice_for(settings)) for name, settings in OPEN_PRESETS.items()},
 }
 HEADS = (
     *("preset", "slice", "mesh", "remat", "batch tokens", "microbatches", "peak GiB of HBM", "Gcycles", "step s"),

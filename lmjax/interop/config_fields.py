@@ -6,11 +6,12 @@ supports and what to do.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from lmjax.errors import UserError, nearest, shortened
+from lmjax.errors import UserError, shortened
 from lmjax.fields import fits
 from lmjax.settings import ModelSettings
 
@@ -29,7 +30,7 @@ _NEUTRAL = """
     num_return_sequences repetition_penalty suppress_tokens temperature tf_legacy_loss top_k top_p typical_p
     finetuning_task id2label label2id num_labels problem_type predict_special_tokens
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    pretraining_tp reorder_and_upcast_attn
+    cache_implementation pretraining_tp reorder_and_upcast_attn
     """
 SAYS_NOTHING = frozenset(_NEUTRAL.split())
 # Fields of any model type that change what is computed, with the only value that lmjax computes.
@@ -41,6 +42,8 @@ ONLY: dict[str, Any] = {
     "quantization_config": None,
     "tie_encoder_decoder": False,
 }
+
+TYPO = 0.85  # how alike two names are of which one is likely the other, mistyped
 
 # transformers calls the tanh approximation "gelu_new" and the exact function "gelu".
 ACTIVATIONS = {
@@ -84,6 +87,11 @@ class ConfigFields:
         """Whether the field is there and not null."""
         return self.get(name, None) is not None
 
+    def says(self, name: str) -> bool:
+        """Whether the field is there, be it null."""
+        self._asked.add(name)
+        return name in self._values
+
     def divisor(self, name: str, of: str) -> int:
         """A size that divides the size `of`."""
         value, whole = self.size(name), self.size(of)
@@ -122,7 +130,7 @@ class ConfigFields:
             raise self.error(name, json.dumps(only), "lmjax does not compute anything else")
 
     def finish(self) -> tuple[str, ...]:
-        """The private fields, as transformers names its own notes, that were not asked for.
+        """The fields that were not asked for and change nothing: null, or private, as transformers names its notes.
 
         Raises UserError at the first other field that was not, or that asks for what no model type has.
         """
@@ -130,7 +138,8 @@ class ConfigFields:
             self.expect(name, ONLY[name])
         left = [name for name in self._values if name not in self._asked]
         for name in left:
-            if not name.startswith("_"):
-                fix = f"{nearest(name, sorted(self._asked - SAYS_NOTHING))}; if it changes no logits, remove it"
+            if not name.startswith("_") and self._values[name] is not None:
+                typo = difflib.get_close_matches(name, sorted(self._asked - SAYS_NOTHING), n=1, cutoff=TYPO)
+                fix = "".join(f"did you mean {known!r}? " for known in typo) + "if it changes no logits, remove it"
                 raise self.error(name, "no such field, which lmjax does not know", fix)
         return tuple(left)

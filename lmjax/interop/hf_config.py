@@ -1,24 +1,25 @@
 """`config.json` of a Hugging Face folder and lmjax's model settings: what the one says in the words of the other.
 
-Five model types: "openai-gpt" (GPT-1), "gpt2", "llama", "bert" and "t5". Every field of a config.json is either
-understood, known to say nothing about the model, or an error: none is passed over. A setting that no config.json can
-say is an error too, found by reading back what was written.
+Model types: "openai-gpt" (GPT-1), "gpt2", "llama" and those of its line (`decoder_configs.py`), "bert", "t5". Every
+field of a config.json is either understood, known to say nothing about the model, or an error: none is passed over. A
+setting that no config.json can say is an error too, found by reading back what was written.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, nearest
-from lmjax.fields import fits
+from lmjax.errors import UserError
 from lmjax.files import read_json_if_there
 from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of
+from lmjax.interop.decoder_configs import DIALECTS, plain_scores, read_decoder, write_decoder
 from lmjax.interop.encoder_configs import labels_of, read_bert, read_t5, task_of, write_bert, write_t5
+from lmjax.interop.rotary_fields import implied
 from lmjax.settings import (
     AttentionSettings,
     FeedForwardSettings,
@@ -35,8 +36,6 @@ _GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish
 
 _BY_TENSORS = ("model.head.pooler",)  # said by the tensors of a folder, not by its config.json
 
-_PLAIN_ROTARY = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
-
 
 @dataclass(frozen=True)
 class HuggingFaceConfig:
@@ -46,7 +45,7 @@ class HuggingFaceConfig:
     settings: ModelSettings
     bos_id: int | None
     eos_id: int | None
-    unread: tuple[str, ...] = ()  # private fields that say nothing lmjax knows
+    unread: tuple[str, ...] = ()  # null or private fields that say nothing lmjax knows
     task: str | None = None  # the kind of the head of a task that the folder holds, as `TaskHead` names it
     labels: tuple[str, ...] = ()  # the names of the task's classes
     problem: str = ""  # what the task learns of its outputs, in transformers' words; "" where it does not say
@@ -66,8 +65,11 @@ def parse_config(values: Mapping[str, Any], where: object) -> HuggingFaceConfig:
     fields = ConfigFields(values, where)
     model_type = fields.get("model_type", None)
     if not isinstance(model_type, str) or model_type not in _READERS:
-        hint = nearest(str(model_type), _READERS)
-        raise fields.error("model_type", f"one of {', '.join(map(repr, _READERS))}", f"{hint}; lmjax reads no others")
+        spelled = {_letters(name): name for name in _READERS}.get(_letters(model_type))
+        fix = f"did you mean {spelled!r}?" if spelled else "lmjax reads no others"
+        if fields.has("text_config"):
+            fix = "its text_config is that of a text model: save that model alone"
+        raise fields.error("model_type", f"one of {', '.join(map(repr, _READERS))}", fix)
     try:
         settings = _READERS[model_type](fields)
     except UserError as error:
@@ -188,72 +190,21 @@ def _write_gpt(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _read_llama(fields: ConfigFields) -> ModelSettings:
-    fields.expect("rope_interleaved", False)
-    own_width, grouped = fields.has("head_dim"), fields.has("num_key_value_heads")
-    heads = fields.size("num_attention_heads") if own_width else fields.divisor("num_attention_heads", "hidden_size")
-    attention = AttentionSettings(
-        heads=heads,
-        kv_heads=fields.divisor("num_key_value_heads", "num_attention_heads") if grouped else None,
-        head_dim=fields.size("head_dim") if own_width else None,
-        bias=fields.flag("attention_bias", False),
-        dropout=fields.fraction("attention_dropout", 0.0),
-    )
-    feed_forward = FeedForwardSettings(
-        width=fields.size("intermediate_size"),
-        activation=fields.choice("hidden_act", "silu", ACTIVATIONS),
-        gated=True,
-        bias=fields.flag("mlp_bias", False),
-    )
-    return ModelSettings(
-        layers=fields.size("num_hidden_layers"),
-        width=fields.size("hidden_size"),
-        context=fields.size("max_position_embeddings"),
-        vocab_size=fields.size("vocab_size"),
-        attention=attention,
-        feed_forward=feed_forward,
-        norm=NormSettings(kind="rmsnorm", eps=fields.positive("rms_norm_eps", 1e-6)),
-        positions=PositionSettings(kind="rotary", rotary_base=_rotary_base(fields)),
-        tied_head=fields.flag("tie_word_embeddings", False),
-        init_std=fields.positive("initializer_range", 0.02),
-        scaled_residual_init=False,
-    )
-
-
-def _write_llama(settings: ModelSettings) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "num_hidden_layers": settings.layers,
-        "hidden_size": settings.width,
-        "intermediate_size": settings.feed_forward_width,
-        "num_attention_heads": settings.attention.heads,
-        "num_key_value_heads": settings.kv_heads,
-        "head_dim": settings.head_dim,
-        "max_position_embeddings": settings.context,
-        "vocab_size": settings.vocab_size,
-        "hidden_act": name_of(settings, ACTIVATIONS),
-        "attention_bias": settings.attention.bias,
-        "mlp_bias": settings.feed_forward.bias,
-        "attention_dropout": settings.attention.dropout,
-        "rms_norm_eps": settings.norm.eps,
-        "rope_theta": settings.positions.rotary_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": settings.positions.rotary_base},
-        "initializer_range": settings.init_std,
-        "tie_word_embeddings": settings.tied_head,
-    }
+def _write_decoder(model_type: str, settings: ModelSettings, _: str | None) -> dict[str, Any]:
+    return write_decoder(model_type, settings)
 
 
 _READERS: dict[str, Callable[[ConfigFields], ModelSettings]] = {
     "openai-gpt": _read_gpt1,
     "gpt2": _read_gpt2,
-    "llama": _read_llama,
+    **{name: functools.partial(read_decoder, name) for name in DIALECTS},
     "bert": read_bert,
     "t5": read_t5,
 }
 _WRITERS: dict[str, Callable[[ModelSettings, str | None], dict[str, Any]]] = {
     "gpt2": lambda settings, _: _write_gpt2(settings),
     "openai-gpt": lambda settings, _: _write_gpt1(settings),
-    "llama": lambda settings, _: _write_llama(settings),
+    **{name: functools.partial(_write_decoder, name) for name in DIALECTS},
     "bert": write_bert,
     "t5": lambda settings, _: write_t5(settings),
 }
@@ -273,39 +224,37 @@ def _dropout(fields: ConfigFields) -> float:
     return rate
 
 
-def _rotary_base(fields: ConfigFields) -> float:
-    """The base of rotary positions that nothing scales, from the fields of transformers 4 or 5."""
-    bases = {fields.positive("rope_theta", 10_000.0)} if fields.has("rope_theta") else set()
-    for name in ("rope_parameters", "rope_scaling"):
-        rotary = fields.get(name, None)
-        if rotary is None:
-            continue
-        if not isinstance(rotary, dict) or any(rotary.get(key, only) != only for key, only in _PLAIN_ROTARY.items()):
-            raise fields.error(name, f"plain rotary positions, {json.dumps(_PLAIN_ROTARY)}", "lmjax scales none")
-        if rotary.keys() - _PLAIN_ROTARY.keys() - {"rope_theta"} or not fits(float, rotary.get("rope_theta", 1)):
-            raise fields.error(name, "a rope_type and a rope_theta, a number, and no more", "lmjax scales none")
-        bases |= {float(rotary["rope_theta"])} if "rope_theta" in rotary else set()
-    if len(bases) > 1:
-        raise fields.error("rope_theta", f"one base, found {sorted(bases)}", "keep the model's own")
-    return bases.pop() if bases else 10_000.0
+def _letters(name: Any) -> str:
+    return "".join(filter(str.isalnum, str(name))).lower()
 
 
 def _canonical(settings: ModelSettings) -> ModelSettings:
     """Equal for settings that compute the same function: what is implied is written out, what is unused is reset."""
     attention, positions, norm = settings.attention, settings.positions, settings.norm
-    dense = all(kind == "dense" for kind in attention.pattern) or (attention.band or 0) >= settings.context
+    covered = (attention.band or 0) >= settings.context and "nope" not in attention.pattern
+    covered = covered and positions.banded_rotary_base is None
+    dense = all(kind == "dense" for kind in attention.pattern) or covered
     attention = dataclasses.replace(
         attention,
         kv_heads=settings.kv_heads,
         head_dim=settings.head_dim,
         pattern=("dense",) if dense else attention.pattern,
         band=None if dense else attention.band,
+        out_bias=None if attention.has_out_bias == attention.bias else attention.has_out_bias,
+        scores=plain_scores(settings),
         implementation="auto",
     )
     if positions.kind == "learned":
         positions = PositionSettings(segment_types=positions.segment_types)
     elif positions.kind == "rotary":
-        positions = PositionSettings(kind="rotary", rotary_base=positions.rotary_base)
+        scaling, local = implied(positions.rotary_scaling, settings.context), positions.banded_rotary_base
+        banded = "banded" in attention.pattern and (local, scaling.kind) != (positions.rotary_base, "none")
+        positions = PositionSettings(
+            kind="rotary",
+            rotary_base=positions.rotary_base,
+            rotary_scaling=scaling,
+            banded_rotary_base=local if banded else None,
+        )
     computes_alike = settings.base_ratio == 1 and settings.base_head_dim == settings.head_dim
     return dataclasses.replace(
         settings,

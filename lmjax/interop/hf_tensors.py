@@ -1,4 +1,4 @@
-"""The tensors of Hugging Face's GPT-1, GPT-2 and Llama, and lmjax's parameters: the same numbers in other shapes.
+"""The tensors of Hugging Face's GPTs and Llama's line, and lmjax's parameters: the same numbers in other shapes.
 
 In and out: float32 arrays, never computed with, so that parameters that go out and come back are the same bit for bit.
 A projection of transformers' GPT-1 and GPT-2 is [in, out], and its query, key and value are one matrix; one of Llama
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.interop.decoder_configs import DIALECTS
 from lmjax.interop.linears import (
     Take,
     Tensors,
@@ -31,6 +32,21 @@ from lmjax.model.transformer import Params
 from lmjax.settings import ModelSettings
 
 HEAD = "lm_head.weight"
+# The norms of a layer of Llama's line, by where they stand, and those of its queries and keys.
+_NORMS = {
+    "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+    "sandwich": {
+        "attention_norm": "input_layernorm",
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    },
+    "branch_output": {
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    },
+}
+_QK_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
 
 
 @dataclass(frozen=True)
@@ -65,9 +81,10 @@ def read_params(files: TensorFiles, settings: ModelSettings, model_type: str, sc
         params["positions"] = take(prefix + layout.positions, (settings.context, width))
     if layout.final_norm:
         params["final_norm"] = read_norm(within(prefix), layout.final_norm, settings)
+    period = len(settings.attention.pattern)
     for i in range(settings.layers):
         layer = layout.read_layer(within(prefix + layout.layer.format(i)), settings)
-        params[f"period_{i}"] = {"block_0": layer}
+        params.setdefault(f"period_{i // period}", {})[f"block_{i % period}"] = layer
     if not settings.tied_head:
         params["head"] = take(HEAD, (vocab, width))
     else:
@@ -139,7 +156,7 @@ def _write_fused(block: Params, settings: ModelSettings) -> Tensors:
 
 
 def _read_separate(take: Take, settings: ModelSettings) -> Params:
-    """A layer of Llama, whose projections are torch's Linear: [out, in].
+    """A layer of Llama or one of its line, whose projections are torch's Linear: [out, in].
 
     Its "gate" is what the activation is applied to, which lmjax calls "up", and the other way round.
     """
@@ -148,19 +165,24 @@ def _read_separate(take: Take, settings: ModelSettings) -> Params:
     dense = functools.partial(read_linear, take)
     attends, feeds = settings.attention.bias, settings.feed_forward.bias
     key, value = (dense(f"self_attn.{name}_proj", (D,), (Hkv, K), attends) for name in "kv")
+    attention = {
+        "query": dense("self_attn.q_proj", (D,), (H, K), attends),
+        "key_value": paired(key, value),
+        "out": dense("self_attn.o_proj", (H, K), (D,), settings.attention.has_out_bias),
+    }
+    if settings.attention.qk_norm != "none":
+        heads = (H, Hkv) if settings.attention.qk_norm == "projection" else (1, 1)
+        for (ours, theirs), count in zip(_QK_NORMS.items(), heads, strict=True):
+            attention[ours] = read_norm(take, theirs, settings, count * K)
+    norms = _NORMS[settings.norm.position].items()
     return {
-        "attention": {
-            "query": dense("self_attn.q_proj", (D,), (H, K), attends),
-            "key_value": paired(key, value),
-            "out": dense("self_attn.o_proj", (H, K), (D,), attends),
-        },
-        "attention_norm": read_norm(take, "input_layernorm", settings),
+        "attention": attention,
+        **{ours: read_norm(take, theirs, settings) for ours, theirs in norms},
         "feed_forward": {
             "up": dense("mlp.gate_proj", (D,), (F,), feeds),
             "gate": dense("mlp.up_proj", (D,), (F,), feeds),
             "down": dense("mlp.down_proj", (F,), (D,), feeds),
         },
-        "feed_forward_norm": read_norm(take, "post_attention_layernorm", settings),
     }
 
 
@@ -177,14 +199,27 @@ def _write_separate(block: Params, settings: ModelSettings) -> Tensors:
         "mlp.up_proj": feed_forward["gate"],
         "mlp.down_proj": feed_forward["down"],
     }
-    tensors = write_norm("input_layernorm", block["attention_norm"])
-    tensors |= write_norm("post_attention_layernorm", block["feed_forward_norm"])
+    tensors: Tensors = {}
+    for ours, theirs in _NORMS[settings.norm.position].items():
+        tensors |= write_norm(theirs, block[ours])
+    for ours, theirs in _QK_NORMS.items():
+        tensors |= write_norm(theirs, attention[ours]) if ours in attention else {}
     for name, dense in sources.items():
         inputs = {"self_attn.o_proj": 2}.get(name, 1)
         tensors |= write_linear(name, dense, inputs)
     return tensors
 
 
+_LLAMA = Layout(
+    prefix="model.",
+    tokens="embed_tokens.weight",
+    positions=None,
+    layer="layers.{}.",
+    final_norm="norm",
+    read_layer=_read_separate,
+    write_layer=_write_separate,
+    buffers=re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+)
 LAYOUTS: Mapping[str, Layout] = {
     "openai-gpt": Layout(
         prefix="transformer.",
@@ -206,14 +241,5 @@ LAYOUTS: Mapping[str, Layout] = {
         write_layer=_write_fused,
         buffers=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
     ),
-    "llama": Layout(
-        prefix="model.",
-        tokens="embed_tokens.weight",
-        positions=None,
-        layer="layers.{}.",
-        final_norm="norm",
-        read_layer=_read_separate,
-        write_layer=_write_separate,
-        buffers=re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
-    ),
+    **dict.fromkeys(DIALECTS, _LLAMA),
 }

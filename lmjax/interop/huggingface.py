@@ -1,4 +1,4 @@
-"""Hugging Face folders of GPT-1, GPT-2, Llama-shaped models, BERT and T5, read and written without torch.
+"""Hugging Face folders of GPT-1, GPT-2, the decoders of Llama's line, BERT and T5, read and written without torch.
 
 In: a local folder of `config.json` and `model.safetensors` (or several files and their index); out: model settings and
 float32 parameters, and the other way round. Nothing is downloaded and nothing in a folder is executed.
@@ -70,9 +70,9 @@ def write_model(
 ) -> str:
     """Writes `config.json` and `model.safetensors`, which transformers loads, and returns the model type.
 
-    The type, GPT-1, GPT-2, Llama, BERT or T5, follows from the settings. `eos_id` is the token between documents;
-    `head` a task's, on a BERT, which transformers keeps without that of the masked language model. Raises UserError
-    naming the setting that none of them has.
+    The type is the first that has all of the settings, from GPT-2 over Llama and its line to BERT and T5. `eos_id` is
+    the token between documents; `head` a task's, on a BERT, which transformers keeps without that of the masked
+    language model. Raises UserError naming the setting that none of them has.
     """
     folder = Path(folder)
     if head is not None and head.kind != "next_sentence":

@@ -56,9 +56,11 @@ def part_of(pair: Params, index: int) -> Params:
     return {part: np.take(array(pair[part]), index, axis=-3) for part in pair}
 
 
-def read_norm(take: Take, name: str, settings: ModelSettings) -> Params:
-    scale = {"scale": take(f"{name}.weight", (settings.width,))}
-    bias = {} if settings.norm.kind == "rmsnorm" else {"bias": take(f"{name}.bias", (settings.width,))}
+def read_norm(take: Take, name: str, settings: ModelSettings, width: int | None = None) -> Params:
+    """A norm's scale, and its bias if it has one, [width] each; of the model's width where that is None."""
+    size = (width or settings.width,)
+    scale = {"scale": take(f"{name}.weight", size)}
+    bias = {} if settings.norm.kind == "rmsnorm" else {"bias": take(f"{name}.bias", size)}
     return {"norm": scale | bias}
 
 

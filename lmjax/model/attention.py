@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.errors import UserError, require
 from lmjax.model.attention_cpu import blocked
-from lmjax.model.layers import dropout
+from lmjax.model.layers import dropout, soft_cap
 from lmjax.model.masks import HIDDEN, Mask
 from lmjax.model.positions import DistanceBias
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
@@ -91,6 +91,8 @@ def _cudnn_obstacle(settings: ModelSettings, dtype: jnp.dtype, platform: str, se
         return "cuDNN cannot keep documents apart"
     if not settings.attention.causal and "banded" in settings.attention.pattern:
         return "cuDNN has no band that reaches to both sides, as in a banded layer with model.attention.causal = False"
+    if settings.attention.scores.cap is not None:
+        return "cuDNN has no cap of scores, as in model.attention.scores.cap"
     if settings.head_dim > 128 or settings.head_dim % 8:
         return f"the head dimension {settings.head_dim} is not a multiple of 8 up to 128"
     return "" if dtype == jnp.bfloat16 else f"cuDNN computes in bfloat16, not in compute.dtype {dtype.name!r}"
@@ -104,6 +106,7 @@ def attention(
     *,
     implementation: str,
     scale: float | None = None,
+    cap: float | None = None,
     bias: jax.Array | DistanceBias | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
@@ -112,25 +115,27 @@ def attention(
 ) -> jax.Array:
     """softmax(scale x q k^T + bias, over the keys that `mask` shows) v, per head; softmax in float32.
 
-    `scale` is 1 / sqrt(K) where it is None. `bias` is [1 or B, H, T, S], which `einsum` alone supports, or by distance,
-    which `blocked` supports, too; `key` draws the dropout of the weights, with `einsum`. `interpret` runs the Pallas
-    kernel in its interpreter, for platforms other than TPU; `block` is the largest number of queries, and of keys, in
-    one block of the kernel.
+    `scale` is 1 / sqrt(K) where it is None. `cap` is a soft cap of the scaled scores, which cuDNN has not. `bias` is
+    [1 or B, H, T, S], which `einsum` alone supports, or by distance, which `blocked` supports, too; `key` draws the
+    dropout of the weights, with `einsum`. `interpret` runs the Pallas kernel in its interpreter, for platforms other
+    than TPU; `block` is the largest number of queries, and of keys, in one block of the kernel.
     """
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
     by_distance = bias if isinstance(bias, DistanceBias) else None
     supported = bias is (by_distance if implementation == "blocked" else None)
     if implementation != "einsum" and (not supported or (key is not None and dropout_rate)):
         raise UserError(f"model.attention.implementation = {implementation!r}: bias and dropout need 'einsum'")
+    if cap is not None and implementation == "cudnn":
+        raise UserError("model.attention.implementation = 'cudnn': a cap of the scores needs another")
     if implementation == "splash":
         from lmjax.model.attention_tpu import splash
 
-        return splash(q_BTHK, k_BSHK, v_BSHK, mask, scale, interpret, block)
+        return splash(q_BTHK, k_BSHK, v_BSHK, mask, scale, cap, interpret, block)
     q, k, v = checkpoint_name(q_BTHK, QUERY), checkpoint_name(k_BSHK, KEY), checkpoint_name(v_BSHK, VALUE)
     if implementation == "einsum":
-        return checkpoint_name(_einsum(q, k, v, mask, scale, bias, dropout_rate, key), ATTENDED)
+        return checkpoint_name(_einsum(q, k, v, mask, scale, cap, bias, dropout_rate, key), ATTENDED)
     if implementation == "blocked":
-        return checkpoint_name(blocked(q, k, v, mask, scale, by_distance), ATTENDED)
+        return checkpoint_name(blocked(q, k, v, mask, scale, cap, by_distance), ATTENDED)
     return checkpoint_name(_cudnn(q, k, v, mask, scale), ATTENDED)
 
 
@@ -140,6 +145,7 @@ def _einsum(
     v_BSHK: jax.Array,
     mask: Mask,
     scale: float,
+    cap: float | None,
     bias: jax.Array | DistanceBias | None,
     rate: float,
     key: jax.Array | None,
@@ -147,7 +153,7 @@ def _einsum(
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
     q = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, Hkv, H // Hkv, K)
-    scores = jnp.einsum("bthgk,bshk->bhgts", q, k_BSHK, preferred_element_type=jnp.float32)
+    scores = soft_cap(jnp.einsum("bthgk,bshk->bhgts", q, k_BSHK, preferred_element_type=jnp.float32), cap)
     if bias is not None:
         whole = _whole(bias, T, S)
         scores += jnp.broadcast_to(whole, (whole.shape[0], H, T, S)).reshape(-1, Hkv, H // Hkv, T, S)
@@ -168,6 +174,7 @@ def cached_attention(
     mask: Mask,
     *,
     scale: float,
+    cap: float | None,
     bias: jax.Array | DistanceBias | None,
 ) -> jax.Array:
     """`attention` by einsum to the keys and values of a `LayerCache`, in the cache's memory layout."""
@@ -181,7 +188,7 @@ def cached_attention(
     q = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
     q_BHGTK = jnp.moveaxis(q.reshape(B, T, Hkv, H // Hkv, K), 1, 3)
     rows = q_BHGTK.reshape(*lead, -1, K)
-    scores = jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32)
+    scores = soft_cap(jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32), cap)
     if bias is not None:
         scores += over_heads(_whole(bias, T, S))
     scores = jnp.where(over_heads(mask.visible(T, S)), scores, HIDDEN)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.layers import soft_cap
 from lmjax.model.masks import HIDDEN, Mask
 from lmjax.model.positions import DistanceBias
 
@@ -27,11 +28,21 @@ def blocked(
     v_BSHK: jax.Array,
     mask: Mask,
     scale: float,
+    cap: float | None = None,
     bias: DistanceBias | None = None,
 ) -> jax.Array:
     """Attention as in `attention`; query t has the index of key t. Each block makes its own part of the bias."""
     q_BTHK = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
-    return _attend(mask.causal, mask.band, q_BTHK, k_BSHK, v_BSHK, mask.query_segments, mask.key_segments, bias)
+    shape = _Shape(mask.causal, mask.band, cap)
+    return _attend(shape, q_BTHK, k_BSHK, v_BSHK, mask.query_segments, mask.key_segments, bias)
+
+
+class _Shape(NamedTuple):
+    """What is static of an attention: the keys in sight, and the cap of the scores."""
+
+    causal: bool
+    band: int | None
+    cap: float | None
 
 
 class _Range(NamedTuple):
@@ -52,10 +63,9 @@ def _ranges(T: int, S: int, causal: bool, band: int | None) -> Iterator[_Range]:
         yield _Range(start, stop, first, min(last, S))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    causal: bool,
-    band: int | None,
+    shape: _Shape,
     q_BTHK: jax.Array,
     k_BSHK: jax.Array,
     v_BSHK: jax.Array,
@@ -67,22 +77,23 @@ def _attend(
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
     q_BHGTK, k_BHKS, v_BHSK = _grouped(q_BTHK, Hkv), _columns(k_BSHK), _rows(v_BSHK)
-    parts = tuple(_ranges(T, S, causal, band))
+    parts = tuple(_ranges(T, S, shape.causal, shape.band))
     outs, bias_HRC = [], _bias_band(bias, T, S, parts)
     for part in parts:
-        visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
+        visible = _visible(part, shape, query_segments, key_segments, H // Hkv)
         tile = _bias_tile(bias_HRC, part, parts, Hkv)
-        weights_BHRS = _weights(part, _block(q_BHGTK, part), k_BHKS, visible, tile).astype(v_BSHK.dtype)
+        scores_BHRS = _scores(part, _block(q_BHGTK, part), k_BHKS, shape.cap)
+        weights_BHRS = _weights(scores_BHRS, visible, tile).astype(v_BSHK.dtype)
         out_BHRK = jnp.einsum("bhrs,bhsk->bhrk", weights_BHRS, v_BHSK[:, :, part.first : part.last])
         outs.append(out_BHRK.reshape(B, Hkv, H // Hkv, -1, K))
     return _ungrouped(outs)
 
 
-def _forward(causal: bool, band: int | None, *arrays: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-    return _attend(causal, band, *arrays), arrays
+def _forward(shape: _Shape, *arrays: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+    return _attend(shape, *arrays), arrays
 
 
-def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradient_BTHK: jax.Array) -> tuple[Any, ...]:
+def _backward(shape: _Shape, residuals: tuple[Any, ...], gradient_BTHK: jax.Array) -> tuple[Any, ...]:
     q_BTHK, k_BSHK, v_BSHK, query_segments, key_segments, bias = residuals
     B, T, H, K = q_BTHK.shape
     S, Hkv = k_BSHK.shape[1:3]
@@ -90,16 +101,18 @@ def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradie
     q_BHGTK, gradient_BHGTK = _grouped(q_BTHK, Hkv), _grouped(gradient_BTHK, Hkv)
     k_BHKS, k_BHSK, v_BHKS = _columns(k_BSHK), _rows(k_BSHK), _columns(v_BSHK)
     dqs, dk_BHKS, dv_BHKS = [], jnp.zeros(k_BHKS.shape, jnp.float32), jnp.zeros(k_BHKS.shape, jnp.float32)
-    parts = tuple(_ranges(T, S, causal, band))
+    parts = tuple(_ranges(T, S, shape.causal, shape.band))
     bias_HRC, of_band = jax.vjp(functools.partial(_bias_band, T=T, S=S, parts=parts), bias)
     dbias_HRC = jax.tree.map(jnp.zeros_like, bias_HRC)
     for part in parts:
         q, gradient, keys = _block(q_BHGTK, part), _block(gradient_BHGTK, part), slice(part.first, part.last)
-        visible = _visible(part, causal, band, query_segments, key_segments, H // Hkv)
-        weights = _weights(part, q, k_BHKS, visible, _bias_tile(bias_HRC, part, parts, Hkv))
+        visible = _visible(part, shape, query_segments, key_segments, H // Hkv)
+        scores = _scores(part, q, k_BHKS, shape.cap)
+        weights = _weights(scores, visible, _bias_tile(bias_HRC, part, parts, Hkv))
         dweights = _product("bhrk,bhks->bhrs", gradient, v_BHKS[..., keys])
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
         dbias_HRC = jax.tree.map(lambda x, part=part, d=dscores: _add_tile(x, part, parts, _over_rows(d)), dbias_HRC)
+        dscores = dscores if shape.cap is None else dscores * (1.0 - (scores / shape.cap) ** 2)
         dscores = dscores.astype(dtype)
         dqs.append(jnp.einsum("bhrs,bhsk->bhrk", dscores, k_BHSK[:, :, keys]).reshape(B, Hkv, H // Hkv, -1, K))
         padding = ((0, 0), (0, 0), (0, 0), (part.first, S - part.last))
@@ -113,11 +126,13 @@ def _backward(causal: bool, band: int | None, residuals: tuple[Any, ...], gradie
 _attend.defvjp(_forward, _backward)
 
 
-def _weights(
-    part: _Range, q_BHRK: jax.Array, k_BHKS: jax.Array, visible: jax.Array, bias: jax.Array | None
-) -> jax.Array:
+def _scores(part: _Range, q_BHRK: jax.Array, k_BHKS: jax.Array, cap: float | None) -> jax.Array:
+    """The float32 scores of a block before bias and mask, [B, H, R, keys]."""
+    return soft_cap(_product("bhrk,bhks->bhrs", q_BHRK, k_BHKS[..., part.first : part.last]), cap)
+
+
+def _weights(scores: jax.Array, visible: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The float32 attention weights of a block, [B, H, R, keys]."""
-    scores = _product("bhrk,bhks->bhrs", q_BHRK, k_BHKS[..., part.first : part.last])
     scores = scores if bias is None else scores + bias
     return jax.nn.softmax(jnp.where(visible, scores, HIDDEN), -1)
 
@@ -150,13 +165,11 @@ def _add_tile(bias_HRC: jax.Array, part: _Range, parts: Sequence[_Range], tile: 
     return jax.lax.dynamic_update_slice(bias_HRC, old + tile.reshape(old.shape), (0, 0, begin))
 
 
-def _visible(
-    part: _Range, causal: bool, band: int | None, queries: jax.Array | None, keys: jax.Array | None, groups: int
-) -> jax.Array:
+def _visible(part: _Range, shape: _Shape, queries: jax.Array | None, keys: jax.Array | None, groups: int) -> jax.Array:
     """Boolean [1 or B, 1, R, keys]."""
     queries = None if queries is None else queries[:, part.start : part.stop]
     keys = None if keys is None else keys[:, part.first : part.last]
-    mask = Mask(causal, band, queries, keys, part.start - part.first)
+    mask = Mask(shape.causal, shape.band, queries, keys, part.start - part.first)
     return jnp.tile(mask.visible(part.stop - part.start, part.last - part.first), (1, 1, groups, 1))
 
 

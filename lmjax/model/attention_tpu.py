@@ -30,6 +30,7 @@ def splash(
     v_BSHK: jax.Array,
     mask: Mask,
     scale: float,
+    cap: float | None,
     interpret: bool,
     block: int | None = None,
 ) -> jax.Array:
@@ -46,10 +47,10 @@ def splash(
     bound = bound_mesh()
     if bound is None:
         q = checkpoint_name(q, QUERY)
-        call = make_kernel(mask, q.shape[2], k.shape[2], q.shape[1], k.shape[1], Parts(1, False), interpret, block)
+        call = make_kernel(mask, q.shape[2], k.shape[2], q.shape[1], k.shape[1], Parts(1, False), interpret, block, cap)
         out = _rows(call, q, k, v, segments)
     else:
-        out = _on_mesh(bound, q, k, v, mask, segments, interpret, block)
+        out = _on_mesh(bound, q, k, v, mask, segments, interpret, block, cap)
     return jnp.transpose(out, (0, 2, 1, 3))
 
 
@@ -80,13 +81,14 @@ def _on_mesh(
     segments: Any,
     interpret: bool,
     block: int | None,
+    cap: float | None,
 ) -> jax.Array:
     """The kernel on every device's shard of [B, H, T, K]."""
     (H, T), (Hkv, S), heads = q.shape[1:3], k.shape[1:3], bound.size("act_heads")
     time, (axes,) = bound.size("time"), bound.spec("time")
     uniform = not mask.causal and mask.band is None  # every shard of the queries sees all keys: one kernel for all
     parts = Parts(1, False) if uniform else parts_of(mask, T, time, block)
-    call = make_kernel(mask, T // time if uniform else T, S, H // heads, Hkv // heads, parts, interpret, block)
+    call = make_kernel(mask, T // time if uniform else T, S, H // heads, Hkv // heads, parts, interpret, block, cap)
 
     def part(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) -> jax.Array:
         if time > 1:
@@ -116,7 +118,15 @@ def _rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) ->
 
 
 def make_kernel(
-    mask: Mask, T: int, S: int, heads: int, kv_heads: int, parts: Parts, interpret: bool, block: int | None = None
+    mask: Mask,
+    T: int,
+    S: int,
+    heads: int,
+    kv_heads: int,
+    parts: Parts,
+    interpret: bool,
+    block: int | None = None,
+    cap: float | None = None,
 ) -> Any:
     """The kernel for one device's heads and T queries, which are divided over `parts.devices`."""
     make = kernel.make_splash_mha if heads == kv_heads else kernel.make_splash_mqa
@@ -129,6 +139,7 @@ def make_kernel(
         head_shards=1,
         q_seq_shards=parts.devices,
         residual_checkpoint_name=ATTENDED,
+        attn_logits_soft_cap=cap,
         interpret=interpret,
     )
 

@@ -15,8 +15,9 @@ from jax.ad_checkpoint import checkpoint_name
 from lmjax.model.attention import attention, cached_attention
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
-from lmjax.model.positions import DistanceBias, rotate
+from lmjax.model.positions import DistanceBias
 from lmjax.model.remat import BETWEEN, UP
+from lmjax.model.rotary import rotate, rotation_of
 from lmjax.model.sharding import constrain, constrain_stream
 from lmjax.settings import ModelSettings
 
@@ -64,8 +65,9 @@ class BlockContext:
     @property
     def attention_scale(self) -> float:
         """The factor of the scores: 1 / sqrt(head_dim); under muP it falls as 1 / head_dim from the base model's."""
-        base = self.settings.base_head_dim
-        return (1 / math.sqrt(base) if self.settings.attention.scaled else 1.0) * (base / self.settings.head_dim)
+        attention, base = self.settings.attention, self.settings.base_head_dim
+        scale = 1 / math.sqrt(attention.scores.scale_dim or base) if attention.scaled else 1.0
+        return scale * (base / self.settings.head_dim)
 
 
 @functools.partial(
@@ -130,6 +132,7 @@ class Attention(nn.Module):
     """Projections and `attention`: cross-attention to `memory` or to a cache of it, or else self-attention."""
 
     context: BlockContext
+    kind: str = "dense"  # of the attention pattern
 
     @nn.compact
     def __call__(
@@ -156,20 +159,22 @@ class Attention(nn.Module):
         )(x)
         if memory_cache is not None:
             q = constrain(q, "batch", "time", "act_heads", None)
-            scale = context.attention_scale
-            y = cached_attention(q, memory_cache.keys, memory_cache.values, mask, scale=scale, bias=None)
+            y = cached_attention(q, memory_cache.keys, memory_cache.values, mask, bias=None, **self._scores)
             return self._out(y), None
         pair = key_value_dense(context, "key_value")(x if memory is None else memory)
         k, v = keys_and_values(context, pair)
-        if settings.positions.kind == "rotary" and memory is None:
-            q, k = (rotate(x, around.positions, settings.positions.rotary_base, context.tpu) for x in (q, k))
+        if heads.qk_norm != "none":
+            q, k = self._normed("query_norm", q), self._normed("key_norm", k)
+        rotation = rotation_of(settings, self.kind) if memory is None else None
+        if rotation is not None:
+            q, k = (rotate(x, around.positions, rotation, context.tpu) for x in (q, k))
         q = constrain(q, "batch", "time", "act_heads", None)
         k = constrain(k, "batch", "time", "act_kv_heads", None)
         v = constrain(v, "batch", "time", "act_kv_heads", None)
         bias = around.bias if memory is None else None
         if cache is not None:
             cache = _write(cache, mask.offset, k, v)
-            y = cached_attention(q, cache.keys, cache.values, mask, scale=context.attention_scale, bias=bias)
+            y = cached_attention(q, cache.keys, cache.values, mask, bias=bias, **self._scores)
         else:
             y = attention(
                 q,
@@ -177,14 +182,24 @@ class Attention(nn.Module):
                 v,
                 mask,
                 implementation=context.attention,
-                scale=context.attention_scale,
                 bias=bias,
                 dropout_rate=heads.dropout,
                 key=key,
                 interpret=context.interpret,
                 block=context.block,
+                **self._scores,
             )
         return self._out(y), cache
+
+    @property
+    def _scores(self) -> dict[str, Any]:
+        return {"scale": self.context.attention_scale, "cap": self.context.settings.attention.scores.cap}
+
+    def _normed(self, name: str, x_BTHK: jax.Array) -> jax.Array:
+        """A norm over each head, or over all heads as one vector."""
+        settings, shape = self.context.settings, x_BTHK.shape
+        x = x_BTHK if settings.attention.qk_norm == "head" else x_BTHK.reshape(*shape[:2], -1)
+        return Norm(settings.norm, self.context.dtype, name=name)(x).reshape(shape)
 
     def _out(self, y_BTHK: jax.Array) -> jax.Array:
         settings, context = self.context.settings, self.context
@@ -192,7 +207,7 @@ class Attention(nn.Module):
             (settings.width,),
             ("heads", "head_dim", "embed"),
             std=context.residual_std(settings.attention.heads * settings.head_dim),
-            bias=settings.attention.bias,
+            bias=settings.attention.has_out_bias,
             dtype=context.dtype,
             flatten=context.flatten,
             name="out",
@@ -222,12 +237,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, cross-attention if there is a mask for it, and the feed-forward layer, each with its norm.
 
-    Pre-norm computes x + branch(norm(x)), post-norm norm(x + branch(x)). New keys and values are written to the cache
-    at the mask's offset.
+    Pre-norm computes x + branch(norm(x)), post-norm norm(x + branch(x)), "sandwich" x + norm(branch(norm(x))) and
+    "branch_output" x + norm(branch(x)). New keys and values are written to the cache at the mask's offset.
     """
 
     context: BlockContext
-    kind: str  # of the attention pattern: "dense" or "banded"
+    kind: str  # of the attention pattern
 
     @nn.compact
     def __call__(
@@ -238,35 +253,39 @@ class Block(nn.Module):
         around: Surroundings,
     ) -> tuple[jax.Array, LayerCache | None]:
         settings = self.context.settings
-        mask = around.mask.with_band(settings.attention.band if self.kind == "banded" else None)
+        mask = around.mask.with_band(settings.attention.band_of(self.kind))
 
         normed = self._before("attention_norm", x)
-        attend = Attention(self.context, name="attention")
+        attend = Attention(self.context, self.kind, name="attention")
         y, cache = attend(normed, None, mask, around, _fold(key, WEIGHTS), cache)
-        x = self._after("attention_norm", x + self._branch(y, key, BRANCH))
+        x = self._after("attention_norm", x + self._branch("attention_output_norm", y, key, BRANCH))
         x = checkpoint_name(x, BETWEEN)
         if around.memory_mask is not None:
             normed, kept = self._before("cross_norm", x), None if cache is None else cache.memory
             cross = Attention(self.context, name="cross_attention")
             y, _ = cross(normed, around.memory, around.memory_mask, around, _fold(key, CROSS_WEIGHTS), None, kept)
-            x = self._after("cross_norm", x + self._branch(y, key, CROSS_BRANCH))
+            x = self._after("cross_norm", x + self._branch("cross_output_norm", y, key, CROSS_BRANCH))
         normed = self._before("feed_forward_norm", x)
         y = FeedForward(self.context, name="feed_forward")(normed)
-        x = self._after("feed_forward_norm", x + self._branch(y, key, FEED_FORWARD_BRANCH))
+        x = self._after("feed_forward_norm", x + self._branch("feed_forward_output_norm", y, key, FEED_FORWARD_BRANCH))
         return constrain_stream(x), cache
 
-    def _branch(self, y: jax.Array, key: jax.Array | None, site: int) -> jax.Array:
-        return dropout(constrain_stream(y), self.context.settings.dropout, key, site)
+    def _branch(self, name: str, y: jax.Array, key: jax.Array | None, site: int) -> jax.Array:
+        """What is added to the stream."""
+        y = self._norm(name, constrain_stream(y), "sandwich", "branch_output")
+        return dropout(y, self.context.settings.dropout, key, site)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         """What a branch reads, gathered over shards."""
-        norm = self.context.settings.norm
-        x = Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position == "pre" else x
-        return constrain(x, "batch", "time", "act_embed")
+        return constrain(self._norm(name, x, "pre", "sandwich"), "batch", "time", "act_embed")
 
     def _after(self, name: str, x: jax.Array) -> jax.Array:
+        return self._norm(name, x, "post")
+
+    def _norm(self, name: str, x: jax.Array, *positions: str) -> jax.Array:
+        """The norm of x where it stands at one of these positions; x itself otherwise."""
         norm = self.context.settings.norm
-        return Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position == "post" else x
+        return Norm(norm, self.context.dtype, self.context.tpu, name=name)(x) if norm.position in positions else x
 
 
 def _fold(key: jax.Array | None, site: int) -> jax.Array | None:

@@ -47,6 +47,8 @@ class Embeddings(nn.Module):
         # compiler would otherwise scatter one into the other, and sum both over devices instead of their sum.
         token_table = constrain(token_table, "vocab", "embed")
         x = look_up(token_table, tokens_BT, dtype)
+        if settings.embeddings.scaled:
+            x = x * jnp.asarray(settings.width**0.5, dtype)
         if settings.positions.kind == "learned":
             shape = (settings.context, settings.width)
             table = self.param("positions", normal_init(std, ("positions", "embed")), shape, jnp.float32)
@@ -118,4 +120,4 @@ def logit_head(settings: ModelSettings, params: dict[str, Any]) -> LogitHead:
     """The head among a model's parameters."""
     table = params["tokens" if settings.tied_head else "head"]
     scale = settings.base_ratio * (settings.width**-0.5 if settings.head.scaled else 1.0)
-    return LogitHead(table, params["head_bias"] if settings.head.bias else None, scale)
+    return LogitHead(table, params["head_bias"] if settings.head.bias else None, scale, settings.head.logit_cap)

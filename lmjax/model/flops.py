@@ -48,11 +48,12 @@ def count(settings: ModelSettings, sequence_length: int | None = None, input_len
     tables += settings.positions.segment_types * settings.width
     head = 0 if settings.tied_head else vocab * settings.width
     norms = (norm := _norm(settings)) * (settings.norm.final + settings.norm.embeddings)
-    layer = _matrices(settings) + _biases(settings) + 2 * norm
+    branch = norm * (2 if settings.norm.position == "sandwich" else 1)
+    layer = _matrices(settings) + _biases(settings) + 2 * branch + _qk_norms(settings)
     total = tables + head + settings.layers * layer + norms + _relative(settings) + _before_logits(settings)
     if settings.encoder_layers is not None:
         total += settings.encoder_layers * layer + norm * settings.norm.final + _relative(settings)
-        total += settings.layers * (_attention(settings) + _attention_biases(settings) + norm)
+        total += settings.layers * (_attention(settings) + _attention_biases(settings) + branch)
     with_head = total - tables + (vocab * settings.width if settings.tied_head else 0)
     of = forward_flops(settings, length, input_length)
     flops = math.floor(TRAIN * (of.body + of.head)) + math.floor(TRAIN * of.scores)
@@ -105,8 +106,13 @@ def _biases(settings: ModelSettings) -> int:
 
 
 def _attention_biases(settings: ModelSettings) -> int:
-    biases = (settings.attention.heads + 2 * settings.kv_heads) * settings.head_dim + settings.width
-    return settings.attention.bias * biases
+    projections = (settings.attention.heads + 2 * settings.kv_heads) * settings.head_dim
+    return settings.attention.bias * projections + settings.attention.has_out_bias * settings.width
+
+
+def _qk_norms(settings: ModelSettings) -> int:
+    heads = {"none": 0, "head": 2, "projection": settings.attention.heads + settings.kv_heads}
+    return heads[settings.attention.qk_norm] * settings.head_dim * _vectors(settings)
 
 
 def _before_logits(settings: ModelSettings) -> int:
@@ -117,8 +123,12 @@ def _before_logits(settings: ModelSettings) -> int:
 
 
 def _norm(settings: ModelSettings) -> int:
-    biased = settings.norm.kind == "layernorm" and settings.norm.bias
-    return settings.width * (2 if biased else 1)
+    return settings.width * _vectors(settings)
+
+
+def _vectors(settings: ModelSettings) -> int:
+    """Parameters of a norm for each element that it normalises."""
+    return 2 if settings.norm.kind == "layernorm" and settings.norm.bias else 1
 
 
 def _relative(settings: ModelSettings) -> int:
@@ -130,7 +140,7 @@ def _seen_keys(settings: ModelSettings, length: int, causal: bool, layers: int) 
     """Over all layers of a stack, the keys that a query sees, averaged over a row of `length` tokens."""
     attention = settings.attention
     repeats = layers // len(attention.pattern)
-    bands = (attention.band if kind == "banded" else None for kind in attention.pattern)
+    bands = (attention.band_of(kind) for kind in attention.pattern)
     return repeats * sum(_mean_keys(length, band, causal) for band in bands)
 
 

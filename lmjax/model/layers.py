@@ -133,21 +133,29 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         centered = self.settings.kind == "layernorm"
-        scale, bias = NormParameters(centered and self.settings.bias, name="norm")(x.shape[-1])
+        offset = self.settings.unit_offset
+        scale, bias = NormParameters(centered and self.settings.bias, offset, name="norm")(x.shape[-1])
+        scale = 1.0 + scale if offset else scale
         return normalize(x.astype(self.dtype), scale, bias, self.settings.eps, centered, self.materialize)
 
 
 class NormParameters(nn.Module):
-    """The scale of a norm, and its bias if it has one."""
+    """The scale of a norm, or what it is above 1, and its bias if it has one."""
 
     bias: bool
+    offset: bool
 
     @nn.compact
     def __call__(self, width: int) -> tuple[Any, Any]:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        scale = self.param("scale", ones, (width,), jnp.float32)
+        scale = self.param("scale", zeros if self.offset else ones, (width,), jnp.float32)
         return scale, self.param("bias", zeros, (width,), jnp.float32) if self.bias else None
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap x tanh(x / cap), within (-cap, cap); x itself without a cap (Gemma 2, 2024, section 2)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: int) -> jax.Array:

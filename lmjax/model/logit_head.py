@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import jax
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["table", "bias"], meta_fields=["scale"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["table", "bias"], meta_fields=["scale", "cap"])
 @dataclass(frozen=True)
 class LogitHead:
-    """logits [B, T, V] = scale x hidden [B, T, D] table^T + bias.
+    """logits [B, T, V] = scale x hidden [B, T, D] table^T + bias, soft-capped where there is a cap.
 
     table: [V, D] float32, the embeddings where they are tied. bias: [V] float32, or None (BERT has one). scale: 1, or
-    width^-0.5 (T5 v1.0), or muP's base_width / width.
+    width^-0.5 (T5 v1.0), or muP's base_width / width. cap: of `lmjax.model.layers.soft_cap` (Gemma 2).
     """
 
     table: jax.Array
     bias: jax.Array | None = None
     scale: float = 1.0
+    cap: float | None = None

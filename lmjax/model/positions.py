@@ -1,4 +1,4 @@
-"""Positions inside attention: rotary embeddings and T5's relative bias."""
+"""Positions as a bias of the scores: T5's relative bias."""
 
 from __future__ import annotations
 
@@ -15,41 +15,6 @@ from lmjax.settings import PositionSettings
 
 ROWS = 16  # queries whose biases are sliced from one another
 LARGEST_BAND = 256  # queries whose biases are made at once
-
-
-def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float, by_product: bool = False) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021, section 3.2); element i is paired with i + K/2, as in Llama.
-
-    Angles are float32: pair i of a head is rotated by position x base^(-2i/K). `by_product` is for the TPU, whose
-    registers half a head fills by half: the other element of each pair then comes of a product with a matrix of 0, 1
-    and -1, which is exact, and all else has whole heads.
-    """
-    half = x_BTHK.shape[-1] // 2
-    frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if by_product:
-        frequency_K = jnp.tile(frequency_K, 2)
-    angle_BT1K = positions_BT.astype(jnp.float32)[:, :, None, None] * frequency_K[None, None, None, :]
-    sin, cos = jnp.sin(angle_BT1K), jnp.cos(angle_BT1K)
-    if by_product:
-        other = _others(x_BTHK).astype(jnp.float32)
-        return (x_BTHK.astype(jnp.float32) * cos + other * sin).astype(x_BTHK.dtype)
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    sin, cos = jnp.broadcast_to(sin, first.shape), jnp.broadcast_to(cos, first.shape)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BTHK.dtype)
-
-
-def _others(x_BTHK: jax.Array) -> jax.Array:
-    """Element i + K/2 of each head, negated, in the place of i, and element i in that of i + K/2.
-
-    The product has a batch axis, of size 1, so that remat policies that keep products do not keep this one.
-    """
-    half = x_BTHK.shape[-1] // 2
-    places = jnp.arange(half)
-    swap_KK = jnp.zeros((2 * half, 2 * half), x_BTHK.dtype)
-    swap_KK = swap_KK.at[places + half, places].set(-1).at[places, places + half].set(1)
-    exact = jax.lax.Precision.HIGHEST  # of float32, which the TPU would otherwise round
-    return jnp.einsum("zbthk,zkl->zbthl", x_BTHK[None], swap_KK[None], precision=exact)[0]
 
 
 def relative_bucket(distance: jax.Array, buckets: int, max_distance: int, bidirectional: bool) -> jax.Array:

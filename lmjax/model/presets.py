@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmjax.errors import UserError, nearest
+from lmjax.model.open_presets import OPEN_PRESETS
 from lmjax.settings import (
     AttentionSettings,
     FeedForwardSettings,
@@ -135,6 +136,7 @@ PRESETS: dict[str, ModelSettings] = {
     "t5_v1_1_large": _t5(24, 1024, 16, 2816, gated=True),
     "t5_v1_1_xl": _t5(24, 2048, 32, 5120, gated=True),
     "t5_v1_1_xxl": _t5(24, 4096, 64, 10240, gated=True),
+    **OPEN_PRESETS,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,15 @@ from lmjax.model.sharding import constrain
 # One for each layer in turn, or, where layers are scanned, one for each of a period, stacked over the periods.
 LayerCaches = tuple[LayerCache, ...]
 
+# The layers of a period that are rematerialised as one: all of their arrays exist at once in the backward pass.
+MOST_AT_ONCE = 2
+
 
 class Period(nn.Module):
     """The blocks of one period of the attention pattern; `first` is the index of the first layer."""
 
     context: BlockContext
+    block: Any = Block  # or a rematerialised one
 
     @nn.compact
     def __call__(
@@ -38,7 +43,7 @@ class Period(nn.Module):
         for i, kind in enumerate(self.context.settings.attention.pattern):
             layer_key = None if key is None else jax.random.fold_in(key, first + i)
             cache = None if caches is None else caches[i]
-            x, cache = Block(self.context, kind, name=f"block_{i}")(x, cache, layer_key, around)
+            x, cache = self.block(self.context, kind, name=f"block_{i}")(x, cache, layer_key, around)
             if cache is not None:
                 updated.append(cache)
         return x, tuple(updated) or None
@@ -99,16 +104,18 @@ class Stack(nn.Module):
         period = len(self.context.settings.attention.pattern)
         repeats = (self.layers or self.context.settings.layers) // period
         cell: Any = Period
+        block: Any = Block
         loop = self.loop
         if loop.remat != "none":
             # In a loop the compiler cannot merge the recomputation with the forward pass: nothing has to prevent it.
-            apart = loop.unrolled or not loop.stacked
-            cell = nn.remat(Period, policy=remat_policy(loop.remat), prevent_cse=apart)
+            apart = loop.unrolled or not loop.stacked or repeats == 1
+            again = functools.partial(nn.remat, policy=remat_policy(loop.remat), prevent_cse=apart)
+            cell, block = (again(Period), Block) if period <= MOST_AT_ONCE else (Period, again(Block))
         if not loop.stacked:
             updated: LayerCaches = ()
             for first in range(0, repeats * period, period):
                 cache = None if caches is None else caches[first : first + period]
-                x, cache = cell(self.context, name=f"period_{first // period}")(x, first, cache, key, around)
+                x, cache = cell(self.context, block, name=f"period_{first // period}")(x, first, cache, key, around)
                 updated += cache or ()
             return x, updated or None
         scanned = nn.scan(
@@ -120,7 +127,7 @@ class Stack(nn.Module):
             unroll=repeats if loop.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(self.context, name="periods")(x, jnp.arange(repeats) * period, caches, key, around)
+        return scanned(self.context, block, name="periods")(x, jnp.arange(repeats) * period, caches, key, around)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lmjax.errors import require
 from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext
 from lmjax.model.embeddings import logit_head
+from lmjax.model.layers import soft_cap
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.masks import Mask
 from lmjax.model.one_stack import OneStack
@@ -159,6 +160,7 @@ class Transformer(ABC):
         logits_BTV = self._products(head, self.transformed(params, hidden_BTD))
         logits_BTV = logits_BTV if head.scale == 1.0 else logits_BTV * head.scale
         logits_BTV = logits_BTV if head.bias is None else logits_BTV + head.bias[None, None]
+        logits_BTV = soft_cap(logits_BTV, head.cap)
         V = logits_BTV.shape[-1]
         if entries is None or entries >= V:
             return logits_BTV
@@ -198,11 +200,21 @@ class OneStackModel(Transformer):
 
     def hidden(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         tokens, positions = batch[TOKENS], batch[POSITIONS]
+        self._check_length(tokens.shape[1])
         segments = batch[SEGMENTS] if self._masks_segments else None
         mask = Mask(self.settings.attention.causal, None, segments, segments)
         module = self._module(self.implementation(tokens.shape[1]))
         x, _ = module.apply({"params": params}, tokens, positions, batch.get(TYPES), mask, rng, None)
         return Outputs(x, {})
+
+    def _check_length(self, tokens: int) -> None:
+        """Raises UserError where the frequencies of positions depend on a row's length, and the row is that long."""
+        fits = self.settings.positions.rotary_scaling.kind != "dynamic" or tokens <= self.settings.context
+        expected = (
+            f"a context of {tokens} tokens, as the row has: 'dynamic' scaling beyond it would change the keys of "
+        )
+        expected += "earlier tokens with every later one"
+        require(fits, "model.context", self.settings.context, expected, "cut the rows, or use another rotary_scaling")
 
     def _module(self, attention: str) -> OneStack:
         return OneStack(self._context(attention), self.layer_loop)

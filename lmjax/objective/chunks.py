@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.layers import soft_cap
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.sharding import bound_mesh, constrain
 from lmjax.model.transformer import Chunking
@@ -82,7 +83,7 @@ def gathered_head(head: LogitHead, dtype: jnp.dtype) -> LogitHead:
     also the embedding, both gradients then have one dtype, and the TPU compiler adds them before it sums them over
     devices, once.
     """
-    return LogitHead(constrain(head.table.astype(dtype), "vocab", "act_embed"), head.bias, head.scale)
+    return LogitHead(constrain(head.table.astype(dtype), "vocab", "act_embed"), head.bias, head.scale, head.cap)
 
 
 def chunk_logits(head: LogitHead, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
@@ -92,6 +93,7 @@ def chunk_logits(head: LogitHead, hidden_BtD: jax.Array, vocab: int) -> tuple[ja
         logits_BtV *= head.scale
     if head.bias is not None:
         logits_BtV += head.bias[None, None]
+    logits_BtV = soft_cap(logits_BtV, head.cap)
     column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
     if vocab < head.table.shape[0]:
         logits_BtV = jnp.where(column_BtV < vocab, logits_BtV, -jnp.inf)
@@ -102,7 +104,16 @@ def zero_head_gradient(head: LogitHead, vocab_last: bool) -> LogitHead:
     """The float32 zeros that the chunks' parts of the head's gradient are added to."""
     V, D = head.table.shape
     table = jnp.zeros_like(head.table, shape=(D, V) if vocab_last else (V, D), dtype=jnp.float32)
-    return LogitHead(table, None if head.bias is None else jnp.zeros_like(head.bias, dtype=jnp.float32), head.scale)
+    bias = None if head.bias is None else jnp.zeros_like(head.bias, dtype=jnp.float32)
+    return LogitHead(table, bias, head.scale, head.cap)
+
+
+def before_cap(head: LogitHead, logits_BtV: jax.Array, dlogits_BtV: jax.Array) -> jax.Array:
+    """The gradient of a chunk's logits before the head's cap, from that of the capped ones; -inf gets none."""
+    if head.cap is None:
+        return dlogits_BtV
+    tanh_BtV = jnp.where(jnp.isfinite(logits_BtV), logits_BtV, 0.0) / head.cap
+    return dlogits_BtV * (1.0 - tanh_BtV**2)
 
 
 def logit_gradients(
@@ -110,7 +121,8 @@ def logit_gradients(
 ) -> tuple[jax.Array, LogitHead]:
     """A chunk's gradient of its hidden states, and `total` with its part of the head's gradient added.
 
-    The head is `gathered_head`'s; the table's gradient is [D, V] with `vocab_last`, and float32.
+    `dlogits_BtV` is of the logits before their cap, and the head `gathered_head`'s. The table's gradient is [D, V] with
+    `vocab_last`, and float32.
     """
     bias = None if total.bias is None else total.bias + dlogits_BtV.sum((0, 1), dtype=jnp.float32)
     scaled_BtV = dlogits_BtV if head.scale == 1.0 else dlogits_BtV * head.scale
@@ -118,7 +130,7 @@ def logit_gradients(
     dhidden_BtD = jnp.einsum("btv,vd->btd", scaled_BtV, head.table)
     product = "btd,btv->dv" if vocab_last else "btd,btv->vd"
     table = jnp.einsum(product, hidden_BtD, scaled_BtV, preferred_element_type=jnp.float32)
-    return dhidden_BtD, LogitHead(total.table + table, bias, head.scale)
+    return dhidden_BtD, LogitHead(total.table + table, bias, head.scale, head.cap)
 
 
 def gathered_head_gradient(dhead: LogitHead, head: LogitHead, vocab_last: bool) -> LogitHead:
@@ -128,7 +140,7 @@ def gathered_head_gradient(dhead: LogitHead, head: LogitHead, vocab_last: bool) 
     part over fsdp separately.
     """
     table = dhead.table.T if vocab_last else dhead.table
-    return gathered_head(LogitHead(table, dhead.bias, dhead.scale), head.table.dtype)
+    return gathered_head(LogitHead(table, dhead.bias, dhead.scale, dhead.cap), head.table.dtype)
 
 
 def over_chunks(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.transformer import Chunking
 from lmjax.objective.chunks import (
+    before_cap,
     chunk_count,
     chunk_logits,
     gathered_head,
@@ -123,7 +124,7 @@ _sums.defvjp(_forward, _backward)
 def _chunk(
     terms: Terms, head: LogitHead, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The three sums of one chunk, and the gradient of the loss with respect to its logits, [B, t, V]."""
+    """The three sums of a chunk, and the gradient of the loss for its logits before their cap, [B, t, V]."""
     logits, column = chunk_logits(head, hidden, terms.vocab)
     largest = logits.max(-1)
     shifted = jnp.exp(logits - largest[..., None])
@@ -140,6 +141,6 @@ def _chunk(
         loss += smoothing * (target_logit - mean_logit)
         label = (1 - smoothing) * label + (column < terms.vocab) * (smoothing / terms.vocab)
     probability = shifted * ((1 + 2 * terms.z_loss * log_norm) / norm)[..., None]
-    dlogits = (probability - label) * weights[..., None]
+    dlogits = before_cap(head, logits, (probability - label) * weights[..., None])
     sums = jnp.stack([(loss * weights).sum(), (nll * weights).sum(), ((target_logit >= largest) * weights).sum()])
     return sums, dlogits

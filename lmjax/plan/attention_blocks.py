@@ -30,7 +30,7 @@ def kernel_seconds(
     most = block or BLOCK
     queries, keys = largest_block(length // parts, most), largest_block(length, most)
     kinds = model.attention.pattern
-    visited = sum(_visited(length, queries, keys, model.attention.band if k == "banded" else None) for k in kinds)
+    visited = sum(_visited(length, queries, keys, model.attention.band_of(k)) for k in kinds)
     width = math.ceil(model.head_dim / 128) * 128  # of the matrix units that a product fills
     read = 2 * 2 * keys * model.head_dim / where.device_bandwidth
     seconds = 0.0

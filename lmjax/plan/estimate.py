@@ -221,7 +221,8 @@ def _visited(attention: AttentionSettings, length: int) -> float:
     n = length // block
     shares = []
     for kind in attention.pattern:
-        reach = n if kind == "dense" or attention.band is None else math.ceil((attention.band - 1) / block)
+        band = attention.band_of(kind)
+        reach = n if band is None else math.ceil((band - 1) / block)
         shares.append(sum(min(i, reach) + 1 for i in range(n)) / n**2)
     return sum(shares) / len(shares)
 

@@ -104,8 +104,8 @@ def export_folder(checkpoint: Path | str, out: Path | str, *, keep_rows: bool = 
 
     Rows of the table beyond the tokenizer's entries, which lmjax never gives any probability, are left out; with
     `keep_rows` they are written, and other libraries give them some. The head of a BERT's task is written, too. Raises
-    UserError for a model that is neither a GPT-1, a GPT-2, a Llama, a BERT nor a T5, for parameters that are not
-    finite, and where `out` is not empty.
+    UserError for a model that is of no type that lmjax writes, for parameters that are not finite, and where `out` is
+    not empty.
     """
     require_local("out", out)
     trained, out = load(checkpoint), Path(out)
@@ -211,9 +211,10 @@ def _described(tokenizer: Tokenizer | None) -> str:
 
 
 def _remarks(model: HuggingFaceModel, tokenizer: Tokenizer | None) -> list[str]:
-    """Private fields of config.json that were not read, and where texts begin or end otherwise than it says."""
+    """Fields of config.json that were not read, and where texts begin or end otherwise than it says."""
     config = model.config
-    lines = [f"config.json: {shortened(name)[1:-1]}, a private field, was not read" for name in config.unread]
+    unread = ((shortened(name)[1:-1], "private" if name.startswith("_") else "null") for name in config.unread)
+    lines = [f"config.json: {name}, a {kind} field, was not read" for name, kind in unread]
     if tokenizer is not None and config.eos_id is not None and config.eos_id != tokenizer.eos_id:
         lines.append(f"config.json: eos_token_id = {config.eos_id}; lmjax ends a text with {tokenizer.eos_id}")
     if config.bos_id is not None and config.bos_id != config.eos_id:

@@ -14,12 +14,15 @@ from lmjax.settings.masking import MaskingSettings, PairSettings, SpanSettings
 from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import (
     AttentionSettings,
+    EmbeddingSettings,
     FeedForwardSettings,
     HeadSettings,
     ModelSettings,
     MuPSettings,
     NormSettings,
     PositionSettings,
+    RotaryScaling,
+    ScoreSettings,
 )
 from lmjax.settings.pretraining import PretrainMasked, PretrainSpans
 from lmjax.settings.rl import KLSettings, PPOSettings, RewardSettings
@@ -51,6 +54,7 @@ __all__ = [
     "DialogueSettings",
     "DialogueSourceSettings",
     "DialogueStage",
+    "EmbeddingSettings",
     "EvaluationSettings",
     "FeedForwardSettings",
     "Finetune",
@@ -77,8 +81,10 @@ __all__ = [
     "PretrainTogether",
     "RewardModel",
     "RewardSettings",
+    "RotaryScaling",
     "RowSettings",
     "ScheduleSettings",
+    "ScoreSettings",
     "SourceSettings",
     "SpanSettings",
     "Stage",

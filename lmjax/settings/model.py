@@ -10,17 +10,30 @@ from lmjax.fields import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, S
 
 
 @dataclass(frozen=True)
+class ScoreSettings(Settings):
+    """What becomes of the scores of queries and keys before their softmax, beside the root of head_dim."""
+
+    cap: PositiveFloat | None = None  # scores become cap x tanh(scores / cap) (Gemma 2)
+    scale_dim: PositiveFloat | None = None  # scores are divided by its root instead of head_dim's (Gemma 2 and 3)
+
+
+@dataclass(frozen=True)
 class AttentionSettings(Settings):
     """Heads, pattern and kernel of the attention."""
 
     heads: PositiveInt = 4
     kv_heads: PositiveInt | None = None  # below `heads`: grouped-query attention; None means `heads`
     head_dim: PositiveInt | None = None  # None means width / heads
-    pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)  # one entry per layer, repeated to the depth
+    # one entry per layer, repeated to the depth; "nope" is dense without rotary positions (SmolLM3)
+    pattern: tuple[Literal["dense", "banded", "nope"], ...] = ("dense",)
     # keys that a query of a banded layer sees, itself included; without causality, on each side
     band: PositiveInt | None = None
     causal: bool = True  # a token sees none that comes later; False: an encoder, which sees both sides
     bias: bool = True  # on the query, key, value and output projections
+    out_bias: bool | None = None  # on the output projection; None means `bias`, which is then the others' (Qwen2)
+    # a norm of queries and keys before their rotation: of each head (Qwen3, Gemma 3), or of all heads at once (OLMo 2)
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    scores: ScoreSettings = ScoreSettings()
     scaled: bool = True  # divide scores by sqrt(head_dim); T5 does not
     dropout: Fraction = 0.0
     implementation: Literal["auto", "einsum", "blocked", "splash", "cudnn"] = "auto"
@@ -30,6 +43,16 @@ class AttentionSettings(Settings):
         require(groups, "kv_heads", self.kv_heads, f"a divisor of heads {self.heads}", "use one")
         banded = "banded" not in self.pattern or self.band is not None
         require(banded, "band", self.band, "a width for the banded layers", "set band to, say, 256")
+        scaled, given = self.scaled or self.scores.scale_dim is None, self.scores.scale_dim
+        require(scaled, "scores.scale_dim", given, "None where scores are not scaled", "leave it out, or set scaled")
+
+    def band_of(self, kind: str) -> int | None:
+        """The keys that a query of a layer of this kind sees; None for all."""
+        return self.band if kind == "banded" else None
+
+    @property
+    def has_out_bias(self) -> bool:
+        return self.bias if self.out_bias is None else self.out_bias
 
 
 @dataclass(frozen=True)
@@ -48,10 +71,44 @@ class NormSettings(Settings):
 
     kind: Literal["layernorm", "rmsnorm"] = "layernorm"
     eps: PositiveFloat = 1e-5
-    position: Literal["pre", "post"] = "pre"
+    # of a branch's input; of the sum of stream and branch; of a branch's input and of its output (Gemma 2); or of its
+    # output alone (OLMo 2)
+    position: Literal["pre", "post", "sandwich", "branch_output"] = "pre"
     final: bool = True  # one more norm after the last layer
     embeddings: bool = False  # one more norm of the embeddings, before their dropout (BERT)
     bias: bool = True  # LayerNorm only
+    unit_offset: bool = False  # RMSNorm only: multiply by 1 + scale, which begins at 0 (Gemma)
+
+    def check(self) -> None:
+        fits = self.kind == "rmsnorm" or not self.unit_offset
+        require(fits, "unit_offset", self.unit_offset, f"False for {self.kind!r}", "leave it out")
+
+
+@dataclass(frozen=True)
+class RotaryScaling(Settings):
+    """How rotary frequencies are changed for texts longer than those that a model was first trained on.
+
+    "linear" divides them all by `factor` (Chen et al. 2023). "yarn" divides those that turn less than `slow_turns`
+    times over the original context, leaves those that turn more than `fast_turns` times, blends between, and
+    multiplies queries and keys by `amplitude` (Peng et al. 2023, "YaRN", section 3). "llama3" blends, too, between
+    wavelengths of original context / `slow_turns` and / `fast_turns` (Llama 3.1's released code). "dynamic" raises the
+    base with the length of a text beyond the context: up to the context it changes nothing, and a longer row is
+    refused, as keys that were rotated for a shorter text cannot follow.
+    """
+
+    kind: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"
+    factor: PositiveFloat = 1.0
+    original_context: PositiveInt | None = None  # tokens; None means the model's context
+    slow_turns: PositiveFloat = 1.0
+    fast_turns: PositiveFloat = 32.0
+    amplitude: PositiveFloat = 1.0  # yarn's factor of cosine and sine; the paper's is 0.1 ln(factor) + 1
+    whole_pairs: bool = True  # yarn's blend begins and ends at whole pairs of a head
+
+    def check(self) -> None:
+        more = self.slow_turns < self.fast_turns
+        require(more, "fast_turns", self.fast_turns, f"more than slow_turns {self.slow_turns:g}", "change one")
+        longer = self.kind in ("none", "linear") or self.factor >= 1
+        require(longer, "factor", self.factor, f"1 or more for {self.kind!r}", "texts are made longer, not shorter")
 
 
 @dataclass(frozen=True)
@@ -60,10 +117,19 @@ class PositionSettings(Settings):
 
     kind: Literal["learned", "rotary", "relative", "none"] = "learned"
     rotary_base: PositiveFloat = 10_000.0
+    rotary_scaling: RotaryScaling = RotaryScaling()
+    banded_rotary_base: PositiveFloat | None = None  # of banded layers, unscaled (Gemma 3); None: as of the others
     relative_buckets: PositiveInt = 32  # T5
     relative_max_distance: PositiveInt = 128  # T5, tokens
     # rows of a table for the parts of an input, such as two sentences, added to the embeddings (BERT); 0: no table
     segment_types: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings(Settings):
+    """What becomes of the rows of the table of tokens."""
+
+    scaled: bool = False  # x width^0.5 (Vaswani et al. 2017, section 3.4; Gemma)
 
 
 @dataclass(frozen=True)
@@ -73,6 +139,7 @@ class HeadSettings(Settings):
     transform: bool = False  # a dense layer, the activation and a norm before the table (BERT's masked language model)
     bias: bool = False  # one for each entry of the vocabulary
     scaled: bool = False  # logits x width^-0.5 (T5 v1.0, whose table is also the embeddings')
+    logit_cap: PositiveFloat | None = None  # logits become cap x tanh(logits / cap) (Gemma 2)
     pooler: bool = False  # a dense layer and tanh on the first token's hidden state, for tasks' heads (BERT)
 
 
@@ -117,6 +184,7 @@ class ModelSettings(Settings):
     feed_forward: FeedForwardSettings = FeedForwardSettings()
     norm: NormSettings = NormSettings()
     positions: PositionSettings = PositionSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
     tied_head: bool = True  # logits from the embedding matrix
     dropout: Fraction = 0.0  # after the embeddings and on each residual branch
     # of what begins as a normal distribution. None is T5's way: matrices at 1 / sqrt(their inputs), those of queries
@@ -136,9 +204,20 @@ class ModelSettings(Settings):
         require(repeats, "layers", self.layers, f"a multiple of the attention pattern's {period}", "change one")
         even = self.positions.kind != "rotary" or self.head_dim % 2 == 0
         require(even, "attention.head_dim", self.head_dim, "an even number for rotary positions", "change it")
+        self._check_attention()
         self._check_stacks()
         if self.mup.base_width is not None:
             self._check_base(self.mup.base_width)
+
+    def _check_attention(self) -> None:
+        attention, kind = self.attention, self.positions.kind
+        rotary = kind == "rotary" or "nope" not in attention.pattern
+        require(rotary, "attention.pattern", attention.pattern, f"no 'nope' with {kind} positions", "use 'dense'")
+        capped = kind != "relative" or attention.scores.cap is None
+        fix = "leave it out"
+        require(capped, "attention.scores.cap", attention.scores.cap, "None with relative positions", fix)
+        normed = self.encoder_layers is None or attention.qk_norm == "none"
+        require(normed, "attention.qk_norm", attention.qk_norm, "'none' in an encoder-decoder", fix)
 
     def _check_stacks(self) -> None:
         both, one = self.encoder_layers is not None, self.encoder_layers is None

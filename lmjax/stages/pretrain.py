@@ -34,6 +34,7 @@ CHANGES: Table = {
         *("data.shuffle", "data.seed", "data.ramp_from", "data.ramp_tokens", "data.ramp_sizes"),
         *("model.dropout", "model.attention.dropout", "model.attention.pattern", "model.attention.band"),
         *("model.norm.eps", "model.positions.rotary_base", "model.feed_forward.activation"),
+        *("model.positions.rotary_scaling.", "model.positions.banded_rotary_base", "model.attention.scores."),
     ),
     Kind.BREAKING: (
         *("start", "tokenizer.", "model.layers", "model.encoder_layers", "model.head.", "model.width"),
@@ -41,6 +42,7 @@ CHANGES: Table = {
         *("model.init_std", "model.scaled_residual_init", "model.mup."),
         *("model.attention.heads", "model.attention.kv_heads"),
         *("model.attention.head_dim", "model.attention.bias", "model.attention.scaled", "model.attention.causal"),
+        *("model.attention.out_bias", "model.attention.qk_norm", "model.embeddings.", "model.norm.unit_offset"),
         *("model.feed_forward.width", "model.feed_forward.gated", "model.feed_forward.bias"),
         *("model.norm.kind", "model.norm.position", "model.norm.final", "model.norm.bias", "model.norm.embeddings"),
         "model.positions.segment_types",

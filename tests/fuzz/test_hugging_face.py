@@ -29,7 +29,8 @@ def golden(name):
         return str(file["config"]), tensors
 
 
-NAMES = ["gpt1", "gpt2", "llama_grouped", "bert_masked_untied", "bert_sequence", "t5_gated"]
+NAMES = ["gpt1", "gpt2", "llama_grouped", "llama_yarn", "qwen2", "smollm3", "gemma3_text"]
+NAMES += ["bert_masked_untied", "bert_sequence", "t5_gated"]
 
 
 @pytest.mark.parametrize("name", NAMES)

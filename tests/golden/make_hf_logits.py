@@ -43,20 +43,22 @@ def models():
     yield "llama_tied_biased", transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA | tied))
 
 
-def redraw(model, seed):
+def redraw(model, seed, dtype, std):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             scale = "norm" in name.lower() or ".ln_" in name
-            noise = torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.ndim > 1 else 0.2)
-            parameter.copy_(noise + 1.0 if scale and name.endswith("weight") else noise)
+            noise = torch.randn(parameter.shape, generator=generator) * (std if parameter.ndim > 1 else 0.2)
+            start = parameter.flatten()[0]  # 1 for the scale of a norm, and 0 for what Gemma adds 1 to
+            parameter.copy_((noise + start if scale and name.endswith("weight") else noise).to(dtype))
 
 
-def main():
-    for seed, (name, model) in enumerate(models()):
-        redraw(model, seed)
+def store(named_models, length, dtype=torch.float32, std=0.3):
+    """Writes a file for each model: float32, rounded to `dtype`; with `length` tokens where no table bounds them."""
+    for seed, (name, model) in enumerate(named_models):
+        redraw(model, seed, dtype, std)
         model = model.eval()
-        length = getattr(model.config, "n_positions", 20)
+        length = getattr(model.config, "n_positions", length)
         tokens = np.random.default_rng(seed).integers(0, model.config.vocab_size, (2, length)).astype(np.int32)
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             logits = model(torch.from_numpy(tokens).long()).logits.numpy()
@@ -70,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    store(models(), 20)

@@ -12,11 +12,15 @@ from lmjax.parallel.placement import on_mesh, parameter_shardings, place_batch
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
+    EmbeddingSettings,
     FeedForwardSettings,
+    HeadSettings,
     MeshSettings,
     ModelSettings,
     NormSettings,
     PositionSettings,
+    RotaryScaling,
+    ScoreSettings,
 )
 
 T = 12
@@ -32,6 +36,31 @@ FAMILIES = {
         feed_forward=FeedForwardSettings(activation="silu", gated=True, bias=False),
         norm=NormSettings(kind="rmsnorm", eps=1e-6),
         positions=PositionSettings(kind="rotary"),
+        tied_head=False,
+    ),
+    "local and global, norms around branches, capped": ModelSettings(
+        **SMALL,
+        attention=AttentionSettings(
+            heads=4,
+            kv_heads=2,
+            pattern=("banded", "dense"),
+            band=4,
+            qk_norm="head",
+            bias=False,
+            scores=ScoreSettings(cap=1.5, scale_dim=6),
+        ),
+        norm=NormSettings(kind="rmsnorm", position="sandwich", unit_offset=True),
+        positions=PositionSettings(
+            kind="rotary", banded_rotary_base=50.0, rotary_scaling=RotaryScaling(kind="linear", factor=4.0)
+        ),
+        embeddings=EmbeddingSettings(scaled=True),
+        head=HeadSettings(logit_cap=2.0),
+    ),
+    "no positions in turn, norms behind branches": ModelSettings(
+        **SMALL,
+        attention=AttentionSettings(heads=2, pattern=("nope", "dense"), qk_norm="projection", out_bias=False),
+        norm=NormSettings(position="branch_output"),
+        positions=PositionSettings(kind="rotary", rotary_scaling=RotaryScaling(kind="yarn", factor=4.0, amplitude=1.2)),
         tied_head=False,
     ),
     "relative": ModelSettings(

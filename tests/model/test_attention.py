@@ -9,7 +9,7 @@ from jax import export
 from lmjax.errors import UserError
 from lmjax.model.attention import attention, choose
 from lmjax.model.masks import Mask
-from lmjax.settings import AttentionSettings, ModelSettings, PositionSettings
+from lmjax.settings import AttentionSettings, ModelSettings, PositionSettings, ScoreSettings
 
 BFLOAT16, FLOAT32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 
@@ -26,7 +26,7 @@ def arrays(T, heads, kv_heads, width, seed=0):
     return [jnp.asarray(rng.normal(size=(2, T, h, width)), jnp.float32) for h in (heads, kv_heads, kv_heads)]
 
 
-def attended_by_loop(q, k, v, seen, scale, bias):
+def attended_by_loop(q, k, v, seen, scale, bias, cap):
     """One query of one head at a time, in float64."""
     B, T, H, _ = q.shape
     group = H // k.shape[2]
@@ -34,6 +34,7 @@ def attended_by_loop(q, k, v, seen, scale, bias):
     for b, t, h in np.ndindex(B, T, H):
         keys = np.flatnonzero(seen[b % len(seen), 0, t])
         scores = k[b, keys, h // group] @ q[b, t, h] * scale
+        scores = scores if cap is None else cap * np.tanh(scores / cap)
         if bias is not None:
             scores = scores + bias[b % len(bias), h, t, keys]
         weights = np.exp(scores - scores.max())
@@ -43,25 +44,26 @@ def attended_by_loop(q, k, v, seen, scale, bias):
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("rows_of_bias", [0, 1, 2])
-@pytest.mark.parametrize(("causal", "band", "scale"), [(True, None, None), (True, 3, 1.0), (False, 2, 0.3)])
-def test_einsum_is_a_loop_over_queries_and_heads(kv_heads, rows_of_bias, causal, band, scale):
+@pytest.mark.parametrize(
+    ("causal", "band", "scale", "cap"), [(True, None, None, 1.2), (True, 3, 1.0, None), (False, 2, 0.3, None)]
+)
+def test_einsum_is_a_loop_over_queries_and_heads(kv_heads, rows_of_bias, causal, band, scale, cap):
     T, width = 12, 8
     q, k, v = arrays(T, 4, kv_heads, width)
     segments = jnp.asarray([[1] * 5 + [2] * 7, [1] * 2 + [2] * 9 + [3]], jnp.int32)
     mask = Mask(causal, band, segments, segments)
     bias = np.random.default_rng(3).normal(size=(rows_of_bias, 4, T, T)).astype(np.float32) if rows_of_bias else None
-    found = attention(
-        q, k, v, mask, implementation="einsum", scale=scale, bias=None if bias is None else jnp.asarray(bias)
-    )
+    biased = None if bias is None else jnp.asarray(bias)
+    found = attention(q, k, v, mask, implementation="einsum", scale=scale, cap=cap, bias=biased)
     wide = [np.asarray(x, np.float64) for x in (q, k, v)]
     seen = np.asarray(mask.visible(T, T))
-    expected = attended_by_loop(*wide, seen, width**-0.5 if scale is None else scale, bias)
+    expected = attended_by_loop(*wide, seen, width**-0.5 if scale is None else scale, bias, cap)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def weighted_sum_and_gradients(implementation, mask, weight):
+def weighted_sum_and_gradients(implementation, mask, weight, cap=None):
     def loss(q, k, v):
-        out = attention(q, k, v, mask, implementation=implementation, interpret=True)
+        out = attention(q, k, v, mask, implementation=implementation, interpret=True, cap=cap)
         return (out * weight).sum(), out
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
@@ -80,6 +82,21 @@ def test_splash_is_einsum_in_values_and_gradients_with_ragged_segments(kv_heads,
     (_, expected), expected_grads = weighted_sum_and_gradients("einsum", mask, weight)(q, k, v)
     (_, found), grads = weighted_sum_and_gradients("splash", mask, weight)(q, k, v)
     np.testing.assert_allclose(found * real, expected * real, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-5)
+
+
+@pytest.mark.parametrize("implementation", ["splash", "blocked"])
+@pytest.mark.parametrize("band", [None, 40], ids=["dense", "banded"])
+def test_a_cap_of_scores_is_einsum_s_in_values_and_gradients(implementation, band):
+    q, k, v = arrays(128, 2, 1, 16)
+    mask, cap = Mask(True, band), 0.8
+    weight = jnp.asarray(np.random.default_rng(7).normal(size=q.shape), jnp.float32)
+    (plain, _), _ = weighted_sum_and_gradients("einsum", mask, weight)(q, k, v)
+    (total, expected), expected_grads = weighted_sum_and_gradients("einsum", mask, weight, cap)(q, k, v)
+    assert abs(float(total - plain)) > 0.1
+    (_, found), grads = weighted_sum_and_gradients(implementation, mask, weight, cap)(q, k, v)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-5)
 
@@ -115,6 +132,7 @@ def model(implementation="auto", dropout=0.0, head_dim=64, positions="learned", 
 
 
 TWO_SIDED_BAND = {"causal": False, "pattern": ("dense", "banded", "dense", "dense"), "band": 9}
+CAPPED = {"scores": ScoreSettings(cap=50.0)}
 CHOICES = [
     # platform, dtype, segmented, length, settings, the choice
     ("cpu", FLOAT32, True, 256, {}, "blocked"),
@@ -135,6 +153,9 @@ CHOICES = [
     ("tpu", BFLOAT16, True, 256, {"causal": False}, "splash"),
     ("gpu", BFLOAT16, False, 256, {"causal": False}, "cudnn"),
     ("gpu", BFLOAT16, False, 256, TWO_SIDED_BAND, "einsum"),
+    ("gpu", BFLOAT16, False, 256, CAPPED, "einsum"),
+    ("tpu", BFLOAT16, True, 256, CAPPED, "splash"),
+    ("cpu", FLOAT32, True, 256, CAPPED, "blocked"),
 ]
 
 
@@ -147,6 +168,7 @@ def test_auto_takes_the_fused_kernel_of_the_platform_only_where_it_serves(
 
 
 REFUSALS = [
+    ("cudnn", "gpu", BFLOAT16, False, 256, CAPPED, "cuDNN has no cap of scores"),
     ("splash", "gpu", BFLOAT16, True, 256, {}, "splash runs on TPU, not on gpu"),
     ("splash", "tpu", BFLOAT16, True, 200, {}, "200 is not a multiple of 128"),
     ("splash", "tpu", BFLOAT16, True, 256, {"dropout": 0.1}, "dropout"),

@@ -51,6 +51,31 @@ PUBLISHED = {
     "t5_v1_1_large": 783_150_080,
     "t5_v1_1_xl": 2_849_757_184,
     "t5_v1_1_xxl": 11_135_332_352,
+    # as the pages of the released weights on huggingface.co count the tensors of their safetensors files
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_1_70b": 70_553_706_496,
+    "llama3_2_1b": 1_235_814_400,
+    "llama3_2_3b": 3_212_749_824,
+    "mistral_7b": 7_241_732_096,
+    "mistral_7b_v0_3": 7_248_023_552,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+    "gemma2_27b": 27_227_128_320,
+    "gemma3_1b": 999_885_952,
+    "olmo2_1b": 1_484_916_736,
+    "olmo2_7b": 7_298_617_344,
+    "olmo2_13b": 13_716_198_400,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
+    "smollm3_3b": 3_075_098_624,
 }
 BERTS = {"bert_base": 109_482_240, "bert_large": 335_141_888}  # the encoder and its pooler
 
@@ -65,6 +90,11 @@ LLAMA = ModelSettings(
     positions=PositionSettings(kind="rotary"),
     tied_head=False,
 )
+QK_LAYERNORM = dataclasses.replace(
+    LLAMA,
+    attention=AttentionSettings(heads=8, kv_heads=2, qk_norm="projection", out_bias=False),
+    norm=NormSettings(position="sandwich"),
+)
 T5_LIKE = ModelSettings(vocab_size=64, positions=PositionSettings(kind="relative"), norm=NormSettings(bias=False))
 
 
@@ -77,7 +107,9 @@ def test_a_preset_has_the_published_number_of_parameters(name):
     assert count(preset(name)).parameters == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("settings", [*(PRESETS.values()), LLAMA, T5_LIKE], ids=[*PRESETS, "llama", "relative"])
+@pytest.mark.parametrize(
+    "settings", [*(PRESETS.values()), LLAMA, QK_LAYERNORM, T5_LIKE], ids=[*PRESETS, "llama", "norms", "relative"]
+)
 def test_the_count_is_what_init_would_make(settings):
     shapes = jax.eval_shape(model_of(settings).init, jax.random.key(0))
     assert count(settings).parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))

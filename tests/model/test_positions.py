@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.positions import DistanceBias, RelativeBias, relative_bucket, rotate
+from lmjax.model.positions import DistanceBias, RelativeBias, relative_bucket
+from lmjax.model.rotary import plain_rotation, rotate
 from lmjax.settings import PositionSettings
 
 
@@ -23,7 +24,7 @@ def rotated_by_complex_numbers(x, positions, base):
 def test_rotary_turns_each_pair_by_its_angle(base, by_product):
     x = np.random.default_rng(0).normal(size=(2, 7, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3, 0, 1, 2], [5, 90, 1000, 4, 3, 2, 1]], np.int32)
-    turned = rotate(jnp.asarray(x), jnp.asarray(positions), base, by_product)
+    turned = rotate(jnp.asarray(x), jnp.asarray(positions), plain_rotation(base, 8), by_product)
     np.testing.assert_allclose(turned, rotated_by_complex_numbers(x, positions, base), atol=1e-3)
     near = positions < 100  # where float32 angles are exact enough to ask for more
     np.testing.assert_allclose(turned[near], rotated_by_complex_numbers(x, positions, base)[near], atol=2e-5)
@@ -32,7 +33,7 @@ def test_rotary_turns_each_pair_by_its_angle(base, by_product):
 def test_rotary_angles_are_float32_for_bfloat16_vectors():
     x = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
     position = jnp.array([[513]], jnp.int32)  # bfloat16 would make it 512
-    turned = rotate(x, position, 10_000.0)
+    turned = rotate(x, position, plain_rotation(10_000.0, 4))
     assert turned.dtype == jnp.bfloat16
     expected = rotated_by_complex_numbers(np.ones((1, 1, 1, 4)), np.array([[513]]), 10_000.0)
     np.testing.assert_allclose(turned.astype(jnp.float32), expected, atol=1e-2)
@@ -45,7 +46,7 @@ def test_the_product_that_turns_pairs_on_a_tpu_rounds_nothing():
 
     def run(by_product):
         def loss(x):
-            turned = rotate(x, positions, 10_000.0, by_product)
+            turned = rotate(x, positions, plain_rotation(10_000.0, 16), by_product)
             return (weights * turned.astype(jnp.float32)).sum(), turned
 
         return jax.grad(loss, has_aux=True)(x)

@@ -121,6 +121,34 @@ def test_no_policy_keeps_the_product_that_turns_pairs_of_a_head():
     assert extra == {"minimal": hidden, "projections": hidden}
 
 
+LOCAL = dataclasses.replace(SETTINGS.attention, pattern=("banded",) * (LAYERS - 1) + ("dense",), band=5)
+LONG_PERIOD = dataclasses.replace(SETTINGS, attention=LOCAL)
+
+
+def checkpoints(jaxpr):
+    """How many parts of a program are rematerialised as one each."""
+    inner = (getattr(value, "jaxpr", value) for eqn in jaxpr.eqns for value in eqn.params.values())
+    own = sum("remat" in eqn.primitive.name or "checkpoint" in eqn.primitive.name for eqn in jaxpr.eqns)
+    return own + sum(checkpoints(part) for part in inner if hasattr(part, "eqns"))
+
+
+def test_the_layers_of_a_long_period_are_made_again_one_by_one(unoptimized):
+    def loss_of(remat, settings):
+        model = LanguageModel(settings, ComputeSettings(dtype="float32", remat=remat))
+        batch = {"tokens": np.arange(24, dtype=np.int32).reshape(2, 12), "segments": np.ones((2, 12), np.int32)}
+        batch["positions"] = np.tile(np.arange(12, dtype=np.int32), (2, 1))
+        return model, lambda params: (model.hidden(params, batch).hidden ** 2).sum()
+
+    found = {}
+    for name, settings, expected in (("long", LONG_PERIOD, LAYERS), ("plain", SETTINGS, 1)):
+        model, loss = loss_of("full", settings)
+        found[name] = model.init(jax.random.key(0))
+        assert checkpoints(jax.make_jaxpr(loss)(found[name]).jaxpr) == expected
+    again, kept = (jax.jit(jax.grad(loss_of(remat, LONG_PERIOD)[1]))(found["long"]) for remat in ("full", "none"))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max(), rtol=1e-4)
+
+
 def test_offloading_changes_neither_loss_nor_gradients(unoptimized):
     def run(remat):
         model, function = gradients(remat)

@@ -32,22 +32,22 @@ def ragged():
 
 
 @pytest.mark.parametrize(
-    ("axes", "heads", "kv_heads", "causal", "band"),
+    ("axes", "heads", "kv_heads", "causal", "band", "cap"),
     [
-        ({"data": 2, "fsdp": 2, "tensor": 2}, 4, 4, True, None),
-        ({"data": 2, "tensor": 4}, 8, 4, True, None),  # grouped queries
-        ({"data": 2, "sequence": 2, "tensor": 2}, 2, 2, True, None),
-        ({"data": 4, "sequence": 2}, 2, 1, True, 100),
-        ({"data": 4, "sequence": 2}, 2, 2, False, None),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 4, 4, True, None, None),
+        ({"data": 2, "tensor": 4}, 8, 4, True, None, None),  # grouped queries
+        ({"data": 2, "sequence": 2, "tensor": 2}, 2, 2, True, None, None),
+        ({"data": 4, "sequence": 2}, 2, 1, True, 100, 1.5),
+        ({"data": 4, "sequence": 2}, 2, 2, False, None, None),
     ],
 )
 def test_splash_cut_over_a_mesh_gives_the_values_and_gradients_of_einsum(
-    axes, heads, kv_heads, causal, band, assert_is_einsum
+    axes, heads, kv_heads, causal, band, cap, assert_is_einsum
 ):
     mesh = make_mesh(MeshSettings(**{"data": 1} | axes))
     segments = ragged()
     mask = Mask(causal, band, segments, segments)
-    assert_is_einsum("splash", mask, mesh, *arrays(heads, kv_heads))
+    assert_is_einsum("splash", mask, mesh, *arrays(heads, kv_heads), cap=cap)
 
 
 def test_each_device_runs_the_kernel_on_its_own_part_only():

@@ -173,6 +173,29 @@ def test_a_bias_and_a_scale_of_the_logits_are_those_of_autodiff(chunk, vocab_las
     assert not found[2][33:].any()
 
 
+@pytest.mark.parametrize(("chunk", "vocab_last"), [(None, False), (6, True)])
+def test_a_cap_of_the_logits_is_that_of_autodiff(chunk, vocab_last):
+    hidden, table, targets, weights = inputs()
+    cap, chunking = 1.7, Chunking(chunk, vocab_last=vocab_last)
+
+    def ours(hidden, table):
+        head = LogitHead(table, None, 0.9, cap)
+        return chunked.cross_entropy(hidden, head, targets, weights, chunking=chunking, **TERMS["all"])[0].mean()
+
+    def plain(hidden, table):
+        logits = cap * jnp.tanh(0.9 * jnp.einsum("btd,vd->btv", hidden, table) / cap)
+        return naive(logits, jnp.eye(V), targets, weights, **TERMS["all"]) / weights.sum()
+
+    (value, found), (wanted, expected) = (
+        jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, table) for loss in (ours, plain)
+    )
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    for gradient, other in zip(found, expected, strict=True):
+        scale = float(jnp.abs(other).max())
+        assert scale > 1e-3
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize("chunk", [None, 6])
 def test_a_batch_without_weight_has_loss_zero_and_no_gradient(chunk):
     arrays = inputs(weights=np.zeros((B, T), np.float32))

@@ -85,18 +85,21 @@ def test_tokens_of_weight_zero_are_left_out_and_the_others_are_as_they_were(arra
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
 
 
+@pytest.mark.parametrize("cap", [None, 1.7])
 @pytest.mark.parametrize("chunk", [None, 6])
-def test_a_bias_and_a_scale_of_the_logits_are_those_of_the_plain_form(arrays, chunk):
+def test_a_bias_a_scale_and_a_cap_of_the_logits_are_those_of_the_plain_form(arrays, chunk, cap):
     hidden, table, targets = arrays
     bias = jnp.asarray(np.random.default_rng(3).normal(size=11), jnp.float32)
 
     def ours(hidden, table, bias):
-        head = LogitHead(table, bias, 0.35)
+        head = LogitHead(table, bias, 0.35, cap)
         found = chunked.token_log_probs(hidden, head, targets, temperature=0.7, chunking=Chunking(chunk))
         return sum((each * jnp.cos(jnp.arange(24.0).reshape(3, 8))).sum() for each in found)
 
     def by_autodiff(hidden, table, bias):
-        log_p = jax.nn.log_softmax((0.35 * jnp.einsum("btd,vd->btv", hidden, table) + bias[None, None]) / 0.7)
+        logits = 0.35 * jnp.einsum("btd,vd->btv", hidden, table) + bias[None, None]
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        log_p = jax.nn.log_softmax(logits / 0.7)
         chosen = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
         found = chosen, -(jnp.exp(log_p) * log_p).sum(-1)
         return sum((each * jnp.cos(jnp.arange(24.0).reshape(3, 8))).sum() for each in found)

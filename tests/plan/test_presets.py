@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lmjax.model.open_presets import OPEN_PRESETS
 from lmjax.model.presets import PRESETS
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.estimate import Estimate
@@ -31,6 +32,8 @@ def script():
 
 def batch_of(name):
     family, _, size = name.partition("_")
+    if name in OPEN_PRESETS:
+        return BATCHES["1M"]
     if family != "gpt3":
         return BATCHES[family]
     sizes = {"1300m": "1M", "2700m": "1M", "6700m": "2M", "13b": "2M", "175b": "3.2M"}

@@ -28,7 +28,9 @@ from lmjax.settings import (
     OptimizerSettings,
     Pipeline,
     PositionSettings,
+    RotaryScaling,
     ScheduleSettings,
+    ScoreSettings,
     SourceSettings,
     Stage,
     Sweep,
@@ -67,6 +69,14 @@ WRONG = [
     (AttentionSettings, {"dropout": 1.0}, "dropout", "1.0", "0.0"),
     (AttentionSettings, {"kv_heads": 3}, "kv_heads", "3", "use one"),
     (AttentionSettings, {"pattern": ("banded",)}, "band", "None", "256"),
+    (
+        AttentionSettings,
+        {"scaled": False, "scores": ScoreSettings(scale_dim=9)},
+        *("scores.scale_dim", "9", "leave it out"),
+    ),
+    (NormSettings, {"unit_offset": True}, "unit_offset", "True", "leave it out"),
+    (RotaryScaling, {"slow_turns": 32.0}, "fast_turns", "32.0", "change one"),
+    (RotaryScaling, {"kind": "yarn", "factor": 0.5}, "factor", "0.5", "longer"),
     (AttentionSettings, {"pattern": "dense"}, "pattern", "'dense'", "parentheses, with a comma"),
     (
         FeedForwardSettings,
@@ -86,6 +96,21 @@ WRONG = [
         ModelSettings,
         {"attention": AttentionSettings(head_dim=5), "positions": PositionSettings(kind="rotary")},
         *("attention.head_dim", "5", "change it"),
+    ),
+    (ModelSettings, {"attention": AttentionSettings(pattern=("nope",))}, "attention.pattern", "('nope',)", "dense"),
+    (
+        ModelSettings,
+        {"attention": AttentionSettings(scores=ScoreSettings(cap=1.0)), "positions": PositionSettings(kind="relative")},
+        *("attention.scores.cap", "1.0", "leave it out"),
+    ),
+    (
+        ModelSettings,
+        {
+            "attention": AttentionSettings(qk_norm="head"),
+            "encoder_layers": 2,
+            "positions": PositionSettings(kind="relative"),
+        },
+        *("attention.qk_norm", "'head'", "leave it out"),
     ),
     (ComputeSettings, {"dtype": "bf16"}, "dtype", "'bf16'", "did you mean 'bfloat16'"),
     (ComputeSettings, {"loss_chunk": 0}, "loss_chunk", "0", "leave it out"),
@@ -164,8 +189,8 @@ def test_a_whole_number_is_a_number_and_a_truth_value_is_none():
 
 def test_a_part_with_more_than_a_dozen_fields_is_two_parts():
     large = {part.__name__: len(dataclasses.fields(part)) for part in PARTS if len(dataclasses.fields(part)) > 13}
-    expected = {"PPOSettings": 14, "ModelSettings": 15}
-    assert large == expected, "which have the fields of PPO-ptx, and of a second stack and its head"
+    expected = {"PPOSettings": 14, "ModelSettings": 16}
+    assert large == expected, "which have the fields of PPO-ptx, and of two ends and a second stack"
 
 
 def test_types_are_checked_in_nested_tuples():
