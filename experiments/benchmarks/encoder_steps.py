@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
+from measuring import Contender, clocked, median, print_machine, print_table, product_rate, products, serve, take_turns
 
 RATE = 1e-4
 VOCABULARY = 30_522
@@ -181,8 +181,9 @@ def measure(name: str, way: str, arguments: argparse.Namespace) -> list[dict[str
             own = ["--worker", worker, "--case", name, "--folder", folder, "--threads", str(threads)]
             return Contender(worker, __file__, own, threads, python)
 
-        with contender(way, arguments.peer_python) as theirs, contender("lmjax", None) as ours:
-            answers = take_turns([theirs, ours], arguments.rounds)
+        peer, own, machine = contender(way, arguments.peer_python), contender("lmjax", None), products(threads)
+        with peer as theirs, own as ours, machine:
+            answers = take_turns([theirs, ours, machine], arguments.rounds)
     first = [answers[worker][0]["losses"] for worker in (way, "lmjax")]
     if not all(math.isclose(*pair, rel_tol=2e-4) for pair in zip(*first, strict=True)):
         sys.exit(f"{name}: the first losses {first} differ: these are not the same steps")
@@ -191,7 +192,7 @@ def measure(name: str, way: str, arguments: argparse.Namespace) -> list[dict[str
     for worker in (way, "lmjax"):
         seconds = median(answers[worker])
         ratio = {} if worker == "lmjax" else {"ratio": seconds / ours_seconds, "target": CASES[name].target}
-        rows.append({"case": name, "step": worker, "seconds": seconds, **ratio})
+        rows.append({"case": name, "step": worker, "seconds": seconds, "product_rate": product_rate(answers), **ratio})
     return rows
 
 
@@ -216,14 +217,15 @@ def main() -> None:
         print(json.dumps(rows))
         return
     print_machine(arguments.threads)
-    heads = ("float32 training step", "ms", "PyTorch / lmjax", "target")
+    print("products: GFLOP/s of large products, in turns with the steps")
+    heads = ("float32 training step", "ms", "products", "PyTorch / lmjax", "target")
     print_table(heads, [_line(row) for row in rows])
 
 
 def _line(row: dict[str, Any]) -> tuple[str, ...]:
     name = "lmjax" if row["step"] == "lmjax" else f"PyTorch, {row['step']}"
     ratio = (f"{row['ratio']:.2f}x", f"{row['target']:.1f}x") if "ratio" in row else ("", "")
-    return f"{row['case']}: {name}", f"{row['seconds'] * 1e3:,.0f}", *ratio
+    return f"{row['case']}: {name}", f"{row['seconds'] * 1e3:,.0f}", f"{row['product_rate'] / 1e9:,.0f}", *ratio
 
 
 if __name__ == "__main__":

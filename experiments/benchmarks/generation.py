@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from gpt2_reference import SHAPES, VOCABULARY, Numbers, torch_model
-from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
+from measuring import Contender, clocked, median, print_machine, print_table, product_rate, products, serve, take_turns
 
 TARGET = 2.0  # the other side's time, in ours
 CASES = (("small", 1), ("small", 8), ("gpt2_124m", 1), ("gpt2_124m", 8))
@@ -78,9 +78,9 @@ def measure(size: str, rows: int, arguments: argparse.Namespace) -> dict:
         def contender(name: str) -> Contender:
             return Contender(name, __file__, ["--worker", name, *options], arguments.threads)
 
-        with contender("transformers") as theirs, contender("lmjax") as ours:
-            answers = take_turns([theirs, ours], arguments.rounds)
-    result = {"size": size, "rows": rows}
+        with contender("transformers") as theirs, contender("lmjax") as ours, products(arguments.threads) as machine:
+            answers = take_turns([theirs, ours, machine], arguments.rounds)
+    result = {"size": size, "rows": rows, "product_rate": product_rate(answers)}
     for name in ("transformers", "lmjax"):
         result |= {f"{name}_seconds": median(answers[name]), f"{name}_cpu_seconds": median(answers[name], "cpu")}
     ratio = result["transformers_seconds"] / result["lmjax_seconds"]
@@ -110,7 +110,18 @@ def main() -> None:
         return
     print_machine(arguments.threads)
     print(f"greedy, {arguments.prompt} tokens of prompt and {arguments.tokens} new ones, float32")
-    heads = ("tokens/s", "transformers", "lmjax", "CPU s", "CPU s", "same tokens", "transformers / lmjax", "target")
+    print("products: GFLOP/s of large products, in turns with the others; a token of few rows is bound by memory")
+    heads = (
+        "tokens/s",
+        "transformers",
+        "lmjax",
+        "CPU s",
+        "CPU s",
+        "same tokens",
+        "products",
+        "transformers / lmjax",
+        "target",
+    )
     print_table(heads, [_line(result, arguments.tokens) for result in results])
 
 
@@ -120,7 +131,8 @@ def _line(result: dict, tokens: int) -> tuple[str, ...]:
     cpu = [f"{result[f'{name}_cpu_seconds']:.2f}" for name in ("transformers", "lmjax")]
     name = f"{result['size']}, {result['rows']} rows"
     same = f"{result['agreement']:.0%}"
-    return name, *rates, *cpu, same, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
+    machine = f"{result['product_rate'] / 1e9:,.0f}"
+    return name, *rates, *cpu, same, machine, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
 
 
 if __name__ == "__main__":

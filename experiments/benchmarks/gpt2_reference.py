@@ -40,6 +40,17 @@ class Numbers:
         return " ".join(map(str, tokens))
 
 
+def forward_flops(shape: Shape, length: int) -> float:
+    """FLOPs per token of a forward pass over rows of `length` tokens, as `lmjax count` counts them."""
+    from lmjax.model import flops
+    from lmjax.settings import AttentionSettings, ModelSettings
+
+    attention, vocabulary = AttentionSettings(heads=shape.heads), shape.vocabulary
+    settings = ModelSettings(shape.layers, shape.width, shape.context, vocab_size=vocabulary, attention=attention)
+    of = flops.forward_flops(settings, length)
+    return of.body + of.head + of.scores
+
+
 def fields_of(tokens: Any) -> dict[str, Any]:
     """lmjax's fields of rows of tokens [B, T]; the last one of a row has no target, as transformers shifts labels."""
     import numpy as np

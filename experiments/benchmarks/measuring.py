@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 READY = {"ready": True}
+PRODUCTS = "products"  # the contender that shows what the machine can do
+SIDE, PRODUCT_TIMES = 2048, 4  # of a square float32 product, and how many of them it takes in a turn
 
 
 class Contender:
@@ -91,6 +93,21 @@ def median(answers: Iterable[dict[str, Any]], field: str = "seconds") -> float:
     return statistics.median(answer[field] for answer in answers)
 
 
+def products(threads: int) -> Contender:
+    """A contender that does nothing but large float32 products, by NumPy's OpenBLAS."""
+    return Contender(PRODUCTS, __file__, [str(threads)], threads)
+
+
+def product_rate(answers: dict[str, list[dict[str, Any]]]) -> float:
+    """FLOP/s of `products`, in the turns that the others had."""
+    return 2 * SIDE**3 * PRODUCT_TIMES / median(answers[PRODUCTS])
+
+
+def share(flops: float, seconds: float, rate: float) -> str:
+    """The share of the machine's product rate that so many FLOPs in so many seconds are."""
+    return f"{flops / seconds / rate:.0%}"
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """The first column to the left, the numbers to the right."""
     lines = [list(heads), *(list(row) for row in rows)]
@@ -108,3 +125,20 @@ def print_machine(threads: int) -> None:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     print(f"{threads} threads on {model}; load of the last minute {os.getloadavg()[0]:.1f}")
+
+
+def _prepare_products() -> Callable[[], dict[str, Any]]:
+    import numpy as np
+
+    left, right = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
+
+    def multiply() -> None:
+        for _ in range(PRODUCT_TIMES):
+            np.matmul(left, right)
+
+    multiply()
+    return lambda: clocked(multiply)
+
+
+if __name__ == "__main__":
+    serve(_prepare_products, int(sys.argv[1]))

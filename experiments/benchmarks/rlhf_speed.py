@@ -15,7 +15,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
+from gpt2_reference import forward_flops
+from measuring import (
+    Contender,
+    clocked,
+    median,
+    print_machine,
+    print_table,
+    product_rate,
+    products,
+    serve,
+    share,
+    take_turns,
+)
 from rlhf_work import GROUP, PROMPT, RESPONSE, RESPONSES, SHAPE, STAGES, UPDATES
 
 WARM = 4  # steps, or iterations, before the first that counts
@@ -46,13 +58,19 @@ def measure(stage: str, rounds: int, threads: int) -> dict:
             arguments = ["--worker", name, "--stage", stage, "--folder", folder, "--threads", str(threads)]
             return Contender(name, __file__, arguments, threads)
 
-        with contender("TRL") as theirs, contender("lmjax") as ours:
-            answers = take_turns([theirs, ours], rounds)
+        with contender("TRL") as theirs, contender("lmjax") as ours, products(threads) as machine:
+            answers = take_turns([theirs, ours, machine], rounds)
     first = [answers[name][0]["losses"] for name in ("TRL", "lmjax")]
     if not all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(*first, strict=True)):
         sys.exit(f"{stage}: the first losses differ, so these are not the same steps: {first}")
     samples, target = STAGES[stage]
-    result: dict = {"stage": stage, "samples": samples, "target": target, "losses": first}
+    result: dict = {
+        "stage": stage,
+        "samples": samples,
+        "target": target,
+        "losses": first,
+        "product_rate": product_rate(answers),
+    }
     for name in ("TRL", "lmjax"):
         result |= {f"{name}_seconds": median(answers[name]), f"{name}_cpu_seconds": median(answers[name], "cpu")}
     return result | {"ratio": result["TRL_seconds"] / result["lmjax_seconds"]}
@@ -77,8 +95,24 @@ def main() -> None:
         return
     print_machine(arguments.threads)
     print(f"{SHAPE.layers} layers, d {SHAPE.width}, vocabulary {SHAPE.vocabulary}, float32")
-    heads = ("", "TRL ms", "CPU ms", "samples/s", "lmjax ms", "CPU ms", "samples/s", "TRL / lmjax", "target")
+    print("products: GFLOP/s of large products, in turns; share: what is reached of them by the passes of a plain loop")
+    own = ("ms", "CPU ms", "samples/s", "share")
+    heads = ("", "TRL " + own[0], *own[1:], "lmjax " + own[0], *own[1:], "products", "TRL / lmjax", "target")
     print_table(heads, [_line(result) for result in results])
+
+
+def _flops(stage: str) -> float:
+    """Of a step or an iteration, as a plain loop does it: every row whole, every logit of a row that is learned from.
+
+    A training pass is three forward passes. GRPO samples, reads the reference and, where there are several updates, the
+    probabilities before them.
+    """
+    if stage not in UPDATES:
+        passes = 3 if stage == "sft" else 4
+        return passes * SHAPE.rows * SHAPE.length * forward_flops(SHAPE, SHAPE.length)
+    epochs, minibatches = UPDATES[stage]
+    passes = 2 + 3 * epochs + (epochs * minibatches > 1)
+    return passes * RESPONSES * (PROMPT + RESPONSE) * forward_flops(SHAPE, PROMPT + RESPONSE)
 
 
 def _line(result: dict) -> tuple[str, ...]:
@@ -93,8 +127,9 @@ def _line(result: dict) -> tuple[str, ...]:
     for name in ("TRL", "lmjax"):
         seconds = result[f"{name}_seconds"]
         cells += [f"{seconds * 1e3:,.0f}", f"{result[f'{name}_cpu_seconds'] * 1e3:,.0f}"]
-        cells += [f"{result['samples'] / seconds:.2f}"]
-    return what[result["stage"]], *cells, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
+        cells += [f"{result['samples'] / seconds:.2f}", share(_flops(result["stage"]), seconds, result["product_rate"])]
+    machine = f"{result['product_rate'] / 1e9:,.0f}"
+    return what[result["stage"]], *cells, machine, f"{result['ratio']:.2f}x", f"{result['target']:.1f}x"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ PROMPTS, GROUP, PROMPT, RESPONSE = 4, 4, 64, 128  # of an iteration of GRPO: pro
 KL, RATIO_CLIP = 0.04, 0.2
 RESPONSES = PROMPTS * GROUP
 UPDATES = {"grpo": (1, 1), "grpo-again": (2, 2)}  # epochs of minibatches on an iteration's responses
-STAGES = {"sft": (SHAPE.rows, 1.1), "dpo": (SHAPE.rows // 2, 1.1)} | dict.fromkeys(UPDATES, (RESPONSES, 2.0))
+STAGES = {"sft": (SHAPE.rows, 1.5), "dpo": (SHAPE.rows // 2, 1.5)} | dict.fromkeys(UPDATES, (RESPONSES, 2.0))
 # samples of a step or an iteration, and the target for the ratio
 
 

@@ -15,8 +15,19 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from gpt2_reference import SHAPES, VOCABULARY, Shape, fields_of, torch_model
-from measuring import Contender, clocked, median, print_machine, print_table, serve, take_turns
+from gpt2_reference import SHAPES, VOCABULARY, Shape, fields_of, forward_flops, torch_model
+from measuring import (
+    Contender,
+    clocked,
+    median,
+    print_machine,
+    print_table,
+    product_rate,
+    products,
+    serve,
+    share,
+    take_turns,
+)
 
 TARGETS = {"eager": 1.1, "compiled": 1.0}  # the other side's time, in ours
 RATE = 3e-4
@@ -104,8 +115,8 @@ def measure(size: str, other: str, rounds: int, threads: int) -> list[dict]:
             arguments = ["--worker", name, "--size", size, "--folder", folder, "--threads", str(threads)]
             return Contender(name, __file__, arguments, threads)
 
-        with contender(other) as theirs, contender("lmjax") as ours:
-            answers = take_turns([theirs, ours], rounds)
+        with contender(other) as theirs, contender("lmjax") as ours, products(threads) as machine:
+            answers = take_turns([theirs, ours, machine], rounds)
     losses = [answers[name][0]["losses"][0] for name in (other, "lmjax")]
     if not math.isclose(*losses, rel_tol=1e-4):
         sys.exit(f"{size}: the first losses {losses} differ: these are not the same model")
@@ -114,6 +125,7 @@ def measure(size: str, other: str, rounds: int, threads: int) -> list[dict]:
         seconds, cpu = median(answers[name]), median(answers[name], "cpu")
         ratio = {} if name == "lmjax" else {"ratio": seconds / median(answers["lmjax"]), "target": TARGETS[other]}
         rows.append({"size": size, "step": name, "seconds": seconds, "cpu_seconds": cpu, **ratio})
+        rows[-1] |= {"product_rate": product_rate(answers)}
     return rows
 
 
@@ -137,7 +149,8 @@ def main() -> None:
         print(json.dumps(rows))
         return
     print_machine(arguments.threads)
-    heads = ("float32 training step", "ms", "CPU ms", "tokens/s", "PyTorch / lmjax", "target")
+    print("products: GFLOP/s of large products, in turns with the steps; share: what the step reaches of them")
+    heads = ("float32 training step", "ms", "CPU ms", "tokens/s", "products", "share", "PyTorch / lmjax", "target")
     print_table(heads, [_line(row) for row in rows])
 
 
@@ -149,9 +162,14 @@ def _line(row: dict) -> tuple[str, ...]:
     shape = SHAPES[row["size"]]
     name = "lmjax" if row["step"] == "lmjax" else f"PyTorch, {row['step']}"
     described = f"{row['size']} ({shape.layers}L, d {shape.width}, T {shape.length}, B {shape.rows}): {name}"
-    rate = shape.rows * shape.length / row["seconds"]
+    tokens, machine = shape.rows * shape.length, row["product_rate"]
+    rate, part = (
+        tokens / row["seconds"],
+        share(3 * tokens * forward_flops(shape, shape.length), row["seconds"], machine),
+    )
     ratio = (f"{row['ratio']:.2f}x", f"{row['target']:.1f}x") if "ratio" in row else ("", "")
-    return described, f"{row['seconds'] * 1e3:,.0f}", f"{row['cpu_seconds'] * 1e3:,.0f}", f"{rate:,.0f}", *ratio
+    times = (f"{row['seconds'] * 1e3:,.0f}", f"{row['cpu_seconds'] * 1e3:,.0f}")
+    return described, *times, f"{rate:,.0f}", f"{machine / 1e9:,.0f}", part, *ratio
 
 
 if __name__ == "__main__":
