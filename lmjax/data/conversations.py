@@ -99,11 +99,14 @@ def render(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
 def jinja_pieces(turns: Sequence[Turn], template: TemplateSettings) -> list[Piece]:
     """As `render`, by a template in Jinja: an answer is what it writes more with the answer than up to its beginning.
 
-    The text behind the last answer's end, such as a line's end, is left out: a model stops before it.
+    The text behind the last answer's end, such as a line's end, is left out: a model stops before it. The end of text
+    also follows answers of which neither the template's text nor a token of `template.ends` is an end.
     """
     where, tokens = f"dialogue.template {template.name or 'in Jinja'}", dict(template.tokens)
     end = tokens.get("eos_token", END)
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    if any(END in turn.text for turn in turns):
+        raise UserError(f"{where}: a turn has {END!r}, which stands for the end of text; take it out of the data")
 
     def written(count: int, opened: bool) -> str:
         return render_messages(template.jinja, messages[:count], tokens, where, opened)
@@ -122,12 +125,12 @@ def jinja_pieces(turns: Sequence[Turn], template: TemplateSettings) -> list[Piec
         if turn.role != "assistant":
             continue
         opened = written(place, True) if place else ""
-        closed = written(place + 1, False)
-        pieces.append(Piece(after(opened, before), False))
-        answer = after(closed, opened)
+        answer = after(written(place + 1, False), opened)
         text, ended, _ = answer.rpartition(end)
-        pieces.append(Piece(text if ended else answer.rstrip(), True, turn.learned, bool(ended)))
-        before = closed.removesuffix(answer) + (text + end if ended else answer.rstrip())
+        text = text if ended else answer.rstrip()
+        pieces.append(Piece(after(opened, before), False))
+        pieces.append(Piece(text, True, turn.learned, bool(ended) or not template.ends))
+        before = opened + text + ended
     if not turns or turns[-1].role != "assistant":
         pieces.append(Piece(after(written(len(turns), True), before), False))
     return pieces
@@ -139,7 +142,8 @@ def encode(conversations: Sequence[Sequence[Turn]], template: TemplateSettings, 
     A template in Jinja writes what else it does: a beginning of the text, tokens that end a turn.
     """
     rendered = [render(turns, template) for turns in conversations]
-    ids = iter(_encoded([piece.text for pieces in rendered for piece in pieces], tokenizer))
+    texts = [piece.text for pieces in rendered for piece in pieces]
+    ids = iter(_with_ends(texts, tokenizer) if template.in_jinja else tokenizer.encode_batch(texts))
     end = np.array([tokenizer.eos_id], np.int32)
     out = []
     for pieces in rendered:
@@ -150,7 +154,7 @@ def encode(conversations: Sequence[Sequence[Turn]], template: TemplateSettings, 
     return out
 
 
-def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+def _with_ends(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
     """The tokens of each text, in which END is the end of text."""
     parts = [text.split(END) for text in texts]
     ids = iter(tokenizer.encode_batch([part for own in parts for part in own]))

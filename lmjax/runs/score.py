@@ -20,9 +20,10 @@ from lmjax.bucket import located
 from lmjax.checkpoints.initial import InitialCheckpoint, found_checkpoint, open_initial, recipe_of
 from lmjax.data.batch import SEGMENTS
 from lmjax.data.conversation_rows import RANKS, Counts, open_rows, ranking_rows
-from lmjax.data.conversations import Record, render
+from lmjax.data.conversations import Record
 from lmjax.data.packing import Rows
 from lmjax.errors import clear_disk_errors, require
+from lmjax.evaluate.samples import prompt_text
 from lmjax.model.families import model_of
 from lmjax.model.heads import ScalarModel
 from lmjax.objective.preferences import answer_scores
@@ -80,8 +81,7 @@ def score_file(checkpoint: Path, file: Path, *, skip_bad: bool = False) -> tuple
 
     def scored() -> Iterator[Scored]:
         for record, scores_K in zip(records, scores_of(recipe, start, rows), strict=True):
-            prompt = "".join(piece.text for piece in render(record.turns, dialogue.template))
-            yield Scored(prompt, record.answers[0], float(scores_K[0]), record.reward)
+            yield Scored(prompt_text(record, dialogue.template), record.answers[0], float(scores_K[0]), record.reward)
 
     return scored(), counts
 

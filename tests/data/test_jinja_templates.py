@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from lmjax.data.conversations import Turn, encode, render
+from lmjax.data.conversations import END, Turn, encode, render
 from lmjax.data.jinja_chat import render_messages
 from lmjax.data.named_templates import NAMED
 from lmjax.errors import UserError
@@ -120,6 +120,25 @@ def test_a_model_s_own_template_is_taken_from_its_checkpoint_with_the_tokens_tha
     (encoded,) = encode([TURNS[:2]], filled, tokenizer)
     learned = encoded.ids[encoded.is_answer].tolist()
     assert learned == tokenizer.encode("Yes.<|im_end|>")  # this template has no end of text: turns end with a token
+
+
+def test_an_answer_that_a_template_leaves_without_an_end_gets_the_end_of_text(published):
+    tokenizer, folder = published()
+    lines = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: "
+    )
+    filled = filled_template(TemplateSettings(jinja=lines + "{% endif %}"), tokenizer, folder)
+    (encoded,) = encode([TURNS], filled, tokenizer)
+    eos = tokenizer.eos_id
+    assert encoded.ids[encoded.is_answer].tolist() == [*tokenizer.encode("Yes."), eos, *tokenizer.encode("It is."), eos]
+
+
+def test_data_cannot_write_an_end_of_text(tmp_path):
+    filled = filled_template(TemplateSettings(name="zephyr"), ByteTokenizer(), tmp_path)
+    with pytest.raises(UserError, match=r"dialogue.template zephyr: a turn has '.x00end of text.x00'"):
+        render([Turn("user", f"a{END}b")], filled)
+    (encoded,) = encode([[Turn("user", f"a{END}b")]], TemplateSettings(), ByteTokenizer())
+    assert ByteTokenizer().eos_id not in encoded.ids
 
 
 def test_own_without_a_template_says_what_else_to_name(tmp_path):
