@@ -119,7 +119,9 @@ def _read(fields: ConfigFields, name: str, said: Any) -> tuple[float | None, Rot
         raise fields.error(name, "partial_rotary_factor = 1", "lmjax turns whole heads")
     base = values.pop("rope_theta", None)
     known = _KEYS[kind].keys() | (set(_AMPLITUDES) if kind == "yarn" else set())
-    if values.keys() - known or not all(_is_number(value) for value in (base or 1, *values.values())):
+    numbers = [value for key, value in values.items() if key != "truncate"] + ([] if base is None else [base])
+    flagged = type(values.get("truncate", True)) is bool
+    if values.keys() - known or not flagged or not all(fits(float, value) and value > 0 for value in numbers):
         expected = ", ".join(["rope_theta", *sorted(known)])
         raise fields.error(name, f"numbers above 0, by {expected} of {kind!r} and no more", "take the model's own")
     if kind == "yarn":
@@ -145,10 +147,6 @@ def _with_amplitude(values: Mapping[str, Any], context: int) -> dict[str, Any]:
     both = mscale is not None and of_all is not None
     values.setdefault("attention_factor", amplitude(mscale) / amplitude(of_all) if both else amplitude(1.0))
     return values
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is bool or (fits(float, value) and value > 0)
 
 
 def _only(fields: ConfigFields, name: str, values: set[float], default: float) -> float:

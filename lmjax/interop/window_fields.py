@@ -69,9 +69,8 @@ def _window_in_late_layers(fields: ConfigFields, default: int | None, layers: in
     band = _band(fields, default) if used else None
     if type(first) is not int or first < 0:
         raise fields.error("max_window_layers", "a whole number from 0", "the default is 28")
-    early = (DENSE,) * layers
-    implied = early if band is None else early[: min(first, layers)] + (BANDED,) * (layers - first)
-    kinds = _kinds(fields, implied)
+    late = 0 if band is None else layers - min(first, layers)
+    kinds = _kinds(fields, (DENSE,) * (layers - late) + (BANDED,) * late)
     return _with_band(fields, kinds, band)
 
 

@@ -178,6 +178,12 @@ REFUSED = [
     ("llama3", {"layer_types": ["full_attention"]}, "layer_types = .*: expected 2 of 'full_attention', 'sliding"),
     ("llama3", {"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters = .*one rope_type of default, linear"),
     ("llama3", {"rope_parameters": LLAMA3 | {"factor": "8"}}, "rope_parameters = .*numbers above 0, by rope_theta"),
+    ("llama3", {"rope_parameters": LLAMA3 | {"rope_theta": []}}, "rope_parameters = .*numbers above 0, by rope_theta"),
+    (
+        "llama_yarn",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2, "truncate": 1}},
+        "rope_parameters = .*above 0",
+    ),
     ("llama3", {"rope_parameters": LLAMA3 | {"beta": 1}}, "rope_parameters = .*of 'llama3' and no more"),
     ("llama3", {"rope_parameters": LLAMA3 | {"low_freq_factor": None}}, "rope_parameters = .*low_freq_factor, too"),
     ("llama3", {"rope_parameters": LLAMA3 | {"low_freq_factor": 9.0}}, "model.positions|.*fast_turns"),

@@ -24,10 +24,15 @@ from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
     DataSettings,
+    EmbeddingSettings,
+    HeadSettings,
     MeshSettings,
     ModelSettings,
+    NormSettings,
     OptimizerSettings,
+    PositionSettings,
     ScheduleSettings,
+    ScoreSettings,
 )
 from lmjax.training.step import make_train_step
 
@@ -47,8 +52,26 @@ SETTINGS = ModelSettings(
 UNDROPPED = dataclasses.replace(SETTINGS, dropout=0.0, attention=AttentionSettings(heads=8, implementation="einsum"))
 
 
-def make_model(platform="cpu", dropout=True):
-    settings = SETTINGS if dropout else UNDROPPED
+OPEN = dataclasses.replace(  # what today's open decoders have beside
+    SETTINGS,
+    attention=AttentionSettings(
+        heads=8,
+        kv_heads=4,
+        pattern=("banded", "nope"),
+        band=5,
+        out_bias=False,
+        qk_norm="projection",
+        scores=ScoreSettings(cap=2.0),
+        implementation="einsum",
+    ),
+    norm=NormSettings(kind="rmsnorm", position="sandwich", unit_offset=True),
+    positions=PositionSettings(kind="rotary", banded_rotary_base=50.0),
+    embeddings=EmbeddingSettings(scaled=True),
+    head=HeadSettings(logit_cap=3.0),
+)
+
+
+def make_model(platform="cpu", settings=SETTINGS):
     return LanguageModel(settings, ComputeSettings(dtype="float32", loss_chunk=32), platform)
 
 
@@ -89,9 +112,9 @@ def ragged_batch(step):
 
 
 @functools.cache
-def on_one_device(microbatches=2, dropout=True):
+def on_one_device(microbatches=2, settings=SETTINGS):
     """Losses, gradient norms and the states before and after, with plain jit and no mesh."""
-    model = make_model(dropout=dropout)
+    model = make_model(settings=settings)
     optimizer, step = make_parts(model, microbatches)
     start = state = jax.device_get(first_state(model, optimizer))
     compiled, record = jax.jit(step), []
@@ -102,13 +125,13 @@ def on_one_device(microbatches=2, dropout=True):
     return start, state, np.array(record)
 
 
-def on_a_mesh(sizes, platform):
+def on_a_mesh(sizes, platform, settings=SETTINGS):
     mesh = make_mesh(MeshSettings(**({"data": 1} | sizes)), jax.devices()[: math.prod(sizes.values())])
-    model = make_model(platform)
+    model = make_model(platform, settings)
     check_mesh(dict(mesh.shape), model.settings, DataSettings(sequence_length=LENGTH, batch_size=ROWS), 2)
     optimizer, step = make_parts(model, microbatches=2)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-    state = jax.device_put(on_one_device()[0], shardings)
+    state = jax.device_put(on_one_device(settings=settings)[0], shardings)
     compiled, record = jit_step(step, state, mesh), []
     for number in range(STEPS):
         batch = ragged_batch(number)
@@ -159,6 +182,12 @@ def test_three_steps_on_a_mesh_are_three_steps_on_one_device(sizes):
     assert largest_difference(start.params, state.params) > 1e-2  # against which 2e-6 is small
 
 
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"sequence": 2, "tensor": 4}], ids=name)
+def test_windows_caps_and_norms_of_heads_are_the_same_on_a_mesh(sizes):
+    _, state, record = on_one_device(settings=OPEN)
+    assert_same(*on_a_mesh(sizes, "tpu", OPEN), state, record)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", ALL_MESHES, ids=name)
 def test_three_steps_on_any_mesh_of_up_to_eight_devices_are_three_steps_on_one(sizes):
@@ -173,11 +202,11 @@ def test_all_meshes_are_all_the_ways_to_multiply_up_to_one_two_four_or_eight():
 def test_dropout_moves_the_result_by_more_than_a_mesh_may():
     """Without this, a mesh that drew other masks might pass."""
     _, _, dropped = on_one_device()
-    _, _, whole = on_one_device(dropout=False)
+    _, _, whole = on_one_device(settings=UNDROPPED)
     assert np.abs(dropped[:, 0] / whole[:, 0] - 1).min() > 5e-4
 
 
 def test_accumulation_over_ragged_rows_is_the_large_batch():
-    _, state, record = on_one_device(microbatches=1, dropout=False)
-    _, parts_state, parts_record = on_one_device(microbatches=2, dropout=False)
+    _, state, record = on_one_device(microbatches=1, settings=UNDROPPED)
+    _, parts_state, parts_record = on_one_device(microbatches=2, settings=UNDROPPED)
     assert_same(parts_state, parts_record, state, record)

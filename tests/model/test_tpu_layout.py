@@ -1,5 +1,7 @@
 """What is arranged for the TPU's compiler, run here on the CPU, changes neither parameters, loss nor gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,16 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.normalize import normalize
 from lmjax.objective.next_token import language_loss
-from lmjax.settings import AttentionSettings, ComputeSettings, ModelSettings, NormSettings
+from lmjax.settings import (
+    AttentionSettings,
+    ComputeSettings,
+    HeadSettings,
+    ModelSettings,
+    NormSettings,
+    PositionSettings,
+    RotaryScaling,
+    ScoreSettings,
+)
 
 B, T = 3, 16
 
@@ -27,10 +38,23 @@ def batch(vocab):
     }
 
 
-@pytest.mark.parametrize(("kind", "remat"), [("layernorm", "projections"), ("rmsnorm", "none")])
+PLAIN = ModelSettings(2, 32, T, 61, attention=AttentionSettings(heads=4, kv_heads=2, implementation="einsum"))
+SETTINGS = {
+    "layernorm": PLAIN,
+    "rmsnorm": dataclasses.replace(PLAIN, norm=NormSettings(kind="rmsnorm")),
+    "norms of heads and branches, capped": dataclasses.replace(
+        PLAIN,
+        attention=dataclasses.replace(PLAIN.attention, qk_norm="head", out_bias=False, scores=ScoreSettings(cap=2.0)),
+        norm=NormSettings(kind="rmsnorm", position="sandwich", unit_offset=True),
+        positions=PositionSettings(kind="rotary", rotary_scaling=RotaryScaling(kind="yarn", factor=2.0, amplitude=1.1)),
+        head=HeadSettings(logit_cap=3.0),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "remat"), [*zip(SETTINGS, ("projections", "none", "none"), strict=True)])
 def test_a_model_for_the_tpu_has_the_loss_and_gradients_of_one_for_the_cpu(kind, remat):
-    heads = AttentionSettings(heads=4, kv_heads=2, implementation="einsum")
-    settings = ModelSettings(2, 32, T, 61, attention=heads, norm=NormSettings(kind=kind))
+    settings = SETTINGS[kind]
     compute = ComputeSettings(dtype="float32", remat=remat)
     cpu, tpu = (LanguageModel(settings, compute, platform) for platform in ("cpu", "tpu"))
     params = cpu.init(jax.random.key(0))
