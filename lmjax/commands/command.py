@@ -57,11 +57,13 @@ def share(text: str) -> tuple[int, int]:
 
 
 def overridden_recipe(options: argparse.Namespace, overrides: list[str]) -> Any:
-    """The recipe that `options` name, a stage or a pipeline, with the fields that `overrides` set."""
+    """The recipe that `options` name, a stage or a pipeline, with the arguments and the fields that `overrides` set."""
     from lmjax.runs.overrides import overridden
     from lmjax.settings.recipe_files import load_recipe
+    from lmjax.settings.recipe_functions import recipe_function
 
-    return overridden(load_recipe(options.recipe), overrides, options.recipe, options.parser.prog)
+    arguments, fields = recipe_function(options.recipe).from_words(overrides)
+    return overridden(load_recipe(options.recipe, **arguments), fields, options.recipe, options.parser.prog)
 
 
 def pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:

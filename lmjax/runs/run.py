@@ -190,6 +190,8 @@ def _stage(
     if is_done(recipe, summary):
         display.say(f"{folder} is done.")
     else:
+        for reason in recipe.reasons:
+            display.say(reason)
         seconds = _stopwatch(folder, display)
         summary = _finished(recipe, folder, Session(stop, display, executable, cache, seconds))
         if not summary:

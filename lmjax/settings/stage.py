@@ -97,6 +97,7 @@ class Stage(Settings):
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    reasons: tuple[str, ...] = ()  # why a recipe chose its values, a line each, which a run says first
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

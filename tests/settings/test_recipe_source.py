@@ -10,9 +10,10 @@ from lmjax.settings.recipe_files import load_recipe, recipe_names
 from lmjax.settings.recipe_source import source_of
 from lmjax.settings.stage import SavedTask
 from lmjax.tasks.sentences import Sentences
+from tests.tiny import experiment
 
 SWEEPS = {"isoflop"}
-STAGES = [stage for name in recipe_names() if name not in SWEEPS for stage in load_recipe(name).stages]
+STAGES = [stage for name in recipe_names() if name not in SWEEPS for stage in experiment(name).stages]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
