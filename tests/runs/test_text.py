@@ -53,8 +53,8 @@ def test_what_is_chosen_follows_from_the_text(tmp_path):
     assert large.train.steps == round(2_500_000 / 2048)
     assert any(reason.startswith("vocabulary: 1,024 entries") for reason in large.reasons)
 
-    medium = load_recipe("text:medium", data=(str(tmp_path / "b.txt"),))
-    assert medium.model.layers == 12 and medium.data.sequence_length == 512, "200 rows of text"
+    medium = load_recipe("text:medium", data=(str(tmp_path / "a.txt"),))
+    assert medium.model.layers == 12 and medium.data.sequence_length == 64, "200 rows of text"
     assert medium.name == "text-medium"
 
 
