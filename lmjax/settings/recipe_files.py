@@ -28,13 +28,7 @@ __all__ = ["difference", "from_json", "load_recipe", "load_sweep", "read_recipe"
 def load_recipe(spec: str, **arguments: Any) -> Any:
     """The stage or pipeline of `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where it has
     sizes. `arguments` are those of its function. Raises UserError, also for a sweep."""
-    function = recipe_function(spec)
-    recipe = function.recipe(arguments)
-    if isinstance(recipe, Sweep):
-        raise UserError(
-            f"{function.path}: a sweep of {len(recipe.runs)} runs; expected a stage or a pipeline; use lmjax sweep"
-        )
-    return recipe
+    return recipe_function(spec).trained(arguments)
 
 
 def load_sweep(spec: str) -> Sweep:

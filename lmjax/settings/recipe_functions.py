@@ -24,9 +24,10 @@ from lmjax.errors import ArgumentError, FieldError, UserError, nearest, shortene
 from lmjax.fields import Settings, checked, described, field_types, fits, require_local, unchecked
 from lmjax.files import decode_text, is_safe_name, read_bytes, run_file
 from lmjax.settings import Pipeline, Sweep
+from lmjax.settings.field_texts import field_texts
 from lmjax.settings.renamed import module_hint, renamed_fields
 from lmjax.settings.stage import KINDS
-from lmjax.settings.words import Option, options_of, value_of
+from lmjax.settings.words import Option, is_option, options_of, value_of
 
 SIZE = "size"  # the parameter that `NAME:SIZE` gives
 
@@ -42,6 +43,19 @@ class RecipeFunction:
     sizes: tuple[str, ...]
     arguments: dict[str, Any]  # the declared types of its other parameters, by their names
 
+    @property
+    def returns(self) -> Any:
+        """The class that it says it returns, if it is a kind of stage."""
+        kind = typing.get_type_hints(self.make).get("return")
+        return kind if kind in KINDS.values() else None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The values of those of its arguments that need not be given."""
+        parameters = inspect.signature(self.make).parameters
+        given = {name: parameters[name].default for name in self.arguments}
+        return {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
+
     def recipe(self, arguments: Mapping[str, Any]) -> Any:
         """The stage, pipeline or sweep that it makes. Raises UserError, ArgumentError where an argument is wrong."""
         self._check(arguments)
@@ -50,6 +64,14 @@ class RecipeFunction:
         if type(made) not in (Pipeline, Sweep, *KINDS.values()):
             returned = f"recipe() returned {type(made).__name__}"
             raise UserError(f"{self.path}: {returned}; return one of lmjax.settings's stages")
+        return made
+
+    def trained(self, arguments: Mapping[str, Any]) -> Any:
+        """As `recipe`, of a stage or a pipeline. Raises UserError for a sweep."""
+        made = self.recipe(arguments)
+        if isinstance(made, Sweep):
+            what = f"a sweep of {len(made.runs)} runs; expected a stage or a pipeline; use lmjax sweep"
+            raise UserError(f"{self.path}: {what}")
         return made
 
     def from_words(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -71,7 +93,6 @@ class RecipeFunction:
         return arguments, others
 
     def _check(self, arguments: Mapping[str, Any]) -> None:
-        parameters = inspect.signature(self.make).parameters
         for name, value in arguments.items():
             if name not in self.arguments:
                 known = nearest(name, self.arguments) if self.arguments else "it has none"
@@ -79,9 +100,10 @@ class RecipeFunction:
             if not fits(self.arguments[name], value):
                 expected = described(self.arguments[name])
                 raise ArgumentError(f"{self.spec}: {name} = {shortened(value)}: expected {expected}")
-        for name, kind in self.arguments.items():
-            if name not in arguments and parameters[name].default is inspect.Parameter.empty:
-                raise ArgumentError(f"{self.spec}: {option_of(name)} is missing: expected {described(kind)}")
+        for name in self.arguments:
+            if name not in arguments and name not in self.defaults:
+                text = field_texts(self.make).get(name) or f"Expected {described(self.arguments[name])}."
+                raise ArgumentError(f"{self.spec}: {option_of(name)} is missing. {text}")
 
 
 @functools.cache
@@ -97,7 +119,8 @@ def option_of(name: str) -> str:
 
 
 def _as_words(option: Option) -> list[str]:
-    return [option.written, *option.words]
+    first, *rest = option.words or ("",)
+    return [f"{option.written}={first}", *rest] if is_option(first) else [option.written, *option.words]
 
 
 def recipe_function(spec: str) -> RecipeFunction:
@@ -127,7 +150,10 @@ def recipe_names() -> list[str]:
 
 
 def _folders() -> list[Path]:
-    return [Path("experiments"), Path(__file__).parents[2] / "experiments"]
+    """Where bare names are looked for: here, and then in the checkout or, of an installed lmjax, in the package."""
+    package = Path(__file__).parents[1]
+    installed = package / "experiments"
+    return [Path("experiments"), installed if installed.is_dir() else package.parent / "experiments"]
 
 
 def _find(name: str) -> Path:

@@ -122,7 +122,8 @@ def _read_word(kind: Any, word: str) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = {str(choice): choice for choice in typing.get_args(kind)}
         if word not in choices:
-            raise ValueError(nearest(word, choices))
+            hint = nearest(word, choices)
+            raise ValueError(hint if hint.startswith("did") else "")
         return choices[word]
     if kind is bool:
         if word.lower() not in TRUE + FALSE:

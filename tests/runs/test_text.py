@@ -96,7 +96,7 @@ def test_own_text_is_trained_on_by_one_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "lmjax: text: --data is missing: expected"),
+        ([], "lmjax: text: --data is missing. Files, folders or globs of text"),
         (["--data"], "lmjax: --data: no file is named"),
         (["--data", "absent", "gone"], "lmjax: --data absent: expected a file, a folder or a glob"),
         (["--data", "absent", "gone"], "\n--data gone: expected a file"),

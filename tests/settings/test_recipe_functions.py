@@ -37,6 +37,8 @@ def test_words_are_arguments_or_set_fields(spec):
     arguments, fields = function.from_words(words)
     assert arguments == {"files": ("a", "b"), "skip_bad": True, "steps": 100}
     assert fields == ["--train.seed", "3", "--data.train.0.path", "F"]
+    dashed = ["--files", "a", "--evaluation.prompts=-x", "b"]
+    assert function.from_words(dashed)[1] == ["--evaluation.prompts=-x", "b"]
     plain = ["anything", "--x"]
     assert recipe_function("quickstart").from_words(plain) == ({}, plain), "a recipe without arguments reads none"
 
@@ -44,7 +46,7 @@ def test_words_are_arguments_or_set_fields(spec):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"--files is missing: expected a tuple, each entry a string$"),
+        ({}, r"mine.py: --files is missing. Expected a tuple, each entry a string\.$"),
         ({"files": "a"}, r"files = 'a': expected a tuple, each entry a string"),
         ({"files": ("a",), "stesp": 3}, r"no argument 'stesp'; did you mean 'steps'\?"),
         ({"files": ("a",), "steps": 2.5}, r"steps = 2.5: expected a whole number"),
