@@ -23,11 +23,11 @@ $(BIN)/python:
 	  || { echo "lmjax needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python setup.cfg constraints.txt
+$(VENV)/.installed: $(BIN)/python setup.cfg setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.installed-test: $(BIN)/python setup.cfg constraints.txt
+$(VENV)/.installed-test: $(BIN)/python setup.cfg setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 

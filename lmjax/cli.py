@@ -27,6 +27,7 @@ from lmjax.commands import (
     sweep,
     train,
 )
+from lmjax.commands.command import print_help
 from lmjax.errors import PeerLostError, UserError, means_full_disk, nearest, readable
 from lmjax.fields import require_local
 from lmjax.files import open_streams
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and not options.takes_overrides:
             raise UserError(f"unknown arguments: {shlex.join(rest)}; {_nearest_option(options.parser, rest[0])}")
         _refuse_urls(options)
+        if getattr(options, "asks_help", False):
+            return print_help(options, rest)
         code = options.call(options, rest)
         sys.stdout.flush()
         return code

@@ -37,6 +37,10 @@ class FieldError(UserError):
         return FieldError(joined(path, self.field), self.rest)
 
 
+class ArgumentError(UserError):
+    """An argument of a recipe's function that does not fit: the message names its option, and no line of the file."""
+
+
 def joined(path: str, field: str) -> str:
     """The path of a field of the settings at `path`; either may be empty."""
     return f"{path}.{field}" if path and field else path or field

@@ -54,6 +54,11 @@ QUESTION_SETS = (  # of lmjax.evaluate.sets, which the command line names withou
 )
 
 
+def endings_of(kind: str) -> list[str]:
+    """The endings of files of a kind of text, without a compression's."""
+    return [suffix for suffix, other in KINDS_BY_SUFFIX.items() if other == kind]
+
+
 def check_unused(settings: Any) -> None:
     """Raises FieldError at the first field that the settings' kind does not use and that is not at its default."""
     for name in unused_fields(settings):

@@ -157,7 +157,7 @@ def _fresh(code: str) -> tuple[set[str], float]:
 )
 def test_importing_lmjax_and_asking_for_help_load_nothing_heavy(code):
     modules, seconds = _fresh(code)
-    heavy = {"jax", "numpy", "flax", "orbax", "tyro", "rich", "matplotlib", "scipy", "pyarrow", "tensorflow"}
+    heavy = {"jax", "numpy", "flax", "orbax", "rich", "matplotlib", "scipy", "pyarrow", "tensorflow"}
     assert modules & heavy == set()
     assert seconds < 0.3
 

@@ -32,6 +32,7 @@ from lmjax.settings import (
     SourceSettings,
     TrainSettings,
 )
+from lmjax.settings.recipe_files import load_recipe
 from lmjax.tokenizers.byte_level_bpe import byte_level_pipeline
 from lmjax.tokenizers.pipeline import BYTES
 
@@ -52,6 +53,12 @@ def changed(settings: Any, **changes: Any) -> Any:
     for field, own in below.items():
         changes[field] = changed(changes.get(field, getattr(settings, field)), **own)
     return dataclasses.replace(settings, **changes)
+
+
+def experiment(spec: str) -> Any:
+    """The recipe of an experiment; one of own text has this project's page."""
+    own_text = {"data": (str(Path(__file__).parents[1] / "README.md"),)}
+    return load_recipe(spec, **own_text if spec.partition(":")[0] == "text" else {})
 
 
 def over(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError
+from lmjax.errors import UserError, require
 from lmjax.files import user_path
 
 Command = Callable[[argparse.Namespace, list[str]], int]  # (options, overrides of a recipe's fields) -> exit code
@@ -24,9 +24,49 @@ def add_command(commands: Any, name: str, call: Command, text: str, *examples: s
         epilog="\n  ".join(("example:", *examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    command.set_defaults(call=call, takes_overrides=False, parser=command)
+    command.set_defaults(call=call, takes_overrides=False, parser=command, asks_help=False)
+    command.add_argument("-h", "--help", action=_Help, help="show this help message, of a recipe with all its fields")
     return command
+
+
+class _Help(argparse.Action):
+    """Prints the help of a command, or leaves that to `print_help` where a recipe stands before."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, default=False, **options)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *_: object) -> None:
+        if parser.get_default("takes_overrides") and getattr(namespace, "recipe", None) is not None:
+            namespace.asks_help = True
+            return
+        parser.print_help()
+        parser.exit()
+
+
+def print_help(options: argparse.Namespace, overrides: list[str]) -> int:
+    """The help of a command and of the recipe that it names: its arguments and its fields, with their values.
+
+    The values are those that `overrides` set; of a recipe whose arguments are missing they are the stage's own.
+    """
+    from lmjax.errors import ArgumentError
+    from lmjax.runs.field_list import argument_lines, field_lines, stage_lines
+    from lmjax.settings.recipe_functions import recipe_function
+
+    function = recipe_function(options.recipe)
+    options.parser.print_help()
+    if function.arguments:
+        print(f"\narguments of {function.spec}:", *argument_lines(function), sep="\n")
+    try:
+        recipe = overridden_recipe(options, overrides)
+    except ArgumentError:
+        if overrides or function.returns is None:
+            raise
+        print(f"\nfields of {function.spec}:", *field_lines(function.returns()), sep="\n")
+        return 0
+    print(f"\nfields of {function.spec}:", *stage_lines(recipe), sep="\n")
+    return 0
 
 
 def path_of(text: str) -> Path:
@@ -56,20 +96,35 @@ def share(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def overridden_recipe(options: argparse.Namespace, overrides: list[str]) -> Any:
-    """The recipe that `options` name, a stage or a pipeline, with the fields that `overrides` set."""
-    from lmjax.runs.overrides import overridden
-    from lmjax.settings.recipe_files import load_recipe
+def overridden_recipe(options: argparse.Namespace, overrides: list[str], *, sweeps: bool = False) -> Any:
+    """The recipe that `options` name, a stage or a pipeline, with the arguments and the fields that `overrides` set.
 
-    return overridden(load_recipe(options.recipe), overrides, options.recipe, options.parser.prog)
+    With `sweeps` it may be a sweep, of which no field is set.
+    """
+    from lmjax.runs.overrides import overridden
+    from lmjax.settings import Sweep
+    from lmjax.settings.recipe_functions import recipe_function
+
+    function = recipe_function(options.recipe)
+    arguments, fields = function.from_words(overrides)
+    recipe = function.recipe(arguments) if sweeps else function.trained(arguments)
+    if isinstance(recipe, Sweep):
+        require(not fields, "fields of a sweep", fields, "none", "set them in its file")
+        return recipe
+    return overridden(recipe, fields, options.recipe, options.parser.prog)
 
 
 def pretraining(options: argparse.Namespace, overrides: list[str]) -> Any:
     """The recipe, or the first stage of its pipeline, which must be a pretraining."""
+    return first_pretraining(overridden_recipe(options, overrides), options.recipe)
+
+
+def first_pretraining(recipe: Any, spec: str) -> Any:
+    """The first stage of a recipe. Raises UserError, naming `spec`, unless it is a pretraining."""
     from lmjax.stages.registry import kind_of
 
-    first = overridden_recipe(options, overrides).stages[0]
+    first = recipe.stages[0]
     if not kind_of(first).prepares_text:
-        what = f"{options.recipe}: expected a recipe that pretrains, or a pipeline that begins so"
+        what = f"{spec}: expected a recipe that pretrains, or a pipeline that begins so"
         raise UserError(f"{what}; it is of the stage {type(first).__name__}")
     return first

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     text = "compile a recipe's step for a TPU slice that is not attached; estimate memory and time"
-    examples = ("gpt2 --topology v5e-16 --mesh fsdp=16", "gpt3:6.7b --topology v5p-128 --auto --limit 12")
+    examples = ("gpt2 --topology v5e-16 --mesh fsdp=16", "gpt3:6700m --topology v5p-128 --auto --limit 12")
     plan = add_command(commands, "plan", _plan, text, *(f"lmjax plan {example}" for example in examples))
     plan.set_defaults(takes_overrides=True)
     plan.add_argument("recipe", metavar="RECIPE")

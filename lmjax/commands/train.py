@@ -1,4 +1,4 @@
-"""`lmjax run` trains, `lmjax report` writes the page of what was trained."""
+"""`lmjax run` trains, `lmjax recipe` prints what it would train, `lmjax report` writes the page of what was trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import lmjax
-from lmjax.commands.command import add_command, overridden_recipe, path_of
+from lmjax.commands.command import add_command, overridden_recipe, path_of, print_help
 from lmjax.run_files import TABLE_FILE
 
 
@@ -29,7 +29,14 @@ def add(commands: Any) -> None:
     run.add_argument("--executable", type=path_of, metavar="FILE", help="the step, as lmjax plan --save wrote it")
     text = "run the stage with each of these seeds, and print mean and deviation of what is measured"
     run.add_argument("--seeds", type=_seeds, metavar="N,N,...", help=text)
+    text = "say what it would do and all that is missing, with the recipe and, for a slice, the memory; write nothing"
+    run.add_argument("--dry-run", action="store_true", help=text)
     run.add_argument("--fields", action="store_true", help="list every field that can be set, with its value")
+    text = "print a recipe with all its arguments and fields set, as a recipe file"
+    examples = ("lmjax recipe gpt2:355m --train.steps 100 > mine.py", "lmjax recipe isoflop:quick")
+    recipe = add_command(commands, "recipe", _recipe, text, *examples)
+    recipe.set_defaults(takes_overrides=True)
+    recipe.add_argument("recipe", metavar="RECIPE")
     report = add_command(
         commands, "report", _report, "write report.html of a run or a sweep", "lmjax report runs/quickstart"
     )
@@ -37,7 +44,14 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
-    recipe = overridden_recipe(options, ["--help"] if options.fields else overrides)
+    if options.fields:
+        return print_help(options, overrides)
+    recipe = overridden_recipe(options, overrides)
+    if options.dry_run:
+        from lmjax.runs.dry_run import dry_run
+
+        dry_run(recipe, options.workdir)
+        return 0
     names = ("workdir", "force", "only", "start_from", "executable", "cache")
     arguments = {name: getattr(options, name) for name in names}
     if options.seeds is None:
@@ -45,6 +59,16 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.runs.seeds import run_seeds
 
     return run_seeds(recipe, options.seeds, **arguments).exit_code
+
+
+def _recipe(options: argparse.Namespace, overrides: list[str]) -> int:
+    import shlex
+
+    from lmjax.settings.recipe_source import source_of
+
+    command = shlex.join(["lmjax", "recipe", options.recipe, *overrides])
+    print(source_of(overridden_recipe(options, overrides, sweeps=True), f"As `{command}` printed it."), end="")
+    return 0
 
 
 def _seeds(text: str) -> list[int]:

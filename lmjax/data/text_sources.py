@@ -182,7 +182,8 @@ class JsonLines(FileDocuments):
             raise record
         field = self.settings.field
         if field not in record:
-            raise BadRecordError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}")
+            held = ", ".join(map(repr, record)) or "none"
+            raise BadRecordError(f"no field {field!r}; it has {held}; choose by source.field")
         return checked_text(record[field], field)
 
     def _place(self, number: int, offset: int, record: int) -> str:

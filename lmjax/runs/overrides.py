@@ -2,171 +2,147 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import re
+import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from lmjax.errors import UserError, nearest, shortened
-from lmjax.fields import checked, unchecked
+from lmjax.errors import UserError, nearest, require, shortened
+from lmjax.fields import checked, field_types, unchecked
+from lmjax.runs.field_list import flag_of, form_of, leaves, part_of, shared, unchecked_default
 from lmjax.settings import MeasureSettings, Pipeline
 from lmjax.settings.renamed import renamed_fields
-from lmjax.settings.stage import TaskSettings
+from lmjax.settings.words import Option, options_of, value_of
 
-LONGEST_WORD = 200  # characters of a word that a message repeats
 MEASURES = "measures"  # the field of a pipeline that options set, where no stage has that name
-HELP = ("-h", "--help")
+MOST_NAMED = 2  # options that a message offers
 
 
 def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> Any:
-    """The recipe with the fields that the words `--field value` set; `--help` lists all fields and leaves.
+    """The recipe `spec` with the fields that the words `--field value` of the command `prog` set, checked.
 
     In a pipeline, a field without a stage's name is the first stage's, but for the pipeline's own `measures`. A stage's
     name may be any; its own spelling goes before one that differs in "-", "_" and ".". Raises UserError for a word that
-    names neither.
+    names neither, and for a value that does not fit.
     """
     if not overrides:
         return recipe
-    text = f"The fields of {spec}. In a pipeline, a field without a stage's name is the first stage's."
-    about = (f"{prog} {shortened(spec)[1:-1]}", text)
+    options, more = options_of(overrides), f" ({prog} {shortened(spec)[1:-1]} --help lists all)"
     if not isinstance(recipe, Pipeline):
-        for word in filter(_is_option, overrides):
-            _refuse_old_name("--", word.lstrip("-"), recipe)
-        return checked(_as_stage(_parsed(_with_own_task(recipe), recipe, overrides, about), recipe))
-    stages = list(recipe.stages)
-    names = [stage.name for stage in stages]
-    measures = [] if MEASURES in names else [(MEASURES, recipe.measures or MeasureSettings())]
-    if any(word in HELP for word in overrides):
-        _parsed_under([(flag_of(stage.name), stage) for stage in stages] + measures, ["--help"], about)
-    measured, words = _of_measures(overrides, names)
+        return checked(_with(recipe, [(option, option.path, "--") for option in options], more))
+    stages, names = list(recipe.stages), [stage.name for stage in recipe.stages]
+    own: dict[int, list[Set]] = {}
+    measured: list[Set] = []
+    for option in options:
+        number, rest = _stage_of(option.written.lstrip("-"), names)
+        if number is None and option.path[0] == MEASURES and MEASURES not in names:
+            measured.append((option, option.path[1:], f"--{MEASURES}."))
+        elif number is None:
+            _require_field(option, names, stages[0])
+            own.setdefault(0, []).append((option, option.path, "--"))
+        else:
+            path = Option(rest.lstrip("."), ()).path
+            own.setdefault(number, []).append((option, path, f"--{flag_of(names[number])}."))
+    for number, sets in own.items():
+        stages[number] = checked(_with(stages[number], sets, more), names[number])
+    measures = recipe.measures
     if measured:
-        (parsed,) = _parsed_under(measures, measured, about)
-        recipe = dataclasses.replace(recipe, measures=checked(parsed, MEASURES))
-    own, first = _by_stage(words, names, stages)
-    if first:
-        stages[0] = checked(_as_stage(_parsed(_with_own_task(stages[0]), stages[0], first, about), stages[0]), names[0])
-    for number, words in own.items():
-        (parsed,) = _parsed_under([(flag_of(names[number]), stages[number])], words, about)
-        stages[number] = checked(parsed, names[number])
-    return dataclasses.replace(recipe, stages=tuple(stages))
+        measures = checked(_with(measures or unchecked_default(MeasureSettings), measured, more), MEASURES)
+    return dataclasses.replace(recipe, stages=tuple(stages), measures=measures)
 
 
-def _of_measures(words: Sequence[str], names: list[str]) -> tuple[list[str], list[str]]:
-    """The words that set what a pipeline measures, and the others."""
-    own: list[str] = []
-    others: list[str] = []
-    place = others
-    for word in words:
-        if _is_option(word):
-            of_stage = _stage_of(word.lstrip("-"), names)[0] is not None
-            place = own if word.startswith(f"--{MEASURES}.") and not of_stage else others
-        place.append(word)
-    return own, others
+Set = tuple[Option, list[str], str]  # an option, the names on the way to its field, and what stands before these
 
 
-def flag_of(name: str) -> str:
-    """A stage's name as it stands in an option."""
-    return re.sub(r"[\W_]", "-", name)
-
-
-def _parsed_under(stages: Sequence[tuple[str, Any]], words: Sequence[str], about: tuple[str, str]) -> list[Any]:
-    """Stages, the fields of each of which have its name before them."""
-    shown: list[str] = []
-    for flag, _ in stages:  # in the list of all fields two names may differ in their signs alone
-        shown.append(flag if flag not in shown else f"{flag}-{len(shown) + 1}")
-    fields = [
-        (f"stage_{number}", Annotated[_with_own_task(stage), tyro.conf.arg(name=flag)])
-        for number, (flag, (_, stage)) in enumerate(zip(shown, stages, strict=True))
-    ]
-    kind = dataclasses.make_dataclass("Stages", fields, frozen=True)
-    parsed = _parsed(kind, kind(*(stage for _, stage in stages)), words, about)
-    return [_as_stage(getattr(parsed, name), stage) for (name, _), (_, stage) in zip(fields, stages, strict=True)]
-
-
-def _with_own_task(stage: Any) -> Any:
-    """The stage's class; where it has a task of its own, with that one's class in place of what all tasks share."""
-    tasks = {
-        field.name: type(getattr(stage, field.name))
-        for field in dataclasses.fields(stage)
-        if isinstance(getattr(stage, field.name), TaskSettings)
-    }
-    if not tasks:
-        return type(stage)
-    typed = [(name, kind, dataclasses.field(default=getattr(stage, name))) for name, kind in tasks.items()]
-    return dataclasses.make_dataclass(type(stage).__name__, typed, bases=(type(stage),), frozen=True)
-
-
-def _as_stage(parsed: Any, stage: Any) -> Any:
-    if type(parsed) is type(stage):
-        return parsed
+def _with(settings: Any, sets: Sequence[Set], more: str) -> Any:
+    """The settings, unchecked, with the values of options."""
+    whole = settings
     with unchecked():
-        return type(stage)(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(stage)})
+        for option, path, before in sets:
+            settings = _set(settings, path, option, before, (whole, before, more))
+    return settings
 
 
-def _parsed(kind: Any, default: Any, words: Sequence[str], about: tuple[str, str]) -> Any:
-    """What the words make of `default`, unchecked. A mistake exits with 2, and its message cuts words that are long."""
-    prog, text = about
-    long = any(len(word) > LONGEST_WORD for word in words)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) if long else contextlib.nullcontext(), unchecked():
-            return tyro.cli(kind, default=default, args=list(words), prog=prog, description=text)
-    except SystemExit as leaving:
-        if long and leaving.code == 2:
-            short = [shortened(word)[1:-1] for word in words]
-            tyro.cli(kind, default=default, args=short, prog=prog, description=text)
-        raise
+def _set(settings: Any, path: Sequence[str], option: Option, before: str, root: tuple[Any, str, str]) -> Any:
+    """The settings with the value of an option at the end of `path`; `before` is what the option has before it."""
+    name, rest = (path[0], path[1:]) if path else ("", ())
+    if isinstance(settings, tuple):
+        number = int(name) if name.isdecimal() and len(name) < 9 else len(settings)
+        if number >= len(settings) or not rest:
+            raise _unknown(option, root)
+        item = _set(settings[number], rest, option, f"{before}{name}.", root)
+        return (*settings[:number], item, *settings[number + 1 :])
+    kinds = field_types(_class(settings))
+    negated = not rest and name.startswith("no_") and kinds.get(name[3:]) is bool
+    field = name[3:] if negated else name
+    _refuse_old_name(settings, name, before, option)
+    if field not in kinds:
+        raise _unknown(option, root)
+    kind, value = kinds[field], getattr(settings, field)
+    if negated:
+        require(not option.words, option.written, " ".join(option.words), "no value behind it", "leave that out")
+        return dataclasses.replace(settings, **{field: False})
+    if rest:
+        part = part_of(kind)
+        inner = value if value is not None or part is None else unchecked_default(part)
+        if not (dataclasses.is_dataclass(inner) or isinstance(inner, tuple)):
+            raise _unknown(option, root)
+        return dataclasses.replace(settings, **{field: _set(inner, rest, option, f"{before}{name}.", root)})
+    return dataclasses.replace(settings, **{field: _leaf(kind, value, option)})
 
 
-def _is_option(word: str) -> bool:
-    return word.startswith("-") and not re.fullmatch(r"-[\d.].*", word)
+def _leaf(kind: Any, value: Any, option: Option) -> Any:
+    if part_of(kind) is None:
+        return value_of(kind, option)
+    if type(None) in getattr(kind, "__args__", ()) and [word.lower() for word in option.words] == ["none"]:
+        return None
+    below = [leaf.option for leaf in leaves(value, f"{option.written}.")] if dataclasses.is_dataclass(value) else []
+    example = f", such as {below[0]}" if below else ""
+    raise UserError(f"{option.written}: it holds fields of its own: expected one of them{example}; set that one")
 
 
-def _refuse_old_name(before: str, option: str, settings: Any) -> None:
-    """Raises UserError where `option`, which follows `before`, names a field of `settings` that has a new name."""
-    for name in option.partition("=")[0].split("."):
-        field = name.replace("-", "_")
-        new = renamed_fields(type(settings)).get(field.removeprefix("no_"))
-        if new is not None:
-            raise UserError(f"{before}{name}: this field is now called {new!r}; use {before}{new.replace('_', '-')}")
-        is_entry = isinstance(settings, tuple) and name.isdigit() and int(name) < len(settings)
-        settings = settings[int(name)] if is_entry else getattr(settings, field, None)
-        before += f"{name}."
+def _unknown(option: Option, root: tuple[Any, str, str]) -> UserError:
+    """The error of an option that names no field: the nearest ones, with the form of their values."""
+    settings, before, more = root
+    known = {leaf.option: leaf for leaf in leaves(settings, before, unset=True)}
+    written = option.written.replace("_", "-")
+    same = shared(list(known), written.lstrip("-").rpartition(".")[2])
+    close = difflib.get_close_matches(written, same or known, n=MOST_NAMED if same else 1, cutoff=0.0 if same else 0.6)
+    offered = [f"{name} {form_of(known[name].kind)}" for name in close]
+    hint = f"did you mean {' or '.join(offered)}?" if offered else "no other is like it"
+    return UserError(f"{shortened(option.written)[1:-1]}: no such field; {hint}{more}")
 
 
-def _by_stage(words: Sequence[str], names: list[str], stages: Sequence[Any]) -> tuple[dict[int, list[str]], list[str]]:
-    """The words that set fields of each stage, by its number, and those that set fields of the first without a name."""
-    fields = [field.name.replace("_", "-") for field in dataclasses.fields(stages[0])]
-    own: dict[int, list[str]] = {}
-    others: list[str] = []
-    place = others
-    for word in words:
-        if _is_option(word):
-            number, rest = _stage_of(word.lstrip("-"), names)
-            option = word.lstrip("-") if number is None else rest.lstrip(".")
-            _refuse_old_name(word[: len(word) - len(option)], option, stages[number or 0])
-            part = flag_of(re.split(r"[.=]", word.lstrip("-"))[0])
-            if number is None and part not in fields:
-                known = [*map(flag_of, names), *fields]
-                raise UserError(
-                    f"{shortened(word)[1:-1]}: neither a stage nor a field of the first; {nearest(part, known)}"
-                )
-            place = others if number is None else own.setdefault(number, [])
-            word = word if number is None else f"--{flag_of(names[number])}{rest}"
-        place.append(word)
-    return own, others
+def _refuse_old_name(settings: Any, name: str, before: str, option: Option) -> None:
+    """Raises UserError where a field of `settings` that an option names has a new name."""
+    new = renamed_fields(type(settings)).get(name.removeprefix("no_"))
+    if new is not None:
+        use = f"{before}{new.replace('_', '-')}"
+        raise UserError(f"{option.written}: this field is now called {new!r}; use {use}")
 
 
-def _stage_of(option: str, names: list[str]) -> tuple[int | None, str]:
+def _require_field(option: Option, names: Sequence[str], first: Any) -> None:
+    """Raises UserError where an option begins neither with a stage's name nor with a field of the first stage."""
+    begins = flag_of(option.path[0])
+    fields = [name.replace("_", "-") for name in field_types(_class(first))]
+    old = [name.replace("_", "-") for name in renamed_fields(type(first))]
+    if begins.removeprefix("no-") not in (*fields, *old):
+        known = [*map(flag_of, names), *fields]
+        written = shortened(option.written)[1:-1]
+        raise UserError(f"{written}: neither a stage nor a field of the first; {nearest(begins, known)}")
+
+
+def _class(settings: Any) -> Any:
+    return type(settings)
+
+
+def _stage_of(option: str, names: Sequence[str]) -> tuple[int | None, str]:
     """Which stage an option names, by its own spelling or else by that of an option, and what follows the name."""
     for spelling in (str, flag_of):
         found = []
         for number, name in enumerate(names):
             begins, rest = option[: len(name)], option[len(name) :]
-            if spelling(begins) == spelling(name) and rest[:1] in ("", ".", "="):
+            if spelling(begins) == spelling(name) and rest[:1] in ("", "."):
                 found.append((len(name), number, rest))
         if found:
             _, number, rest = max(found)

@@ -37,6 +37,7 @@ from lmjax.settings import Pipeline, Pretrain, Stage
 from lmjax.settings.recipe_values import recipe as named
 from lmjax.settings.recipe_values import with_values
 from lmjax.settings.stage import naming
+from lmjax.stages.first_lines import place_lines
 from lmjax.stages.registry import kind_of
 from lmjax.stages.train_stage import Outcome
 from lmjax.tasks.resolved import resolve
@@ -142,6 +143,8 @@ def _run(
             if isinstance(recipe, Pipeline):
                 result = _pipeline(recipe, folder, stop, display, tokens, only, start_from, force)
             else:
+                if place.begun(folder) is None:
+                    check_ahead((recipe,), [recipe.name], [folder])
                 result = _stage(recipe, folder, stop, display, tokens, force, executable, report)
             return dataclasses.replace(result, workdir=asked)
         except (Stopped, Interrupted):
@@ -178,7 +181,8 @@ def _pipeline(
     measuring = Measuring(pipeline, folder, stop, display.say)
     if any(plan.action != "skip" for plan in plans):
         measuring.check()
-    check_ahead(pipeline.stages, [plan.stage.name for plan in plans if plan.action != "skip"])
+    to_run = [plan.stage.name for plan in plans if plan.action != "skip"]
+    check_ahead(pipeline.stages, to_run, [folder / stage.name for stage in pipeline.stages])
     if processes.is_first():
         write_whole(folder / PIPELINE_FILE, json.dumps([stage.name for stage in pipeline.stages]))
     measuring.start()
@@ -208,6 +212,8 @@ def _stage(
     if is_done(recipe, summary):
         display.say(f"{folder} is done.")
     else:
+        for line in (*place_lines(folder), *recipe.reasons):
+            display.say(line)
         seconds = _stopwatch(folder, display)
         summary = _finished(recipe, folder, Session(stop, display, executable, cache, seconds))
         if not summary:

@@ -1,30 +1,44 @@
 """Reads recipes, from Python files and from their exact JSON form, and compares them.
 
-A recipe file is plain Python with a function `recipe()` or, where it offers sizes, `recipe(size)`. Both ways give a
-checked recipe, or a UserError that names the file and the line or the field.
+Both ways give a checked recipe, or a UserError that names the file and the line or the field. Of Python files see
+lmjax/settings/recipe_functions.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
 import json
 import re
-import traceback
 import typing
 from pathlib import Path
 from typing import Any
 
-import lmjax.settings
-from lmjax.errors import FieldError, UserError, joined, nearest, shortened, text_of
-from lmjax.fields import Settings, checked, described, field_types, require_local, unchecked
-from lmjax.files import check_form, decode_json, decode_text, is_safe_name, read_bytes, read_text, run_file
+from lmjax.errors import FieldError, UserError, joined, shortened
+from lmjax.fields import described, field_types
+from lmjax.files import check_form, decode_json, read_text
 from lmjax.kinds import without_unused
-from lmjax.settings import Pipeline, Stage, Sweep
+from lmjax.settings import Stage, Sweep
 from lmjax.settings.former_defaults import with_former
-from lmjax.settings.renamed import module_hint, renamed_fields, renamed_function
+from lmjax.settings.recipe_functions import known_field, recipe_function, recipe_names
+from lmjax.settings.renamed import renamed_fields, renamed_function
 from lmjax.settings.stage import KINDS, SavedTask, TaskSettings
+
+__all__ = ["difference", "from_json", "load_recipe", "load_sweep", "read_recipe", "recipe_names", "to_json"]
+
+
+def load_recipe(spec: str, **arguments: Any) -> Any:
+    """The stage or pipeline of `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where it has
+    sizes. `arguments` are those of its function. Raises UserError, also for a sweep."""
+    return recipe_function(spec).trained(arguments)
+
+
+def load_sweep(spec: str) -> Sweep:
+    """As `load_recipe`, of a sweep."""
+    function = recipe_function(spec)
+    recipe = function.recipe({})
+    if not isinstance(recipe, Sweep):
+        raise UserError(f"{function.path}: a {type(recipe).__name__}; expected a Sweep; use lmjax run")
+    return recipe
 
 
 def to_json(recipe: Stage) -> str:
@@ -81,133 +95,6 @@ def _without_idle_weights(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not idle(name)}
 
 
-def load_recipe(spec: str) -> Any:
-    """The stage or pipeline of `spec`: a path, or the bare name of a file in experiments/, with `:SIZE` where it has
-    sizes. Raises UserError, also for a sweep."""
-    recipe, path = _load(spec)
-    if isinstance(recipe, Sweep):
-        raise UserError(f"{path}: a sweep of {len(recipe.runs)} runs; expected a stage or a pipeline; use lmjax sweep")
-    return recipe
-
-
-def load_sweep(spec: str) -> Sweep:
-    """As `load_recipe`, of a sweep."""
-    recipe, path = _load(spec)
-    if not isinstance(recipe, Sweep):
-        raise UserError(f"{path}: a {type(recipe).__name__}; expected a Sweep; use lmjax run")
-    return recipe
-
-
-def _load(spec: str) -> tuple[Any, Path]:
-    require_local("RECIPE", spec)
-    name, _, size = spec.partition(":")
-    path = _find(name)
-    make = _recipe_function(path)
-    sizes = typing.get_args(_run_user_code(path, lambda: typing.get_type_hints(make)).get("size"))
-    name = shortened(spec)[1:-1]
-    if size and not sizes:
-        raise UserError(f"{name}: {path} offers no sizes; leave out {shortened(':' + size)}")
-    if size and size not in sizes:
-        known = f"{nearest(size, sizes)} (sizes: {', '.join(sizes)})"
-        raise UserError(f"{name}: {path} has no size {shortened(size)}; {known}")
-    recipe = _run_user_code(path, lambda: _made(lambda: make(size) if size else make()))
-    if type(recipe) not in (Pipeline, Sweep, *KINDS.values()):
-        raise UserError(f"{path}: recipe() returned {type(recipe).__name__}; return one of lmjax.settings's stages")
-    return recipe, path
-
-
-def recipe_names() -> list[str]:
-    """The bare names that `load_recipe` knows: of the files in experiments/, here and where lmjax is installed."""
-    return sorted({file.stem for folder in _folders() for file in folder.glob("*.py")})
-
-
-def _folders() -> list[Path]:
-    return [Path("experiments"), Path(__file__).parents[2] / "experiments"]
-
-
-def _find(name: str) -> Path:
-    candidates = [Path(name)] if name.endswith(".py") else [folder / f"{name}.py" for folder in _folders()]
-    for path in candidates if is_safe_name(Path(name).name) else ():
-        if path.is_file():
-            return path
-        if path.is_dir():
-            raise UserError(f"{path}: it is a folder; expected a recipe file; name a file in it")
-    looked = ", ".join(shortened(str(path))[1:-1] for path in candidates)
-    raise UserError(f"no recipe {shortened(name)}: looked for {looked}; {nearest(name[:200], recipe_names())}")
-
-
-def _recipe_function(path: Path) -> typing.Callable[..., Any]:
-    source = read_bytes(path)
-    if not any(b"coding" in line for line in source.splitlines()[:2]):  # PEP 263: Python knows how to read it
-        decode_text(source, path)
-    module = _run_user_code(path, lambda: run_file(path, f"lmjax_recipe_{path.stem}"))
-    make = getattr(module, "recipe", None)
-    if not inspect.isfunction(make):
-        raise UserError(f"{path}: expected a function recipe() that returns a recipe; add one")
-    return make
-
-
-def _made(make: typing.Callable[[], Any]) -> Any:
-    """The recipe that `make` returns. For an error of a field, `make` runs again, unchecked, to find its full path."""
-    try:
-        return make()
-    except FieldError as error:
-        found = None
-        with contextlib.suppress(Exception):  # of the user's code, which may count on checked values
-            found = _first_error(make)
-        same = found is not None and found.rest == error.rest and found.field.endswith(error.field)
-        raise (found if same and found else error).with_traceback(error.__traceback__) from None
-
-
-def _first_error(make: typing.Callable[[], Any]) -> FieldError | None:
-    with unchecked():
-        recipe = make()
-    try:
-        for stage in recipe.stages:
-            checked(stage, "" if stage is recipe else stage.name)
-    except FieldError as error:
-        return error
-    return None
-
-
-def _run_user_code(path: Path, call: typing.Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever a recipe does wrong is the user's to fix
-        here = (str(path), str(path.absolute()))  # as an import names it
-        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in here]
-        own = isinstance(error, SyntaxError) and error.filename in here
-        line = error.lineno if own and isinstance(error, SyntaxError) else frames[-1] if frames else None
-        place = f"{path}:{line}" if line else str(path)
-        said = text_of(error)
-        what = said if len(said) < 1000 else shortened(said, 600)[1:-1]
-        message = what if isinstance(error, UserError) else f"{type(error).__name__}: {what}{_hint(error)}"
-        raise UserError(f"{place}: {message}") from error
-
-
-def _hint(error: BaseException) -> str:
-    """For a keyword, a field or a module that is not there: its new name, or the nearest field."""
-    if isinstance(error, SystemExit):
-        return "; a recipe returns, and leaves the process to lmjax"
-    if isinstance(error, AttributeError) and isinstance(error.obj, Settings):
-        return f"; {_known_field(type(error.obj), error.name or '')}"
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text_of(error))
-    parts: dict[str, Any] = {
-        **vars(lmjax.settings),
-        **{stage.__name__: stage for stage in KINDS.values()},
-    }
-    part = found and parts.get(found[1])
-    return f"; {_known_field(part, found[2])}" if found and part else module_hint(error)
-
-
-def _known_field(part: type, name: str) -> str:
-    """For a field that a settings class does not have: its new name, or the nearest that the class has."""
-    new = renamed_fields(part).get(name)
-    return f"{name!r} is now called {new!r}" if new else nearest(name, field_types(part))
-
-
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of nested objects by their names, as in "model.attention.heads"."""
     if isinstance(value, dict) and value:
@@ -245,7 +132,7 @@ def _decode_part(part: Any, value: dict[str, Any], where: str, field: str) -> An
     value = with_former(part, value)
     for name in value:
         if name not in kinds:
-            raise UserError(f"{where}: unknown field {joined(field, name)!r}; {_known_field(part, name)}")
+            raise UserError(f"{where}: unknown field {joined(field, name)!r}; {known_field(part, name)}")
     known = without_unused(part.__name__, value)
     values = {name: _decode(kinds[name], item, where, joined(field, name)) for name, item in known.items()}
     try:

@@ -3,47 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError
-from lmjax.settings.stage import Stage, TaskSettings
+from lmjax.settings import Pipeline, Stage, Sweep
+from lmjax.settings.stage import TaskSettings
 
 WIDTH = 100  # of a call on one line
 SETTINGS, TASKS = "lmjax.settings", "lmjax.tasks."  # where the classes of a recipe are imported from
 
-Names = dict[str, set[str]]  # of classes, by the module that they are imported from
 
+def source_of(recipe: Stage | Pipeline | Sweep, docstring: str, here: Path | None = None) -> str:
+    """A recipe file whose recipe() returns the same. Raises UserError for a stage with a task of the user's own.
 
-def source_of(stage: Stage, docstring: str) -> str:
-    """A recipe file whose recipe() returns the stage. Raises UserError for a stage with a task of the user's own."""
-    names: Names = {}
-    body = _written(stage, names, "    ")
+    Paths below `here`, where the file will be, are written as those of its folder, wherever that is moved.
+    """
+    writer = _Writer(here)
+    body = writer.written(recipe, "    ")
     quoted = docstring.replace("\\", "\\\\").replace('"""', "'''")
     lines = [f'"""{quoted}"""', ""]
-    for module, own in sorted(names.items()):
+    lines += ["from pathlib import Path", ""] if writer.moves else []
+    for module, own in sorted(writer.names.items()):
         lines += [f"from {module} import (", *(f"    {name}," for name in sorted(own)), ")"]
-    return "\n".join([*lines, "", "", f"def recipe() -> {type(stage).__name__}:", f"    return {body}", ""])
+    lines += ["", "HERE = Path(__file__).parent"] if writer.moves else []
+    return "\n".join([*lines, "", "", f"def recipe() -> {type(recipe).__name__}:", f"    return {body}", ""])
 
 
-def _written(value: Any, names: Names, indent: str) -> str:
-    task = isinstance(value, TaskSettings)
-    if task and not type(value).__module__.startswith(TASKS):
-        raise UserError("task: a task of one's own stands in no recipe that is written; expected a task of lmjax's")
-    if isinstance(value, tuple):
-        return _call("", [_written(item, names, indent + "    ") for item in value], indent, tuple_of=len(value))
-    if not dataclasses.is_dataclass(value):
-        return repr(value)
-    module = type(value).__module__ if task else SETTINGS
-    names.setdefault(module, set()).add(type(value).__name__)
-    fields = [field for field in dataclasses.fields(value) if getattr(value, field.name) != field.default]
-    parts = [f"{field.name}={_written(getattr(value, field.name), names, indent + '    ')}" for field in fields]
-    return _call(type(value).__name__, parts, indent)
+class _Writer:
+    """Writes values as Python, and keeps the names that are then to be imported."""
+
+    def __init__(self, here: Path | None) -> None:
+        self.names: dict[str, set[str]] = {}  # of classes, by the module that they are imported from
+        self.moves = False  # whether a path was written as one of the file's folder
+        self._here = here
+
+    def written(self, value: Any, indent: str) -> str:
+        inner = indent + "    "
+        if isinstance(value, tuple):
+            return _call("", [self.written(item, inner) for item in value], indent, tuple_of=len(value))
+        if not dataclasses.is_dataclass(value):
+            return repr(value)
+        task = isinstance(value, TaskSettings)
+        if task and not type(value).__module__.startswith(TASKS):
+            raise UserError("task: a task of one's own stands in no recipe that is written; expected a task of lmjax's")
+        module = type(value).__module__ if task else SETTINGS
+        self.names.setdefault(module, set()).add(type(value).__name__)
+        fields = [field for field in dataclasses.fields(value) if getattr(value, field.name) != field.default]
+        parts = [f"{field.name}={self._field(field.name, getattr(value, field.name), inner)}" for field in fields]
+        return _call(type(value).__name__, parts, indent)
+
+    def _field(self, name: str, value: Any, indent: str) -> str:
+        inside = self._here is not None and name == "path" and value and Path(value).is_relative_to(self._here)
+        if not inside:
+            return self.written(value, indent)
+        self.moves = True
+        return f"str(HERE / {str(Path(value).relative_to(self._here or ''))!r})"
 
 
 def _call(name: str, parts: list[str], indent: str, tuple_of: int = 0) -> str:
     comma = "," if tuple_of == 1 else ""
     line = f"{name}({', '.join(parts)}{comma})"
-    if len(line) <= WIDTH and "\n" not in line:
+    if len(indent) + len(line) <= WIDTH and "\n" not in line:
         return line
     inner = "".join(f"{indent}    {part},\n" for part in parts)
     return f"{name}(\n{inner}{indent})"

@@ -19,6 +19,7 @@ from lmjax.errors import FieldError, UserError, require
 from lmjax.fields import PositiveFloat, Settings, check_divides, check_name, require_local
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, SourceSettings
+from lmjax.settings.labelled import LabelledSettings
 from lmjax.settings.model import ModelSettings
 from lmjax.settings.training import (
     CheckpointSettings,
@@ -97,6 +98,7 @@ class Stage(Settings):
     model: ModelSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
+    reasons: tuple[str, ...] = ()  # why a recipe chose its values, a line each, which a run says first
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -121,9 +123,13 @@ class Stage(Settings):
         """The conversations that it reads, by the fields that name them."""
         return {}
 
-    def texts(self) -> tuple[SourceSettings, ...]:
-        """The plain text that it reads."""
-        return ()
+    def texts(self) -> dict[str, tuple[SourceSettings, ...]]:
+        """The plain text that it reads, by the fields that name it."""
+        return {}
+
+    def labelled(self) -> dict[str, tuple[LabelledSettings, ...]]:
+        """The labelled examples that it reads, by the fields that name them."""
+        return {}
 
     def functions(self) -> dict[str, str]:
         """The Python functions that it calls, by the fields that name them."""
@@ -141,7 +147,7 @@ class Stage(Settings):
 
     def paths(self) -> set[str]:
         """Every file, folder and glob that it reads, but checkpoints."""
-        found = {source.path for source in self.texts()}
+        found = {source.path for sources in self.texts().values() for source in sources}
         found |= {source.path for sources in self.dialogues().values() for source in sources}
         return (found | {function.rpartition(":")[0] for function in self.functions().values()}) - {""}
 

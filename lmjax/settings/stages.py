@@ -22,6 +22,7 @@ from lmjax.fields import (
 )
 from lmjax.settings.conversations import DialogueSettings, DialogueSourceSettings, TemplateSettings
 from lmjax.settings.data import DataSettings, RowSettings, SourceSettings, TokenizerSettings
+from lmjax.settings.labelled import LabelledSettings
 from lmjax.settings.measures import MeasureSettings
 from lmjax.settings.model import ModelSettings
 from lmjax.settings.rl import KLSettings, Penalty, PPOSettings, RewardSettings, is_function
@@ -59,8 +60,8 @@ class Pretrain(TrainingStage):
         fix = "raise it, or leave it out to take the tokenizer's size"
         require(fits, "model.vocab_size", table, f"at least the tokenizer's {entries} entries", fix)
 
-    def texts(self) -> tuple[SourceSettings, ...]:
-        return (*self.data.train, *self.data.validation)
+    def texts(self) -> dict[str, tuple[SourceSettings, ...]]:
+        return {"data.train": self.data.train, "data.validation": self.data.validation}
 
     def paths(self) -> set[str]:
         return super().paths() | ({self.tokenizer.path} - {""})
@@ -105,6 +106,11 @@ class Finetune(TrainingStage):
     layer_decay: PositiveFloat = 1.0
     frozen_layers: NonNegativeInt = 0  # the first layers that do not learn, with the embeddings below them
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5, weight_decay=0.0)
+
+    def labelled(self) -> dict[str, tuple[LabelledSettings, ...]]:
+        named = {f"task.{name}": getattr(self.task, name, ()) for name in ("train", "validation")}
+        read = {field: tuple(getattr(one, "source", one) for one in sources) for field, sources in named.items()}
+        return {field: of for field, of in read.items() if all(isinstance(one, LabelledSettings) for one in of)}
 
     @property
     def rates_by_layer(self) -> tuple[float, int]:
@@ -169,8 +175,8 @@ class SFT(DialogueStage):
     def checkpoints(self) -> dict[str, str]:
         return super().checkpoints() | ({"reward_model": self.reward_model} if self.reward_model else {})
 
-    def texts(self) -> tuple[SourceSettings, ...]:
-        return self.mix
+    def texts(self) -> dict[str, tuple[SourceSettings, ...]]:
+        return {"mix": self.mix}
 
     @property
     def reward_model_source(self) -> tuple[str, str]:
@@ -288,8 +294,8 @@ class PPO(DialogueStage):
         named = self.reward.functions_by_field | {"reward.known_reward": self.reward.known_reward}
         return {field: function for field, function in named.items() if is_function(function)}
 
-    def texts(self) -> tuple[SourceSettings, ...]:
-        return self.mix
+    def texts(self) -> dict[str, tuple[SourceSettings, ...]]:
+        return {"mix": self.mix}
 
     @property
     def sampled(self) -> tuple[str, int]:

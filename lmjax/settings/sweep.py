@@ -116,7 +116,7 @@ def _check_cooldown(run: SweepRun, before: dict[str, SweepRun]) -> None:
         own, other = getattr(run.stage, field.name), getattr(trunk.stage, field.name)
         if field.name == "train":
             other = dataclasses.replace(other, steps=own.steps)
-        free = field.name in ("name", "evaluation", "checkpoint", "log")
+        free = field.name in ("name", "reasons", "evaluation", "checkpoint", "log")
         require(free or own == other, field.name, own, f"what its trunk has, {other!r}", "copy the trunk's")
     saved = run.cooldown_step in trunk.stage.checkpoint.at
     fix = f"add it to the checkpoint.at of {trunk.name!r}"

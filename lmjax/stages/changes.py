@@ -25,7 +25,7 @@ Table = dict[Kind, tuple[str, ...]]
 # An entry that ends with a dot stands for all fields below it.
 TRAINING: Table = {
     Kind.FREE: (
-        *("name", "mesh.", "plan.", "evaluation.", "checkpoint.", "log."),
+        *("name", "reasons", "mesh.", "plan.", "evaluation.", "checkpoint.", "log."),
         *("train.microbatches", "train.abort_after_skipped"),
         *("compute.remat", "compute.loss_chunk", "compute.attention_block", "compute.vector_memory"),
         "compute.unroll_layers",

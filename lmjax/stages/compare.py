@@ -37,7 +37,7 @@ from lmjax.training.progress import ProgressDisplay
 
 CHANGES: Table = {  # answers that were sampled are kept, and belong to what they were sampled with
     Kind.FREE: (
-        *("name", "mesh.", "model.", "compute.remat", "compute.loss_chunk", "compute.attention_block"),
+        *("name", "reasons", "mesh.", "model.", "compute.remat", "compute.loss_chunk", "compute.attention_block"),
         *("compute.vector_memory", "compute.scan_layers", "compute.unroll_layers"),
         *("dialogue.validation.", "dialogue.prefetch"),
         f"dialogue.{EARLIER}.",

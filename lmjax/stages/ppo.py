@@ -42,6 +42,7 @@ from lmjax.rl.rollout import Rollout, Vocabulary
 from lmjax.run_files import METRICS_FILE
 from lmjax.settings import PPO, DataSettings, Stage
 from lmjax.stages.changes import DIALOGUE, TRAINING
+from lmjax.stages.first_lines import model_line, steps_line
 from lmjax.stages.kind import Planned, StageKind
 from lmjax.stages.ppo_learner import ppo_learner, ppo_state
 from lmjax.stages.ppo_shown import CHANGES, SHOWN
@@ -71,6 +72,7 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
     iteration = _open_iteration(resolved, reference, PromptSet(rows, records), rewards, mesh, steps)
     learner, row = iteration.learner, recipe.dialogue.sequence_length + recipe.ppo.response_tokens
     ramp = BatchRamp(recipe.loading)
+    size = recipe.loading.batch_size * learner.ppo.group
     training = Training(
         recipe=recipe,
         steps=steps,
@@ -87,6 +89,8 @@ def ppo(resolved: ResolvedStage, session: Session) -> Outcome:
         evaluates_fresh=True,
     )
     tokens = sum(map(training.tokens_in, range(steps)))
+    for line in (model_line(start.settings, row), steps_line(steps, size, row, tokens)):
+        session.display.say(line)
     state = train(training, resolved, session)
     return Outcome(state, steps, start.settings, row, tokens, training.flops_per_token, mesh.devices.size)
 

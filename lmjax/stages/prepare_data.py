@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,41 +127,41 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
 
 
-def prepare_data(recipe: Pretrain, folder: Path, display: ProgressDisplay, workers: int | None = None) -> list[str]:
+def prepare_data(recipe: Pretrain, folder: Path, display: ProgressDisplay, workers: int | None = None) -> Pretrain:
     """Writes the tokenizer and every source's shards below `folder`.
 
-    Returns the overrides with which the recipe trains from them: the same batches, without the text.
+    Returns the recipe that trains from them: the same batches, without the text.
     """
     require_local("out", folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, folder, display, workers=workers)
-    overrides = ["--tokenizer.path", str(prepared.tokenizer_folder)]
-    overrides += _set_back("--tokenizer", recipe.tokenizer, path=str(prepared.tokenizer_folder))
-    if recipe.tokenizer.user_symbols:
-        overrides.append("--tokenizer.user-symbols")  # none beyond those that the saved tokenizer holds
-    roles = (("train", recipe.data.train, prepared.train), ("validation", recipe.data.validation, prepared.validation))
-    for role, sources, opened in roles:
-        for number, (source, shards) in enumerate(zip(sources, opened, strict=True)):
-            field = f"--data.{role}.{number}"
-            overrides += [f"{field}.kind", "shards", f"{field}.path", str(shards.folder)]
-            overrides += _set_back(field, source, kind="shards")
-            if source.kind != "shards" and (source.begin, source.end) != (0.0, 1.0):  # the shards hold that part only
-                overrides += [f"{field}.begin", "0", f"{field}.end", "1"]
-    return overrides
+    return _from_shards(recipe, prepared)
 
 
-def _set_back(option: str, settings: Any, **changed: str) -> list[str]:
-    """The overrides that set back to their defaults the fields that `settings`, so changed, no longer uses."""
+def _from_shards(recipe: Pretrain, prepared: Prepared) -> Pretrain:
+    def read(sources: Sequence[SourceSettings], opened: Sequence[TokenShards]) -> tuple[SourceSettings, ...]:
+        return tuple(map(_of_shards, sources, opened))
+
+    tokenizer = _with(recipe.tokenizer, path=str(prepared.tokenizer_folder), user_symbols=())  # which its files hold
+    train, validation = read(recipe.data.train, prepared.train), read(recipe.data.validation, prepared.validation)
+    data = dataclasses.replace(recipe.data, train=train, validation=validation)
+    return dataclasses.replace(recipe, tokenizer=tokenizer, data=data)
+
+
+def _of_shards(source: SourceSettings, shards: TokenShards) -> SourceSettings:
+    """The source of a source's shards, which hold the part of it that is read."""
+    if source.kind == "shards":
+        return source
+    return _with(source, kind="shards", path=str(shards.folder), begin=0.0, end=1.0)
+
+
+def _with(settings: Any, **changed: Any) -> Any:
+    """The settings with other values of fields, and those that they no longer use at their defaults."""
+    kinds = {name: value for name, value in changed.items() if name in ("kind", "path")}
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    words = []
-    for name in unused_fields(settings, **changed):
-        dashed, value = name.replace("_", "-"), defaults[name]
-        if isinstance(value, bool):
-            words.append(f"{option}.{dashed}" if value else f"{option}.no-{dashed}")
-        else:
-            words += [f"{option}.{dashed}", str(value)]
-    return words
+    unused = {name: defaults[name] for name in unused_fields(settings, **kinds)}
+    return dataclasses.replace(settings, **(unused | changed))
 
 
 def shards_folder(workdir: Path, source: SourceSettings, fingerprint: str) -> Path:

@@ -56,11 +56,11 @@ def prepare_share(
 
 def merge_shares(
     recipe: Pretrain, folder: Path, given: Sequence[Path], display: ProgressDisplay, workers: int | None = None
-) -> list[str]:
+) -> Pretrain:
     """Makes one folder of token shards of each source of the shares in `given`, by default those in `folder`.
 
     `given` are the folders to which shares were written, each with its `shares/`. Digests, tokenizers and the corpus
-    are checked, and that no share is missing or there twice. Returns the overrides of `prepare_data`. Raises UserError.
+    are checked, and that no share is missing or there twice. Returns the recipe of `prepare_data`. Raises UserError.
     """
     require_local("out", folder)
     for place in given:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,14 +26,14 @@ from lmjax.data.ramp import BatchRamp
 from lmjax.errors import require
 from lmjax.evaluate.samples import EvaluationLines
 from lmjax.model.families import model_of
-from lmjax.model.flops import count
 from lmjax.optim.train_state import TrainState
 from lmjax.parallel import processes
 from lmjax.parallel.executable import load_executable
 from lmjax.parallel.placement import abstract_params, init_state, place_whole, placed_batch, shardings_of
 from lmjax.run_files import METRICS_FILE, WALL_SECONDS
 from lmjax.settings import ModelSettings, TrainingStage
-from lmjax.settings.recipe_files import flat, to_json
+from lmjax.settings.recipe_files import flat, plain, to_json
+from lmjax.stages.first_lines import SPEED, hours_line, model_line, saying_compiling, steps_line
 from lmjax.tasks.program import Program, platform_of
 from lmjax.tasks.resolved import ResolvedStage
 from lmjax.tasks.task import Evaluate, Session, Task, TaskData, TaskRun
@@ -41,6 +42,7 @@ from lmjax.training.patience import Patience
 from lmjax.training.record import Recorder
 from lmjax.training.stop import Interrupted
 from lmjax.training.throughput import Meter
+from lmjax.training.trackers import Tracked, Tracker, open_trackers
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,16 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     program = task.build(resolved, mesh, steps)
     for line in data.shares(loader, steps):
         session.display.say(line)
-    if stage.own_model:
-        parameters = count(model, stage.loading.sequence_length).parameters
-        session.display.say(f"{parameters:,} parameters on {mesh.devices.size} x {jax.devices()[0].device_kind}")
+    length, row = stage.loading.sequence_length, _row_tokens(spec)
+    session.display.say(model_line(model, length))
+
+    def tokens_at(step: int) -> int:
+        return loader.tokens_at(step) * row // length  # a row of several sequences counts them all
+
+    session.display.say(steps_line(steps, stage.loading.batch_size, row, tokens_at(steps)))
     frozen = _frozen(program, resolved)
     run = TaskRun(resolved, mesh, program, frozen, data, loader, session)
     step = _step(program, resolved, mesh, session)
-    length, row = stage.loading.sequence_length, _row_tokens(spec)
     axes, flops = program.axes, task.flops_per_token(resolved)
     patience = Patience(stage.evaluation.patience, stage.checkpoint.best_by)
     training = Training(
@@ -109,7 +114,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
         mesh=mesh,
         abstract=program.abstract,
         fresh=lambda: _fresh(task, program, resolved, mesh, frozen),
-        step=lambda state, batch: step(state, *frozen, batch),
+        step=saying_compiling(lambda state, batch: step(state, *frozen, batch), session),
         batch_at=lambda at: placed_batch(loader, at, mesh, axes),
         tokens_in=lambda at: loader.batch_size_at(at) * loader.length_at(at) * row // length * task.copies,
         flops_per_token=flops,
@@ -120,8 +125,7 @@ def train_task(task: Task, resolved: ResolvedStage, session: Session) -> Outcome
     )
     state = train(training, resolved, session)
     steps = int(jax.device_get(state.step)) if patience.exhausted else steps
-    tokens = loader.tokens_at(steps) * row // length  # a row of several sequences counts them all
-    return Outcome(state, steps, model, length, tokens, flops, mesh.devices.size)
+    return Outcome(state, steps, model, length, tokens_at(steps), flops, mesh.devices.size)
 
 
 def loader_of(stage: TrainingStage, data: TaskData, spec: BatchSpec) -> RowLoader | BucketLoader:
@@ -254,7 +258,7 @@ def train(training: Training, resolved: ResolvedStage, session: Session) -> Trai
         fix = f"raise it, or choose another --workdir than {workdir}"
         require(first <= training.steps, "train.steps", training.steps, f"{first}, the step reached", fix)
         silent = not processes.is_first()
-        recorder = Recorder(workdir, tensorboard=recipe.log.tensorboard, resumed_at=first, silent=silent)
+        recorder = Recorder(workdir, resumed_at=first, silent=silent, trackers=partial(_trackers, recipe, workdir))
         stack.callback(recorder.close)
         if first >= recipe.log.every and not recorder.kept:
             display.say(f"{workdir / METRICS_FILE}: no line up to step {first} is left; the record begins here")
@@ -284,6 +288,11 @@ def train(training: Training, resolved: ResolvedStage, session: Session) -> Trai
         return state
 
 
+def _trackers(recipe: TrainingStage, workdir: Path, next_step: int) -> list[Tracker]:
+    run = Tracked(workdir, recipe.name, flat(plain(recipe)), next_step)
+    return open_trackers(recipe.log.trackers, run, tensorboard=recipe.log.tensorboard)
+
+
 def _time(session: Session) -> Values:
     """How long the stage has run, for its record."""
     return {WALL_SECONDS: session.seconds()}
@@ -310,6 +319,15 @@ def _job(training: Training, checkpointer: Checkpointer, recorder: Recorder, wor
         mirror(workdir)  # first, so that a checkpoint has its record beside it
         checkpointer.save(state, done, {})
 
+    first_speed = True
+
+    def show(done: int, values: Values) -> None:
+        nonlocal first_speed
+        display.update(done, values)
+        if first_speed and SPEED in values and done < training.steps:
+            first_speed = False
+            display.say(hours_line(training.steps, done, values))
+
     return Job(
         steps=training.steps,
         step=training.step,
@@ -319,7 +337,7 @@ def _job(training: Training, checkpointer: Checkpointer, recorder: Recorder, wor
         save=save,
         evaluated=checkpointer.evaluated,
         record=lambda done, values: recorder.write(done, values | training.progress(done) | _time(session)),
-        show=display.update,
+        show=show,
         meter=Meter(training.flops_per_token, jax.devices()[0].device_kind, training.mesh.devices.size),
         evaluation=recipe.evaluation,
         checkpoint=recipe.checkpoint,

@@ -91,7 +91,7 @@ def open_mix(resolved: ResolvedStage, session: Session) -> list[TokenShards]:
     fingerprint = tokenizer_fingerprint(resolved.tokenizer)
     opened = []
     with first_before_others("mixed"):
-        for number, source in enumerate(resolved.settings.texts()):
+        for number, source in enumerate(resolved.settings.texts()["mix"]):
             known = hashlib.sha256(f"{source}\0{fingerprint}".encode()).hexdigest()[:12]
             place: Path = resolved.folder / "tokens" / f"mix-{number}-{known}"
             say = session.display.say

@@ -17,13 +17,9 @@ from jax.sharding import Mesh
 
 from lmjax.bucket import located
 from lmjax.checkpoints.initial import InitialCheckpoint, found_checkpoint, open_initial, open_reward_model, recipe_of
-from lmjax.data.conversation_files import SUFFIXES
-from lmjax.data.open_files import list_files
 from lmjax.errors import UserError, require
-from lmjax.fields import placed
 from lmjax.interop.chat_template import filled_template, require_end_of_text
 from lmjax.parallel.mesh import check_mesh, make_mesh
-from lmjax.rl.reward_function import load_function
 from lmjax.settings import ModelSettings, Stage, TokenizerSettings, TrainingStage
 from lmjax.tokenizers.tokenizer import Tokenizer, build_tokenizer
 
@@ -145,16 +141,6 @@ class ResolvedStage:
                 expected = f"at most the {whose}'s context of {model.context}"
                 fix = "shorten prompts or responses" if sampled else "shorten the rows"
                 require(longest <= model.context, field, longest, expected, fix)
-
-    def check_files(self, made_later: set[str]) -> None:
-        """Raises UserError where a function or a file is absent; `made_later` names stages that still make theirs."""
-        for field, function in self.settings.functions().items():
-            load_function(function, field)
-        for field, sources in self.settings.dialogues().items():
-            for number, source in enumerate(sources):
-                if source.path and Path(source.path).parts[0] not in made_later:
-                    with placed(f"{field}[{number}]"):
-                        list_files(source.path, SUFFIXES)
 
 
 def resolve(stage: Stage, before: Sequence[Stage] = (), folder: Path = Path()) -> ResolvedStage:

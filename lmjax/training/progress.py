@@ -95,6 +95,11 @@ class ProgressDisplay:
     @contextmanager
     def waiting(self, title: str) -> Iterator[None]:
         """Shows that `title` is running, and for how long, where the share that is done is unknown."""
+        if self._bar is not None:  # a terminal has one live display at a time
+            self._bar.update(self._bar.task_ids[0], numbers=title)
+            yield
+            self._bar.update(self._bar.task_ids[0], numbers="")
+            return
         columns = (TextColumn("{task.description}", markup=False), SpinnerColumn("line"), TimeElapsedColumn())
         bar = Progress(*columns, console=self._console, transient=True, disable=not self._live)
         bar.add_task(title, total=None)

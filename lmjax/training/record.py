@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, one JSON object per line, and TensorBoard events beside it.
+"""The record of a run: `metrics.jsonl`, one JSON object per line, and what trackers are told of it.
 
 A line holds `step` and numbers, or a table of numbers; samples hold `prompt` and `sample`. JSON has no NaN or infinity:
 such a number is written as the string "nan", "inf" or "-inf".
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 from lmjax.errors import UserError
 from lmjax.files import MalformedJsonError, check_form, parse_json, write_whole
 from lmjax.run_files import METRICS_FILE
+from lmjax.training.trackers import Tracker
 
-TENSORBOARD_FOLDER = "tensorboard"
 TEXTS = ("prompt", "sample")
 CHANGED = "changed"  # the fields of the recipe that have changed since the step, each as "field: before -> after"
 
@@ -37,7 +37,15 @@ class Recorder:
     file holds each step once. `kept` are the lines that stay.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool, resumed_at: int, silent: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resumed_at: int,
+        silent: bool = False,
+        trackers: Callable[[int], list[Tracker]] = lambda next_step: [],
+    ) -> None:
+        """`trackers` opens those that the lines go to, too, from a step on."""
         self._path = workdir / METRICS_FILE
         self._silent = silent
         lines = read_metrics(workdir) if self._path.exists() else []
@@ -46,7 +54,7 @@ class Recorder:
             return
         write_whole(self._path, "".join(map(_line, self.kept)))
         self._file = self._path.open("a", encoding="utf-8")
-        self._events = _Events(workdir / TENSORBOARD_FOLDER, resumed_at + 1) if tensorboard else None
+        self._trackers = trackers(resumed_at + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds one line, which has left this process when this returns."""
@@ -54,8 +62,8 @@ class Recorder:
             return
         self._file.write(_line({"step": step} | values))
         self._file.flush()
-        if self._events is not None:
-            self._events.write(step, values)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def close(self) -> None:
         if self._silent:
@@ -63,8 +71,8 @@ class Recorder:
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def note_changes(workdir: Path, step: int | None, changes: list[str]) -> None:
@@ -87,39 +95,6 @@ def note_changes(workdir: Path, step: int | None, changes: list[str]) -> None:
 def _no_later(line: dict[str, Any], step: int) -> dict[str, Any]:
     """A line that stays although the steps after `step` will be run again."""
     return line | {"step": min(line["step"], step)}
-
-
-class _Events:
-    """TensorBoard events, written in this thread: an error, such as a full disk, is raised and not lost."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-
-        folder.mkdir(exist_ok=True)
-        self._proto = event_pb2
-        # The library's names tell seconds; a run that is resumed within one must not overwrite the file.
-        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        # Tells TensorBoard to forget what an earlier run wrote from this step on.
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(first_step, session_log=started)
-        self._writer.flush()
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        from tensorboardX import summary
-
-        for name, value in values.items():
-            if name == "sample":
-                self._add(step, summary=summary.text("sample", f"{values.get('prompt', '')}{value}"))
-            elif isinstance(value, int | float):
-                self._add(step, summary=summary.scalar(name, value))
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _add(self, step: int, **content: Any) -> None:
-        self._writer.write_event(self._proto.Event(wall_time=time.time(), step=step, **content))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

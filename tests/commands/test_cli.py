@@ -14,7 +14,8 @@ import pytest
 import lmjax
 from lmjax.cli import main
 from lmjax.model.presets import PRESETS
-from lmjax.settings.recipe_files import from_json, to_json
+from lmjax.settings.recipe_files import from_json, recipe_names, to_json
+from lmjax.settings.recipe_functions import recipe_function
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,7 @@ COMMANDS = [
         ["score"],
         ["predict"],
         ["report"],
+        ["recipe"],
         ["evaluate"],
         ["harness"],
     ),
@@ -62,10 +64,8 @@ def test_the_version_is_told(capsys):
 
 
 def test_the_fields_of_a_recipe_are_listed_with_their_values(capsys):
-    with pytest.raises(SystemExit) as leaving:
-        main(["run", "shakespeare_char", "--fields"])
+    assert main(["run", "shakespeare_char", "--fields"]) == 0
     said = capsys.readouterr().out
-    assert leaving.value.code == 0
     for text in ("--train.steps INT", "(default: 2000)", "--data.train.0.path STR", "--model.attention.heads INT"):
         assert text in said
 
@@ -76,15 +76,18 @@ def test_the_fields_of_a_recipe_are_listed_with_their_values(capsys):
         (["trian", "quickstart"], "invalid choice: 'trian'"),
         (["run"], "required: RECIPE"),
         (["run", "quickstrat"], "no recipe 'quickstrat'"),
-        (["run", "quickstart", "--train.stesp", "5"], "Perhaps you meant"),
-        (["run", "quickstart", "--train.stesp", "5"], "--train.steps"),
-        (["run", "quickstart", "--train.steps", "five"], "--train.steps"),
+        (["run", "quickstart", "--train.stesp", "5"], "--train.stesp: no such field; did you mean --train.steps INT?"),
+        (["run", "quickstart", "--train.steps", "five"], "--train.steps five: expected a whole number"),
         (
             ["run", "quickstart", "--train.steps", "0"],
             "lmjax: pretrain.train.steps = 0: expected a number above 0; the default is",
         ),
-        (["run", "quickstart", "--compute.dtype", "bf16"], "bfloat16"),
-        (["run", "quickstart", "--data.train.1.path", "x"], "--data.train.0.path"),
+        (["run", "quickstart", "--compute.dtype", "bf16"], "did you mean 'bfloat16'?"),
+        (
+            ["run", "quickstart", "--ppo.log.tensorboard", "maybe"],
+            "--ppo.log.tensorboard maybe: expected true or false",
+        ),
+        (["run", "quickstart", "--data.train.1.path", "x"], "did you mean --data.train.0.path STR"),
         (["run", "quickstart", "--model.width", "100", "--model.attention.heads", "3"], "model.width = 100"),
         (["run", "gpt2:124M"], "did you mean '124m'?"),
         (["generate", "nowhere", "--promt", "x"], "unknown arguments: --promt x; did you mean '--prompt'?"),
@@ -100,6 +103,29 @@ def test_the_fields_of_a_recipe_are_listed_with_their_values(capsys):
 )
 def test_a_mistake_is_an_error_of_its_own_and_exit_code_2(fails, arguments, message):
     assert message in fails(*arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_recipes_of_examples_are_there(capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    examples = capsys.readouterr().out.partition("example:\n")[2]
+    named = re.findall(rf"lmjax {' '.join(command)} (\w[\w.]*(?::\w+)?)(?: |$)", examples, re.M)
+    recipes = [spec for spec in named if ":" in spec or spec in recipe_names()]
+    assert all(recipe_function(spec).path.is_file() for spec in recipes)
+    assert recipes or command not in (["run"], ["plan"], ["recipe"], ["data", "prepare"])
+
+
+def test_the_help_of_a_recipe_lists_its_arguments_and_fields_in_sentences(capsys):
+    assert main(["run", "text", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "usage: lmjax run " in said and "--dry-run" in said
+    assert "\n  --data [STR ...]  (required)\n      Files, folders or globs of text: plain, JSON lines" in said
+    assert "\n  --train.steps INT  (default: 1000)\n" in said
+    assert main(["run", "quickstart", "--help", "--sft.epochs", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "\nstage sft:\n" in said and "--sft.epochs FLOAT|none  (default: 3.0)" in said
+    assert "--sft.model.FIELD of ModelSettings  (default: None)" in said
 
 
 def test_a_broken_recipe_file_is_named_with_its_line(fails, tmp_path):
@@ -119,11 +145,13 @@ def test_overrides_reach_nested_and_tuple_fields_with_their_types(monkeypatch, c
         *("--optimizer.schedule.kind=wsd", "--optimizer.clip_norm", "None", "--mesh.data", "-1", "--mesh.fsdp", "2"),
         *("--evaluation.prompts", "The cat", "A", "--log.profile", "1", "2", "--tokenizer.user-symbols"),
         *("--model.attention.pattern", "dense", "banded", "--model.attention.band", "8", "--data.no-shuffle"),
+        *("--log.tensorboard", "false", "--train.seed", "1e3"),
     ]
     assert main(["run", "shakespeare_char", "--workdir", "w", *arguments, "--force"]) == 7
     recipe = seen["recipe"]
     assert recipe.train.steps == 100 and recipe.data.train[0].path == "F" and recipe.data.train[0].end == 0.9
     assert recipe.data.validation[0].begin == 0.5 and recipe.data.shuffle is False
+    assert recipe.log.tensorboard is False and recipe.train.seed == 1000
     assert recipe.optimizer.schedule.kind == "wsd" and recipe.optimizer.clip_norm is None
     assert (recipe.mesh.data, recipe.mesh.fsdp) == (-1, 2)
     assert recipe.evaluation.prompts == ("The cat", "A") and recipe.log.profile == (1, 2)

@@ -138,7 +138,7 @@ def make_workdir(tmp_path):
             if value is not None:
                 (folder / file).write_text(json.dumps(value))
         if lines is not None:
-            recorder = Recorder(folder, tensorboard=False, resumed_at=0)
+            recorder = Recorder(folder, resumed_at=0)
             for line in lines:
                 recorder.write(line["step"], line)
             recorder.close()

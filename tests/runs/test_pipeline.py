@@ -298,13 +298,13 @@ def test_stages_of_any_name_can_be_set_by_their_names(tmp_path, capsys):
     swapped = parsed(path, ["--1_pretrain.train.seed", "5", "--pretrain-old.train.seed=6"])
     assert (swapped.stages[0].train.seed, swapped.stages[5].train.seed) == (5, 6)
     assert parsed(path, []).stages[0].train.seed == 0
-    with pytest.raises(SystemExit):
-        parsed(path, ["--help"])
+    assert cli.main(["run", str(path), "--help"]) == 0
     said = capsys.readouterr().out
     for name in ("1-pretrain", "class", "a-b", "pretrain", "pretrain-old", "help", "train"):
         assert f"--{name}.train.steps" in said
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(
+        UserError, match=r"--class\.train\.stesp: no such field; did you mean --class\.train\.steps INT"
+    ):
         parsed(path, ["--class.train.stesp", "5"])
-    assert leaving.value.code == 2 and "--class.train.steps" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"--klass\.train\.seed: neither a stage nor a field of the first; .*'class'"):
         parsed(path, ["--klass.train.seed", "5"])

@@ -103,7 +103,9 @@ def test_a_second_signal_is_obeyed_at_once_and_costs_only_the_steps_since_the_la
 def test_a_signal_while_data_are_prepared_stops_at_once(tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr(stage, "prepare", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert run(tiny(), tmp_path).exit_code == 143
-    assert capsys.readouterr().out == "stopped; the same command resumes\n"
+    workdir, devices, stopped = capsys.readouterr().out.splitlines()
+    assert workdir == f"workdir: {tmp_path}" and devices.startswith("devices: ")
+    assert stopped == "stopped; the same command resumes"
     assert not (tmp_path / "checkpoints").exists()
 
 

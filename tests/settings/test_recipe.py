@@ -26,6 +26,7 @@ from lmjax.settings import (
 )
 from lmjax.settings.recipe_files import difference, from_json, load_recipe, load_sweep, to_json
 from lmjax.settings.stage import KINDS
+from tests.tiny import experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -68,7 +69,7 @@ def test_every_run_of_a_sweep_survives_its_json(spec):
 
 @pytest.mark.parametrize("spec", _specs(), ids=lambda spec: Path(spec).name)
 def test_every_experiment_survives_its_json(spec):
-    recipe = load_recipe(spec)
+    recipe = experiment(spec)
     for stage in recipe.stages if isinstance(recipe, Pipeline) else [recipe]:
         text = to_json(stage)
         again = from_json(text)
@@ -130,7 +131,7 @@ def _parts(part: type, base: typing.Any = None) -> st.SearchStrategy:
 
 def _stages() -> list[typing.Any]:
     """A recipe of every stage that the experiments hold, but of those with a task, whose values are no settings."""
-    recipes = [load_recipe(spec) for spec in _specs()]
+    recipes = [experiment(spec) for spec in _specs()]
     stages = [stage for recipe in recipes for stage in getattr(recipe, "stages", [recipe])]
     return list({type(stage): stage for stage in stages if getattr(stage, "task", None) is None}.values())
 

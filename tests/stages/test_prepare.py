@@ -16,7 +16,17 @@ from lmjax.data import write_shards
 from lmjax.data.loader import Loader, validation_batches
 from lmjax.data.token_cache import TokenCache
 from lmjax.errors import UserError
-from lmjax.settings import SFT, DialogueSettings, DialogueSourceSettings, Pretrain, SourceSettings, TokenizerSettings
+from lmjax.settings import (
+    SFT,
+    DialogueSettings,
+    DialogueSourceSettings,
+    Pipeline,
+    Pretrain,
+    SourceSettings,
+    TokenizerSettings,
+)
+from lmjax.settings.recipe_files import load_recipe
+from lmjax.settings.recipe_source import source_of
 from lmjax.stages import prepare_data as module
 from lmjax.stages.prepare_data import Prepared, prepare, prepare_data, train_tokenizer
 from lmjax.tasks.conversations import open_mix
@@ -25,7 +35,7 @@ from lmjax.tasks.task import Session
 from lmjax.tokenizers.tokenizer import load_tokenizer
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
-from tests.tiny import text, write_recipe
+from tests.tiny import sft, text, write_recipe
 
 BPE = TokenizerSettings(kind="bpe", vocab_size=270)
 
@@ -177,12 +187,8 @@ def test_training_from_prepared_shards_reads_the_same_batches(tmp_path, tiny, te
     validation = (dataclasses.replace(source, begin=0.9),)
     recipe = tiny(tokenizer=tokenizer, data__train=train, data__validation=validation)
     from_text = _batches(recipe, prepare(recipe, tmp_path / "run", Display()))
-    overrides = prepare_data(recipe, tmp_path / "prepared", Display())
+    shards = prepare_data(recipe, tmp_path / "prepared", Display())
     path.unlink()  # nothing but the shards is read from here on
-
-    import tyro
-
-    shards = tyro.cli(Pretrain, default=recipe, args=overrides)
     assert {source.kind for source in shards.data.train + shards.data.validation} == {"shards"}
     _assert_equal(from_text, _batches(shards, prepare(shards, tmp_path / "again", Display())))
 
@@ -202,17 +208,29 @@ def test_the_commands_write_a_tokenizer_and_shards_and_say_how_to_train_from_the
     assert main(["data", "prepare", str(spec), "--out", str(tmp_path / "out"), "--workers", "1", *given]) == 0
     said = capsys.readouterr().out
     command = shlex.split(said.split("to train from them:")[1])
-    assert command[:3] == ["lmjax", "run", str(spec)]
+    assert command == ["lmjax", "run", str(tmp_path / "out" / "recipe.py")]
 
-    import tyro
-
-    from lmjax.settings.recipe_files import load_recipe
-
-    recipe = tyro.cli(Pretrain, default=load_recipe(str(spec)), args=command[3:])
+    out = tmp_path / "moved"
+    (tmp_path / "out").rename(out)
+    recipe = load_recipe(str(out / "recipe.py"))
+    assert recipe.data.train[0].path.startswith(str(out)) and recipe.tokenizer.path.startswith(str(out))
     assert recipe.data.sequence_length == 8 and recipe.data.train[0].kind == "shards"
     manifest = json.loads((Path(recipe.data.train[0].path) / "manifest.json").read_text())
     assert manifest["documents"] == 200 and manifest["vocab_size"] == 280
     assert load_tokenizer(recipe.tokenizer.path).vocab_size == 280
+
+
+def test_the_recipe_beside_the_shards_has_all_stages_of_a_pipeline_in_any_folder(tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = tiny(data__validation=tiny().data.train)
+    lines = source_of(Pipeline("two", (first, sft(()))), "Two.").replace("User:", "Frage:")
+    (tmp_path / "two.py").write_text(lines)
+    assert main(["data", "prepare", "two.py", "--out", ".", "--workers", "1"]) == 0
+    assert "to train from them:\n  lmjax run recipe.py\n" in capsys.readouterr().out
+    written = load_recipe("recipe.py")
+    assert [stage.name for stage in written.stages] == [first.name, "sft"]
+    assert written.stages[1] == load_recipe("two.py").stages[1]
+    assert [source.kind for source in written.stages[0].data.train] == ["shards"]
 
 
 def test_a_run_finds_the_tokenizer_and_the_tokens_of_another_one(tmp_path, tiny, monkeypatch):

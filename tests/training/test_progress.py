@@ -140,3 +140,13 @@ def test_what_cannot_be_counted_is_told_every_ten_seconds_without_a_terminal(mon
     with live.waiting("training"):
         time.sleep(0.2)
     assert "training" in shown.getvalue() and "0:00:00" in shown.getvalue()
+
+
+def test_what_is_waited_for_beside_a_bar_is_shown_in_it():
+    display, out = _live()
+    display.start("tiny", steps=10, first=0)
+    with display.waiting("compiling"):
+        display._bar.refresh()
+    display.finish()
+    assert "compiling" in out.getvalue()
+    assert "compiling" not in out.getvalue().splitlines()[-1]

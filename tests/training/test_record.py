@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from lmjax.errors import UserError
 from lmjax.training import record
 from lmjax.training.record import Recorder, read_metrics
+from lmjax.training.trackers import TENSORBOARD_FOLDER, Tracked, open_trackers
 
 
 def _recorder(folder, resumed_at=0, tensorboard=False) -> Recorder:
-    return Recorder(folder, tensorboard=tensorboard, resumed_at=resumed_at)
+    def trackers(next_step: int) -> list:
+        return open_trackers((), Tracked(folder, "run", {}, next_step), tensorboard=tensorboard)
+
+    return Recorder(folder, resumed_at=resumed_at, trackers=trackers)
 
 
 def _write(folder, steps, resumed_at=0, **settings) -> None:
@@ -112,7 +116,7 @@ def _events(folder) -> list:
     from tensorboardX.proto.event_pb2 import Event
 
     events = []
-    for file in sorted((folder / record.TENSORBOARD_FOLDER).iterdir()):
+    for file in sorted((folder / TENSORBOARD_FOLDER).iterdir()):
         assert ".tfevents." in file.name, "the name by which TensorBoard finds it"
         data = file.read_bytes()
         while data:
@@ -147,7 +151,7 @@ def test_a_resumed_run_tells_tensorboard_from_where_to_forget_and_overwrites_no_
         for _ in event.summary.value:
             seen[event.step] = seen.get(event.step, 0) + 1
     assert seen == {1: 1, 2: 1, 3: 1, 4: 1}
-    assert len(list((tmp_path / record.TENSORBOARD_FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / TENSORBOARD_FOLDER).iterdir())) == 2
 
 
 def test_a_full_disk_is_raised_and_not_waited_for(tmp_path, monkeypatch):
@@ -156,7 +160,7 @@ def test_a_full_disk_is_raised_and_not_waited_for(tmp_path, monkeypatch):
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recorder._events._writer, "write_event", full)
+    monkeypatch.setattr(recorder._trackers[0]._writer, "write_event", full)
     with pytest.raises(OSError, match="No space left"):
         for step in range(100):
             recorder.write(step, {"loss": 1.0})
