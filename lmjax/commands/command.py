@@ -48,24 +48,30 @@ class _Help(argparse.Action):
 def print_help(options: argparse.Namespace, overrides: list[str]) -> int:
     """The help of a command and of the recipe that it names: its arguments and its fields, with their values.
 
-    The values are those that `overrides` set; of a recipe whose arguments are missing they are the stage's own.
+    The values are those that `overrides` set; where these are mistaken, which is said, and of a recipe whose arguments
+    are missing, they are those of the recipe, or of its kind of stage.
     """
     from lmjax.errors import ArgumentError
-    from lmjax.runs.field_list import argument_lines, field_lines, stage_lines
+    from lmjax.runs.field_list import argument_lines, stage_lines
     from lmjax.settings.recipe_functions import recipe_function
 
-    function = recipe_function(options.recipe)
+    function, said = recipe_function(options.recipe), ""
+    try:
+        recipe = overridden_recipe(options, overrides)
+    except UserError as error:
+        said = str(error) if overrides else ""
+        try:
+            recipe = function.trained({})
+        except ArgumentError:
+            if function.returns is None:
+                raise
+            recipe = function.returns()
     options.parser.print_help()
     if function.arguments:
         print(f"\narguments of {function.spec}:", *argument_lines(function), sep="\n")
-    try:
-        recipe = overridden_recipe(options, overrides)
-    except ArgumentError:
-        if overrides or function.returns is None:
-            raise
-        print(f"\nfields of {function.spec}:", *field_lines(function.returns()), sep="\n")
-        return 0
     print(f"\nfields of {function.spec}:", *stage_lines(recipe), sep="\n")
+    if said:
+        print(f"\nnot shown, for it is mistaken: {said}")
     return 0
 
 
