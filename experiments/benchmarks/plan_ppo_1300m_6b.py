@@ -22,7 +22,7 @@ from lmjax.settings import (
 from lmjax.settings.recipe_files import load_recipe
 
 CONTEXT = 2048  # tokens
-PLACED = {"compute": ComputeSettings(remat="full"), "mesh": MeshSettings(data=1, fsdp=64)}
+PLACED = {"compute": ComputeSettings(remat="none"), "mesh": MeshSettings(data=1, fsdp=64)}
 ADAM = OptimizerSettings(learning_rate=9e-6, b1=0.9, b2=0.95, weight_decay=0.0)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
 from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.sharding import bound_mesh, constrain
+from lmjax.model.sharding import BoundMesh, bound_mesh, constrain, whole_matrices
 from lmjax.parallel.chips import device_peak
 from lmjax.settings import ComputeSettings
 
@@ -60,8 +62,7 @@ class Decoding:
         return dataclasses.replace(self, cache=self.cache.repeated(times), **rows)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab", "most"))
-def start(
+def start_traced(
     model: LanguageModel,
     params: Any,
     tokens_BT: jax.Array,
@@ -110,8 +111,7 @@ def nothing_produced(limits_B: jax.Array, most: int, top: int) -> dict[str, jax.
     }
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab"), donate_argnames=("decoding",))
-def advance(
+def advance_traced(
     model: LanguageModel, params: Any, decoding: Decoding, count: jax.Array, *, settings: SamplingSettings, vocab: int
 ) -> Decoding:
     """Produces up to `count` more tokens per row, in one loop that ends when every row is done."""
@@ -128,6 +128,10 @@ def advance(
     return jax.lax.while_loop(unfinished, one, (jnp.int32(0), decoding))[1]
 
 
+start = jax.jit(start_traced, static_argnames=("model", "settings", "vocab", "most"))
+advance = jax.jit(advance_traced, static_argnames=("model", "settings", "vocab"), donate_argnames=("decoding",))
+
+
 def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
     """The model with unrolled layers and matrices in the compute dtype, so that no token slices or casts them."""
     params = model.unstacked(params) if model.compute.scan_layers else params
@@ -136,27 +140,30 @@ def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
     return dataclasses.replace(model, compute=compute), matrices
 
 
-def gathered(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
+@contextmanager
+def gathered(model: LanguageModel, params: Any) -> Iterator[tuple[LanguageModel, Any]]:
     """`unrolled`, with matrices that training cuts over "fsdp" whole on every device of the bound mesh.
 
-    They are gathered once, in the compute dtype, where a token after the other would gather them again. Where that
-    takes more than GATHERED_SHARE of a device's memory, they stay as they are.
+    In this context they are gathered once, in the compute dtype, where every token would gather them again. Where that
+    takes more than GATHERED_SHARE of a device's memory, they stay as they are. `start` and `advance` must be traced
+    anew in it, which a jit that has seen their shapes does not do: use `start_traced` and `advance_traced`.
     """
     decoder, matrices = unrolled(model, params)
     bound = bound_mesh()
-    if bound is None:
-        return decoder, matrices
-    peak = device_peak(bound.mesh.devices.flat[0].device_kind)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(matrices)) / bound.size("heads")
-    if peak is not None and size * peak.devices > GATHERED_SHARE * peak.memory:
-        return decoder, matrices
-
-    def gather(names: tuple[str | None, ...], matrix: jax.Array) -> jax.Array:
-        return constrain(matrix, *(None if name == "embed" else name for name in names))
-
+    if bound is None or not _fits_whole(matrices, bound):
+        yield decoder, matrices
+        return
     axes = jax.tree.leaves(decoder.logical_axes(), is_leaf=lambda node: type(node) is tuple)
     leaves, tree = jax.tree.flatten(matrices)
-    return decoder, jax.tree.unflatten(tree, map(gather, axes, leaves))
+    with whole_matrices(bound.mesh, bound.rules):
+        whole = [constrain(matrix, *names) for matrix, names in zip(leaves, axes, strict=True)]
+        yield decoder, jax.tree.unflatten(tree, whole)
+
+
+def _fits_whole(matrices: Any, bound: BoundMesh) -> bool:
+    peak = device_peak(bound.mesh.devices.flat[0].device_kind)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(matrices)) / bound.size("heads")
+    return peak is None or size * peak.devices <= GATHERED_SHARE * peak.memory
 
 
 def ready(model: Any, params: Any) -> tuple[Any, Any]:

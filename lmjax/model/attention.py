@@ -23,6 +23,8 @@ from lmjax.model.sharding import bound_mesh
 from lmjax.model.zigzag import LANES
 from lmjax.settings import ModelSettings
 
+TILE_ROWS = 8  # of a TPU's registers
+
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Mask, float], jax.Array]
 
 
@@ -176,8 +178,13 @@ def cached_attention(
     scale: float,
     cap: float | None,
     bias: jax.Array | DistanceBias | None,
+    tpu: bool = False,
 ) -> jax.Array:
-    """`attention` by einsum to the keys and values of a `LayerCache`, in the cache's memory layout."""
+    """`attention` by einsum to the keys and values of a `LayerCache`, in the cache's memory layout.
+
+    For the TPU the few queries of a key's head are repeated to a tile of rows: the compiler then takes the matrix
+    units, where it would multiply and add on the vector units, which takes two and a half times as long.
+    """
     B, T, H, K = q_BTHK.shape
     lead, S = keys.shape[:-2], keys.shape[-2]
     Hkv = math.prod(lead) // B
@@ -188,12 +195,16 @@ def cached_attention(
     q = q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
     q_BHGTK = jnp.moveaxis(q.reshape(B, T, Hkv, H // Hkv, K), 1, 3)
     rows = q_BHGTK.reshape(*lead, -1, K)
-    scores = soft_cap(jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32), cap)
+    count = rows.shape[-2]
+    copies = -(-TILE_ROWS // count) if tpu else 1
+    rows = jnp.concatenate([rows] * copies, axis=-2)
+    scores = jnp.einsum("...rk,...sk->...rs", rows, keys, preferred_element_type=jnp.float32)
+    scores = soft_cap(scores[..., :count, :], cap)
     if bias is not None:
         scores += over_heads(_whole(bias, T, S))
     scores = jnp.where(over_heads(mask.visible(T, S)), scores, HIDDEN)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    y_BHGTK = jnp.einsum("...rs,...sk->...rk", weights, values).reshape(q_BHGTK.shape)
+    weights = jnp.concatenate([jax.nn.softmax(scores, axis=-1).astype(values.dtype)] * copies, axis=-2)
+    y_BHGTK = jnp.einsum("...rs,...sk->...rk", weights, values)[..., :count, :].reshape(q_BHGTK.shape)
     return jnp.moveaxis(y_BHGTK, 3, 1).reshape(B, T, H, K)
 
 

@@ -159,7 +159,9 @@ class Attention(nn.Module):
         )(x)
         if memory_cache is not None:
             q = constrain(q, "batch", "time", "act_heads", None)
-            y = cached_attention(q, memory_cache.keys, memory_cache.values, mask, bias=None, **self._scores)
+            y = cached_attention(
+                q, memory_cache.keys, memory_cache.values, mask, bias=None, tpu=context.tpu, **self._scores
+            )
             return self._out(y), None
         pair = key_value_dense(context, "key_value")(x if memory is None else memory)
         k, v = keys_and_values(context, pair)
@@ -174,7 +176,7 @@ class Attention(nn.Module):
         bias = around.bias if memory is None else None
         if cache is not None:
             cache = _write(cache, mask.offset, k, v)
-            y = cached_attention(q, cache.keys, cache.values, mask, bias=bias, **self._scores)
+            y = cached_attention(q, cache.keys, cache.values, mask, bias=bias, tpu=context.tpu, **self._scores)
         else:
             y = attention(
                 q,

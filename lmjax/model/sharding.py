@@ -52,6 +52,14 @@ def logical_sharding(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
         _bound.reset(token)
 
 
+@contextmanager
+def whole_matrices(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
+    """As `logical_sharding`, with matrices whole along the width that "fsdp" cuts: nothing gathers them where used."""
+    table = dict(rules)
+    with logical_sharding(mesh, tuple((table | {"embed": None, "lookup_batch": table["batch"]}).items())):
+        yield
+
+
 def bound_mesh() -> BoundMesh | None:
     """The mesh that `logical_sharding` has bound, or None outside of it."""
     return _bound.get()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.batch import POSITIONS, SEGMENTS, TOKENS, Batch
-from lmjax.generate.decoding import advance, gathered, start
+from lmjax.generate.decoding import advance_traced, gathered, start_traced
 from lmjax.generate.sampling import SamplingSettings
 from lmjax.model.heads import ScalarModel, apply_scalar
 from lmjax.model.language_model import LanguageModel
@@ -73,16 +73,17 @@ def sample(
     Those to one prompt, which is read once, are consecutive rows. A row's response does not depend on the other rows.
     Prompts may be padded on either side.
     """
-    model, params = gathered(model, params)
     prompts = moved_right(prompts)
     lengths_B = (prompts[SEGMENTS] != 0).sum(axis=1)
     limits_B = jnp.clip(model.settings.context - lengths_B, 0, tokens).astype(jnp.int32)
     settings = SamplingSettings(max_tokens=1, temperature=temperature)
     end = jnp.int32(vocabulary.end)
     arrays = (prompts[TOKENS], prompts[SEGMENTS], limits_B, key, end)
-    decoding = start(model, params, *arrays, settings=settings, vocab=vocabulary.size, most=tokens).repeated(group)
+    options: Any = {"settings": settings, "vocab": vocabulary.size}
+    with gathered(model, params) as (decoder, whole):
+        decoding = start_traced(decoder, whole, *arrays, most=tokens, **options).repeated(group)
+        decoding = advance_traced(decoder, whole, decoding, jnp.int32(tokens), **options)
     prompts, limits_B = repeated(prompts, group), jnp.repeat(limits_B, group)
-    decoding = advance(model, params, decoding, jnp.int32(tokens), settings=settings, vocab=vocabulary.size)
     mask_BN, finished_B = cut_at_end(decoding.tokens, limits_B, vocabulary.end)
     sampled_BN = jnp.where(mask_BN > 0, decoding.log_probs, 0.0)
     return Rollout(join(prompts, decoding.tokens, mask_BN), mask_BN, sampled_BN, finished_B)

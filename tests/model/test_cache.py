@@ -29,13 +29,15 @@ def fields(tokens):
     }
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("rows", "platform"), [(1, "cpu"), (3, "cpu"), (3, "tpu")])
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize(
     "attention", [{}, {"kv_heads": 2, "pattern": ("dense", "banded"), "band": 3}], ids=["plain", "grouped, banded"]
 )
-def test_a_prompt_and_then_single_tokens_give_the_logits_of_the_full_pass(rows, scan_layers, attention):
-    model = decoder(scan_layers, **attention)
+def test_a_prompt_and_then_single_tokens_give_the_logits_of_the_full_pass(rows, platform, scan_layers, attention):
+    whole = decoder(scan_layers, **attention)
+    compute = dataclasses.replace(whole.compute, dtype="float32")
+    model = dataclasses.replace(whole, platform=platform, compute=compute)
     params = jax.tree.map(lambda p: p * 4, model.init(jax.random.key(0)))  # so that attention is far from uniform
     batch = fields(jnp.asarray(np.random.default_rng(0).integers(0, V, (rows, LENGTH)), jnp.int32))
     extend, found, cache = jax.jit(model.extend), [], model.empty_cache(rows, LENGTH + 2)
@@ -43,7 +45,7 @@ def test_a_prompt_and_then_single_tokens_give_the_logits_of_the_full_pass(rows, 
         part = (batch[name][:, start:stop] for name in ("tokens", "positions", "segments"))
         hidden, cache = extend(params, cache, *part, start)
         found.append(model.project(params, hidden))
-    expected = model.logits(params, batch)
+    expected = whole.logits(params, batch)
     assert np.abs(np.asarray(expected)).max() > 0.5
     np.testing.assert_allclose(jnp.concatenate(found, 1), expected, atol=1e-4)
 

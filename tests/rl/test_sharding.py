@@ -8,6 +8,7 @@ import pytest
 from lmjax.model.heads import scalar_axes
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.placement import ROWS, batch_sharding, jit_step, on_mesh, parameter_shardings, place_rows
+from lmjax.plan.hlo import parse
 from lmjax.settings import MeshSettings
 from lmjax.stages.ppo_learner import ppo_state
 
@@ -106,3 +107,21 @@ def test_an_iteration_is_compiled_once_whatever_its_prompts():
         lengths.add(float(metrics["response_length"].sum))
     assert len(lengths) > 1  # the loop over tokens ended in other places
     assert iterate._cache_size() == 1
+
+
+def test_sampling_gathers_the_policy_once_and_no_token_gathers_a_matrix():
+    learner, mesh = make_learner(), make_mesh(MeshSettings(data=1, fsdp=8))
+    abstract = ppo_state(learner, {"policy": models()[0].logical_axes(), "value": models()[1].logical_axes()}, mesh)
+    rows = batch_sharding(mesh, ROWS)
+    prompts = {name: jax.ShapeDtypeStruct((8, 8), jnp.int32, sharding=rows) for name in ragged_prompts()}
+    compiled = jax.jit(on_mesh(learner.roll, mesh), out_shardings=rows).lower(abstract, prompts).compile()
+    module = parse(compiled.as_text())
+    gathered = {
+        name: [shape for each in body if each.opcode.startswith("all-gather") for shape in each.result]
+        for name, body in module.computations.items()
+    }
+    matrices = {
+        name: [shape for shape in shapes if len(shape.dims) > 1 and "f" in shape.dtype]
+        for name, shapes in gathered.items()
+    }
+    assert len(matrices.pop(module.entry)) >= 6 and not any(matrices.values())
