@@ -72,6 +72,8 @@ def _stage_lines(stage: Stage, before: Sequence[Stage]) -> Iterator[str]:
         yield f"model: that of {stage.start!r}" if stage.start else "model: as large as its tokenizer will make it"
     tokens = None
     for field, sources in stage.texts().items():
+        if not sources:
+            continue
         held = list(map(_tokens_in, sources))
         yield f"{field}: {', '.join(told for _, told in held)}"
         if field == "data.train" and all(count is not None for count, _ in held):
