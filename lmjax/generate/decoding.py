@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from lmjax.generate.sampling import SamplingSettings, draw, penalise_repetition
 from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.sharding import BoundMesh, bound_mesh, constrain, whole_matrices
+from lmjax.model.sharding import BoundMesh, bound_mesh, constrain, logical_sharding
 from lmjax.parallel.chips import device_peak
 from lmjax.settings import ComputeSettings
 
@@ -141,8 +141,8 @@ def unrolled(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
 
 
 @contextmanager
-def gathered(model: LanguageModel, params: Any) -> Iterator[tuple[LanguageModel, Any]]:
-    """`unrolled`, with matrices that training cuts over "fsdp" whole on every device of the bound mesh.
+def gathered(model: LanguageModel, params: Any, rows: int) -> Iterator[tuple[LanguageModel, Any]]:
+    """`unrolled`, laid out for decoding so many rows: "fsdp" cuts no matrix of the bound mesh any more.
 
     In this context they are gathered once, in the compute dtype, where every token would gather them again. Where that
     takes more than GATHERED_SHARE of a device's memory, they stay as they are. `start` and `advance` must be traced
@@ -153,9 +153,12 @@ def gathered(model: LanguageModel, params: Any) -> Iterator[tuple[LanguageModel,
     if bound is None or not _fits_whole(matrices, bound):
         yield decoder, matrices
         return
+    settings, vocab = decoder.settings, params["tokens"].shape[0]
+    divided = (settings.attention.heads, settings.kv_heads, settings.feed_forward_width)
+    own = bound.for_decoding(rows, divided, vocab)
     axes = jax.tree.leaves(decoder.logical_axes(), is_leaf=lambda node: type(node) is tuple)
     leaves, tree = jax.tree.flatten(matrices)
-    with whole_matrices(bound.mesh, bound.rules):
+    with logical_sharding(own.mesh, own.rules):
         whole = [constrain(matrix, *names) for matrix, names in zip(leaves, axes, strict=True)]
         yield decoder, jax.tree.unflatten(tree, whole)
 

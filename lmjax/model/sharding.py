@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DECODED_ROWS = 64  # that a device has at most where axes of "fsdp" become axes of "tensor" for decoding
 
 AxisRules = tuple[tuple[str, tuple[str, ...] | None], ...]
 
@@ -34,6 +36,29 @@ class BoundMesh:
             size *= self.mesh.shape[axis]
         return size
 
+    def for_decoding(self, rows: int, divided: Sequence[int], vocab: int) -> BoundMesh:
+        """The same devices for the products of single tokens of `rows` rows: no width is cut, so nothing is gathered.
+
+        While a device has fewer rows than a matrix unit, it waits for matrices, and axes of "fsdp" become axes of
+        "tensor": each device then reads fewer matrices, for more rows. `divided` are the sizes that "tensor" cuts, and
+        `vocab` is another where it can be cut.
+        """
+        shape, grid = dict(self.mesh.shape), self.mesh.devices
+        most = DECODED_ROWS * self.size("batch") // rows
+
+        def fits(times: int) -> bool:
+            parts = shape["tensor"] * times
+            return times <= most and shape["fsdp"] % times == 0 and all(size % parts == 0 for size in divided)
+
+        times = max((n for n in range(1, shape["fsdp"] + 1) if fits(n)), default=1) if shape["sequence"] == 1 else 1
+        shape |= {"fsdp": shape["fsdp"] // times, "tensor": shape["tensor"] * times}
+        table = dict(self.rules)
+        table |= {"embed": None, "lookup_batch": table["batch"]}
+        if vocab % shape["tensor"]:
+            table |= dict.fromkeys(("vocab", "head_vocab", "act_vocab"))
+        mesh = Mesh(grid.reshape(tuple(shape.values())), tuple(shape), axis_types=self.mesh.axis_types)
+        return BoundMesh(mesh, tuple(table.items()))
+
     def per_shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`function` run on every device's shard: for calls that the compiler cannot shard, such as Pallas kernels."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
@@ -50,14 +75,6 @@ def logical_sharding(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
         yield
     finally:
         _bound.reset(token)
-
-
-@contextmanager
-def whole_matrices(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
-    """As `logical_sharding`, with matrices whole along the width that "fsdp" cuts: nothing gathers them where used."""
-    table = dict(rules)
-    with logical_sharding(mesh, tuple((table | {"embed": None, "lookup_batch": table["batch"]}).items())):
-        yield
 
 
 def bound_mesh() -> BoundMesh | None:

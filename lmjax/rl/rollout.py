@@ -80,7 +80,7 @@ def sample(
     end = jnp.int32(vocabulary.end)
     arrays = (prompts[TOKENS], prompts[SEGMENTS], limits_B, key, end)
     options: Any = {"settings": settings, "vocab": vocabulary.size}
-    with gathered(model, params) as (decoder, whole):
+    with gathered(model, params, len(prompts[TOKENS]) * group) as (decoder, whole):
         decoding = start_traced(decoder, whole, *arrays, most=tokens, **options).repeated(group)
         decoding = advance_traced(decoder, whole, decoding, jnp.int32(tokens), **options)
     prompts, limits_B = repeated(prompts, group), jnp.repeat(limits_B, group)
