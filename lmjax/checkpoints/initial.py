@@ -100,20 +100,25 @@ def source_beside(source: DialogueSourceSettings, workdir: Path) -> DialogueSour
     return dataclasses.replace(source, path=path)
 
 
+def named_checkpoint(path: str, workdir: Path, field: str) -> tuple[Checkpoint, Any]:
+    """The newest checkpoint of what a field names, with its extras. Raises UserError, with the field, for none."""
+    place = place_of(path, workdir)
+    try:
+        with clear_disk_errors(place):
+            checkpoint = found_checkpoint(place)
+            return checkpoint, checkpoint.extras()
+    except UserError as error:
+        hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
+        raise UserError(f"{field} = {path!r}: {error}{hint}") from error
+
+
 def open_initial(path: str, workdir: Path, field: str = "start") -> InitialCheckpoint:
     """Opens the newest checkpoint of `path`: a stage's name, a workdir or a checkpoint.
 
     Raises UserError where there is none, or where it has no tokenizer.
     """
     require(bool(path), field, path, "a stage's name or a checkpoint", "name what to start from")
-    place = place_of(path, workdir)
-    try:
-        with clear_disk_errors(place):
-            checkpoint = found_checkpoint(place)
-            extras = checkpoint.extras()
-    except UserError as error:
-        hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
-        raise UserError(f"{field} = {path!r}: {error}{hint}") from error
+    checkpoint, extras = named_checkpoint(path, workdir, field)
     recipe = recipe_of(checkpoint)
     require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
     folder = workdir / f"tokenizer-{field.replace('.', '-')}"

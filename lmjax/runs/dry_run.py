@@ -110,7 +110,8 @@ def _memory(stage: Stage, before: Sequence[Stage], where: Slice | None) -> Itera
             yield from plan_lines(plan(stage, before=before))
         except UserError as error:
             yield f"memory: not planned: {error}"
-    elif where is not None and isinstance(stage, Pretrain):
+    elif where is not None:
+        assert isinstance(stage, Pretrain)  # of the kinds, it alone chooses its layout
         stage = laid_out(stage, where)
         own = own_candidate(stage, where)
         if own is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from lmjax.checkpoints.initial import found_checkpoint, place_of
+from lmjax.checkpoints.initial import named_checkpoint, source_beside
 from lmjax.data.conversation_files import SUFFIXES
 from lmjax.data.labelled_sets import SUFFIXES as LABELLED_SUFFIXES
 from lmjax.data.open_files import list_files
@@ -21,6 +21,7 @@ from lmjax.files import user_path
 from lmjax.kinds import endings_of
 from lmjax.rl.reward_function import load_function
 from lmjax.settings import Stage, TokenizerSettings, TrainingStage
+from lmjax.settings.rl import is_function
 from lmjax.tokenizers.published import require_tokenizer
 from lmjax.training.trackers import require_trackers
 
@@ -47,14 +48,14 @@ def _checks(stage: Stage, made_later: set[str], folder: Path) -> Iterator[Callab
     for field, function in stage.functions().items():
         yield partial(load_function, function, field)
     for field, source in stage.checkpoints().items():
-        if source not in made_later:
-            yield partial(_require_checkpoint, field, source, folder)
-    for field, path, suffixes in _files(stage):
+        if source not in made_later and not is_function(source):
+            yield partial(named_checkpoint, source, folder, field)
+    for field, path, suffixes in _files(stage, folder):
         if Path(path).parts[0] not in made_later:
             yield partial(_require_files, field, path, suffixes)
 
 
-def _files(stage: Stage) -> Iterator[tuple[str, str, Sequence[str]]]:
+def _files(stage: Stage, folder: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
     """The field and the path of every file, folder and glob that it reads, and the endings of files in a folder."""
     for field, texts in stage.texts().items():
         for number, text in enumerate(texts):
@@ -65,7 +66,7 @@ def _files(stage: Stage) -> Iterator[tuple[str, str, Sequence[str]]]:
     for field, dialogues in stage.dialogues().items():
         for number, dialogue in enumerate(dialogues):
             if dialogue.path:
-                yield f"{field}[{number}]", dialogue.path, SUFFIXES
+                yield f"{field}[{number}]", source_beside(dialogue, folder).path, SUFFIXES
     for field, labelled in stage.labelled().items():
         for number, one in enumerate(labelled):
             yield f"{field}[{number}]", one.path, LABELLED_SUFFIXES
@@ -80,10 +81,3 @@ def _require_files(field: str, path: str, suffixes: Sequence[str]) -> None:
     require(
         there, f"{field}.path", path, "token shards, which lmjax data prepare writes", "prepare them, or name others"
     )
-
-
-def _require_checkpoint(field: str, source: str, folder: Path) -> None:
-    try:
-        found_checkpoint(place_of(source, folder))
-    except UserError as error:
-        raise UserError(f"{field} = {source!r}: {error}") from error

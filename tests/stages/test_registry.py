@@ -34,7 +34,7 @@ class CountWords(Stage):
     path: str = ""
 
     def texts(self):
-        return (SourceSettings(kind="text", path=self.path),)
+        return {"path": (SourceSettings(kind="text", path=self.path),)}
 
 
 KINDS.pop("count_words")  # other tests go through all kinds that lmjax has
@@ -49,7 +49,7 @@ def count_words(resolved, session):
 
 @pytest.fixture
 def registered(monkeypatch):
-    changes = {Kind.FREE: ("name", "mesh.", "compute.", "start", "model"), Kind.BREAKING: ("path",)}
+    changes = {Kind.FREE: ("name", "reasons", "mesh.", "compute.", "start", "model"), Kind.BREAKING: ("path",)}
     state = lambda recipe, summary: f"{summary['words']} words." if summary else "not counted."  # noqa: E731
     shown, form = Shown(charts=(), tiles=(), seen=None, state=state), dict[str, int]
     kind = StageKind(CountWords, shown, (changes,), produce=count_words, summary_form=form)
@@ -74,7 +74,7 @@ def test_its_recipe_is_read_back_and_its_changes_are_of_the_kinds_that_it_says(r
     assert from_json(to_json(recipe)) == recipe and recipe.paths() == {"a.txt"}
     with pytest.raises(UserError, match=r"path: 'a.txt' -> 'b.txt'"):
         adopted(recipe, CountWords(path="b.txt"), 0, True, tmp_path)
-    assert set(field_types(CountWords)) == {"name", "start", "model", "compute", "mesh", "path"}
+    assert set(field_types(CountWords)) == {"name", "reasons", "start", "model", "compute", "mesh", "path"}
 
 
 def test_every_kind_of_settings_has_its_entry_and_the_other_way_round():
