@@ -18,13 +18,18 @@ def check_ahead(stages: Sequence[Stage], to_run: Sequence[str], folders: Sequenc
     `folders` are the stages' workdirs. Of several stages the error names its own. Files in the folders of other stages
     may still be to be made, and models of unknown shapes are not judged.
     """
-    absent = missing_ahead(stages, to_run, folders)
-    if absent:
-        raise UserError("\n".join(absent))
+    check_missing(stages, to_run, folders)
     for place, stage in enumerate(stages):
         if stage.name in to_run:
             with naming(stage):
                 resolve(stage, stages[:place]).check_lengths()
+
+
+def check_missing(stages: Sequence[Stage], to_run: Sequence[str], folders: Sequence[Path]) -> None:
+    """Raises UserError for all functions, files and checkpoints that are absent, as `check_ahead` does."""
+    absent = missing_ahead(stages, to_run, folders)
+    if absent:
+        raise UserError("\n".join(absent))
 
 
 def missing_ahead(stages: Sequence[Stage], to_run: Sequence[str], folders: Sequence[Path]) -> list[str]:

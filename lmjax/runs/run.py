@@ -31,7 +31,7 @@ from lmjax.runs import workdir as place
 from lmjax.runs.agreement import facts_of
 from lmjax.runs.measures import Measuring, measured_paths
 from lmjax.runs.pipeline import is_done, plan_stages, run_stages
-from lmjax.runs.preflight import check_ahead
+from lmjax.runs.preflight import check_ahead, check_missing
 from lmjax.runs.provenance import claim_provenance
 from lmjax.settings import Pipeline, Pretrain, Stage
 from lmjax.settings.recipe_values import recipe as named
@@ -143,8 +143,10 @@ def _run(
             if isinstance(recipe, Pipeline):
                 result = _pipeline(recipe, folder, stop, display, tokens, only, start_from, force)
             else:
-                if place.begun(folder) is None:
-                    check_ahead((recipe,), [recipe.name], [folder])
+                with clear_disk_errors(asked):
+                    fresh = place.begun(folder) is None
+                if fresh:
+                    check_missing((recipe,), [recipe.name], [folder])
                 result = _stage(recipe, folder, stop, display, tokens, force, executable, report)
             return dataclasses.replace(result, workdir=asked)
         except (Stopped, Interrupted):
