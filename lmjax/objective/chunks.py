@@ -58,7 +58,7 @@ def weighted_first(weights_BT: jax.Array | None, chunking: Chunking) -> Order | 
 
 def in_one_row(order: Order, x_BT: jax.Array) -> jax.Array:
     """[1, N, ...]: the tokens' entries in an order."""
-    x_N = x_BT.reshape(-1, *x_BT.shape[2:])
+    x_N = jnp.asarray(x_BT).reshape(-1, *x_BT.shape[2:])
     return (_permuted(x_N, order) if jnp.issubdtype(x_N.dtype, jnp.floating) else x_N[order.tokens])[None]
 
 
@@ -176,7 +176,8 @@ def over_chunks(
     def add_weighted(carry: Any, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
         weights_1t, *own = chunk
         _, shapes = jax.eval_shape(add, carry, tuple(own))
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        like = own[0]  # zeros made like it vary over the devices of a shard_map as it does
+        zeros = jax.tree.map(lambda shape: jnp.zeros_like(like, shape=shape.shape, dtype=shape.dtype), shapes)
         return jax.lax.cond((weights_1t != 0).any(), lambda: add(carry, tuple(own)), lambda: (carry, zeros))
 
     body, arrays = (add, arrays) if weights_1N is None else (add_weighted, (weights_1N, *arrays))

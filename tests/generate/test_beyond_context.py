@@ -76,7 +76,7 @@ def test_a_window_draws_with_keys_of_its_own(complete):
 
 
 def test_a_stop_string_ends_a_row_in_a_later_window_and_the_others_slide_on(complete):
-    given = {"max_tokens": 200, "temperature": 0.7, "seed": 3, "beyond_context": "slide"}
+    given = {"max_tokens": 200, "temperature": 0.7, "seed": 5, "beyond_context": "slide"}
     free = complete(["ab" * 50, "a"], **given)
     place = next(n for n in range(60, 150) if free[0].text[n : n + 3] not in free[0].text[: n + 2])
     stop = free[0].text[place : place + 3]
