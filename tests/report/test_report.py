@@ -247,8 +247,10 @@ def test_the_recipe_is_shown_whole_and_what_differs_from_the_defaults_stands_out
     stock = Pretrain(name="own")
     assert len(names) == len(difference(stock, recipe)), "a setting that differs is missing, or one too many is shown"
     shown = [name for name, _ in Outline(page).pairs if name]
-    for field in dataclasses.fields(recipe.model.attention):
-        assert f"attention.{field.name}" in shown
+    for part in (recipe.model.attention, recipe.model.attention.scores):
+        nested = "scores." if part is recipe.model.attention.scores else ""
+        own = {field.name for field in dataclasses.fields(part)} - {"scores"}
+        assert {f"attention.{nested}{name}" for name in own} <= set(shown)
     for part in (recipe.data, recipe.compute, recipe.mesh, recipe.checkpoint, recipe.log):
         assert {field.name for field in dataclasses.fields(part)} <= set(shown)
     assert every.count("<b>") == len(names)
