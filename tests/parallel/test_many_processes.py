@@ -286,7 +286,7 @@ def test_two_processes_with_different_recipes_and_one_with_a_mistake_leave_with_
         assert "Traceback" not in said and "***" not in said
     assert not (tmp_path / "apart").exists() and not (tmp_path / "elsewhere").exists()
     finish(wrong, [2, 2], 90)
-    assert "process 0: its command cannot be read; its own log says why" in wrong[1].log.read_text()
+    assert "process 0: --train.stesp: no such field" in wrong[1].log.read_text()
     assert time.monotonic() - began < 60
 
 
