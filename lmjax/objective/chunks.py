@@ -154,32 +154,48 @@ def over_chunks(
 
     The arrays that `add` returns beside the carry are merged into [B, T, ...]. Where the count does not divide T, the
     last chunks are padded with zeros: `add` must add nothing for tokens of weight 0. `weights_1N` are those of tokens
-    in one row, of which chunks without any weight are left out; what `add` would return beside the carry is 0.
+    in one row, as `weighted_first` orders them: chunks behind the last weight are left out, and 0 in what is merged.
     """
     if count == 1:
         return add(carry, arrays)
     T = arrays[0].shape[1]
     chunk_T = -(-T // count)
-    neighbours = weights_1N is not None
+
+    def padded(x: jax.Array) -> jax.Array:
+        extra = chunk_T * count - T
+        return jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2))) if extra else x
+
+    arrays = jax.tree.map(padded, arrays)
+    if weights_1N is not None:
+        used = -(-(weights_1N != 0).sum() // chunk_T)
+        carry, merged = _over_first(used, chunk_T, add, carry, arrays)
+        return carry, jax.tree.map(lambda x: x[:, :T], merged)
 
     def split(x: jax.Array) -> jax.Array:
-        if chunk_T * count > T:
-            x = jnp.pad(x, ((0, 0), (0, chunk_T * count - T), *[(0, 0)] * (x.ndim - 2)))
-        if neighbours:
-            return x.reshape(count, 1, chunk_T, *x.shape[2:])
         return jnp.moveaxis(x.reshape(x.shape[0], chunk_T, count, *x.shape[2:]), 2, 0)
 
     def merge(chunks: jax.Array) -> jax.Array:
-        x = chunks if neighbours else jnp.moveaxis(chunks, 0, 2)
-        return x.reshape(1 if neighbours else x.shape[0], chunk_T * count, *x.shape[3:])[:, :T]
+        x = jnp.moveaxis(chunks, 0, 2)
+        return x.reshape(x.shape[0], chunk_T * count, *x.shape[3:])[:, :T]
 
-    def add_weighted(carry: Any, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
-        weights_1t, *own = chunk
-        _, shapes = jax.eval_shape(add, carry, tuple(own))
-        like = own[0]  # zeros made like it vary over the devices of a shard_map as it does
-        zeros = jax.tree.map(lambda shape: jnp.zeros_like(like, shape=shape.shape, dtype=shape.dtype), shapes)
-        return jax.lax.cond((weights_1t != 0).any(), lambda: add(carry, tuple(own)), lambda: (carry, zeros))
-
-    body, arrays = (add, arrays) if weights_1N is None else (add_weighted, (weights_1N, *arrays))
-    carry, chunks = jax.lax.scan(body, carry, jax.tree.map(split, arrays))
+    carry, chunks = jax.lax.scan(add, carry, jax.tree.map(split, arrays))
     return carry, jax.tree.map(merge, chunks)
+
+
+def _over_first(used: jax.Array, size: int, add: Callable[..., Any], carry: Any, arrays: Any) -> tuple[Any, Any]:
+    """`add` over the first `used` chunks, each `size` neighbours, in a loop of that length."""
+
+    def chunk(number: jax.Array | int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number * size, size, axis=1), arrays)
+
+    def one(number: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, part = add(state[0], chunk(number))
+        return carry, jax.tree.map(
+            lambda whole, own: jax.lax.dynamic_update_slice_in_dim(whole, own, number * size, axis=1), state[1], part
+        )
+
+    like = arrays[0]  # zeros made like it vary over the devices of a shard_map as it does
+    shapes = jax.eval_shape(add, carry, jax.eval_shape(lambda: chunk(0)))[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(like, shape=(1, like.shape[1], *x.shape[2:]), dtype=x.dtype), shapes)
+    state: tuple[Any, Any] = jax.lax.fori_loop(0, used, one, (carry, zeros))
+    return state
