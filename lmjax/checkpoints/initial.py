@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +102,18 @@ def source_beside(source: DialogueSourceSettings, workdir: Path) -> DialogueSour
     return dataclasses.replace(source, path=path)
 
 
-def named_checkpoint(path: str, workdir: Path, field: str) -> tuple[Checkpoint, Any]:
-    """The newest checkpoint of what a field names, with its extras. Raises UserError, with the field, for none."""
-    place = place_of(path, workdir)
+def named_checkpoint(path: str, workdir: Path, field: str) -> Checkpoint:
+    """The newest checkpoint of what a field names. Raises UserError, with the field, where there is none."""
+    with _naming(field, path, workdir):
+        return found_checkpoint(place_of(path, workdir))
+
+
+@contextmanager
+def _naming(field: str, path: str, workdir: Path) -> Iterator[None]:
+    """Gives the errors of reading a checkpoint the field that names it."""
     try:
-        with clear_disk_errors(place):
-            checkpoint = found_checkpoint(place)
-            return checkpoint, checkpoint.extras()
+        with clear_disk_errors(place_of(path, workdir)):
+            yield
     except UserError as error:
         hint = "; a function in a file is named 'FILE.py:FUNCTION'" if path.endswith(".py") else ""
         raise UserError(f"{field} = {path!r}: {error}{hint}") from error
@@ -118,7 +125,9 @@ def open_initial(path: str, workdir: Path, field: str = "start") -> InitialCheck
     Raises UserError where there is none, or where it has no tokenizer.
     """
     require(bool(path), field, path, "a stage's name or a checkpoint", "name what to start from")
-    checkpoint, extras = named_checkpoint(path, workdir, field)
+    checkpoint = named_checkpoint(path, workdir, field)
+    with _naming(field, path, workdir):
+        extras = checkpoint.extras()
     recipe = recipe_of(checkpoint)
     require(bool(extras["tokenizer"]), field, path, "a checkpoint with a tokenizer", "import its tokenizer, too")
     folder = workdir / f"tokenizer-{field.replace('.', '-')}"

@@ -156,11 +156,12 @@ def gathered(model: LanguageModel, params: Any, rows: int) -> Iterator[tuple[Lan
     settings, vocab = decoder.settings, params["tokens"].shape[0]
     divided = (settings.attention.heads, settings.kv_heads, settings.feed_forward_width)
     own = bound.for_decoding(rows, divided, vocab)
-    axes = jax.tree.leaves(decoder.logical_axes(), is_leaf=lambda node: type(node) is tuple)
-    leaves, tree = jax.tree.flatten(matrices)
     with logical_sharding(own.mesh, own.rules):
-        whole = [constrain(matrix, *names) for matrix, names in zip(leaves, axes, strict=True)]
-        yield decoder, jax.tree.unflatten(tree, whole)
+
+        def whole(names: tuple[str | None, ...], matrix: jax.Array) -> jax.Array:
+            return constrain(matrix, *names)
+
+        yield decoder, jax.tree.map(whole, decoder.logical_axes(), matrices, is_leaf=lambda node: type(node) is tuple)
 
 
 def _fits_whole(matrices: Any, bound: BoundMesh) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.layers import soft_cap
+from lmjax.model.layers import before_cap, soft_cap
 from lmjax.model.masks import HIDDEN, Mask
 from lmjax.model.positions import DistanceBias
 
@@ -112,8 +112,7 @@ def _backward(shape: _Shape, residuals: tuple[Any, ...], gradient_BTHK: jax.Arra
         dweights = _product("bhrk,bhks->bhrs", gradient, v_BHKS[..., keys])
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
         dbias_HRC = jax.tree.map(lambda x, part=part, d=dscores: _add_tile(x, part, parts, _over_rows(d)), dbias_HRC)
-        dscores = dscores if shape.cap is None else dscores * (1.0 - (scores / shape.cap) ** 2)
-        dscores = dscores.astype(dtype)
+        dscores = before_cap(scores, shape.cap, dscores).astype(dtype)
         dqs.append(jnp.einsum("bhrs,bhsk->bhrk", dscores, k_BHSK[:, :, keys]).reshape(B, Hkv, H // Hkv, -1, K))
         padding = ((0, 0), (0, 0), (0, 0), (part.first, S - part.last))
         dk_BHKS += jnp.pad(_product("bhkr,bhrs->bhks", jnp.swapaxes(q, 2, 3), dscores), padding)

@@ -158,6 +158,13 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def before_cap(capped: jax.Array, cap: float | None, gradient: jax.Array) -> jax.Array:
+    """The gradient of x from that of `soft_cap(x, cap)`, which is `capped`; where that is -inf since, the same."""
+    if cap is None:
+        return gradient
+    return gradient * (1.0 - (jnp.where(jnp.isfinite(capped), capped, 0.0) / cap) ** 2)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: int) -> jax.Array:
     """x with a fraction `rate` of its entries zeroed and the rest scaled up; unchanged when `key` is None.
 

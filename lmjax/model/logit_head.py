@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import jax
 
+from lmjax.model.layers import soft_cap
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["table", "bias"], meta_fields=["scale", "cap"])
 @dataclass(frozen=True)
@@ -21,3 +23,8 @@ class LogitHead:
     bias: jax.Array | None = None
     scale: float = 1.0
     cap: float | None = None
+
+    def logits(self, products_BTV: jax.Array) -> jax.Array:
+        """The logits of the products of hidden states and the table."""
+        scaled = products_BTV if self.scale == 1.0 else products_BTV * self.scale
+        return soft_cap(scaled if self.bias is None else scaled + self.bias[None, None], self.cap)

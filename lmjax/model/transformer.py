@@ -20,7 +20,6 @@ from lmjax.errors import require
 from lmjax.model.attention import choose
 from lmjax.model.blocks import BlockContext
 from lmjax.model.embeddings import logit_head
-from lmjax.model.layers import soft_cap
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.masks import Mask
 from lmjax.model.one_stack import OneStack
@@ -157,10 +156,7 @@ class Transformer(ABC):
         `entries` is the tokenizer's size if the table has more rows: the logits of the other rows are -inf.
         """
         head = self.head(params)
-        logits_BTV = self._products(head, self.transformed(params, hidden_BTD))
-        logits_BTV = logits_BTV if head.scale == 1.0 else logits_BTV * head.scale
-        logits_BTV = logits_BTV if head.bias is None else logits_BTV + head.bias[None, None]
-        logits_BTV = soft_cap(logits_BTV, head.cap)
+        logits_BTV = head.logits(self._products(head, self.transformed(params, hidden_BTD)))
         V = logits_BTV.shape[-1]
         if entries is None or entries >= V:
             return logits_BTV
@@ -210,10 +206,8 @@ class OneStackModel(Transformer):
     def _check_length(self, tokens: int) -> None:
         """Raises UserError where the frequencies of positions depend on a row's length, and the row is that long."""
         fits = self.settings.positions.rotary_scaling.kind != "dynamic" or tokens <= self.settings.context
-        expected = (
-            f"a context of {tokens} tokens, as the row has: 'dynamic' scaling beyond it would change the keys of "
-        )
-        expected += "earlier tokens with every later one"
+        why = "'dynamic' scaling beyond it would change the keys of earlier tokens with every later one"
+        expected = f"a context of {tokens} tokens, as the row has: {why}"
         require(fits, "model.context", self.settings.context, expected, "cut the rows, or use another rotary_scaling")
 
     def _module(self, attention: str) -> OneStack:

@@ -7,13 +7,13 @@ first (`weighted_first`), whose chunks are neighbours; those without any weight 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.layers import soft_cap
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.sharding import bound_mesh, constrain
 from lmjax.model.transformer import Chunking
@@ -83,17 +83,13 @@ def gathered_head(head: LogitHead, dtype: jnp.dtype) -> LogitHead:
     also the embedding, both gradients then have one dtype, and the TPU compiler adds them before it sums them over
     devices, once.
     """
-    return LogitHead(constrain(head.table.astype(dtype), "vocab", "act_embed"), head.bias, head.scale, head.cap)
+    return dataclasses.replace(head, table=constrain(head.table.astype(dtype), "vocab", "act_embed"))
 
 
 def chunk_logits(head: LogitHead, hidden_BtD: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
     """A chunk's float32 logits, [B, t, V], -inf from the table's row `vocab` on; and the index of each column."""
-    logits_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head.table, preferred_element_type=jnp.float32)
-    if head.scale != 1.0:
-        logits_BtV *= head.scale
-    if head.bias is not None:
-        logits_BtV += head.bias[None, None]
-    logits_BtV = soft_cap(logits_BtV, head.cap)
+    products_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head.table, preferred_element_type=jnp.float32)
+    logits_BtV = head.logits(products_BtV)
     column_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2)
     if vocab < head.table.shape[0]:
         logits_BtV = jnp.where(column_BtV < vocab, logits_BtV, -jnp.inf)
@@ -105,15 +101,7 @@ def zero_head_gradient(head: LogitHead, vocab_last: bool) -> LogitHead:
     V, D = head.table.shape
     table = jnp.zeros_like(head.table, shape=(D, V) if vocab_last else (V, D), dtype=jnp.float32)
     bias = None if head.bias is None else jnp.zeros_like(head.bias, dtype=jnp.float32)
-    return LogitHead(table, bias, head.scale, head.cap)
-
-
-def before_cap(head: LogitHead, logits_BtV: jax.Array, dlogits_BtV: jax.Array) -> jax.Array:
-    """The gradient of a chunk's logits before the head's cap, from that of the capped ones; -inf gets none."""
-    if head.cap is None:
-        return dlogits_BtV
-    tanh_BtV = jnp.where(jnp.isfinite(logits_BtV), logits_BtV, 0.0) / head.cap
-    return dlogits_BtV * (1.0 - tanh_BtV**2)
+    return dataclasses.replace(head, table=table, bias=bias)
 
 
 def logit_gradients(
@@ -130,7 +118,7 @@ def logit_gradients(
     dhidden_BtD = jnp.einsum("btv,vd->btd", scaled_BtV, head.table)
     product = "btd,btv->dv" if vocab_last else "btd,btv->vd"
     table = jnp.einsum(product, hidden_BtD, scaled_BtV, preferred_element_type=jnp.float32)
-    return dhidden_BtD, LogitHead(total.table + table, bias, head.scale, head.cap)
+    return dhidden_BtD, dataclasses.replace(total, table=total.table + table, bias=bias)
 
 
 def gathered_head_gradient(dhead: LogitHead, head: LogitHead, vocab_last: bool) -> LogitHead:
@@ -140,7 +128,7 @@ def gathered_head_gradient(dhead: LogitHead, head: LogitHead, vocab_last: bool) 
     part over fsdp separately.
     """
     table = dhead.table.T if vocab_last else dhead.table
-    return gathered_head(LogitHead(table, dhead.bias, dhead.scale, dhead.cap), head.table.dtype)
+    return gathered_head(dataclasses.replace(dhead, table=table), head.table.dtype)
 
 
 def over_chunks(

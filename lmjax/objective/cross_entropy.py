@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.layers import before_cap
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.transformer import Chunking
 from lmjax.objective.chunks import (
-    before_cap,
     chunk_count,
     chunk_logits,
     gathered_head,
@@ -141,6 +141,6 @@ def _chunk(
         loss += smoothing * (target_logit - mean_logit)
         label = (1 - smoothing) * label + (column < terms.vocab) * (smoothing / terms.vocab)
     probability = shifted * ((1 + 2 * terms.z_loss * log_norm) / norm)[..., None]
-    dlogits = before_cap(head, logits, (probability - label) * weights[..., None])
+    dlogits = before_cap(logits, head.cap, (probability - label) * weights[..., None])
     sums = jnp.stack([(loss * weights).sum(), (nll * weights).sum(), ((target_logit >= largest) * weights).sum()])
     return sums, dlogits

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from lmjax.model.layers import before_cap
 from lmjax.model.logit_head import LogitHead
 from lmjax.model.transformer import Chunking
 from lmjax.objective.chunks import (
-    before_cap,
     chunk_count,
     chunk_logits,
     gathered_head,
@@ -127,7 +127,7 @@ def _backward(
             neg_entropy_grad_BtV = jnp.where(column_BtV < terms.vocab, p_BtV * (log_p_BtV + entropy_Bt1), 0.0)
             dlogits_BtV -= dentropy_Bt1 * neg_entropy_grad_BtV
         dlogits_BtV /= terms.temperature
-        dlogits_BtV = before_cap(gathered, logits_BtV * terms.temperature, dlogits_BtV)
+        dlogits_BtV = before_cap(logits_BtV * terms.temperature, gathered.cap, dlogits_BtV)
         dhidden_BtD, dhead = logit_gradients(gathered, hidden_BtD, dlogits_BtV, dhead, terms.vocab_last)
         return dhead, dhidden_BtD
 

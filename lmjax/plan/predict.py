@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
+from lmjax.model.attention import TILE_ROWS
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.transformer import LOGITS_AT_ONCE
 from lmjax.model.zigzag import LANES
@@ -38,7 +39,7 @@ LAYER_ARRAYS = 14  # [n, D]-sized arrays that one layer's backward pass holds be
 TOUCHED, TOUCHED_UNROLLED, TOUCHED_ONCE = 60, 97, 36
 # Times that what a loop keeps is moved; where it keeps everything, it copies arrays, too.
 STACKED, STACKED_ALL = 2.5, 5.5
-TILE_ROWS = 8  # shards of no whole number of them are gathered by adding up copies that zeros fill
+# Shards of no whole number of TILE_ROWS are gathered by adding up copies that zeros fill:
 PADDED = 8.0  # times that such a gather moves its result
 LOGIT_BYTES = 4  # of each logit that exists: its gradient takes its place
 LOGIT_TOUCHED = 24  # bytes of each logit that are read or written

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import jax
 
-from lmjax.bucket import folder_here, located
 from lmjax.data.open_files import list_files
 from lmjax.data.ramp import BatchRamp
 from lmjax.data.token_shards import TokenShards
-from lmjax.errors import UserError, is_bucket
+from lmjax.errors import UserError
 from lmjax.files import user_path
 from lmjax.kinds import endings_of
 from lmjax.parallel import processes
@@ -26,13 +25,13 @@ from lmjax.plan.slices import Slice, slice_of
 from lmjax.runs.agreement import facts_of
 from lmjax.runs.measures import measured_paths
 from lmjax.runs.preflight import missing_ahead
+from lmjax.runs.workdir import asked_and_here
 from lmjax.settings import Pipeline, Pretrain, SourceSettings, Stage, TrainingStage
 from lmjax.settings.recipe_files import to_json
 from lmjax.settings.recipe_source import source_of
 from lmjax.stages.first_lines import model_line, place_lines, steps_line
 from lmjax.stages.registry import kind_of
-from lmjax.tasks.missing import TEXT_KINDS
-from lmjax.tasks.resolved import resolve
+from lmjax.tasks.resolved import ResolvedStage, resolve
 
 Say = Callable[[str], None]
 
@@ -43,12 +42,11 @@ def dry_run(recipe: Stage | Pipeline, workdir: Path | str | None = None, say: Sa
     The slice is that of the recipe's plan.topology, for which the step is compiled, or the attached one, by arithmetic.
     Raises UserError with everything that is missing, at the end.
     """
-    asked = located(user_path(workdir)) if workdir is not None else Path("runs") / recipe.name
+    _, folder = asked_and_here(workdir, recipe.name)
     prepare_jax()
     processes.join(lambda: facts_of(recipe, {}, measured_paths(recipe)))
     say = say if processes.is_first() else lambda line: None
-    unused = unused_accelerator()
-    folder, alone = (folder_here(asked) if is_bucket(asked) else asked), isinstance(recipe, Stage)
+    unused, alone = unused_accelerator(), isinstance(recipe, Stage)
     folders = [folder if alone else folder / stage.name for stage in recipe.stages]
     for line in (*([unused] if unused else []), *place_lines(folder)):
         say(line)
@@ -84,7 +82,7 @@ def _stage_lines(stage: Stage, before: Sequence[Stage]) -> Iterator[str]:
         yield steps_line(stage.steps, loading.batch_size, loading.sequence_length, planned) + epochs
     elif isinstance(stage, TrainingStage):
         yield "steps: those of its epochs, when its data are read"
-    yield from _memory(stage, before, where)
+    yield from _memory(resolved, before, where)
 
 
 def _tokens_in(source: SourceSettings) -> tuple[int | None, str]:
@@ -93,8 +91,8 @@ def _tokens_in(source: SourceSettings) -> tuple[int | None, str]:
         if source.kind == "shards":
             shards = TokenShards(user_path(source.path))
             return shards.tokens, f"{shards.tokens:,} tokens in {source.path}"
-        if source.kind in TEXT_KINDS:
-            files = list_files(source.path, endings_of(source.kind))
+        if endings := endings_of(source.kind):
+            files = list_files(source.path, endings)
             size = sum(file.stat().st_size for file in files)
             many = f"{len(files)} files" if len(files) > 1 else "a file"
             return None, f"{size:,} bytes in {many} of {source.path}, to be made tokens"
@@ -103,21 +101,21 @@ def _tokens_in(source: SourceSettings) -> tuple[int | None, str]:
     return None, f"{source.path or f'{source.kind} {source.split}'}, to be made tokens"
 
 
-def _memory(stage: Stage, before: Sequence[Stage], where: Slice | None) -> Iterator[str]:
+def _memory(resolved: ResolvedStage, before: Sequence[Stage], where: Slice | None) -> Iterator[str]:
     """What a step needs of a device: compiled for the slice that the recipe names, else predicted for the attached."""
+    stage = resolved.settings
     if isinstance(stage, TrainingStage) and stage.plan.topology:
         try:
             yield from plan_lines(plan(stage, before=before))
         except UserError as error:
             yield f"memory: not planned: {error}"
     elif where is not None:
-        assert isinstance(stage, Pretrain)  # of the kinds, it alone chooses its layout
-        stage = laid_out(stage, where)
-        own = own_candidate(stage, where)
+        recipe = laid_out(resolved.of(Pretrain), where)
+        own = own_candidate(recipe, where)
         if own is None:
             yield f"memory: not predicted for this mesh on {where.name}"
             return
-        needed = Analyst(stage, where).predict(own).memory
+        needed = Analyst(recipe, where).predict(own).memory
         told = f"{needed / GIB:.2f} of {where.device_hbm / GIB:.2f} GiB HBM by arithmetic"
         yield f"on {where.name}: {own.text}; {told}; lmjax plan --topology {where.name} compiles it"
 

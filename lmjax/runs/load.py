@@ -134,9 +134,9 @@ class Trained:
           UserError: a prompt is no text or fills the context, a setting is out of its range, or a parameter of the
             model is not finite.
         """
-        sampling = _sampling(
-            *(max_tokens, temperature, top_k, top_p, repetition_penalty, stop, ends, seed, top, beyond_context)
-        )
+        own: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        own |= {"repetition_penalty": repetition_penalty, "seed": seed, "top": top, "beyond_context": beyond_context}
+        sampling = _sampling(stop, ends, own)
         several = _checked_texts(prompts)
         self.require_finite()
         return generate(self.model, self.params, self.tokenizer, several, sampling)
@@ -191,9 +191,9 @@ class Trained:
 
         The arguments are those of `generate`. Raises UserError for a model that continues no text.
         """
-        sampling = _sampling(
-            *(max_tokens, temperature, top_k, top_p, repetition_penalty, stop, (), seed, 0, beyond_context)
-        )
+        own: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        own |= {"repetition_penalty": repetition_penalty, "seed": seed, "beyond_context": beyond_context}
+        sampling = _sampling(stop, (), own)
         self.model.require_decoder("a conversation")
         self.require_finite()
         chat(self.model, self.params, self.tokenizer, sampling, self.turns)
@@ -258,24 +258,10 @@ def _checked_texts(prompts: Any) -> list[str]:
     return list(several)
 
 
-def _sampling(
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    repetition_penalty: float,
-    stop: str | Sequence[str],
-    ends: Sequence[int],
-    seed: int,
-    top: int,
-    beyond_context: Literal["stop", "slide"],
-) -> SamplingSettings:
+def _sampling(stop: str | Sequence[str], ends: Sequence[int], others: dict[str, Any]) -> SamplingSettings:
     """The settings of sampling; numbers may be NumPy's, and one stop string may stand alone."""
-    numbers = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    numbers |= {"repetition_penalty": repetition_penalty, "seed": seed, "top": top}
     several = (stop,) if isinstance(stop, str) else tuple(stop)
-    own = tuple(int(token) for token in ends)
-    return SamplingSettings(**_plain(numbers), stop=several, ends=own, beyond_context=beyond_context)
+    return SamplingSettings(**_plain(others), stop=several, ends=tuple(int(token) for token in ends))
 
 
 def _plain(numbers: dict[str, Any]) -> dict[str, Any]:

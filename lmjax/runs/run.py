@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from lmjax.bucket import folder_here, located
 from lmjax.checkpoints.remote_workdir import share, staged
 from lmjax.data.token_cache import TokenCache
 from lmjax.errors import clear_disk_errors, is_bucket, require
@@ -120,8 +119,7 @@ def _run(
     require(not (alone and (only or start_from)), "--only, --from", only or start_from, "a pipeline", "leave it out")
     serves = executable is None or (isinstance(recipe, Stage) and kind_of(recipe).loads_executable)
     require(serves, "--executable", executable, "a recipe that pretrains", "leave it out: the other stages compile")
-    asked = located(user_path(workdir)) if workdir is not None else Path("runs") / recipe.name
-    folder = folder_here(asked) if is_bucket(asked) else asked
+    asked, folder = place.asked_and_here(workdir, recipe.name)
     tokens = TokenCache(_cache_beside(asked, folder)) if cache is None else TokenCache(user_path(cache), chosen=True)
     prepare_jax()
     options = {"--force": force, "--only": only, "--from": start_from, "--executable": executable}

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import jax
 
+from lmjax.bucket import folder_here, located
 from lmjax.checkpoints.checkpoint import checkpoints_in
-from lmjax.errors import UserError
-from lmjax.files import write_whole
+from lmjax.errors import UserError, is_bucket
+from lmjax.files import user_path, write_whole
 from lmjax.parallel.processes import is_first
 from lmjax.run_files import ANSWERED_FILE, RECIPE_FILE, SUMMARY_FILE
 from lmjax.runs.recipe_changes import adopted
@@ -64,6 +65,12 @@ def locked(workdir: Path) -> Iterator[None]:
         if not mine:
             raise UserError(f"{workdir}: another run is using it; wait for it, or choose another --workdir")
         yield
+
+
+def asked_and_here(workdir: Path | str | None, name: str) -> tuple[Path, Path]:
+    """The workdir that is asked for, by default runs/NAME, and its folder on this machine, which a bucket has, too."""
+    asked = located(user_path(workdir)) if workdir is not None else Path("runs") / name
+    return asked, folder_here(asked) if is_bucket(asked) else asked
 
 
 def begun(workdir: Path) -> Begun | None:

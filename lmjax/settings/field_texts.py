@@ -1,7 +1,7 @@
 """What the comments beside fields and parameters say of them, as whole sentences, for `--help`.
 
 In: a dataclass or a function. Out: a text for each name that has a comment: behind it, or in the lines above it. A
-comment that ends with a comma goes on in the next field's, and both have all of it.
+comment that ends with a comma continues in the next field's, and both have all of it.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, nearest, require
-from lmjax.fields import checked, unchecked
+from lmjax.errors import UserError, require
+from lmjax.fields import checked, field_types, unchecked
 from lmjax.settings import MeasureSettings, Pipeline, Stage
 from lmjax.settings.recipe_files import load_recipe
-from lmjax.settings.renamed import renamed_fields
+from lmjax.settings.recipe_functions import known_field
 
 
 def recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Stage | Pipeline:
@@ -66,11 +66,8 @@ def _set(settings: Any, keys: list[str], value: Any, path: str) -> Any:
     if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
         at = path.removesuffix("." + ".".join(keys))
         raise UserError(f"{path}: {at} is {settings!r}, which has no fields; set {at} as a whole")
-    names = [field.name for field in dataclasses.fields(settings)]
-    if key not in names:
-        new = renamed_fields(type(settings)).get(key)
-        known = f"{key!r} is now called {new!r}" if new else nearest(key, names)
-        raise UserError(f"{path}: {type(settings).__name__} has no field {key!r}; {known}")
+    if key not in field_types(type(settings)):
+        raise UserError(f"{path}: {type(settings).__name__} has no field {key!r}; {known_field(type(settings), key)}")
     own = _set(getattr(settings, key), rest, value, path) if rest else value
     changed: Any = {key: own}
     with unchecked():

@@ -25,8 +25,6 @@ from lmjax.settings.rl import is_function
 from lmjax.tokenizers.published import require_tokenizer
 from lmjax.training.trackers import require_trackers
 
-TEXT_KINDS = ("text", "jsonl", "csv", "parquet")  # sources whose path names files
-
 
 def missing(stage: Stage, made_later: set[str], folder: Path) -> list[UserError]:
     """An error for each function, file and checkpoint that is not there; `folder` is the stage's workdir."""
@@ -59,10 +57,9 @@ def _files(stage: Stage, folder: Path) -> Iterator[tuple[str, str, Sequence[str]
     """The field and the path of every file, folder and glob that it reads, and the endings of files in a folder."""
     for field, texts in stage.texts().items():
         for number, text in enumerate(texts):
-            if text.kind in TEXT_KINDS:
-                yield f"{field}[{number}]", text.path, endings_of(text.kind)
-            elif text.kind == "shards":
-                yield f"{field}[{number}]", text.path, ()
+            endings = endings_of(text.kind)
+            if endings or text.kind == "shards":
+                yield f"{field}[{number}]", text.path, endings
     for field, dialogues in stage.dialogues().items():
         for number, dialogue in enumerate(dialogues):
             if dialogue.path:

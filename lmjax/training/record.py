@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, one JSON object per line, and what trackers are told of it.
+"""The record of a run: `metrics.jsonl`, one JSON object per line, which trackers receive, too.
 
 A line holds `step` and numbers, or a table of numbers; samples hold `prompt` and `sample`. JSON has no NaN or infinity:
 such a number is written as the string "nan", "inf" or "-inf".

@@ -34,7 +34,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker is told of a run. `next_step` is the first whose line is to come: later ones are forgotten."""
+    """What a tracker knows of a run. `next_step` is the first whose line is to come: it forgets later ones."""
 
     workdir: Path
     name: str
