@@ -16,12 +16,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.model import zigzag
+from lmjax.model.attention_blocks import BLOCK, COMPUTE_BLOCK, largest_block
 from lmjax.model.masks import Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.model.sharding import BoundMesh, bound_mesh
-
-BLOCK = 1024  # queries and keys per grid step, if the sequence is as long: the largest tiles that fit VMEM
-COMPUTE_BLOCK = 512  # keys per inner product
 
 
 def splash(
@@ -158,11 +156,6 @@ def block_sizes(T: int, S: int, most: int) -> kernel.BlockSizes:
         block_q_dq=q,
         block_kv_dq=kv,
     )
-
-
-def largest_block(length: int, most: int) -> int:
-    """The largest multiple of 128 up to `most` that divides `length`, itself a multiple of 128."""
-    return max(size for size in range(128, min(length, most) + 1, 128) if length % size == 0)
 
 
 def _static_mask(mask: Mask, T: int, S: int) -> masks.Mask:

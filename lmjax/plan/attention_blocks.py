@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from lmjax.model.attention_tpu import BLOCK, largest_block
+from lmjax.model.attention_blocks import BLOCK, largest_block
 from lmjax.plan.estimate import SPLASH_PRODUCTS
 from lmjax.plan.slices import Slice
 from lmjax.settings import ModelSettings
