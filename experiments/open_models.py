@@ -1,4 +1,4 @@
-"""Today's open decoders at their published shapes: Llama 3, Mistral, Qwen 2.5 and 3, Gemma 2 and 3, OLMo 2, SmolLM.
+"""Today's open decoders at their published shapes: Llama 3, Mistral, Qwen 2.5 and 3, Gemma 2 and 3, OLMo 2, SmolLM, OPT.
 
 `lmjax run open_models:qwen3_0_6b` trains one from scratch on your text; `--start` continues from imported weights:
 
@@ -26,20 +26,21 @@ from lmjax.settings import (
     TrainSettings,
 )
 
-ROWS, LENGTH = 256, 4096  # a million tokens
+TOKENS, LENGTH = 2**20, 4096  # of a batch, and of a row where the model can address so many
 TOKENS_PER_PARAMETER = 20
 
 
 def recipe(size: Literal[*OPEN_PRESETS] = "smollm2_135m") -> Pretrain:
     model = preset(size)
+    length = min(LENGTH, model.context)
     return Pretrain(
         name=size.replace("_", "-"),
         tokenizer=TokenizerSettings(kind="huggingface", path="data/tokenizer"),  # tokenizer.json, as published
         data=DataSettings(
             train=(SourceSettings(kind="jsonl", path="data/text/train*.jsonl.gz"),),
             validation=(SourceSettings(kind="jsonl", path="data/text/validation*.jsonl.gz"),),
-            sequence_length=LENGTH,
-            batch_size=ROWS,
+            sequence_length=length,
+            batch_size=TOKENS // length,
         ),
         model=model,
         optimizer=OptimizerSettings(
@@ -50,6 +51,6 @@ def recipe(size: Literal[*OPEN_PRESETS] = "smollm2_135m") -> Pretrain:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        train=TrainSettings(steps=TOKENS_PER_PARAMETER * count(model).parameters // (ROWS * LENGTH)),
+        train=TrainSettings(steps=TOKENS_PER_PARAMETER * count(model).parameters // TOKENS),
         evaluation=EvaluationSettings(every=1000, batches=20),
     )

@@ -34,6 +34,7 @@ FEATURES = {
     "olmo2": "norms behind branches; of all heads of queries and keys",
     "gemma2": "local and global layers in turn, caps of scores and logits, norms on both sides, scaled embeddings",
     "gemma3_text": "two rotary bases, scaled global layers, norm of each head; layers no whole number of periods",
+    "opt": "learned positions that begin at the third row, LayerNorm, ReLU, bias everywhere",
 }
 HEADS = ("family", "what it shows", "one pass", "with a cache", "written, loaded by transformers", "greedy tokens")
 

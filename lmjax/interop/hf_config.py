@@ -1,6 +1,6 @@
 """`config.json` of a Hugging Face folder and lmjax's model settings: what the one says in the words of the other.
 
-Model types: "openai-gpt" (GPT-1), "gpt2", "llama" and those of its line (`decoder_configs.py`), "bert", "t5". Every
+Model types: "openai-gpt" (GPT-1), "gpt2", "opt", "llama" and those of its line (`decoder_configs.py`), "bert", "t5". Every
 field of a config.json is either understood, known to say nothing about the model, or an error: none is passed over. A
 setting that no config.json can say is an error too, found by reading back what was written.
 """
@@ -174,6 +174,54 @@ def _write_gpt2(settings: ModelSettings) -> dict[str, Any]:
     } | _write_gpt(settings)
 
 
+def _read_opt(fields: ConfigFields) -> ModelSettings:
+    """OPT (Zhang et al. 2022); the 350M alone has norms behind its branches and narrower embeddings, and is refused.
+
+    lmjax's embeddings have the branches' dropout, OPT's none: that is of training alone.
+    """
+    width = fields.size("hidden_size")
+    only = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "word_embed_proj_dim": width}
+    only |= {"enable_bias": True, "layer_norm_elementwise_affine": True, "layerdrop": 0.0, "activation_dropout": 0.0}
+    for name, value in only.items():
+        fields.expect(name, value)
+    return ModelSettings(
+        layers=fields.size("num_hidden_layers"),
+        width=width,
+        context=fields.size("max_position_embeddings"),
+        vocab_size=fields.size("vocab_size"),
+        attention=AttentionSettings(
+            heads=fields.divisor("num_attention_heads", "hidden_size"),
+            dropout=fields.fraction("attention_dropout", 0.0),
+        ),
+        feed_forward=FeedForwardSettings(
+            width=fields.size("ffn_dim"), activation=fields.choice("activation_function", "relu", {"relu": "relu"})
+        ),
+        tied_head=fields.flag("tie_word_embeddings", True),
+        dropout=fields.fraction("dropout", 0.1),
+        init_std=fields.positive("init_std", 0.02),
+        scaled_residual_init=False,
+    )
+
+
+def _write_opt(settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "num_hidden_layers": settings.layers,
+        "hidden_size": settings.width,
+        "word_embed_proj_dim": settings.width,
+        "ffn_dim": settings.feed_forward_width,
+        "num_attention_heads": settings.attention.heads,
+        "max_position_embeddings": settings.context,
+        "vocab_size": settings.vocab_size,
+        "attention_dropout": settings.attention.dropout,
+        "dropout": settings.dropout,
+        "activation_function": "relu",
+        "init_std": settings.init_std,
+        "tie_word_embeddings": settings.tied_head,
+        "pad_token_id": None,  # else transformers takes 1, which may be beyond the vocabulary
+    }
+
+
 def _write_gpt(settings: ModelSettings) -> dict[str, Any]:
     return {
         "n_layer": settings.layers,
@@ -197,11 +245,13 @@ def _write_decoder(model_type: str, settings: ModelSettings, _: str | None) -> d
 _READERS: dict[str, Callable[[ConfigFields], ModelSettings]] = {
     "openai-gpt": _read_gpt1,
     "gpt2": _read_gpt2,
+    "opt": _read_opt,
     **{name: functools.partial(read_decoder, name) for name in DIALECTS},
     "bert": read_bert,
     "t5": read_t5,
 }
 _WRITERS: dict[str, Callable[[ModelSettings, str | None], dict[str, Any]]] = {
+    "opt": lambda settings, _: _write_opt(settings),  # before GPT-2, which can say all that OPT can
     "gpt2": lambda settings, _: _write_gpt2(settings),
     "openai-gpt": lambda settings, _: _write_gpt1(settings),
     **{name: functools.partial(_write_decoder, name) for name in DIALECTS},

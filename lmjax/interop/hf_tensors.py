@@ -1,8 +1,8 @@
-"""The tensors of Hugging Face's GPTs and Llama's line, and lmjax's parameters: the same numbers in other shapes.
+"""The tensors of Hugging Face's GPTs, OPT and Llama's line, and lmjax's parameters: the same numbers in other shapes.
 
 In and out: float32 arrays, never computed with, so that parameters that go out and come back are the same bit for bit.
-A projection of transformers' GPT-1 and GPT-2 is [in, out], and its query, key and value are one matrix; one of Llama
-is [out, in]. lmjax's kernels keep heads apart, and keys and values together on an axis of two.
+A projection of transformers' GPT-1 and GPT-2 is [in, out], and its query, key and value are one matrix; one of the
+others is [out, in]. lmjax's kernels keep heads apart, and keys and values together on an axis of two.
 """
 
 from __future__ import annotations
@@ -32,21 +32,44 @@ from lmjax.model.transformer import Params
 from lmjax.settings import ModelSettings
 
 HEAD = "lm_head.weight"
-# The norms of a layer of Llama's line, by where they stand, and those of its queries and keys.
-_NORMS = {
-    "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
-    "sandwich": {
-        "attention_norm": "input_layernorm",
-        "attention_output_norm": "post_attention_layernorm",
-        "feed_forward_norm": "pre_feedforward_layernorm",
-        "feed_forward_output_norm": "post_feedforward_layernorm",
-    },
-    "branch_output": {
-        "attention_output_norm": "post_attention_layernorm",
-        "feed_forward_output_norm": "post_feedforward_layernorm",
-    },
-}
 _QK_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a type with separate projections calls a layer's output projection, its feed-forward matrices and norms.
+
+    norms: by where they stand (`NormSettings.position`).
+    """
+
+    out: str
+    feed_forward: Mapping[str, str]
+    norms: Mapping[str, Mapping[str, str]]
+
+
+# Llama's "gate" is what the activation is applied to, which lmjax calls "up", and the other way round.
+_LLAMA_NAMES = Names(
+    out="self_attn.o_proj",
+    feed_forward={"up": "mlp.gate_proj", "gate": "mlp.up_proj", "down": "mlp.down_proj"},
+    norms={
+        "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+        "sandwich": {
+            "attention_norm": "input_layernorm",
+            "attention_output_norm": "post_attention_layernorm",
+            "feed_forward_norm": "pre_feedforward_layernorm",
+            "feed_forward_output_norm": "post_feedforward_layernorm",
+        },
+        "branch_output": {
+            "attention_output_norm": "post_attention_layernorm",
+            "feed_forward_output_norm": "post_feedforward_layernorm",
+        },
+    },
+)
+_OPT_NAMES = Names(
+    out="self_attn.out_proj",
+    feed_forward={"up": "fc1", "down": "fc2"},
+    norms={"pre": {"attention_norm": "self_attn_layer_norm", "feed_forward_norm": "final_layer_norm"}},
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,7 @@ class Layout:
     read_layer: Callable[[Take, ModelSettings], Params]
     write_layer: Callable[[Params, ModelSettings], Tensors]
     buffers: re.Pattern[str]  # tensors of old files that hold no parameters: causal masks, positions, frequencies
+    positions_before: int = 0  # rows of the table that come before that of the first token, which no row of text reads
 
 
 def read_params(files: TensorFiles, settings: ModelSettings, model_type: str, scan_layers: bool) -> Params:
@@ -78,7 +102,8 @@ def read_params(files: TensorFiles, settings: ModelSettings, model_type: str, sc
     vocab, width = settings.vocab_size or 0, settings.width
     params: Params = {"tokens": take(prefix + layout.tokens, (vocab, width))}
     if layout.positions:
-        params["positions"] = take(prefix + layout.positions, (settings.context, width))
+        rows = take(prefix + layout.positions, (layout.positions_before + settings.context, width))
+        params["positions"] = rows[layout.positions_before :]
     if layout.final_norm:
         params["final_norm"] = read_norm(within(prefix), layout.final_norm, settings)
     period = len(settings.attention.pattern)
@@ -100,7 +125,7 @@ def write_tensors_of(params: Params, settings: ModelSettings, model_type: str) -
     params = unstack_layers(params) if "periods" in params else params
     tensors = {layout.tokens: array(params["tokens"])}
     if layout.positions:
-        tensors[layout.positions] = array(params["positions"])
+        tensors[layout.positions] = np.pad(array(params["positions"]), ((layout.positions_before, 0), (0, 0)))
     if layout.final_norm:
         tensors |= write_norm(layout.final_norm, params["final_norm"])
     period = len(settings.attention.pattern)
@@ -155,11 +180,8 @@ def _write_fused(block: Params, settings: ModelSettings) -> Tensors:
     }
 
 
-def _read_separate(take: Take, settings: ModelSettings) -> Params:
-    """A layer of Llama or one of its line, whose projections are torch's Linear: [out, in].
-
-    Its "gate" is what the activation is applied to, which lmjax calls "up", and the other way round.
-    """
+def _read_separate(names: Names, take: Take, settings: ModelSettings) -> Params:
+    """A layer of Llama's line or of OPT, whose projections are torch's Linear: [out, in]."""
     D, F, K = settings.width, settings.feed_forward_width, settings.head_dim
     H, Hkv = settings.attention.heads, settings.kv_heads
     dense = functools.partial(read_linear, take)
@@ -168,45 +190,38 @@ def _read_separate(take: Take, settings: ModelSettings) -> Params:
     attention = {
         "query": dense("self_attn.q_proj", (D,), (H, K), attends),
         "key_value": paired(key, value),
-        "out": dense("self_attn.o_proj", (H, K), (D,), settings.attention.has_out_bias),
+        "out": dense(names.out, (H, K), (D,), settings.attention.has_out_bias),
     }
     if settings.attention.qk_norm != "none":
         heads = (H, Hkv) if settings.attention.qk_norm == "projection" else (1, 1)
         for (ours, theirs), count in zip(_QK_NORMS.items(), heads, strict=True):
             attention[ours] = read_norm(take, theirs, settings, count * K)
-    norms = _NORMS[settings.norm.position].items()
+    sizes = {"up": (D, F), "gate": (D, F), "down": (F, D)}
+    feed_forward = {}
+    for ours, theirs in names.feed_forward.items():
+        inputs, outputs = sizes[ours]
+        feed_forward[ours] = dense(theirs, (inputs,), (outputs,), feeds)
+    norms = names.norms[settings.norm.position].items()
     return {
         "attention": attention,
         **{ours: read_norm(take, theirs, settings) for ours, theirs in norms},
-        "feed_forward": {
-            "up": dense("mlp.gate_proj", (D,), (F,), feeds),
-            "gate": dense("mlp.up_proj", (D,), (F,), feeds),
-            "down": dense("mlp.down_proj", (F,), (D,), feeds),
-        },
+        "feed_forward": feed_forward,
     }
 
 
-def _write_separate(block: Params, settings: ModelSettings) -> Tensors:
+def _write_separate(names: Names, block: Params, settings: ModelSettings) -> Tensors:
     attention, feed_forward = block["attention"], block["feed_forward"]
-    pair = attention["key_value"]
-    key, value = (part_of(pair, i) for i in range(2))
-    sources = {
-        "self_attn.q_proj": attention["query"],
-        "self_attn.k_proj": key,
-        "self_attn.v_proj": value,
-        "self_attn.o_proj": attention["out"],
-        "mlp.gate_proj": feed_forward["up"],
-        "mlp.up_proj": feed_forward["gate"],
-        "mlp.down_proj": feed_forward["down"],
-    }
-    tensors: Tensors = {}
-    for ours, theirs in _NORMS[settings.norm.position].items():
+    key, value = (part_of(attention["key_value"], i) for i in range(2))
+    projections = {"q": attention["query"], "k": key, "v": value}
+    tensors: Tensors = write_linear(names.out, attention["out"], inner=2)
+    for name, dense in projections.items():
+        tensors |= write_linear(f"self_attn.{name}_proj", dense)
+    for ours, theirs in names.feed_forward.items():
+        tensors |= write_linear(theirs, feed_forward[ours])
+    for ours, theirs in names.norms[settings.norm.position].items():
         tensors |= write_norm(theirs, block[ours])
     for ours, theirs in _QK_NORMS.items():
         tensors |= write_norm(theirs, attention[ours]) if ours in attention else {}
-    for name, dense in sources.items():
-        inputs = {"self_attn.o_proj": 2}.get(name, 1)
-        tensors |= write_linear(name, dense, inputs)
     return tensors
 
 
@@ -216,8 +231,8 @@ _LLAMA = Layout(
     positions=None,
     layer="layers.{}.",
     final_norm="norm",
-    read_layer=_read_separate,
-    write_layer=_write_separate,
+    read_layer=functools.partial(_read_separate, _LLAMA_NAMES),
+    write_layer=functools.partial(_write_separate, _LLAMA_NAMES),
     buffers=re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
 )
 LAYOUTS: Mapping[str, Layout] = {
@@ -240,6 +255,17 @@ LAYOUTS: Mapping[str, Layout] = {
         read_layer=_read_fused,
         write_layer=_write_fused,
         buffers=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
+    ),
+    "opt": Layout(
+        prefix="model.decoder.",
+        tokens="embed_tokens.weight",
+        positions="embed_positions.weight",
+        positions_before=2,  # padding's, and one that fairseq left free
+        layer="layers.{}.",
+        final_norm="final_layer_norm",
+        read_layer=functools.partial(_read_separate, _OPT_NAMES),
+        write_layer=functools.partial(_write_separate, _OPT_NAMES),
+        buffers=re.compile(r"version"),
     ),
     **dict.fromkeys(DIALECTS, _LLAMA),
 }

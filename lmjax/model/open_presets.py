@@ -1,6 +1,7 @@
 """The published sizes of today's open decoders as model settings, each from the config.json that came with its weights.
 
-All are Llama's block with other values: RMSNorm, rotary positions, a gated feed-forward layer, no bias unless said.
+All but OPT are Llama's block with other values: RMSNorm, rotary positions, a gated feed-forward layer, no bias unless
+said.
 """
 
 from __future__ import annotations
@@ -184,6 +185,20 @@ def _gemma3_1b() -> ModelSettings:
     return _gemma(26, 1152, 6912, attention, positions, vocab=262_144, context=32_768, logit_cap=None)
 
 
+def _opt(layers: int, width: int, heads: int) -> ModelSettings:
+    """Zhang et al. 2022, table 1: GPT-3's block with ReLU."""
+    return ModelSettings(
+        layers=layers,
+        width=width,
+        context=2048,
+        vocab_size=50_272,
+        attention=AttentionSettings(heads=heads),
+        feed_forward=FeedForwardSettings(width=4 * width, activation="relu"),
+        dropout=0.1,
+        scaled_residual_init=False,
+    )
+
+
 OPEN_PRESETS: dict[str, ModelSettings] = {
     "llama3_1_8b": _llama3(32, 4096, 14_336, 32, factor=8.0),
     "llama3_1_70b": _llama3(80, 8192, 28_672, 64, factor=8.0),
@@ -209,4 +224,11 @@ OPEN_PRESETS: dict[str, ModelSettings] = {
     "smollm2_360m": _smollm2(32, 960, 2560, 15, 5),
     "smollm2_1_7b": _smollm2(24, 2048, 8192, 32, 32, base=130_000.0),
     "smollm3_3b": _smollm3(),
+    "opt_125m": _opt(12, 768, 12),
+    "opt_1_3b": _opt(24, 2048, 32),
+    "opt_2_7b": _opt(32, 2560, 32),
+    "opt_6_7b": _opt(32, 4096, 32),
+    "opt_13b": _opt(40, 5120, 40),
+    "opt_30b": _opt(48, 7168, 56),
+    "opt_66b": _opt(64, 9216, 72),
 }

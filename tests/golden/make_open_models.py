@@ -33,6 +33,18 @@ WIDE = {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}  # mor
 ROTARY = {"rope_type": "default", "rope_theta": 50.0}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 GEMMA = {"sliding_window": 5, "query_pre_attn_scalar": 12, "tie_word_embeddings": True}
+OPT = {
+    "vocab_size": 37,
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 # The base of the scaled text is 16 tokens; texts have 32, and windows 5.
 CASES = {
     "llama3": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
@@ -64,6 +76,7 @@ CASES = {
             },
         },
     ),
+    "opt": ("OPT", {}),
 }
 
 
@@ -72,7 +85,8 @@ def models():
     for name, (family, fields) in CASES.items():
         config = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
         model = getattr(transformers, f"{family}ForCausalLM")
-        yield name, model(config(**SHAPE | fields, attn_implementation="eager"))
+        shape = OPT if family == "OPT" else SHAPE
+        yield name, model(config(**shape | fields, attn_implementation="eager"))
 
 
 if __name__ == "__main__":

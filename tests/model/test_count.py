@@ -76,6 +76,14 @@ PUBLISHED = {
     "smollm2_360m": 361_821_120,
     "smollm2_1_7b": 1_711_376_384,
     "smollm3_3b": 3_075_098_624,
+    # the same, less two rows of positions that no token has
+    "opt_125m": 125_239_296 - 2 * 768,
+    "opt_1_3b": 1_315_758_080 - 2 * 2048,
+    "opt_2_7b": 2_651_596_800 - 2 * 2560,
+    "opt_6_7b": 6_658_473_984 - 2 * 4096,
+    "opt_13b": 12_853_473_280 - 2 * 5120,
+    "opt_30b": 29_974_540_288 - 2 * 7168,
+    "opt_66b": 65_719_701_504 - 2 * 9216,
 }
 BERTS = {"bert_base": 109_482_240, "bert_large": 335_141_888}  # the encoder and its pooler
 
