@@ -1,4 +1,4 @@
-"""Today's open decoders at their published shapes: Llama 3, Mistral, Qwen 2.5 and 3, Gemma 2 and 3, OLMo 2, SmolLM, OPT.
+"""Open decoders at their published shapes: Llama 3, Mistral, Qwen 2.5 and 3, Gemma 2 and 3, OLMo 2, SmolLM, OPT.
 
 `lmjax run open_models:qwen3_0_6b` trains one from scratch on your text; `--start` continues from imported weights:
 

@@ -1,8 +1,8 @@
 """`config.json` of a Hugging Face folder and lmjax's model settings: what the one says in the words of the other.
 
-Model types: "openai-gpt" (GPT-1), "gpt2", "opt", "llama" and those of its line (`decoder_configs.py`), "bert", "t5". Every
-field of a config.json is either understood, known to say nothing about the model, or an error: none is passed over. A
-setting that no config.json can say is an error too, found by reading back what was written.
+Model types: "openai-gpt" (GPT-1), "gpt2", "opt", "llama" and those of its line (`decoder_configs.py`), "bert", "t5".
+Every field of a config.json is either understood, known to say nothing about the model, or an error: none is passed
+over. A setting that no config.json can say is an error too, found by reading back what was written.
 """
 
 from __future__ import annotations
@@ -180,7 +180,11 @@ def _read_opt(fields: ConfigFields) -> ModelSettings:
     lmjax's embeddings have the branches' dropout, OPT's none: that is of training alone.
     """
     width = fields.size("hidden_size")
-    only = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "word_embed_proj_dim": width}
+    only: dict[str, Any] = {
+        "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False,
+        "word_embed_proj_dim": width,
+    }
     only |= {"enable_bias": True, "layer_norm_elementwise_affine": True, "layerdrop": 0.0, "activation_dropout": 0.0}
     for name, value in only.items():
         fields.expect(name, value)

@@ -26,8 +26,10 @@ from lmjax.plan.slices import NETWORK_BANDWIDTH, Slice
 from lmjax.plan.target import Target
 from lmjax.settings import AttentionSettings
 from lmjax.tasks.program import Cost
+from lmjax.training.phases import phase_of
 
 TERA = 1e12
+OTHER = "other"  # what belongs to no phase
 # Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
 SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
@@ -78,6 +80,7 @@ class Estimate:
     matrix_units: float | None = None  # the share of these cycles that products at the chip's peak would take
     cycles_by_part: dict[str, float] | None = None  # shares of these cycles: see `lmjax.plan.parts`
     compute_seconds: float | None = None  # gcycles at the chip's clock
+    phases: dict[str, float] | None = None  # shares of computing and kernels, of a program that has several
     kernel_seconds: float | None = None  # Pallas kernels at the chip's peak, or at its HBM's
     collective_gib: float | None = None
     collective_sent_gib: float | None = None
@@ -136,8 +139,10 @@ def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
     model, length = cost.models[0], cost.length
     kernels = [call for call in spent.kernels if call.target == "tpu_custom_call"]
     kernel_flops = sum(call.count * kernel_work(call, model.attention, length) for call in kernels)
-    kernel_seconds = sum(call.count * _kernel_seconds(call, model.attention, length, where) for call in kernels)
+    seconds_of = [(call.place, call.count * _kernel_seconds(call, model.attention, length, where)) for call in kernels]
+    kernel_seconds = sum(seconds for _, seconds in seconds_of)
     compute_seconds = spent.cycles / where.chip.clock
+    seconds_of += [(source.name, cycles / where.chip.clock) for source, cycles in spent.sources.items()]
     traffic = collective_traffic(spent.collectives, mesh, where)
     collective_seconds = sum(each.seconds for each in traffic)
     step_seconds = max(compute_seconds + kernel_seconds, collective_seconds)
@@ -154,6 +159,7 @@ def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
         "gcycles": spent.cycles / 1e9,
         "matrix_units": matrix_units,
         "cycles_by_part": {part: cycles / spent.cycles for part, cycles in parts(spent.sources).items()},
+        "phases": _phases(seconds_of),
         "model_tflop": needed / TERA,
         "executed_tflop": executed / TERA,
         "remat_overhead": spent.flops / (needed - in_kernels) - 1,
@@ -168,6 +174,17 @@ def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]
         **shares,
         "bound_by": _bound(where, spent.flops, compute_seconds, kernel_seconds, traffic),
     }
+
+
+def _phases(seconds_of: Sequence[tuple[str, float]]) -> dict[str, float] | None:
+    """Shares of these seconds by the phase that their operations belong to, the longest first; None without phases."""
+    found: dict[str, float] = {}
+    for place, seconds in seconds_of:
+        name = phase_of(place) or OTHER
+        found[name] = found.get(name, 0.0) + seconds
+    total = sum(found.values())
+    longest = sorted(found, key=lambda name: -found[name])
+    return {name: found[name] / total for name in longest} if set(found) > {OTHER} else None
 
 
 def _check_shares(

@@ -54,6 +54,12 @@ class Instruction:
     attributes: str
     arguments: str  # the operands as written; of a constant, its value
 
+    @property
+    def place(self) -> str:
+        """The modules and functions that it was traced from, as JAX names them; "" where the compiler made it."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
     def attribute(self, name: str) -> str | None:
         """The value of `name=...` up to the next comma, or inside its braces."""
         found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
@@ -108,6 +114,7 @@ class KernelCall:
     count: int
     flops: int | None = None
     bytes_accessed: int | None = None
+    place: str = ""  # as the compiler names what it was traced from
 
     @property
     def bytes(self) -> int:
@@ -192,10 +199,9 @@ class _Walk:
         return total
 
     def _source(self, instruction: Instruction) -> Source:
-        found = re.search(r'op_name="([^"]*)"', instruction.attributes)
         fused = instruction.called("calls") if instruction.opcode == "fusion" else []
         product = instruction.opcode in PRODUCTS or any(self.fused(callee).flops for callee in fused)
-        return Source(instruction.opcode, found.group(1) if found else "", product)
+        return Source(instruction.opcode, instruction.place, product)
 
     def _count_called(self, total: Costs, instruction: Instruction, channels: set[str]) -> None:
         if instruction.opcode == "fusion":
@@ -291,7 +297,8 @@ def _count_own(total: Costs, instruction: Instruction, shapes: dict[str, tuple[A
         own = json.loads(estimate.group(1)) if estimate else {}
         flops, accessed = (int(own[key]) if key in own else None for key in ("flops", "bytes_accessed"))
         name = re.sub(r"[.\d]+$", "", instruction.name)
-        total.kernels.append(KernelCall(target, name, operands, instruction.result, 1, flops, accessed))
+        place = instruction.place
+        total.kernels.append(KernelCall(target, name, operands, instruction.result, 1, flops, accessed, place))
 
 
 def _multiplications(instruction: Instruction, operands: tuple[Array, ...]) -> int:

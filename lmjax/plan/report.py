@@ -51,6 +51,8 @@ def _figures(e: Estimate) -> Iterator[str]:
     assert e.cycles_by_part is not None
     shares = ", ".join(f"{part} {share:.1%}" for part, share in e.cycles_by_part.items() if share >= SHOWN_SHARE)
     yield f"               matrix units {e.matrix_units:.1%} busy; {shares}"
+    if e.phases:
+        yield f"  phases       {', '.join(f'{name} {share:.1%}' for name, share in e.phases.items())}"
     sent = f"{e.collective_sent_gib:.2f} GiB sent by a device"
     yield f"  collectives  {e.collective_gib:.2f} GiB of results, {sent}, {e.collective_seconds:.4f} s on the links"
     for each in e.collectives:

@@ -46,6 +46,7 @@ from lmjax.optim.schedules import Schedule
 from lmjax.optim.train_state import TrainState
 from lmjax.rl.rollout import Readings, Rollout, Vocabulary, read_responses, sample, values_before
 from lmjax.settings import KLSettings, PPOSettings, RewardSettings
+from lmjax.training.phases import phase
 from lmjax.training.step import make_train_step
 
 POLICY, VALUE, AVERAGE, COEFFICIENT = "policy", "value", "average", "kl_coefficient"
@@ -122,8 +123,10 @@ class Learner:
 
         Without a reward model the batch has the "scores" [B], as of a Python function that has seen the responses.
         """
-        rollout = self.roll(state, batch)
-        scores_B = batch[SCORES] if self.reward is None else self.score(frozen["reward"], rollout)
+        with phase("rollout"):
+            rollout = self.roll(state, batch)
+        with phase("scoring"):
+            scores_B = batch[SCORES] if self.reward is None else self.score(frozen["reward"], rollout)
         return self.learn(state, frozen["reference"], rollout, scores_B, batch)
 
     def roll(self, state: TrainState, batch: Batch) -> Rollout:
@@ -152,12 +155,14 @@ class Learner:
     ) -> tuple[TrainState, Metrics]:
         """All updates of an iteration, from scored responses."""
         coefficient = state.opt_state[COEFFICIENT]
-        data = self.scored(reference, rollout, scores_B, coefficient)
         metrics: Metrics = {}
-        if not self.reads_once:
-            readings = self._read(state.params, data, rollout.mask.shape[1], self.ppo.group)
-            data, metrics = self.experience(data, readings)
-        inner, updates = self._update(state, data, batch)
+        with phase("reading"):
+            data = self.scored(reference, rollout, scores_B, coefficient)
+            if not self.reads_once:
+                readings = self._read(state.params, data, rollout.mask.shape[1], self.ppo.group)
+                data, metrics = self.experience(data, readings)
+        with phase("updates"):
+            inner, updates = self._update(state, data, batch)
         metrics |= updates
         opt_state = dict(inner.opt_state)
         if self.ppo.ema_decay is not None:

@@ -11,7 +11,11 @@ from lmjax.interop.huggingface import read_model, write_model
 from lmjax.settings import AttentionSettings, FeedForwardSettings, ModelSettings, NormSettings, PositionSettings
 
 BAD_CONFIGS = [
-    ("gpt2", {"model_type": "gpt_neo"}, r"model_type = 'gpt_neo': expected one of 'openai-gpt', 'gpt2', 'opt', 'llama'"),
+    (
+        "gpt2",
+        {"model_type": "gpt_neo"},
+        r"model_type = 'gpt_neo': expected one of 'openai-gpt', 'gpt2', 'opt', 'llama'",
+    ),
     ("gpt2", {"model_type": None}, "model_type = None: expected one of"),
     ("gpt2", {"activation_function": "gelu_fast"}, "activation_function = 'gelu_fast': expected one of gelu_new"),
     ("gpt1", {"afn": "gelu_new"}, "afn = 'gelu_new': expected one of gelu, relu, silu"),

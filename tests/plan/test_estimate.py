@@ -8,7 +8,15 @@ import pytest
 from lmjax.errors import UserError
 from lmjax.parallel.chips import GIB
 from lmjax.plan.compile import Compiled, OutOfMemory
-from lmjax.plan.estimate import AxisTraffic, ImpossibleEstimateError, _bound, collective_traffic, estimate, kernel_work
+from lmjax.plan.estimate import (
+    AxisTraffic,
+    ImpossibleEstimateError,
+    _bound,
+    _phases,
+    collective_traffic,
+    estimate,
+    kernel_work,
+)
 from lmjax.plan.hlo import Array, Collective, KernelCall
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
@@ -26,6 +34,13 @@ def mesh_of(shape, coords, slices=None):
 
 
 SQUARE = [(x, y, 0) for x in range(4) for y in range(4)]  # v5e-16
+
+
+def test_phases_have_shares_of_what_their_operations_take():
+    seconds = [("jit(iterate)/phase.rollout/while", 3.0), ("transpose(jvp(phase.updates))/dot", 4.0)]
+    seconds += [("jit(iterate)/phase.rollout/add", 2.0), ("add", 1.0)]
+    assert _phases(seconds) == {"rollout": 0.5, "updates": 0.4, "other": 0.1}
+    assert _phases([("jit(step)/jvp(OneStack)/phases/add", 1.0)]) is None
 
 
 def test_traffic_goes_to_the_axes_that_a_group_runs_along():

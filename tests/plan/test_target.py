@@ -1,6 +1,7 @@
 """The programs that are planned: they are those that run, they allocate nothing, and their FLOPs can be worked out."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -37,6 +38,7 @@ from lmjax.tasks import task
 from lmjax.tasks.resolved import resolve
 from lmjax.tasks.task import Session
 from lmjax.tokenizers.byte import ByteTokenizer
+from lmjax.training.phases import phase_of
 from lmjax.training.progress import ProgressDisplay
 from lmjax.training.stop import StopRequest
 from tests import tiny as recipes
@@ -128,6 +130,15 @@ def test_what_is_planned_is_what_runs(pipeline, as_it_runs, name):
     planned = target.lower(make_mesh(target.recipe.mesh)).as_text()
     stage = next(each for each in pipeline.stages if each.name == name)
     assert planned == as_it_runs(stage, LARGE if name == "reward" else SMALL, LARGE)
+
+
+def test_the_compiler_is_told_the_phases_of_an_iteration(pipeline):
+    target = target_in(pipeline, "ppo")
+    compiled = target.lower(make_mesh(target.recipe.mesh)).compile().as_text()
+    places = re.findall(r'op_name="(jit[^"]*)"', compiled)  # those of a reduction's own addition say less
+    assert {phase_of(place) for place in places} == {"rollout", "scoring", "reading", "updates", None}
+    gradients = [place for place in places if "transpose(jvp" in place]
+    assert gradients and {phase_of(place) for place in gradients} == {"updates"}
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "reward", "dpo", "ppo"])
