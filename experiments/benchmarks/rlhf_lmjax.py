@@ -94,22 +94,31 @@ def prepare_supervised(stage: str, model: HuggingFaceModel, losses: list[float])
     return step
 
 
-def prepare_grpo(model: HuggingFaceModel, epochs: int, minibatches: int) -> Callable[[], None]:
-    mesh, settings = make_mesh(MeshSettings()), model.settings
+def ppo_settings(stage: str) -> PPOSettings:
+    epochs, minibatches = work.UPDATES[stage]
+    common = {"response_tokens": work.RESPONSE, "epochs": epochs, "minibatches": minibatches, "clip": work.RATIO_CLIP}
+    if stage != work.PPO:
+        return PPOSettings(baseline="group", group=work.GROUP, **common)
+    return PPOSettings(
+        discount=work.DISCOUNT,
+        gae_lambda=work.LAMBDA,
+        value_clip=work.VALUE_CLIP,
+        value_coefficient=work.VALUE_COEFFICIENT,
+        **common,
+    )
+
+
+def prepare_iterations(stage: str, model: HuggingFaceModel, losses: list[float]) -> Callable[[], None]:
+    """GRPO's, or PPO's, which tell their losses."""
+    mesh, settings, ppo = make_mesh(MeshSettings()), model.settings, ppo_settings(stage)
     recipe = PPO(
         start="the same weights",
         optimizer=OPTIMIZER,
-        dialogue=DialogueSettings(sequence_length=work.PROMPT, batch_size=work.PROMPTS),
+        value_optimizer=OPTIMIZER,
+        dialogue=DialogueSettings(sequence_length=work.PROMPT, batch_size=work.RESPONSES // ppo.group),
         reward=RewardSettings(source="rlhf_work:reward"),
         kl=KLSettings(coefficient=work.KL),
-        ppo=PPOSettings(
-            response_tokens=work.RESPONSE,
-            group=work.GROUP,
-            baseline="group",
-            epochs=epochs,
-            minibatches=minibatches,
-            clip=work.RATIO_CLIP,
-        ),
+        ppo=ppo,
     )
     reward = load_function(recipe.reward.source, "reward.source")
     numbers = Numbers(work.SHAPE.vocabulary)
@@ -119,20 +128,29 @@ def prepare_grpo(model: HuggingFaceModel, epochs: int, minibatches: int) -> Call
     reference = jax.device_put(model.params, shardings_of(abstract.params[POLICY]))
     phases = compile_phases(learner, mesh, abstract, {"reference": reference})
     own = jax.tree.map(jnp.array, model.params)
-    state = jax.device_put(learner.create(own, None), shardings_of(abstract))
-    batches, done = work.prompts().astype(np.int32), 0
+    value = None
+    if stage == work.PPO:
+        value = learner.value.on_trunk(jax.tree.map(jnp.array, own), jax.random.key(0), zero=True)
+    state = jax.device_put(learner.create(own, value), shardings_of(abstract))
+    batches, done = work.prompts(recipe.dialogue.batch_size).astype(np.int32), 0
     places = np.broadcast_to(np.arange(work.PROMPT, dtype=np.int32), batches.shape[1:])
+    given = work.answers().astype(np.int32)
 
     def iteration() -> None:
         nonlocal state, done
         tokens = batches[done % len(batches)]
         batch = place_rows({TOKENS: tokens, POSITIONS: places, SEGMENTS: np.ones_like(tokens)}, mesh)
         rollout = phases.roll(state, batch)
-        asked = [numbers.decode(row.tolist()) for row in tokens.repeat(work.GROUP, axis=0)]
+        asked = [numbers.decode(row.tolist()) for row in tokens.repeat(ppo.group, axis=0)]
+        if stage == work.PPO:
+            rows = rollout.rows | place_rows({TOKENS: np.hstack([tokens, given[done % len(given)]])}, mesh)
+            rollout = dataclasses.replace(rollout, rows=rows)
         scores = reward(asked, response_texts(rollout, numbers))
         placed: Any = place_rows({"scores": scores}, mesh)["scores"]
-        state, _ = phases.learn(state, reference, rollout, placed, batch)
+        state, metrics = phases.learn(state, reference, rollout, placed, batch)
         jax.block_until_ready(state)
+        if stage == work.PPO:
+            losses.extend(float(metrics[name].mean()) for name in ("policy_loss", "value_loss"))
         done += 1
 
     return iteration
@@ -142,8 +160,5 @@ def prepare(stage: str, folder: Path) -> tuple[Callable[[], None], Callable[[], 
     """A call that does a step, or an iteration; and the losses so far, of a stage that has comparable ones."""
     prepare_jax()
     model, losses = read_model(folder), []
-    if stage in work.UPDATES:
-        step = prepare_grpo(model, *work.UPDATES[stage])
-    else:
-        step = prepare_supervised(stage, model, losses)
-    return step, lambda: losses
+    prepared = prepare_iterations if stage in work.UPDATES else prepare_supervised
+    return prepared(stage, model, losses), lambda: losses

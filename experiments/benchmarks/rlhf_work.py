@@ -1,4 +1,4 @@
-"""What the two sides of the comparison with TRL are given: one policy, and the tokens of each stage's batches."""
+"""What the two sides of the comparison are given: one policy, and the tokens of each stage's batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,12 @@ BETA = 0.1  # of DPO
 PROMPTS, GROUP, PROMPT, RESPONSE = 4, 4, 64, 128  # of an iteration of GRPO: prompts, responses to each, their tokens
 KL, RATIO_CLIP = 0.04, 0.2
 RESPONSES = PROMPTS * GROUP
-UPDATES = {"grpo": (1, 1), "grpo-again": (2, 2)}  # epochs of minibatches on an iteration's responses
-STAGES = {"sft": (SHAPE.rows, 1.5), "dpo": (SHAPE.rows // 2, 1.5)} | dict.fromkeys(UPDATES, (RESPONSES, 2.0))
-# samples of a step or an iteration, and the target for the ratio
+UPDATES = {"grpo": (1, 1), "grpo-again": (2, 2), "ppo": (2, 1)}  # epochs of minibatches on an iteration's responses
+PPO = "ppo"  # one response to a prompt, whose baseline is a value model of the policy's size
+DISCOUNT, LAMBDA, VALUE_CLIP, VALUE_COEFFICIENT = 1.0, 0.95, 0.2, 0.1  # of PPO
+STAGES: dict[str, tuple[int, float | None]] = {"sft": (SHAPE.rows, 1.5), "dpo": (SHAPE.rows // 2, 1.5)}
+STAGES |= dict.fromkeys(UPDATES, (RESPONSES, 2.0)) | {PPO: (RESPONSES, None)}
+# samples of a step or an iteration, and the target for the ratio where there is one
 
 
 def demonstrations() -> np.ndarray:
@@ -33,9 +36,14 @@ def rankings() -> np.ndarray:
     return tokens
 
 
-def prompts() -> np.ndarray:
+def prompts(number: int = PROMPTS) -> np.ndarray:
     """[batches, prompts, tokens]."""
-    return np.random.default_rng(2).integers(0, SHAPE.vocabulary, (BATCHES, PROMPTS, PROMPT))
+    return np.random.default_rng(2).integers(0, SHAPE.vocabulary, (BATCHES, number, PROMPT))
+
+
+def answers() -> np.ndarray:
+    """[batches, responses, tokens]: what PPO learns from in place of what it sampled, so that its losses compare."""
+    return np.random.default_rng(3).integers(0, SHAPE.vocabulary, (BATCHES, RESPONSES, RESPONSE))
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
