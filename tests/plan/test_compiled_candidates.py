@@ -17,9 +17,11 @@ ROWS = [json.loads(line) for line in Path(__file__).with_name("compiled_candidat
 WITHIN = 0.15  # of what the compiler says
 
 
-# What the arithmetic does not know: the compiler that makes products again where memory is nearly full or is not enough,
-# and tensor axes with the policy "attention".
-MISSED = {"gpt3_1300m-none", "gpt3_13b-none", "llama2_7b-attention"}
+MISSED = {
+    "gpt3_1300m-none": "the compiler makes products again before it refuses, and needs more",
+    "gpt3_13b-none": "the compiler makes products again where memory is nearly full",
+    "llama2_7b-attention": "the policy attention beside a tensor axis takes a quarter more",
+}
 
 
 def named(row):
@@ -36,10 +38,13 @@ def test_every_model_is_there():
     assert {row["model"] for row in ROWS} == set(SCRIPT["MODELS"])
 
 
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(row, marks=pytest.mark.xfail(named(row) in MISSED, strict=True), id=named(row)) for row in ROWS],
-)
+def cases():
+    for row in ROWS:
+        why = MISSED.get(named(row))
+        yield pytest.param(row, id=named(row), marks=[pytest.mark.xfail(strict=True, reason=why)] if why else [])
+
+
+@pytest.mark.parametrize("row", cases())
 def test_memory_and_cycles_are_near_what_the_compiler_says(row):
     found = predicted(row)
     assert found.memory / GIB == pytest.approx(row["peak_hbm_gib"], rel=WITHIN)
