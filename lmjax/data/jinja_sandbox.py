@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -28,6 +29,43 @@ def check_size(characters: float) -> None:
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, str | list | tuple) else 0
+
+
+def check_growth(name: str, value: Any, arguments: Sequence[Any]) -> None:
+    """Raises OverflowError where a method of a text, or the filter of that name, would make too much of its value.
+
+    The value of "join" is what stands between the parts, its first argument.
+    """
+    for number in arguments:  # such as a width
+        check_size(number if isinstance(number, int) else 0)
+    longest = max((each if isinstance(each, int) else len(str(each)) for each in arguments[:3]), default=0)
+    if name == "replace" and len(arguments) > 1:
+        check_size(len(str(value)) + str(value).count(str(arguments[0])) * len(str(arguments[1])))
+    elif name == "join" and arguments:
+        check_size(sum(len(str(part)) + len(value) for part in arguments[0]))
+    elif name in ("indent", "expandtabs"):
+        check_size((1 + str(value).count("\n") + str(value).count("\t")) * longest)
+    elif name == "wordwrap":
+        check_size(len(str(value)) * len(str(arguments[2])) if len(arguments) > 2 else 0)
+    elif name == "format":
+        check_size(max(map(int, re.findall(r"\d{1,20}", str(value))), default=0))  # a width
+
+
+def _bounded(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja, which may take its context first, with `check_growth`."""
+    first = int(hasattr(plain, "jinja_pass_arg"))
+
+    @functools.wraps(plain)
+    def bounded(*arguments: Any, **named: Any) -> Any:
+        before, value, rest = arguments[:first], arguments[first], arguments[first + 1 :]
+        if name == "join":
+            value = list(value)
+            check_growth(name, str(rest[0] if rest else named.get("d", "")), [value])
+        else:
+            check_growth(name, value, [*rest, *named.values()])
+        return plain(*before, value, *rest, **named)
+
+    return bounded
 
 
 def _joined(*values: Any) -> str:
@@ -79,14 +117,17 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             check_size(left.bit_length() * right)
         elif operator == "%" and isinstance(left, str):
-            check_size(max(map(int, re.findall(r"\d{1,20}", left)), default=0))  # a width
+            check_growth("format", left, ())
         elif operator == "+":
             check_size(_length(left) + _length(right))
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
-        for value in (*arguments, *named.values()):  # such as a width
-            check_size(value if isinstance(value, int) else 0)
+        text = getattr(function, "__self__", None)
+        name = function.__name__ if isinstance(text, str) else ""
+        if name == "join":
+            arguments = tuple(map(list, arguments))  # a generator is read once
+        check_growth(name, text, (*arguments, *named.values()))
         return super().call(context, function, *arguments, **named)
 
 
@@ -101,6 +142,8 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
+    environment.filters = {name: _bounded(name, plain) for name, plain in environment.filters.items()}
+    del environment.globals["lipsum"]  # text without end, for tests of pages
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     environment.globals["_joined"] = _joined

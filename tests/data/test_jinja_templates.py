@@ -176,9 +176,32 @@ WITHOUT_END = {
     "a large power": "{{ 10 ** (10**9) }}",
     "a wide format": "{{ '%099999999999d' % 1 }}",
     "a wide field": "{{ 'a'.ljust(10**11) }}",
+    "replacing every letter": "{% set a = 'a' * 10**6 %}{{ a.replace('a', a) }}",
+    "replacing every letter by a filter": "{% set a = 'a' * 10**6 %}{{ a | replace('a', a) }}",
+    "joining long parts": "{% set a = 'a' * 10**6 %}{{ a.join(a) }}",
+    "joining long parts by a filter": "{% set a = 'a' * 10**6 %}{{ a | join(a) }}",
+    "joining what a filter gives": "{% set a = 'a' * 10**6 %}{{ range(9000) | map('string') | join(a) }}",
+    "a wide line": "{{ 'a' | center(10**11) }}",
+    "far to the right": "{% set a = '\n' * 10**6 %}{{ a | indent(10**6, blank=true) }}",
+    "wide tabs": "{% set a = '\t' * 10**6 %}{{ a.expandtabs(10**6) }}",
+    "long ends of lines": "{% set a = 'a' * 10**6 %}{{ a | wordwrap(1, true, a) }}",
+    "a wide field of a filter": "{{ '%099999999999d' | format(1) }}",
+    "many empty places": "{{ [1] | batch(10**10, 0) | list }}",
     "much text": "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}",
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
 }
+
+
+def test_filters_and_methods_of_texts_write_what_they_write_elsewhere():
+    source = (
+        "{{ 'a-b-c'.replace('-', '+', 1) }}|{{ 'a-b' | replace('-', '+') }}|{{ ', '.join(['a', 'b']) }}|"
+        "{{ [1, 2] | join('; ') }}|{{ [{'x': 1}, {'x': 2}] | join(',', attribute='x') }}|{{ 'a' | center(5) }}|"
+        "{{ 'a\nb' | indent(2) }}|{{ [1, 2, 3] | batch(2, 0) | list }}|{{ {'a': [1]} | tojson(indent=1) }}|"
+        "{{ '%s and %s' | format(1, 2) }}|{{ missing | join(', ') }}|{{ range(3) | map('string') | join }}|"
+        "{{ ', '.join(range(3) | map('string')) }}"
+    )
+    expected = 'a+b-c|a+b|a, b|1; 2|1,2|  a  |a\n  b|[[1, 2], [3, 0]]|{\n "a": [\n  1\n ]\n}|1 and 2||012'
+    assert render_messages(source, [], {}, "hf") == expected
 
 
 @pytest.mark.parametrize("source", WITHOUT_END.values(), ids=WITHOUT_END)
