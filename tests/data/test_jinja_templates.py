@@ -200,7 +200,7 @@ def test_filters_and_methods_of_texts_write_what_they_write_elsewhere():
         "{{ '%s and %s' | format(1, 2) }}|{{ missing | join(', ') }}|{{ range(3) | map('string') | join }}|"
         "{{ ', '.join(range(3) | map('string')) }}"
     )
-    expected = 'a+b-c|a+b|a, b|1; 2|1,2|  a  |a\n  b|[[1, 2], [3, 0]]|{\n "a": [\n  1\n ]\n}|1 and 2||012'
+    expected = 'a+b-c|a+b|a, b|1; 2|1,2|  a  |a\n  b|[[1, 2], [3, 0]]|{\n "a": [\n  1\n ]\n}|1 and 2||012|0, 1, 2'
     assert render_messages(source, [], {}, "hf") == expected
 
 
