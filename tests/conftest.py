@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import time
 
 # Where eight devices share a busy core, the last may join a collective minutes after the first; XLA would
 # end the whole process after 40 s.
@@ -47,6 +48,13 @@ def pytest_make_parametrize_id(val, argname):
 def pytest_collection_modifyitems(items):
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
+
+
+def pytest_runtest_setup(item):
+    """Skips a slow test that would begin after LMJAX_SLOW_UNTIL, seconds since 1970: continuous integration has an end."""
+    until = os.environ.get("LMJAX_SLOW_UNTIL")
+    if until and item.get_closest_marker("slow") and time.time() > float(until):
+        pytest.skip("the time for slow tests is over")
 
 
 def pytest_xdist_make_scheduler(config, log):
