@@ -51,10 +51,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Skips a slow test that would begin after LMJAX_SLOW_UNTIL, seconds since 1970: continuous integration has an end."""
+    """Skips a slow test that would begin after LMJAX_SLOW_UNTIL, in seconds since 1970, where a run has to end."""
     until = os.environ.get("LMJAX_SLOW_UNTIL")
     if until and item.get_closest_marker("slow") and time.time() > float(until):
-        pytest.skip("the time for slow tests is over")
+        pytest.skip(f"{item.nodeid}: the time for slow tests is over")
 
 
 def pytest_xdist_make_scheduler(config, log):
