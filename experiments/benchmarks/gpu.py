@@ -207,7 +207,7 @@ def grpo(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     settings = ModelSettings(shape.layers, shape.width, shape.context, shape.vocabulary, heads)
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder, settings, LanguageModel(settings).init(jax.random.key(0)))
-        iteration = rlhf_lmjax.prepare_grpo(read_model(folder), 1, 1)
+        iteration = rlhf_lmjax.prepare_iterations("grpo", read_model(folder), [])
     what = f"an iteration: {rlhf_work.RESPONSES} responses of {rlhf_work.RESPONSE} tokens"
     return [{"part": "grpo", "what": what, "seconds": seconds_of(iteration, 1 if arguments.tiny else 5)}]
 
