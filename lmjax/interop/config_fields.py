@@ -56,6 +56,20 @@ ACTIVATIONS = {
 }
 
 
+# What most types call the sizes of a model.
+SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "context": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+
+
+def write_sizes(settings: ModelSettings) -> dict[str, Any]:
+    """The fields that `ConfigFields.sizes` reads."""
+    return {theirs: getattr(settings, ours) for ours, theirs in SIZES.items()}
+
+
 def name_of(settings: ModelSettings, meanings: Mapping[str, str]) -> str:
     """The activation's name, or one that reading back what was written will find to be another's."""
     names = {meaning: name for name, meaning in list(meanings.items())[::-1]}
@@ -82,6 +96,10 @@ class ConfigFields:
         if not fits(int, value) or value <= 0:
             raise self.error(name, "a whole number above 0", "take it from the model's own config.json")
         return value
+
+    def sizes(self) -> dict[str, Any]:
+        """The sizes of SIZES by the names of ModelSettings, all of which have to be there."""
+        return {ours: self.size(theirs) for ours, theirs in SIZES.items()}
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of
+from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of, write_sizes
 from lmjax.interop.rotary_fields import read_rotary, read_rotary_of_kinds, write_rotary
 from lmjax.interop.window_fields import WINDOWS, period_of
 from lmjax.settings import (
@@ -111,18 +111,15 @@ def read_decoder(model_type: str, fields: ConfigFields) -> ModelSettings:
         fields.get(name, None)
     if dialect.gemma:
         fields.expect("use_bidirectional_attention", False)
-    layers, context = fields.size("num_hidden_layers"), fields.size("max_position_embeddings")
-    if layers > MOST_LAYERS:
+    sizes = fields.sizes()
+    if sizes["layers"] > MOST_LAYERS:
         raise fields.error("num_hidden_layers", f"at most {MOST_LAYERS:,}", "take it from the model's own config.json")
-    attention = _attention(fields, dialect, layers)
+    attention = _attention(fields, dialect, sizes["layers"])
     activation = "hidden_activation" if dialect.gemma else "hidden_act"
     if dialect.gemma:
         fields.expect("hidden_act", fields.get(activation, _TANH_GELU))  # an old second name
     return ModelSettings(
-        layers=layers,
-        width=fields.size("hidden_size"),
-        context=context,
-        vocab_size=fields.size("vocab_size"),
+        **sizes,
         attention=attention,
         feed_forward=FeedForwardSettings(
             width=fields.size("intermediate_size"),
@@ -150,14 +147,11 @@ def write_decoder(model_type: str, settings: ModelSettings) -> dict[str, Any]:
     dialect, attention = DIALECTS[model_type], settings.attention
     fields: dict[str, Any] = {
         "architectures": [dialect.architecture],
-        "num_hidden_layers": settings.layers,
-        "hidden_size": settings.width,
+        **write_sizes(settings),
         "intermediate_size": settings.feed_forward_width,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": settings.kv_heads,
         "head_dim": settings.head_dim,
-        "max_position_embeddings": settings.context,
-        "vocab_size": settings.vocab_size,
         "attention_dropout": attention.dropout,
         "rms_norm_eps": settings.norm.eps,
         "initializer_range": settings.init_std,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of
+from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of, write_sizes
 from lmjax.settings import (
     AttentionSettings,
     FeedForwardSettings,
@@ -68,19 +68,17 @@ def read_bert(fields: ConfigFields) -> ModelSettings:
     if not isinstance(names, list) or not isinstance(names[0], str) or names[0] not in ARCHITECTURES:
         raise fields.error("architectures", f"one of {', '.join(ARCHITECTURES)}", "lmjax reads no others")
     masked, _ = ARCHITECTURES[names[0]]
-    width, inner = fields.size("hidden_size"), fields.size("intermediate_size")
+    sizes, inner = fields.sizes(), fields.size("intermediate_size")
     return ModelSettings(
-        layers=fields.size("num_hidden_layers"),
-        width=width,
-        context=fields.size("max_position_embeddings"),
-        vocab_size=fields.size("vocab_size"),
+        **sizes,
         attention=AttentionSettings(
             heads=fields.divisor("num_attention_heads", "hidden_size"),
             causal=False,
             dropout=fields.fraction("attention_probs_dropout_prob", 0.1),
         ),
         feed_forward=FeedForwardSettings(
-            width=None if inner == 4 * width else inner, activation=fields.choice("hidden_act", "gelu", ACTIVATIONS)
+            width=None if inner == 4 * sizes["width"] else inner,
+            activation=fields.choice("hidden_act", "gelu", ACTIVATIONS),
         ),
         norm=NormSettings(eps=fields.positive("layer_norm_eps", 1e-12), position="post", final=False, embeddings=True),
         positions=PositionSettings(segment_types=fields.size("type_vocab_size")),
@@ -100,14 +98,11 @@ def write_bert(settings: ModelSettings, kind: str | None) -> dict[str, Any]:
     names = [name for name, holds in ARCHITECTURES.items() if holds == found] or ["BertModel"]
     return {
         "architectures": names[:1],
-        "num_hidden_layers": settings.layers,
-        "hidden_size": settings.width,
+        **write_sizes(settings),
         "num_attention_heads": settings.attention.heads,
         "intermediate_size": settings.feed_forward_width,
         "hidden_act": name_of(settings, ACTIVATIONS),
-        "max_position_embeddings": settings.context,
         "type_vocab_size": settings.positions.segment_types or 1,
-        "vocab_size": settings.vocab_size,
         "hidden_dropout_prob": settings.dropout,
         "attention_probs_dropout_prob": settings.attention.dropout,
         "layer_norm_eps": settings.norm.eps,

@@ -16,7 +16,7 @@ from typing import Any
 
 from lmjax.errors import UserError
 from lmjax.files import read_json_if_there
-from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of
+from lmjax.interop.config_fields import ACTIVATIONS, ConfigFields, name_of, write_sizes
 from lmjax.interop.decoder_configs import DIALECTS, plain_scores, read_decoder, write_decoder
 from lmjax.interop.encoder_configs import labels_of, read_bert, read_t5, task_of, write_bert, write_t5
 from lmjax.interop.rotary_fields import implied
@@ -179,20 +179,15 @@ def _read_opt(fields: ConfigFields) -> ModelSettings:
 
     lmjax's embeddings have the branches' dropout, OPT's none: that is of training alone.
     """
-    width = fields.size("hidden_size")
-    only: dict[str, Any] = {
-        "do_layer_norm_before": True,
-        "_remove_final_layer_norm": False,
-        "word_embed_proj_dim": width,
-    }
-    only |= {"enable_bias": True, "layer_norm_elementwise_affine": True, "layerdrop": 0.0, "activation_dropout": 0.0}
-    for name, value in only.items():
-        fields.expect(name, value)
+    sizes = fields.sizes()
+    for name in ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine"):
+        fields.expect(name, True)
+    for name in ("layerdrop", "activation_dropout"):
+        fields.expect(name, 0.0)
+    fields.expect("_remove_final_layer_norm", False)
+    fields.expect("word_embed_proj_dim", sizes["width"])
     return ModelSettings(
-        layers=fields.size("num_hidden_layers"),
-        width=width,
-        context=fields.size("max_position_embeddings"),
-        vocab_size=fields.size("vocab_size"),
+        **sizes,
         attention=AttentionSettings(
             heads=fields.divisor("num_attention_heads", "hidden_size"),
             dropout=fields.fraction("attention_dropout", 0.0),
@@ -210,13 +205,10 @@ def _read_opt(fields: ConfigFields) -> ModelSettings:
 def _write_opt(settings: ModelSettings) -> dict[str, Any]:
     return {
         "architectures": ["OPTForCausalLM"],
-        "num_hidden_layers": settings.layers,
-        "hidden_size": settings.width,
+        **write_sizes(settings),
         "word_embed_proj_dim": settings.width,
         "ffn_dim": settings.feed_forward_width,
         "num_attention_heads": settings.attention.heads,
-        "max_position_embeddings": settings.context,
-        "vocab_size": settings.vocab_size,
         "attention_dropout": settings.attention.dropout,
         "dropout": settings.dropout,
         "activation_function": "relu",
