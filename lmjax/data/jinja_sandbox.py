@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -31,38 +32,61 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, str | list | tuple) else 0
 
 
+# The filters that may make much of little, and how their arguments are called, in their order.
+GROWING: dict[str, tuple[str, ...]] = {
+    "batch": ("linecount",),
+    "center": ("width",),
+    "format": (),
+    "indent": ("width",),
+    "join": ("d",),
+    "replace": ("old", "new"),
+    "slice": ("slices",),
+    "tojson": (),
+    "wordwrap": ("width", "break_long_words", "wrapstring"),
+}
+
+
 def check_growth(name: str, value: Any, arguments: Sequence[Any]) -> None:
     """Raises OverflowError where a method of a text, or the filter of that name, would make too much of its value.
 
     The value of "join" is what stands between the parts, its first argument.
     """
+    if name == "format":
+        _check_format(str(value), arguments)
+        return
     for number in arguments:  # such as a width
         check_size(number if isinstance(number, int) else 0)
-    longest = max((each if isinstance(each, int) else len(str(each)) for each in arguments[:3]), default=0)
     if name == "replace" and len(arguments) > 1:
         check_size(len(str(value)) + str(value).count(str(arguments[0])) * len(str(arguments[1])))
     elif name == "join" and arguments:
         check_size(sum(len(str(part)) + len(value) for part in arguments[0]))
-    elif name in ("indent", "expandtabs"):
-        check_size((1 + str(value).count("\n") + str(value).count("\t")) * longest)
-    elif name == "wordwrap":
-        check_size(len(str(value)) * len(str(arguments[2])) if len(arguments) > 2 else 0)
-    elif name == "format":
-        check_size(max(map(int, re.findall(r"\d{1,20}", str(value))), default=0))  # a width
+    elif name in ("indent", "expandtabs") and arguments:
+        width = arguments[0] if isinstance(arguments[0], int) else len(str(arguments[0]))
+        check_size((1 + str(value).count("\n") + str(value).count("\t")) * width)
+    elif name == "wordwrap" and len(arguments) > 2:
+        check_size(len(str(value)) * len(str(arguments[2])))
+
+
+def _check_format(form: str, arguments: Sequence[Any]) -> None:
+    """Numbers in a format are widths; those that it is given may be, where it says so."""
+    check_size(max(map(int, re.findall(r"\d{1,20}", form)), default=0))
+    given = [number for number in arguments if isinstance(number, int)] if re.search(r"[*]|{[^}]*{", form) else []
+    check_size(max(given, default=0))
 
 
 def _bounded(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja, which may take its context first, with `check_growth`."""
+    """A filter of GROWING, which may take its context first, with `check_growth`."""
     first = int(hasattr(plain, "jinja_pass_arg"))
 
     @functools.wraps(plain)
     def bounded(*arguments: Any, **named: Any) -> Any:
         before, value, rest = arguments[:first], arguments[first], arguments[first + 1 :]
+        given = [*rest, *(named.get(each, "") for each in GROWING[name][len(rest) :])]
         if name == "join":
             value = list(value)
-            check_growth(name, str(rest[0] if rest else named.get("d", "")), [value])
+            check_growth(name, str(given[0]), [value])
         else:
-            check_growth(name, value, [*rest, *named.values()])
+            check_growth(name, value, [*given, *named.values()])
         return plain(*before, value, *rest, **named)
 
     return bounded
@@ -117,14 +141,15 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             check_size(left.bit_length() * right)
         elif operator == "%" and isinstance(left, str):
-            check_growth("format", left, ())
+            check_growth("format", left, right if isinstance(right, tuple) else (right,))
         elif operator == "+":
             check_size(_length(left) + _length(right))
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
-        text = getattr(function, "__self__", None)
-        name = function.__name__ if isinstance(text, str) else ""
+        method = inspect.unwrap(function)  # Jinja wraps a text's own "format"
+        text = getattr(method, "__self__", None)
+        name = method.__name__ if isinstance(text, str) else ""
         if name == "join":
             arguments = tuple(map(list, arguments))  # a generator is read once
         check_growth(name, text, (*arguments, *named.values()))
@@ -142,7 +167,7 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
-    environment.filters = {name: _bounded(name, plain) for name, plain in environment.filters.items()}
+    environment.filters |= {name: _bounded(name, environment.filters[name]) for name in GROWING}
     del environment.globals["lipsum"]  # text without end, for tests of pages
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)

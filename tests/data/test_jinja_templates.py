@@ -186,6 +186,11 @@ WITHOUT_END = {
     "wide tabs": "{% set a = '\t' * 10**6 %}{{ a.expandtabs(10**6) }}",
     "long ends of lines": "{% set a = 'a' * 10**6 %}{{ a | wordwrap(1, true, a) }}",
     "a wide field of a filter": "{{ '%099999999999d' | format(1) }}",
+    "a width that is given": "{{ '%*d' % (10**10, 1) }}",
+    "a width that a filter is given": "{{ '%*d' | format(10**10, 1) }}",
+    "a width within a field": "{{ '{:{}}'.format('a', 10**10) }}",
+    "replacing by names": "{% set a = 'a' * 10**6 %}{{ a | replace(new=a, old='a') }}",
+    "long ends of lines by name": "{% set a = 'a' * 10**6 %}{{ a | wordwrap(1, wrapstring=a) }}",
     "many empty places": "{{ [1] | batch(10**10, 0) | list }}",
     "much text": "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}",
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
@@ -198,9 +203,11 @@ def test_filters_and_methods_of_texts_write_what_they_write_elsewhere():
         "{{ [1, 2] | join('; ') }}|{{ [{'x': 1}, {'x': 2}] | join(',', attribute='x') }}|{{ 'a' | center(5) }}|"
         "{{ 'a\nb' | indent(2) }}|{{ [1, 2, 3] | batch(2, 0) | list }}|{{ {'a': [1]} | tojson(indent=1) }}|"
         "{{ '%s and %s' | format(1, 2) }}|{{ missing | join(', ') }}|{{ range(3) | map('string') | join }}|"
-        "{{ ', '.join(range(3) | map('string')) }}"
+        "{{ ', '.join(range(3) | map('string')) }}|{{ '%d' | format(1700000000) }}|{{ 1700000000 | default(2) }}|"
+        "{{ '{}, {}'.format(1700000000, 2) }}|{{ '%s' % 1700000000 }}"
     )
     expected = 'a+b-c|a+b|a, b|1; 2|1,2|  a  |a\n  b|[[1, 2], [3, 0]]|{\n "a": [\n  1\n ]\n}|1 and 2||012|0, 1, 2'
+    expected += "|1700000000|1700000000|1700000000, 2|1700000000"
     assert render_messages(source, [], {}, "hf") == expected
 
 
