@@ -206,9 +206,8 @@ class LogSettings(Settings):
 
     every: PositiveInt = 10  # steps
     tensorboard: bool = True
-    trackers: tuple[
-        Literal["wandb", "trackio"], ...
-    ] = ()  # services that receive the record, too; pip install 'lmjax[track]'
+    # services that receive the record, too; pip install 'lmjax[track]'
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
     profile: tuple[int, int] | None = None  # first and last step of an XLA profile
 
     def check(self) -> None:
