@@ -210,16 +210,19 @@ def _settle(job: Job, window: Window, step: int, metrics: Metrics) -> None:
 def _profiler(job: Job) -> Iterator[Callable[[int, TrainState], None]]:
     """A function to call before each step: it starts and ends the XLA profile of the steps that the log asks for.
 
-    The devices are waited for at both ends, so that the profile holds those steps and no others.
+    The devices are waited for at both ends, so that the profile holds those steps and no others. Python's own calls
+    are not traced: they are most of such a file, and hooks in every thread of the process.
     """
     first, last = job.log.profile or (math.inf, math.inf)
     running = False
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
 
     def before(step: int, state: TrainState) -> None:
         nonlocal running
         if step == first and job.profile_folder is not None:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(job.profile_folder))
+            jax.profiler.start_trace(str(job.profile_folder), profiler_options=options)
             running = True
         elif running and step > last:
             jax.block_until_ready(state)

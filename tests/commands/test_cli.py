@@ -247,7 +247,8 @@ def test_a_process_that_is_told_to_stop_saves_and_says_so_without_any_noise(tmp_
     """A whole process as users start it: no variable for JAX is set, and libtpu may be installed without a TPU."""
     cache = tmp_path / "compiled"
     given = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    child = _process("run", spec, "--train.steps", "1000000", "--log.every", "1", folder=tmp_path, **given)
+    log = ("--log.every", "1", "--log.profile", "0", "1")
+    child = _process("run", spec, "--train.steps", "1000000", *log, folder=tmp_path, **given)
     record = tmp_path / "runs" / "small" / "metrics.jsonl"
     patience = time.monotonic() + 600
     while not (record.exists() and record.read_bytes().count(b"\n") >= 3):
@@ -260,6 +261,7 @@ def test_a_process_that_is_told_to_stop_saves_and_says_so_without_any_noise(tmp_
     assert re.search(r"stopped and saved at step \d+ of 1000000; the same command resumes\n$", out)
     assert "1 x cpu" in out
     assert any(cache.glob("jit_step*")), "compiled programs are kept where the user says"
+    assert len(list((tmp_path / "runs/small/profile").rglob("*.xplane.pb"))) == 1
     steps = [path.name for path in (tmp_path / "runs/small/checkpoints/pretrain").iterdir()]
     assert steps == re.findall(r"saved at step (\d+)", out)
 

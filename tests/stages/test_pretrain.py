@@ -171,11 +171,6 @@ def test_samples_of_every_prompt_are_recorded_at_every_evaluation(tmp_path, tiny
     assert [sample[2] for sample in samples[2:]] == [completion.text for completion in greedy]
 
 
-def test_a_profile_of_chosen_steps_is_written(tmp_path, tiny, train):
-    train(tiny(log__profile=(2, 3)), tmp_path)
-    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
