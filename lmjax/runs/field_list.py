@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lmjax.errors import shortened
-from lmjax.fields import field_types, unchecked
-from lmjax.settings import MeasureSettings, Pipeline
+from lmjax.fields import field_types
+from lmjax.settings import Pipeline
+from lmjax.settings.field_paths import MEASURES, measures_of, part_of, unchecked_default
 from lmjax.settings.field_texts import field_texts
 from lmjax.settings.recipe_functions import RecipeFunction, option_of
 
@@ -52,15 +53,6 @@ def leaves(settings: Any, prefix: str = "--", *, unset: bool = False) -> Iterato
             yield Leaf(option, kind, value, texts.get(name, ""))
 
 
-def part_of(kind: Any) -> Any:
-    """The class of settings that a field holds, alone or in place of None; None where it holds none."""
-    alternatives = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    parts = [one for one in alternatives if dataclasses.is_dataclass(one)]
-    if not parts and typing.get_origin(kind) is tuple and dataclasses.is_dataclass(typing.get_args(kind)[0]):
-        return typing.get_args(kind)[0]
-    return parts[0] if parts else None
-
-
 def field_lines(settings: Any, prefix: str = "--") -> Iterator[str]:
     """What `--help` prints of the settings."""
     for option, kind, value, text in leaves(settings, prefix):
@@ -76,20 +68,14 @@ def stage_lines(recipe: Any) -> Iterator[str]:
     for stage in recipe.stages:
         yield f"\nstage {stage.name}:"
         yield from field_lines(stage, f"--{flag_of(stage.name)}.")
-    if "measures" not in [stage.name for stage in recipe.stages]:
+    if MEASURES not in [stage.name for stage in recipe.stages]:
         yield "\nwhat is measured of its models:"
-        yield from field_lines(recipe.measures or unchecked_default(MeasureSettings), "--measures.")
+        yield from field_lines(measures_of(recipe), f"--{MEASURES}.")
 
 
 def flag_of(name: str) -> str:
     """A stage's name as it stands in an option."""
     return re.sub(r"[\W_]", "-", name)
-
-
-def unchecked_default(part: Any) -> Any:
-    """Settings of a class with the defaults of their fields, which need not go together."""
-    with unchecked():
-        return part()
 
 
 def argument_lines(function: RecipeFunction) -> Iterator[str]:

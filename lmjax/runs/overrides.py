@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.errors import UserError, nearest, require, shortened
-from lmjax.fields import checked, field_types, unchecked
-from lmjax.runs.field_list import flag_of, form_of, leaves, part_of, shared, unchecked_default
-from lmjax.settings import MeasureSettings, Pipeline
+from lmjax.fields import checked, field_types
+from lmjax.runs.field_list import flag_of, form_of, leaves, shared
+from lmjax.settings import Pipeline
+from lmjax.settings.field_paths import MEASURES, measures_of, part_of, with_field, with_stages
 from lmjax.settings.renamed import renamed_fields
 from lmjax.settings.words import Option, options_of, value_of
 
-MEASURES = "measures"  # the field of a pipeline that options set, where no stage has that name
 MOST_NAMED = 2  # options that a message offers
 
 
@@ -30,7 +30,7 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
     options, more = options_of(overrides), f" ({prog} {shortened(spec)[1:-1]} --help lists all)"
     if not isinstance(recipe, Pipeline):
         return checked(_with(recipe, [(option, option.path, "--") for option in options], more))
-    stages, names = list(recipe.stages), [stage.name for stage in recipe.stages]
+    stages, names = recipe.stages, [stage.name for stage in recipe.stages]
     own: dict[int, list[Set]] = {}
     measured: list[Set] = []
     for option in options:
@@ -43,12 +43,8 @@ def overridden(recipe: Any, overrides: Sequence[str], spec: str, prog: str) -> A
         else:
             path = Option(rest.lstrip("."), ()).path
             own.setdefault(number, []).append((option, path, f"--{flag_of(names[number])}."))
-    for number, sets in own.items():
-        stages[number] = checked(_with(stages[number], sets, more), names[number])
-    measures = recipe.measures
-    if measured:
-        measures = checked(_with(measures or unchecked_default(MeasureSettings), measured, more), MEASURES)
-    return dataclasses.replace(recipe, stages=tuple(stages), measures=measures)
+    changed = {number: _with(stages[number], sets, more) for number, sets in own.items()}
+    return with_stages(recipe, changed, _with(measures_of(recipe), measured, more) if measured else None)
 
 
 Set = tuple[Option, list[str], str]  # an option, the names on the way to its field, and what stands before these
@@ -57,38 +53,31 @@ Set = tuple[Option, list[str], str]  # an option, the names on the way to its fi
 def _with(settings: Any, sets: Sequence[Set], more: str) -> Any:
     """The settings, unchecked, with the values of options."""
     whole = settings
-    with unchecked():
-        for option, path, before in sets:
-            settings = _set(settings, path, option, before, (whole, before, more))
+    for option, path, before in sets:
+        if not path:
+            raise _unknown(option, (whole, before, more))
+        settings = _with_option(settings, option, path, before, (whole, before, more))
     return settings
 
 
-def _set(settings: Any, path: Sequence[str], option: Option, before: str, root: tuple[Any, str, str]) -> Any:
-    """The settings with the value of an option at the end of `path`; `before` is what the option has before it."""
-    name, rest = (path[0], path[1:]) if path else ("", ())
-    if isinstance(settings, tuple):
-        number = int(name) if name.isdecimal() and len(name) < 9 else len(settings)
-        if number >= len(settings) or not rest:
-            raise _unknown(option, root)
-        item = _set(settings[number], rest, option, f"{before}{name}.", root)
-        return (*settings[:number], item, *settings[number + 1 :])
-    kinds = field_types(_class(settings))
-    negated = not rest and name.startswith("no_") and kinds.get(name[3:]) is bool
-    field = name[3:] if negated else name
-    _refuse_old_name(settings, name, before, option)
-    if field not in kinds:
-        raise _unknown(option, root)
-    kind, value = kinds[field], getattr(settings, field)
-    if negated:
-        require(not option.words, option.written, " ".join(option.words), "no value behind it", "leave that out")
-        return dataclasses.replace(settings, **{field: False})
-    if rest:
-        part = part_of(kind)
-        inner = value if value is not None or part is None else unchecked_default(part)
-        if not (dataclasses.is_dataclass(inner) or isinstance(inner, tuple)):
-            raise _unknown(option, root)
-        return dataclasses.replace(settings, **{field: _set(inner, rest, option, f"{before}{name}.", root)})
-    return dataclasses.replace(settings, **{field: _leaf(kind, value, option)})
+def _with_option(settings: Any, option: Option, path: Sequence[str], before: str, root: tuple[Any, str, str]) -> Any:
+    def refuse(holder: Any, rest: Sequence[str]) -> UserError:
+        way = "".join(f"{name}." for name in path[: len(path) - len(rest)])
+        if dataclasses.is_dataclass(holder):
+            _refuse_old_name(holder, rest[0], before + way, option)
+        return _unknown(option, root)
+
+    def change(holder: Any, name: str) -> tuple[str, Any]:
+        part: Any = type(holder)
+        kinds = {} if isinstance(holder, tuple) else field_types(part)
+        if kinds.get(name.removeprefix("no_")) is bool and name not in kinds:
+            require(not option.words, option.written, " ".join(option.words), "no value behind it", "leave that out")
+            return name.removeprefix("no_"), False
+        if name not in kinds:
+            raise refuse(holder, [name])
+        return name, _leaf(kinds[name], getattr(holder, name), option)
+
+    return with_field(settings, path, change, refuse)
 
 
 def _leaf(kind: Any, value: Any, option: Option) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.errors import UserError, require
-from lmjax.fields import checked, field_types, unchecked
-from lmjax.settings import MeasureSettings, Pipeline, Stage
+from lmjax.errors import UserError, field_error
+from lmjax.fields import checked, field_types
+from lmjax.settings import Pipeline, Stage
+from lmjax.settings.field_paths import MEASURES, measures_of, with_field, with_stages
 from lmjax.settings.recipe_files import load_recipe
 from lmjax.settings.recipe_functions import known_field
 
@@ -35,40 +37,47 @@ def with_values(recipe: Any, values: Mapping[str, Any]) -> Any:
     own `measures`. The recipe is checked when all values are in it. Raises UserError for a field that is not there,
     with the nearest that is, and for a value that does not fit.
     """
-    several = isinstance(recipe, Pipeline)
-    stages = {stage.name: stage for stage in recipe.stages} if several else {"": recipe}
-    measures = getattr(recipe, "measures", None)
-    changed = set()
+    if not isinstance(recipe, Pipeline):
+        return checked(_with(recipe, [(path, path, value) for path, value in values.items()]))
+    names = [stage.name for stage in recipe.stages]
+    own: dict[int, list[Value]] = {}
+    measured: list[Value] = []
     for path, value in values.items():
         named, _, rest = path.partition(".")
-        if several and named == "measures" and named not in stages:
-            measures = _set(measures or MeasureSettings(), rest.split("."), value, path)
-            continue
-        stage, field = (named, rest) if several and named in stages else (next(iter(stages)), path)
-        stages[stage] = _set(stages[stage], field.split("."), value, path)
-        changed.add(stage)
-    stages = {name: checked(stage, name) if name in changed else stage for name, stage in stages.items()}
-    if not several:
-        return stages[""]
-    measures = measures and checked(measures, "measures")
-    return dataclasses.replace(recipe, stages=tuple(stages.values()), measures=measures)
+        if named in names:
+            own.setdefault(names.index(named), []).append((path, rest, value))
+        elif named == MEASURES:
+            measured.append((path, rest, value))
+        else:
+            own.setdefault(0, []).append((path, path, value))
+    stages = {number: _with(recipe.stages[number], given) for number, given in own.items()}
+    return with_stages(recipe, stages, _with(measures_of(recipe), measured) if measured else None)
 
 
-def _set(settings: Any, keys: list[str], value: Any, path: str) -> Any:
-    """The settings, unchecked, with a value at the end of `keys`."""
-    key, *rest = keys
-    if isinstance(settings, tuple):
-        inside = key.isdecimal() and int(key) < len(settings)
-        require(inside, path, key, f"the number of an entry, below {len(settings)}", "set the whole field")
-        number = int(key)
-        own = _set(settings[number], rest, value, path) if rest else value
-        return (*settings[:number], own, *settings[number + 1 :])
-    if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
+Value = tuple[str, str, Any]  # a path, what is left of it below a stage, and the value
+
+
+def _with(settings: Any, values: list[Value]) -> Any:
+    """The settings, unchecked, with the values."""
+    for path, below, value in values:
+
+        def change(holder: Any, name: str, path: str = path, value: Any = value) -> tuple[str, Any]:
+            part: Any = type(holder)
+            if not isinstance(holder, tuple) and name not in field_types(part):
+                raise _unknown(path, holder, [name])
+            return name, value
+
+        settings = with_field(settings, below.split("."), change, functools.partial(_unknown, path))
+    return settings
+
+
+def _unknown(path: str, holder: Any, keys: Sequence[str]) -> UserError:
+    """The error of a path whose end, `keys`, begins with no field of what it leads to."""
+    if isinstance(holder, tuple):
+        expected = f"the number of an entry, below {len(holder)}"
+        return field_error(path, keys[0], expected, "set the whole field")
+    if not dataclasses.is_dataclass(holder):
         at = path.removesuffix("." + ".".join(keys))
-        raise UserError(f"{path}: {at} is {settings!r}, which has no fields; set {at} as a whole")
-    if key not in field_types(type(settings)):
-        raise UserError(f"{path}: {type(settings).__name__} has no field {key!r}; {known_field(type(settings), key)}")
-    own = _set(getattr(settings, key), rest, value, path) if rest else value
-    changed: Any = {key: own}
-    with unchecked():
-        return dataclasses.replace(settings, **changed)
+        return UserError(f"{path}: {at} is {holder!r}, which has no fields; set {at} as a whole")
+    part: Any = type(holder)
+    return UserError(f"{path}: {part.__name__} has no field {keys[0]!r}; {known_field(part, keys[0])}")

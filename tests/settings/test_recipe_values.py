@@ -36,6 +36,14 @@ def test_values_are_checked_when_all_are_in_the_recipe():
     assert with_values(tiny.pretrain(), {}) == tiny.pretrain()
 
 
+def test_settings_that_are_none_begin_with_their_defaults_as_they_do_for_an_option():
+    alone = tiny.sft((), name="sft")
+    assert alone.model is None
+    given = with_values(alone, {"model.layers": 3})
+    assert given.model is not None and given.model.layers == 3
+    assert given == overridden(alone, ["--model.layers", "3"], "sft", "lmjax run")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
