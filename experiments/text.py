@@ -47,7 +47,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(4, 256, context=128, entries=4096, batch=2048, rate=2e-3, tokens=2_500_000),
+    "tiny": Size(4, 256, context=128, entries=4096, batch=2048, rate=2e-3, tokens=1_800_000),
     "small": Size(8, 512, context=512, entries=16_384, batch=32_768, rate=1e-3),
     "medium": Size(12, 768, context=1024, entries=32_768, batch=262_144, rate=6e-4),  # GPT-2's smallest shape
 }

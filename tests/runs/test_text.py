@@ -50,7 +50,7 @@ def test_what_is_chosen_follows_from_the_text(tmp_path):
     large = load_recipe("text", data=(prose(tmp_path / "b.txt", 900_000),))
     assert (large.tokenizer.kind, large.tokenizer.vocab_size) == ("bpe", 1024)
     assert (large.data.sequence_length, large.data.batch_size) == (128, 16)
-    assert large.train.steps == round(2_500_000 / 2048)
+    assert large.train.steps == round(1_800_000 / 2048)
     assert any(reason.startswith("vocabulary: 1,024 entries") for reason in large.reasons)
 
     medium = load_recipe("text:medium", data=(str(tmp_path / "a.txt"),))
