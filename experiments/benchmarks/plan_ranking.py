@@ -75,7 +75,7 @@ def row(model: str, recipe: Pretrain, where: Slice, candidate: Candidate, cache:
     applied = candidate.applied(recipe)
     result = cache.get(applied, where.name) or compiled(applied, where, cache)
     found = None if result.estimate is None else result.estimate.to_dict()
-    names = ("fits", "peak_hbm_gib", "step_seconds", "compute_seconds", "kernel_seconds", "collective_seconds")
+    names = ("fits", "peak_hbm_gib", "step_seconds", "compute_seconds", "kernel_seconds")
     figures = {name: found[name] for name in (*names, "compile_seconds")} if found else {"refusal": result.refusal}
     return {"model": model, "candidate": dataclasses.asdict(candidate), **figures}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ class Chip:
     link_bandwidth: float  # bytes/s, one link, one way
     clock: float  # Hz
     options: tuple[tuple[str, Any], ...] = ()  # of libtpu
+    unit: int = 128  # rows, and columns, of a matrix unit
 
 
 _MEGACORE = (("chip_config_name", "megacore"),)
@@ -38,9 +40,14 @@ CHIPS: dict[str, Chip] = {
     "v4": Chip(r"TPU v4$", "v4", 2, 1, 275e12, 32 * GIB, 30.75 * GIB, 1228e9, 50e9, 1.05e9, _MEGACORE),
     "v5e": Chip(r"TPU (v5 lite|v5e)", "v5e", 1, 1, 197e12, 16 * GIB, 15.75 * GIB, 819e9, 50e9, 1.5e9),
     "v5p": Chip(r"TPU v5p?$", "v5", 2, 1, 459e12, 95 * GIB, 95.74 * GIB, 2765e9, 100e9, 1.75e9),
-    "v6e": Chip(r"TPU (v6 lite|v6e)", "v6e", 1, 1, 918e12, 32 * GIB, 31.25 * GIB, 1640e9, 100e9, 1.75e9),
-    "tpu7x": Chip(r"TPU ?v?7x", "tpu7x", 2, 2, 2307e12, 192 * GIB, 2 * 94.75 * GIB, 7380e9, 100e9, 2.2e9),
+    "v6e": Chip(r"TPU (v6 lite|v6e)", "v6e", 1, 1, 918e12, 32 * GIB, 31.25 * GIB, 1640e9, 100e9, 1.75e9, unit=256),
+    "tpu7x": Chip(r"TPU ?v?7x", "tpu7x", 2, 2, 2307e12, 192 * GIB, 2 * 94.75 * GIB, 7380e9, 100e9, 2.2e9, unit=256),
 }
+
+
+def filled(width: int, unit: int) -> int:
+    """The rows or columns of matrix units that a product of such a width occupies: what it leaves of them idles."""
+    return math.ceil(width / unit) * unit
 
 
 class Peak(NamedTuple):

@@ -8,9 +8,8 @@ compiler then says whether a block fits the vector memory. Measure before trusti
 
 from __future__ import annotations
 
-import math
-
 from lmjax.model.attention_blocks import BLOCK, largest_block
+from lmjax.parallel.chips import filled
 from lmjax.plan.estimate import SPLASH_PRODUCTS
 from lmjax.plan.slices import Slice
 from lmjax.settings import ModelSettings
@@ -31,7 +30,7 @@ def kernel_seconds(
     queries, keys = largest_block(length // parts, most), largest_block(length, most)
     kinds = model.attention.pattern
     visited = sum(_visited(length, queries, keys, model.attention.band_of(k)) for k in kinds)
-    width = math.ceil(model.head_dim / 128) * 128  # of the matrix units that a product fills
+    width = filled(model.head_dim, where.chip.unit)
     read = 2 * 2 * keys * model.head_dim / where.device_bandwidth
     seconds = 0.0
     for kernel, products in SPLASH_PRODUCTS.items():

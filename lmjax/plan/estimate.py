@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lmjax.parallel.chips import GIB
+from lmjax.parallel.chips import GIB, filled
 from lmjax.parallel.mesh import mesh_shape
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
@@ -216,8 +216,11 @@ def _bound(
     return "matrix units" if busy > 0.6 else "HBM and vector units"
 
 
-def kernel_work(call: KernelCall, attention: AttentionSettings, length: int) -> float:
-    """FLOPs of one kernel call: its own estimate, or for splash attention those of the blocks that its masks leave."""
+def kernel_work(call: KernelCall, attention: AttentionSettings, length: int, unit: int = 1) -> float:
+    """FLOPs of one kernel call: its own estimate, or for splash attention those of the blocks that its masks leave.
+
+    With a `unit` heads count as if they were as wide as the matrix units of such a side that they occupy.
+    """
     if call.flops is not None:
         return float(call.flops)
     products = next((n for part, n in SPLASH_PRODUCTS.items() if f"_{part}_" in f"{call.name}_"), 0)
@@ -229,7 +232,7 @@ def kernel_work(call: KernelCall, attention: AttentionSettings, length: int) -> 
         raise ImpossibleEstimateError(f"{call.name}: no queries and keys among its operands {call.operands}")
     queries, keys = arrays[0], arrays[1]
     scores = math.prod(queries[:-1]) * keys[-2]
-    return 2.0 * products * scores * queries[-1] * _visited(attention, length)
+    return 2.0 * products * scores * filled(queries[-1], unit) * _visited(attention, length)
 
 
 def _visited(attention: AttentionSettings, length: int) -> float:
@@ -245,7 +248,8 @@ def _visited(attention: AttentionSettings, length: int) -> float:
 
 
 def _kernel_seconds(call: KernelCall, attention: AttentionSettings, length: int, where: Slice) -> float:
-    return max(kernel_work(call, attention, length) / where.device_flops, call.bytes / where.device_bandwidth)
+    work = kernel_work(call, attention, length, where.chip.unit)
+    return max(work / where.device_flops, call.bytes / where.device_bandwidth)
 
 
 def collective_traffic(collectives: Sequence[Collective], mesh: Mesh, where: Slice) -> list[AxisTraffic]:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.plan.device_groups import device_group
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 PRODUCTS = ("dot", "convolution")
 ITEM_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # the others end in their width, as in s32
@@ -219,13 +221,20 @@ class _Walk:
                 total.add(self.run(callee))
 
     def _fused(self, name: str) -> Costs:
-        """A fusion's FLOPs and collectives; its cycles stand on the fusion itself."""
-        total = Costs()
-        shapes = {i.name: i.result for i in self.computations[name]}
-        for instruction in self.computations[name]:
+        """A fusion's FLOPs and collectives; its cycles stand on the fusion itself.
+
+        A sum over devices of which a fusion keeps this one's slice is scattered: the whole is made on none.
+        """
+        total, computation = Costs(), self.computations[name]
+        shapes = {i.name: i.result for i in computation}
+        for instruction in computation:
             _count_own(total, instruction, shapes)
             for callee in instruction.called("calls") if instruction.opcode == "fusion" else []:
                 total.add(self.fused(callee))
+        opcodes, kept = {i.name: i.opcode for i in computation}, computation[-1]
+        if kept.opcode == "dynamic-slice" and opcodes.get(kept.operands[0]) == "all-reduce":
+            (summed,) = total.collectives
+            total.collectives = [replace(summed, kind="reduce-scatter", bytes=sum(a.bytes for a in kept.result))]
         return total
 
     def trips(self, loop: Instruction) -> int | None:
@@ -288,7 +297,9 @@ def _count_own(total: Costs, instruction: Instruction, shapes: dict[str, tuple[A
     elif kind in COLLECTIVES:
         result = instruction.result[-1:] if kind != instruction.opcode else instruction.result  # (operand, result, ...)
         channel = instruction.attribute("channel_id") or ""
-        total.collectives.append(Collective(kind, _group(instruction), sum(a.bytes for a in result), 1, channel))
+        total.collectives.append(
+            Collective(kind, device_group(instruction.attributes), sum(a.bytes for a in result), 1, channel)
+        )
     elif instruction.opcode == "recv" and "_xla_megascale_transfer_type" in instruction.attributes:
         total.collectives.append(_across_slices(instruction))
     elif instruction.opcode == "custom-call":
@@ -343,23 +354,6 @@ def _taps(size: int, window: int, outputs: int, stride: int, low: int, dilation:
     return int(((place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)).sum())
 
 
-def _group(instruction: Instruction) -> tuple[int, ...]:
-    """The devices of a collective's first group; of a permutation, the first pair that differs."""
-    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", instruction.attributes)
-    if pairs:
-        found = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1))
-        return next(((int(a), int(b)) for a, b in found if a != b), ())
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
-    if listed:
-        return tuple(int(n) for n in listed.group(1).split(","))
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", instruction.attributes)
-    if iota:
-        groups, dims, order = (_numbers(text) for text in iota.groups())
-        devices = np.arange(math.prod(dims)).reshape(dims)
-        return tuple(int(n) for n in devices.transpose(order or None).reshape(groups)[0])
-    return _mesh_group(instruction.attributes)
-
-
 def _across_slices(received: Instruction) -> Collective:
     """What a device receives from those at its place in other slices, by way of the hosts.
 
@@ -377,22 +371,3 @@ def _ranges(text: str) -> list[int]:
     """Numbers from "0:3,8", ends included."""
     ends = ([int(n) for n in part.split(":")] for part in text.split(","))
     return [n for each in ends for n in range(each[0], each[-1] + 1)]
-
-
-def _mesh_group(attributes: str) -> tuple[int, ...]:
-    """Of `replica_groups=mesh['a'=4,'b'=2] {'b','a':(1)2}`: part k of n of an axis is written 'a':(before)n."""
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? ?\{([^}]*)\}", attributes)
-    if not found:
-        return ()
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
-    devices = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    index: list[slice | int] = [0] * len(sizes)
-    for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(2)):
-        axis = list(sizes).index(name)
-        step = sizes[name] // (int(before) * int(part)) if part else 1
-        index[axis] = slice(0, step * int(part) if part else None, step)
-    return tuple(int(n) for n in devices[tuple(index)].reshape(-1))
-
-
-def _numbers(text: str | None) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",")) if text else ()

@@ -7,11 +7,14 @@ import pytest
 
 from lmjax.errors import UserError
 from lmjax.parallel.chips import GIB
+from lmjax.plan import attention_blocks
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.estimate import (
+    SPLASH_PRODUCTS,
     AxisTraffic,
     ImpossibleEstimateError,
     _bound,
+    _kernel_seconds,
     _phases,
     collective_traffic,
     estimate,
@@ -20,7 +23,7 @@ from lmjax.plan.estimate import (
 from lmjax.plan.hlo import Array, Collective, KernelCall
 from lmjax.plan.slices import find_slice
 from lmjax.plan.target import target_of
-from lmjax.settings import AttentionSettings, MeshSettings
+from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings
 from tests.tiny import for_slice
 
 AXES = ("replica", "data", "fsdp", "sequence", "tensor")
@@ -105,6 +108,24 @@ def test_splash_kernels_are_counted_whatever_axes_of_size_one_were_dropped(part,
     operands = (mask, mask, q, kv, kv, row, q, row, segments)
     call = KernelCall("tpu_custom_call", f"splash_mha_{part}_residuals", operands, (q,), 1)
     assert kernel_work(call, AttentionSettings(heads=12), 2048) == 2 * products * scores * 64 * 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("head", "slice_name", "wide"),
+    [(64, "v5e-4", 128), (80, "v5p-8", 128), (128, "v5e-4", 128), (192, "v5e-4", 256), (128, "v6e-4", 256)],
+)
+def test_narrow_heads_take_the_time_of_matrix_units_that_they_do_not_fill(head, slice_name, wide):
+    """As the arithmetic of `--auto` has it, which adds what the steps of a kernel's grid cost."""
+    where = find_slice(slice_name)
+    model = ModelSettings(layers=1, width=head, context=4096, attention=AttentionSettings(heads=1))
+    q = Array("bf16", (4096, head))
+    calls = [KernelCall("tpu_custom_call", f"splash_mha_{part}", (q, q, q), (q,), 1) for part in SPLASH_PRODUCTS]
+    whole = 9 * 2 * 4096**2 * wide * 10 / 16
+    assert sum(kernel_work(call, model.attention, 4096, where.chip.unit) for call in calls) == whole
+    seconds = sum(_kernel_seconds(call, model.attention, 4096, where) for call in calls)
+    assert seconds == pytest.approx(whole / where.device_flops)
+    predicted = attention_blocks.kernel_seconds(model, 4096, 1, None, where, 1)
+    assert seconds == pytest.approx(predicted - 3 * 10 * attention_blocks.GRID_STEP)
 
 
 def test_a_splash_kernel_without_queries_and_keys_is_an_internal_error():

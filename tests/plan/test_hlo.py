@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lmjax.plan.device_groups import device_group
 from lmjax.plan.hlo import costs, parse
 
 JUDGE = Path(__file__).parents[3] / "shared" / "tools" / "hlo_cost.py"
@@ -39,6 +40,27 @@ def test_iota_groups_are_read(spent):
     (reduced,) = [c for c in spent.collectives if c.kind == "all-reduce"]
     assert reduced.group == (0, 1, 4, 5)
     assert reduced.bytes == 4 * 8 * 4
+
+
+def test_a_sum_of_which_a_fusion_keeps_a_slice_is_scattered():
+    """As libtpu writes it in a fusion that it calls all-reduce-scatter."""
+    text = """\
+HloModule m
+%all-reduce-scatter (input: bf16[128,1024,2048]) -> bf16[128,64,2048] {
+  %input = bf16[128,1024,2048] parameter(0)
+  %all-reduce.1 = bf16[128,1024,2048] all-reduce(%input), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}, to_apply=%add
+  %constant.1 = u32[] constant(0)
+  %partition-id.1 = u32[] partition-id()
+  ROOT %dynamic-slice.1 = bf16[128,64,2048] dynamic-slice(%all-reduce.1, %constant.1, %partition-id.1, %constant.1), dynamic_slice_sizes={128,64,2048}
+}
+ENTRY %main (a: bf16[128,1024,2048]) -> bf16[128,64,2048] {
+  %a = bf16[128,1024,2048] parameter(0)
+  ROOT %fusion = bf16[128,64,2048] fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""  # noqa: E501
+    (scattered,) = costs(parse(text)).collectives
+    assert (scattered.kind, scattered.bytes) == ("reduce-scatter", 128 * 64 * 2048 * 2)
+    assert scattered.sent == 15 * scattered.bytes
 
 
 def test_a_kernel_is_listed_with_its_shapes_and_own_estimate(spent):
@@ -89,12 +111,10 @@ def test_convolutions_count_only_what_meets_the_input(left, right, out, attribut
 
 
 def test_mesh_groups_are_read():
-    from lmjax.plan.hlo import _mesh_group
-
-    assert _mesh_group("replica_groups=mesh['a'=2,'b'=4] {'b'}, x") == (0, 1, 2, 3)
-    assert _mesh_group("replica_groups=mesh['a'=2,'b'=4] {'a'}, x") == (0, 4)
-    assert _mesh_group("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}, x") == (0, 2)  # the major part of b
-    assert _mesh_group("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}, x") == (0, 1)  # the minor part of b
+    assert device_group("replica_groups=mesh['a'=2,'b'=4] {'b'}, x") == (0, 1, 2, 3)
+    assert device_group("replica_groups=mesh['a'=2,'b'=4] {'a'}, x") == (0, 4)
+    assert device_group("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}, x") == (0, 2)  # the major part of b
+    assert device_group("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}, x") == (0, 1)  # the minor part of b
 
 
 def test_text_without_an_entry_is_refused():

@@ -75,7 +75,7 @@ def test_figures_of_a_device_are_its_share_of_the_chip():
 def test_peaks_are_whole_matrix_units_at_the_clock():
     # FLOPs in a cycle: 128 x 128 units of two FLOPs a cell, or 256 x 256 ones
     for generation, chip in CHIPS.items():
-        units = chip.flops / chip.clock / (2 * (256 if generation in ("v6e", "tpu7x") else 128) ** 2)
+        units = chip.flops / chip.clock / (2 * chip.unit**2)
         assert units == pytest.approx(round(units), rel=0.01), generation
 
 
