@@ -12,6 +12,8 @@ from typing import Any
 from lmjax.errors import UserError, require
 from lmjax.files import user_path
 
+RECIPE = "a path, or a name in experiments/, with :SIZE where it has sizes"  # the help of such an argument
+
 Command = Callable[[argparse.Namespace, list[str]], int]  # (options, overrides of a recipe's fields) -> exit code
 
 

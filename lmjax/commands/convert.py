@@ -12,8 +12,8 @@ def add(commands: Any) -> None:
     reader = add_command(
         commands, "import-hf", _import_hf, "a Hugging Face folder becomes a checkpoint", "lmjax import-hf gpt2/ out/"
     )
-    reader.add_argument("folder", type=path_of)
-    reader.add_argument("out", type=path_of)
+    reader.add_argument("folder", type=path_of, help="with config.json, weights as safetensors, and a tokenizer")
+    reader.add_argument("out", type=path_of, help="the workdir to write: a new or an empty folder")
     writer = add_command(
         commands,
         "export-hf",
@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
         "a checkpoint becomes a Hugging Face folder",
         "lmjax export-hf runs/gpt2 out/",
     )
-    writer.add_argument("checkpoint", type=path_of)
-    writer.add_argument("out", type=path_of)
+    writer.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    writer.add_argument("out", type=path_of, help="the folder to write: a new or an empty one")
     text = "write the rows of the table that no token has, too; other libraries give them probability"
     writer.add_argument("--keep-rows", action="store_true", help=text)
 

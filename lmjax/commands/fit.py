@@ -24,7 +24,9 @@ def add(commands: Any) -> None:
         "lmjax fit sweep.jsonl --method all",
         'lmjax fit runs.csv --params-column "Model Size" --where dataset=comma --json',
     )
-    fit.add_argument("table", type=path_of, metavar="TABLE")
+    fit.add_argument(
+        "table", type=path_of, metavar="TABLE", help="of runs: a sweep's table.jsonl, or CSV, JSON or Parquet"
+    )
     text = "chinchilla: approach 3 (default); isoflop: approach 2; envelope: approach 1; kaplan: its five power laws"
     fit.add_argument("--method", choices=(*METHODS, "all"), default="chinchilla", help=text)
     add_selection(fit)

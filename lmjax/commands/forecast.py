@@ -23,7 +23,9 @@ def add(commands: Any) -> None:
         "lmjax forecast runs/isoflop/table.jsonl --flops 1e15",
         "lmjax forecast runs/isoflop/table.jsonl --flops 1e20 --topology v5e-256 --write large.py",
     )
-    forecast.add_argument("table", type=path_of, metavar="TABLE")
+    forecast.add_argument(
+        "table", type=path_of, metavar="TABLE", help="of runs: a sweep's table.jsonl, or CSV, JSON or Parquet"
+    )
     forecast.add_argument(
         "--flops", type=float, required=True, metavar="C", help="the budget, as the table counts FLOPs"
     )
@@ -41,7 +43,7 @@ def add(commands: Any) -> None:
     forecast.add_argument("--limit", type=int, metavar="N", help=text)
     text = "write the run's recipe, which lmjax run takes"
     forecast.add_argument("--write", type=path_of, metavar="FILE.py", help=text)
-    forecast.add_argument("--json", action="store_true")
+    forecast.add_argument("--json", action="store_true", help="print one object")
 
 
 def _forecast(options: argparse.Namespace, _: list[str]) -> int:

@@ -35,13 +35,13 @@ def add(commands: Any) -> None:
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
-    command.add_argument("--max-tokens", type=int)
-    command.add_argument("--temperature", type=float, help="0 is greedy")
-    command.add_argument("--top-k", type=int)
-    command.add_argument("--top-p", type=float)
-    command.add_argument("--repetition-penalty", type=float)
+    command.add_argument("--max-tokens", type=int, help="the most tokens of a text (default 128)")
+    command.add_argument("--temperature", type=float, help="0 is greedy; default 1")
+    command.add_argument("--top-k", type=int, help="draw from the K likeliest tokens alone")
+    command.add_argument("--top-p", type=float, help="draw from the likeliest tokens of so much probability")
+    command.add_argument("--repetition-penalty", type=float, help="of tokens that were there; 1 (default) is none")
     command.add_argument("--stop", action="append", default=[], help="stop before this string; may be repeated")
-    command.add_argument("--seed", type=int)
+    command.add_argument("--seed", type=int, help="the same seed gives the same text (default 0)")
     text = "where the context is full: stop (default), or read its last half again and continue"
     command.add_argument("--beyond-context", choices=("stop", "slide"), help=text)
 

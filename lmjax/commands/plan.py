@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import Any
 
-from lmjax.commands.command import add_command, overridden_recipe, path_of, pretraining
+from lmjax.commands.command import RECIPE, add_command, overridden_recipe, path_of, pretraining
 from lmjax.errors import UserError, nearest
 
 
@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
         commands, "count", _count, "parameters and FLOPs from shapes alone", "lmjax count gpt3_175b --json"
     )
     count.set_defaults(takes_overrides=True)
-    count.add_argument("recipe", metavar="PRESET_OR_RECIPE")
-    count.add_argument("--json", action="store_true")
+    count.add_argument("recipe", metavar="PRESET_OR_RECIPE", help="such as gpt3_6b, quickstart or mine.py")
+    count.add_argument("--json", action="store_true", help="print one object")
     _add_plan(commands)
 
 
@@ -28,7 +28,7 @@ def _add_plan(commands: Any) -> None:
     examples = ("gpt2 --topology v5e-16 --mesh fsdp=16", "gpt3:6700m --topology v5p-128 --auto --limit 12")
     plan = add_command(commands, "plan", _plan, text, *(f"lmjax plan {example}" for example in examples))
     plan.set_defaults(takes_overrides=True)
-    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("recipe", metavar="RECIPE", help=RECIPE)
     plan.add_argument("--topology", help="a slice such as v5e-256, v5p-1024 or 2xv6e-64 (default: plan.topology)")
     plan.add_argument("--mesh", help="sizes of its axes, as in fsdp=64,tensor=4 (default: the recipe's, or chosen)")
     plan.add_argument("--stage", metavar="NAME", help="of a pipeline (default: the first that names a slice, or is)")
@@ -43,7 +43,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--auto", action="store_true", help=text)
     text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
     plan.add_argument("--limit", type=int, metavar="N", help=text)
-    plan.add_argument("--json", action="store_true")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     plan.add_argument("--hlo", type=path_of, help="write the optimized HLO text to this file")
     plan.add_argument("--save", type=path_of, help="write the serialized executable to this file")
 

@@ -8,7 +8,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lmjax.commands.command import add_command, first_pretraining, overridden_recipe, path_of, pretraining, share
+from lmjax.commands.command import (
+    RECIPE,
+    add_command,
+    first_pretraining,
+    overridden_recipe,
+    path_of,
+    pretraining,
+    share,
+)
 
 
 def add(commands: Any) -> None:
@@ -25,8 +33,8 @@ def add(commands: Any) -> None:
         actions = commands.add_parser(group, help=text).add_subparsers(dest="action", required=True, metavar="ACTION")
         command = add_command(actions, action, call, text, f"lmjax {group} {action} quickstart --out {out}/")
         command.set_defaults(takes_overrides=True)
-        command.add_argument("recipe", metavar="RECIPE")
-        command.add_argument("--out", type=path_of, required=True)
+        command.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+        command.add_argument("--out", type=path_of, required=True, help="the folder to write")
         if group == "data":
             command.add_argument("--workers", type=int, help="processes (default: one per core)")
             text = "write the I-th of N parts of every source, on one of N machines, to OUT/shares/"

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import lmjax
-from lmjax.commands.command import add_command, overridden_recipe, path_of, print_help
+from lmjax.commands.command import RECIPE, add_command, overridden_recipe, path_of, print_help
 from lmjax.run_files import TABLE_FILE
 
 
@@ -17,9 +17,7 @@ def add(commands: Any) -> None:
         *("lmjax run quickstart", "lmjax run gpt2:355m --train.steps 100", "lmjax run instructgpt --from reward"),
     )
     run.set_defaults(takes_overrides=True)
-    run.add_argument(
-        "recipe", metavar="RECIPE", help="a path, or a name in experiments/, with :SIZE where it has sizes"
-    )
+    run.add_argument("recipe", metavar="RECIPE", help=RECIPE)
     run.add_argument("--workdir", type=path_of, help="where everything is written (default: runs/NAME)")
     text = "where runs share their tokens (default: the folder cache beside the workdir)"
     run.add_argument("--cache", type=path_of, metavar="DIR", help=text)
@@ -36,11 +34,11 @@ def add(commands: Any) -> None:
     examples = ("lmjax recipe gpt2:355m --train.steps 100 > mine.py", "lmjax recipe isoflop:quick")
     recipe = add_command(commands, "recipe", _recipe, text, *examples)
     recipe.set_defaults(takes_overrides=True)
-    recipe.add_argument("recipe", metavar="RECIPE")
+    recipe.add_argument("recipe", metavar="RECIPE", help=RECIPE)
     report = add_command(
         commands, "report", _report, "write report.html of a run or a sweep", "lmjax report runs/quickstart"
     )
-    report.add_argument("workdir", type=path_of)
+    report.add_argument("workdir", type=path_of, help="of a run or a sweep")
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:

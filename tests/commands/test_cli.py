@@ -1,5 +1,6 @@
 """The command line: every command has help and an example, and a user's mistake is one clear line and exit code 2."""
 
+import argparse
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import lmjax
-from lmjax.cli import main
+from lmjax.cli import main, parser
 from lmjax.model.presets import PRESETS
 from lmjax.settings.recipe_files import from_json, recipe_names, to_json
 from lmjax.settings.recipe_functions import recipe_function
@@ -222,6 +223,20 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(capsys, spec, workd
     assert capsys.readouterr().out.startswith(f"{workdir} is done.\nfinal: loss ")
     error = fails("run", spec, "--workdir", str(workdir), "--train.steps", "4", *given)
     assert f"lmjax: {workdir}: its recipe differs from this one in\n  train.steps: 3 -> 4\n" in error
+
+
+def _arguments(command, name=""):
+    for argument in command._actions:
+        if isinstance(argument, argparse._SubParsersAction):
+            for word, below in argument.choices.items():
+                yield from _arguments(below, f"{name} {word}")
+        else:
+            yield f"{name} {argument.option_strings or argument.dest}", argument.help
+
+
+def test_every_argument_says_what_it_is():
+    said = dict(_arguments(parser()))
+    assert len(said) > 100 and [name for name, text in said.items() if not text] == []
 
 
 def test_the_report_is_written_again(capsys, workdir):
