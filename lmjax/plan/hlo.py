@@ -232,7 +232,8 @@ class _Walk:
             for callee in instruction.called("calls") if instruction.opcode == "fusion" else []:
                 total.add(self.fused(callee))
         opcodes, kept = {i.name: i.opcode for i in computation}, computation[-1]
-        if kept.opcode == "dynamic-slice" and opcodes.get(kept.operands[0]) == "all-reduce":
+        sliced = kept.opcode == "dynamic-slice" and opcodes.get(kept.operands[0]) == "all-reduce"
+        if sliced and len(total.collectives) == 1:
             (summed,) = total.collectives
             total.collectives = [replace(summed, kind="reduce-scatter", bytes=sum(a.bytes for a in kept.result))]
         return total
