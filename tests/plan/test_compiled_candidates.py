@@ -45,7 +45,7 @@ def cases():
         yield pytest.param(row, id=named(row), marks=[pytest.mark.xfail(strict=True, reason=why)] if why else [])
 
 
-@pytest.mark.parametrize("row", cases())
+@pytest.mark.parametrize("row", list(cases()))
 def test_memory_and_cycles_are_near_what_the_compiler_says(row):
     found = predicted(row)
     assert found.memory / GIB == pytest.approx(row["peak_hbm_gib"], rel=WITHIN)
