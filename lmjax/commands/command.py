@@ -12,7 +12,10 @@ from typing import Any
 from lmjax.errors import UserError, require
 from lmjax.files import user_path
 
-RECIPE = "a path, or a name in experiments/, with :SIZE where it has sizes"  # the help of such an argument
+# The help of arguments that several commands take.
+RECIPE = "a path, or a name in experiments/, with :SIZE where it has sizes"
+CHECKPOINT = "a workdir, a stage's checkpoints or one step's folder"
+TABLE = "of runs: a sweep's table.jsonl, or CSV, JSON or Parquet"
 
 Command = Callable[[argparse.Namespace, list[str]], int]  # (options, overrides of a recipe's fields) -> exit code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import CHECKPOINT, add_command, path_of
 
 
 def add(commands: Any) -> None:
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "a checkpoint becomes a Hugging Face folder",
         "lmjax export-hf runs/gpt2 out/",
     )
-    writer.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    writer.add_argument("checkpoint", type=path_of, help=CHECKPOINT)
     writer.add_argument("out", type=path_of, help="the folder to write: a new or an empty one")
     text = "write the rows of the table that no token has, too; other libraries give them probability"
     writer.add_argument("--keep-rows", action="store_true", help=text)

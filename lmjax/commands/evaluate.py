@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmjax.commands.command import add_command, path_of, require_png
+from lmjax.commands.command import CHECKPOINT, add_command, path_of, require_png
 from lmjax.commands.texts import add_source, add_stride, source_of
 from lmjax.kinds import QUESTION_SETS
 
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     suite = "lmjax evaluate runs/gpt2 --suite hhh --task-data sets --limit 100"
     text = "measure a checkpoint on text (--data), by sets of questions (--task) or by a suite of measures (--suite)"
     evaluate = add_command(commands, "evaluate", _evaluate, text, *examples, sets, suite)
-    evaluate.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    evaluate.add_argument("checkpoint", type=path_of, help=CHECKPOINT)
     _add_data(evaluate.add_argument_group("text"))
     _add_task(evaluate.add_argument_group("sets of questions"))
     _add_suite(evaluate.add_argument_group("a suite"))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of, require_png
+from lmjax.commands.command import TABLE, add_command, path_of, require_png
 from lmjax.errors import UserError
 
 METHODS = ("chinchilla", "isoflop", "envelope", "kaplan")
@@ -24,9 +24,7 @@ def add(commands: Any) -> None:
         "lmjax fit sweep.jsonl --method all",
         'lmjax fit runs.csv --params-column "Model Size" --where dataset=comma --json',
     )
-    fit.add_argument(
-        "table", type=path_of, metavar="TABLE", help="of runs: a sweep's table.jsonl, or CSV, JSON or Parquet"
-    )
+    fit.add_argument("table", type=path_of, metavar="TABLE", help=TABLE)
     text = "chinchilla: approach 3 (default); isoflop: approach 2; envelope: approach 1; kaplan: its five power laws"
     fit.add_argument("--method", choices=(*METHODS, "all"), default="chinchilla", help=text)
     add_selection(fit)

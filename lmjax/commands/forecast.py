@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import TABLE, add_command, path_of
 from lmjax.commands.fit import add_selection, read_selected
 from lmjax.errors import UserError, require
 
@@ -23,9 +23,7 @@ def add(commands: Any) -> None:
         "lmjax forecast runs/isoflop/table.jsonl --flops 1e15",
         "lmjax forecast runs/isoflop/table.jsonl --flops 1e20 --topology v5e-256 --write large.py",
     )
-    forecast.add_argument(
-        "table", type=path_of, metavar="TABLE", help="of runs: a sweep's table.jsonl, or CSV, JSON or Parquet"
-    )
+    forecast.add_argument("table", type=path_of, metavar="TABLE", help=TABLE)
     forecast.add_argument(
         "--flops", type=float, required=True, metavar="C", help="the budget, as the table counts FLOPs"
     )

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import lmjax
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import CHECKPOINT, add_command, path_of
 from lmjax.errors import UserError
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "beyond_context")
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    command.add_argument("checkpoint", type=path_of, help=CHECKPOINT)
     command.add_argument("--max-tokens", type=int, help="the most tokens of a text (default 128)")
     command.add_argument("--temperature", type=float, help="0 is greedy; default 1")
     command.add_argument("--top-k", type=int, help="draw from the K likeliest tokens alone")

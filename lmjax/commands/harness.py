@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import CHECKPOINT, add_command, path_of
 
 
 def add(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     )
     text = "put tasks of lm-eval, the language model evaluation harness, to a checkpoint"
     harness = add_command(commands, "harness", _harness, text, *examples)
-    harness.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    harness.add_argument("checkpoint", type=path_of, help=CHECKPOINT)
     text = "names or patterns of tasks, with commas; lm-eval downloads the data of its own"
     harness.add_argument("--tasks", required=True, metavar="NAMES", help=text)
     text = "a folder with YAML files of further tasks"

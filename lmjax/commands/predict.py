@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import CHECKPOINT, add_command, path_of
 
 
 def add(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         "lmjax predict runs/squad --text 'Where is Rome?' --text 'Rome is in Italy.'",
     )
     predict = add_command(commands, "predict", _predict, text, *examples)
-    predict.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    predict.add_argument("checkpoint", type=path_of, help=CHECKPOINT)
     text = "records as the task's own training data have them, without labels (question and passage; words, or text; "
     text += "context and options; one or two texts), or lines of plain text"
     predict.add_argument("--input", type=path_of, metavar="FILE", help=text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lmjax.commands.command import add_command, path_of
+from lmjax.commands.command import CHECKPOINT, add_command, path_of
 from lmjax.commands.texts import add_source, add_stride, source_of
 
 
@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     text = "the log-probability of each text under a language model, or a reward model's score of each answer in a file"
     examples = ("lmjax score runs/instructgpt/reward answers.jsonl", "lmjax score runs/quickstart --text 'The array'")
     score = add_command(commands, "score", _score, text, *examples)
-    score.add_argument("checkpoint", type=path_of, help="a workdir, a stage's checkpoints or one step's folder")
+    score.add_argument("checkpoint", type=path_of, help=CHECKPOINT)
     text = "texts, by lines or records; of a reward model, prompts and answers in any of the shapes that training takes"
     score.add_argument("file", nargs="?", type=path_of, help=text)
     score.add_argument("--text", action="append", default=[], help="a text instead of a file; may be repeated")
