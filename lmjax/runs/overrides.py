@@ -68,8 +68,7 @@ def _with_option(settings: Any, option: Option, path: Sequence[str], before: str
         return _unknown(option, root)
 
     def change(holder: Any, name: str) -> tuple[str, Any]:
-        part: Any = type(holder)
-        kinds = {} if isinstance(holder, tuple) else field_types(part)
+        kinds = {} if isinstance(holder, tuple) else field_types(_class(holder))
         if kinds.get(name.removeprefix("no_")) is bool and name not in kinds:
             require(not option.words, option.written, " ".join(option.words), "no value behind it", "leave that out")
             return name.removeprefix("no_"), False

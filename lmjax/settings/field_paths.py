@@ -31,14 +31,14 @@ def with_field(settings: Any, path: Sequence[str], change: Change, refuse: Refus
         return (*settings[:number], own, *settings[number + 1 :])
     if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
         raise refuse(settings, path)
-    if not rest:
-        field, value = change(settings, name)
-    elif name in (kinds := field_types(type(settings))):
+    kinds = field_types(type(settings))
+    field, value = (name, None) if rest else change(settings, name)
+    if field not in kinds:
+        raise refuse(settings, path)
+    if rest:
         inner, part = getattr(settings, name), part_of(kinds[name])
         inner = unchecked_default(part) if inner is None and part is not None else inner
-        field, value = name, with_field(inner, rest, change, refuse)
-    else:
-        raise refuse(settings, path)
+        value = with_field(inner, rest, change, refuse)
     changed: Any = {field: value}
     with unchecked():
         return dataclasses.replace(settings, **changed)

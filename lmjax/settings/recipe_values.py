@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.errors import UserError, field_error
-from lmjax.fields import checked, field_types
+from lmjax.fields import checked
 from lmjax.settings import Pipeline, Stage
 from lmjax.settings.field_paths import MEASURES, measures_of, with_field, with_stages
 from lmjax.settings.recipe_files import load_recipe
@@ -60,15 +60,13 @@ Value = tuple[str, str, Any]  # a path, what is left of it below a stage, and th
 def _with(settings: Any, values: list[Value]) -> Any:
     """The settings, unchecked, with the values."""
     for path, below, value in values:
-
-        def change(holder: Any, name: str, path: str = path, value: Any = value) -> tuple[str, Any]:
-            part: Any = type(holder)
-            if not isinstance(holder, tuple) and name not in field_types(part):
-                raise _unknown(path, holder, [name])
-            return name, value
-
-        settings = with_field(settings, below.split("."), change, functools.partial(_unknown, path))
+        change, refuse = functools.partial(_given, value), functools.partial(_unknown, path)
+        settings = with_field(settings, below.split("."), change, refuse)
     return settings
+
+
+def _given(value: Any, _: Any, name: str) -> tuple[str, Any]:
+    return name, value
 
 
 def _unknown(path: str, holder: Any, keys: Sequence[str]) -> UserError:
