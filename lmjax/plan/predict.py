@@ -21,6 +21,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.transformer import LOGITS_AT_ONCE
 from lmjax.model.zigzag import LANES
 from lmjax.optim.train_state import TrainState
+from lmjax.parallel.chips import filled
 from lmjax.parallel.mesh import AXES
 from lmjax.parallel.placement import parameter_shardings, state_shardings
 from lmjax.plan.attention_blocks import kernel_seconds
@@ -159,7 +160,7 @@ class _Work:
         """What one layer keeps of a microbatch until its backward pass."""
         model, kept, tensor = self.model, self.kept, self.sizes["tensor"]
         heads = model.attention.heads * (kept.queries + kept.attended) + 2 * model.kv_heads * kept.keys_values
-        head_dim = math.ceil(model.head_dim / LANES) * LANES if self.of.splash else model.head_dim
+        head_dim = filled(model.head_dim, LANES) if self.of.splash else model.head_dim
         products = 2 if model.feed_forward.gated else 1
         hidden = (kept.up * products + kept.hidden) * model.feed_forward_width
         return self.n * self.of.item * (model.width * (1 + kept.width) + heads * head_dim + hidden) / tensor
