@@ -24,6 +24,7 @@ STATISTICS = "norm_statistics"  # two numbers per row of every norm
 
 _NAMED: dict[str, tuple[str, ...]] = {
     "projections": (QUERY, KEY, VALUE, ATTENDED, BETWEEN, UP),  # 10 arrays; recomputes no product
+    "all_but_attended": (QUERY, KEY, VALUE, BETWEEN, UP),  # 9 arrays; recomputes attention, but no other product
     "all_but_query": (KEY, VALUE, ATTENDED, BETWEEN, UP),  # 9 arrays; recomputes 1/12 of the products
     "key_value_up": (KEY, VALUE, ATTENDED, UP),  # 8 arrays; recomputes 1/6 of the products
     "attention": (QUERY, KEY, VALUE, ATTENDED),  # 5 arrays; recomputes 5/12 of the products
@@ -49,6 +50,7 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_saveable,  # every matrix product's result
     "projections": _keep("projections"),
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # 10 arrays; recomputes attention
+    "all_but_attended": _keep("all_but_attended"),
     "all_but_query": _keep("all_but_query"),
     "key_value_up": _keep("key_value_up"),
     "attention": _keep("attention"),

@@ -68,6 +68,7 @@ KEPT: dict[str, Kept] = {
     "dots": Kept(queries=1, keys_values=1, width=2, up=True, attention_again=True),
     "projections": Kept(queries=1, keys_values=1, attended=1, width=1, up=True),
     "minimal": Kept(queries=1, keys_values=1, width=2, up=True, attention_again=True),
+    "all_but_attended": Kept(queries=1, keys_values=1, width=1, up=True, attention_again=True),
     "all_but_query": Kept(keys_values=1, attended=1, width=1, up=True, again=("query",)),
     "key_value_up": Kept(keys_values=1, attended=1, up=True, again=("query", "out")),
     "attention": Kept(queries=1, keys_values=1, attended=1, again=("out", "up")),

@@ -18,8 +18,8 @@ from lmjax.plan.search import Show
 
 
 @contextmanager
-def watching(total: int, console: Console | None = None) -> Iterator[Show]:
-    """Gives the function that a search calls when it begins a candidate, of at most `total`."""
+def watching(total: int, seconds: float, console: Console | None = None) -> Iterator[Show]:
+    """Gives the function that a search calls when it begins a candidate, of at most `total` in so many seconds."""
     with os.fdopen(os.dup(2), "w") as stream:
         console = console or Console(file=stream)
         bar = Progress(
@@ -30,7 +30,7 @@ def watching(total: int, console: Console | None = None) -> Iterator[Show]:
             disable=not console.is_terminal,
         )
         task = bar.add_task("", total=total, left="")
-        clock = _Clock(total)
+        clock = _Clock(total, seconds)
 
         def show(done: int, candidate: Candidate, cached: bool) -> None:
             left = clock.left(done, cached)
@@ -47,8 +47,9 @@ def watching(total: int, console: Console | None = None) -> Iterator[Show]:
 class _Clock:
     """How long is left, from what the candidates that were compiled took; those from the cache take no time."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, seconds: float) -> None:
         self.total, self.spent, self.compiled = total, 0.0, 0
+        self.end = time.monotonic() + seconds
         self.begun: float | None = None
 
     def left(self, done: int, cached: bool) -> str:
@@ -59,5 +60,6 @@ class _Clock:
         self.begun = None if cached else now
         if not self.compiled:
             return ""
-        seconds = int(self.spent / self.compiled * max(self.total - done, 1))
+        needed = self.spent / self.compiled * max(self.total - done, 1)
+        seconds = int(min(needed, max(self.end - now, 0.0)))
         return f"{seconds // 60}:{seconds % 60:02d} left"

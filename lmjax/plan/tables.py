@@ -41,6 +41,8 @@ def lines(found: Search, command: str) -> Iterator[str]:
     ruled_out = f"{found.too_large} are predicted not to fit and {found.slower} to be slower, by arithmetic alone"
     yield f"{found.considered} candidates: {ruled_out};"
     yield f"  {compiled} compiled, {cached} of them by an earlier search; {len(found.refused)} of them do not fit"
+    if found.postponed:
+        yield f"  the time was over before {found.postponed} more: the same command goes on there"
     if not found.ranked:
         yield from _advice(found)
         return
@@ -52,7 +54,7 @@ def lines(found: Search, command: str) -> Iterator[str]:
 
 def to_json(found: Search, command: str) -> str:
     """The same for a script: `results` are ranked, each with all figures of its estimate."""
-    counts = {name: getattr(found, name) for name in ("considered", "too_large", "slower")}
+    counts = {name: getattr(found, name) for name in ("considered", "too_large", "slower", "postponed")}
     results = [_choices(each) | _figures(each) | {"rank": rank} for rank, each in enumerate(found.ranked, 1)]
     refused = [_choices(each) | _figures(each) | {"refusal": each.result.refusal} for each in found.refused]
     head = {"recipe": found.recipe.name, "topology": found.where.name, **counts, "command": command}

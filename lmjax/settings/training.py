@@ -38,6 +38,7 @@ class ComputeSettings(Settings):
         "dots",
         "projections",
         "minimal",
+        "all_but_attended",
         "all_but_query",
         "key_value_up",
         "attention",
@@ -45,6 +46,7 @@ class ComputeSettings(Settings):
         "full",
         # on TPU and GPU: what the policy of that name keeps goes to the host's memory
         "projections_offloaded",
+        "all_but_attended_offloaded",
         "all_but_query_offloaded",
         "key_value_up_offloaded",
         "attention_offloaded",

@@ -124,6 +124,28 @@ def test_a_second_search_compiles_nothing_and_an_interrupted_one_goes_on(fake, t
     assert not third.compiled
 
 
+def test_none_is_begun_that_would_not_end_in_time_and_the_same_search_goes_on(fake, monkeypatch, tmp_path):
+    """Each takes a minute. Of eight in seven minutes, two refinements among them, one is left for the next search."""
+    clock = [0.0]
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def a_minute(recipe):
+        clock[0] += 60.0
+        return 2.0
+
+    first = fake(a_minute)
+    found = search(RECIPE, limit=8, minutes=7.5, cache=Cache(tmp_path))
+    assert len(first.compiled) == len(found.ranked) == 7 and clock == [420.0] and found.postponed == 1
+    assert [candidate_of(each).vector_memory for each in first.compiled[-2:]] == [48, 64], "the last minutes are theirs"
+    assert found.considered == found.too_large + found.slower + 7
+    assert "the time was over before 1 more: the same command goes on there" in "\n".join(lines(found, ""))
+    assert json.loads(to_json(found, ""))["postponed"] == 1
+    again = fake(a_minute)
+    whole = search(RECIPE, limit=8, minutes=7.5, cache=Cache(tmp_path))
+    assert len(again.compiled) == 1 and len(whole.ranked) == 8 and whole.postponed == 0
+    assert "the time was over" not in "\n".join(lines(whole, ""))
+
+
 def test_after_one_that_did_not_fit_none_that_needs_more_on_its_mesh_is_compiled(fake, tmp_path):
     compiler = fake(lambda recipe: 20.0 if recipe.mesh.fsdp == 4 else 2.0)
     found = search(RECIPE, limit=8, cache=Cache(tmp_path))
@@ -189,10 +211,11 @@ def test_the_table_and_the_command_say_what_was_found(fake, tmp_path):
     assert value["results"][0]["predicted"]["memory"] == best.prediction.memory
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(limit):
-    with pytest.raises(UserError, match="--limit"):
-        search(RECIPE, limit=limit)
+@pytest.mark.parametrize("name", ["limit", "minutes"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_no_candidates_and_no_time_are_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name} = {value}"):
+        search(RECIPE, **{name: value})
 
 
 def test_a_topology_that_does_not_exist_is_refused_with_the_nearest():
@@ -201,18 +224,18 @@ def test_a_topology_that_does_not_exist_is_refused_with_the_nearest():
 
 
 def test_without_a_terminal_every_candidate_is_a_line_with_the_time_left(monkeypatch):
-    now = iter([0.0, 30.0, 90.0, 100.0])
+    now = iter([0.0, 0.0, 30.0, 90.0, 100.0])
     monkeypatch.setattr(search_display, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
     console = Console(file=io.StringIO(), width=60)
-    with watching(4, console) as show:
+    with watching(4, 140, console) as show:
         for done, cached in enumerate([False, False, True, False]):
             show(done, Candidate((1, 1, 4, 1, 1), 2, "full"), cached)
     written = console.file.getvalue().splitlines()
     assert written == [
         "1/4 compiling fsdp=4, 2 microbatches, remat 'full'",
         "2/4 compiling fsdp=4, 2 microbatches, remat 'full'  1:30 left",  # three at 30 s
-        "3/4 compiled earlier: fsdp=4, 2 microbatches, remat 'full'  1:30 left",  # two at 45 s
-        "4/4 compiling fsdp=4, 2 microbatches, remat 'full'  0:45 left",
+        "3/4 compiled earlier: fsdp=4, 2 microbatches, remat 'full'  0:50 left",  # of the 140 s that there are
+        "4/4 compiling fsdp=4, 2 microbatches, remat 'full'  0:40 left",
     ]
 
 
