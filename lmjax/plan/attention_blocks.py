@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from lmjax.model.attention_blocks import BLOCK, largest_block
 from lmjax.parallel.chips import filled
-from lmjax.plan.estimate import SPLASH_PRODUCTS
 from lmjax.plan.slices import Slice
 from lmjax.settings import ModelSettings
 
+# Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
+SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 GRID_STEP = 0.35e-6  # seconds: an assumption, not a measurement
 MARGIN = 0.15  # of the time that another block must save: a smaller gain is less than the model can tell
 SIZES = (512, 1024, 2048)  # smaller ones spend more on what this model leaves out
@@ -29,7 +30,7 @@ def kernel_seconds(
     most = block or BLOCK
     queries, keys = largest_block(length // parts, most), largest_block(length, most)
     kinds = model.attention.pattern
-    visited = sum(_visited(length, queries, keys, model.attention.band_of(k)) for k in kinds)
+    visited = sum(visited_blocks(length, queries, keys, model.attention.band_of(k)) for k in kinds)
     width = filled(model.head_dim, where.chip.unit)
     read = 2 * 2 * keys * model.head_dim / where.device_bandwidth
     seconds = 0.0
@@ -49,7 +50,7 @@ def best_block(model: ModelSettings, length: int, parts: int, where: Slice) -> i
     return quickest if seconds(quickest) < (1 - MARGIN) * seconds(None) else None
 
 
-def _visited(length: int, queries: int, keys: int, band: int | None) -> int:
+def visited_blocks(length: int, queries: int, keys: int, band: int | None) -> int:
     """Blocks of scores that a causal mask, and a band where there is one, leave of a row."""
     total = 0
     for start in range(0, length, queries):

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from lmjax.model.attention_blocks import BLOCK
 from lmjax.parallel.chips import GIB, filled
 from lmjax.parallel.mesh import mesh_shape
+from lmjax.plan.attention_blocks import SPLASH_PRODUCTS, visited_blocks
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
 from lmjax.plan.parts import parts
@@ -30,8 +32,6 @@ from lmjax.training.phases import phase_of
 
 TERA = 1e12
 OTHER = "other"  # what belongs to no phase
-# Products of [T, K] x [K, S] size that each of the splash kernels makes (Dao et al. 2022, algorithms 1 and 4).
-SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 class ImpossibleEstimateError(Exception):
@@ -237,14 +237,9 @@ def kernel_work(call: KernelCall, attention: AttentionSettings, length: int, uni
 
 def _visited(attention: AttentionSettings, length: int) -> float:
     """The share of all blocks of scores that causal masks and bands leave, averaged over the layers' pattern."""
-    block = math.gcd(length, 1024)
-    n = length // block
-    shares = []
-    for kind in attention.pattern:
-        band = attention.band_of(kind)
-        reach = n if band is None else math.ceil((band - 1) / block)
-        shares.append(sum(min(i, reach) + 1 for i in range(n)) / n**2)
-    return sum(shares) / len(shares)
+    block = math.gcd(length, BLOCK)
+    seen = sum(visited_blocks(length, block, block, attention.band_of(kind)) for kind in attention.pattern)
+    return seen / (length // block) ** 2 / len(attention.pattern)
 
 
 def _kernel_seconds(call: KernelCall, attention: AttentionSettings, length: int, where: Slice) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lmjax.plan.attention_blocks import GRID_STEP, best_block, kernel_seconds
-from lmjax.plan.attention_blocks import _visited as visited
+from lmjax.plan.attention_blocks import visited_blocks as visited
 from lmjax.plan.slices import find_slice
 from lmjax.settings import AttentionSettings, ModelSettings
 

@@ -8,9 +8,9 @@ import pytest
 from lmjax.errors import UserError
 from lmjax.parallel.chips import GIB
 from lmjax.plan import attention_blocks
+from lmjax.plan.attention_blocks import SPLASH_PRODUCTS
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.estimate import (
-    SPLASH_PRODUCTS,
     AxisTraffic,
     ImpossibleEstimateError,
     _bound,
