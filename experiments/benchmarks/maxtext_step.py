@@ -9,17 +9,18 @@ It wants a Python 3.12 of its own, and compiles for minutes a case:
         tiktoken tokamax transformers qwix blobfile cloud-accelerator-diagnostics google-cloud-mldiagnostics
     maxtext/bin/pip install --no-deps libtpu==0.0.52 maxtext==0.2.5
     export PYTHONPATH=. JAX_PLATFORMS=cpu
-    maxtext/bin/python experiments/benchmarks/maxtext_step.py gpt3_6b [--as-it-comes] [FILE.hlo [SETTING=VALUE ...]]
+    maxtext/bin/python experiments/benchmarks/maxtext_step.py gpt3_6b --remat minimal --vector-memory 48
 
-MaxText gets the vector memory that lmjax's recipe of the case takes (VECTOR_MEMORY), by its own setting
-`compile_xla_flags`, which it hands to the compiler as lmjax does; `--as-it-comes` leaves libtpu's 16 MiB instead.
-The compiled text is counted as that of lmjax's steps is, by `lmjax/plan/hlo.py`.
+Options of the compiler reach MaxText by its own setting `compile_xla_flags`, which it hands to the compiler as lmjax
+does its own. The compiled text is counted as that of lmjax's steps is, by `lmjax/plan/hlo.py`. `maxtext_search.py`
+looks for the best of these options.
 """
 
+import argparse
 import json
 import os
-import sys
 from collections import Counter
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,38 +33,58 @@ COMMON = (
     *("dataset_type=synthetic", "enable_dropout=false", "override_model_config=true", "compile_topology_num_slices=1"),
     *("attention=flash", "weight_dtype=float32", "dtype=bfloat16", "compiled_trainstep_file=kept"),
 )
-CASES = {  # with the remat policy that takes the fewest cycles among those that fit
+GPT = (  # sizes of which MaxText has no model: the settings of its gpt3-6b
+    *("decoder_block=gpt3", "vocab_size=50304", "mlp_activations=['gelu']", "logits_via_embedding=true"),
+    *("normalize_embedding_logits=false", "use_iota_embed=true", "fused_qkv=true", "opt_type=adam_pax"),
+)
+CASES = {
     "gpt2_124m": (
-        *("decoder_block=gpt3", "base_emb_dim=768", "base_num_query_heads=12", "base_num_kv_heads=12"),
-        *("base_mlp_dim=3072", "base_num_decoder_layers=12", "head_dim=64", "vocab_size=50304"),
-        *("mlp_activations=['gelu']", "logits_via_embedding=true", "normalize_embedding_logits=false"),
-        *("use_iota_embed=true", "fused_qkv=true", "opt_type=adam_pax", "trainable_position_size=1024"),
+        *(*GPT, "base_emb_dim=768", "base_num_query_heads=12", "base_num_kv_heads=12", "head_dim=64"),
+        *("base_mlp_dim=3072", "base_num_decoder_layers=12", "trainable_position_size=1024"),
         *("compile_topology=v5e-16", "ici_data_parallelism=16", "ici_fsdp_parallelism=1"),
-        *("max_target_length=1024", "per_device_batch_size=16", "remat_policy=minimal"),
+        *("max_target_length=1024", "per_device_batch_size=16"),
     ),
     "gpt3_6b": (
         *("model_name=gpt3-6b", "compile_topology=v5e-64", "ici_fsdp_parallelism=64"),
-        *("max_target_length=2048", "per_device_batch_size=2", "remat_policy=minimal"),
+        *("max_target_length=2048", "per_device_batch_size=2"),
     ),
     "gpt3_22b": (
         *("model_name=gpt3-22b", "compile_topology=v5e-256", "ici_fsdp_parallelism=256"),
-        *("max_target_length=1024", "per_device_batch_size=4", "remat_policy=save_dot_except_mlp"),
+        *("max_target_length=1024", "per_device_batch_size=4"),
     ),
     "gpt3_175b": (
         *("model_name=gpt3-175b", "compile_topology=v5p-1024", "ici_fsdp_parallelism=512"),
-        *("max_target_length=2048", "per_device_batch_size=2", "remat_policy=minimal"),
+        *("max_target_length=2048", "per_device_batch_size=2"),
+    ),
+    "llama2_7b": (
+        *("model_name=llama2-7b", "compile_topology=v5p-64", "ici_fsdp_parallelism=32"),
+        *("max_target_length=2048", "per_device_batch_size=2"),
+    ),
+    "gpt3_13b": (
+        *(*GPT, "base_emb_dim=5120", "base_num_query_heads=40", "base_num_kv_heads=40", "head_dim=128"),
+        *("base_mlp_dim=20480", "base_num_decoder_layers=40", "trainable_position_size=2048"),
+        *("compile_topology=v5p-128", "ici_fsdp_parallelism=64"),
+        *("max_target_length=2048", "per_device_batch_size=4"),
     ),
 }
+NEVER_WINDOWED = 1_000_000  # MiB: no product is that large
 
 
-# MiB of a TPU's vector memory that one fusion may use, as in lmjax's recipe for the case; libtpu's default is 16.
-VECTOR_MEMORY = {"gpt2_124m": 48, "gpt3_6b": 32, "gpt3_22b": 48, "gpt3_175b": 48}
+@dataclass(frozen=True)
+class Choice:
+    """What MaxText is given beside a case: remat policy, MiB of vector memory, windowed products, scanned layers."""
 
+    remat: str
+    vector_memory: int = 48
+    windowed: bool = False
+    scanned: bool = True
 
-def settings_of(name: str, *, as_it_comes: bool = False) -> tuple[str, ...]:
-    """MaxText's settings for a case, with lmjax's vector memory unless it is taken `as_it_comes`."""
-    flags = f"compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib={1024 * VECTOR_MEMORY[name]}"
-    return CASES[name] if as_it_comes else (*CASES[name], flags)
+    def settings(self) -> tuple[str, ...]:
+        flags = [f"--xla_tpu_scoped_vmem_limit_kib={1024 * self.vector_memory}"]
+        if not self.windowed:
+            flags.append(f"--xla_jf_spmd_threshold_for_windowed_einsum_mib={NEVER_WINDOWED}")
+        scan = f"scan_layers={str(self.scanned).lower()}"
+        return f"remat_policy={self.remat}", scan, f"compile_xla_flags={' '.join(flags)}"
 
 
 def compiled_step(settings: tuple[str, ...]) -> Any:
@@ -80,23 +101,15 @@ def compiled_step(settings: tuple[str, ...]) -> Any:
     return kept[0]
 
 
-def main(name: str, *rest: str) -> None:
-    as_it_comes = rest[:1] == ("--as-it-comes",)
-    file, *changes = rest[as_it_comes:] or (None,)
-    settings = (*settings_of(name, as_it_comes=as_it_comes), *changes)
-    compiled = compiled_step(settings)
-    text = compiled.as_text()
-    if file is not None:
-        Path(file).write_text(text, encoding="utf-8")
+def figures(compiled: Any, text: str) -> dict[str, Any]:
+    """Of one device: Gcycles, GiB at the peak, GiB of the collectives' results and that it sends, by kind, too."""
     spent = costs(parse(text))
     gib, sent, count = Counter[str](), Counter[str](), Counter[str]()
     for each in spent.collectives:
         gib[each.kind] += each.bytes / GIB
         sent[each.kind] += each.sent / GIB
         count[each.kind] += each.count
-    about = {
-        "case": name,
-        "settings": settings[len(CASES[name]) :],
+    return {
         "gcycles": spent.cycles / 1e9,
         "peak_hbm_gib": compiled.memory_analysis().peak_memory_in_bytes / GIB,
         "collective_gib": sum(gib.values()),
@@ -106,8 +119,24 @@ def main(name: str, *rest: str) -> None:
         "count_by_kind": count,
         "unknown_loops": spent.unknown_loops,
     }
-    print(json.dumps(about))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--remat", required=True, metavar="POLICY", help="MaxText's remat_policy")
+    parser.add_argument("--vector-memory", type=int, default=48, metavar="MIB", help="libtpu's own default is 16")
+    parser.add_argument("--windowed", action="store_true", help="as libtpu comes; else no product is cut into windows")
+    parser.add_argument("--unscanned", action="store_true", help="every layer compiled apart")
+    parser.add_argument("--hlo", type=Path, metavar="FILE", help="for the compiled text")
+    options = parser.parse_args()
+    choice = Choice(options.remat, options.vector_memory, options.windowed, not options.unscanned)
+    compiled = compiled_step((*CASES[options.case], *choice.settings()))
+    text = compiled.as_text()
+    if options.hlo is not None:
+        options.hlo.write_text(text, encoding="utf-8")
+    print(json.dumps({"case": options.case, **asdict(choice), **figures(compiled, text)}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,8 +1,5 @@
 """GPT-3 175B with a vocabulary of 50,304 on 512 chips of v5p, sharded: each reads 2 rows of 2,048 tokens.
 
-Parameters are cut in 256 and not in 512: a 512th of the width is 24 rows, which is not whole tiles of 16 rows of
-bfloat16, and libtpu then gathers by summing zero-padded copies, whose zeros alone take a fifth of the step.
-
 A benchmark of the planner: `lmjax plan experiments/benchmarks/plan_gpt3_175b.py --json`.
 """
 
@@ -34,8 +31,8 @@ def recipe() -> Pretrain:
             attention=AttentionSettings(heads=96, head_dim=128),
             feed_forward=FeedForwardSettings(width=49152),
         ),
-        compute=ComputeSettings(remat="key_value_up", unroll_layers=False, loss_chunk=2 * 2048, vector_memory=48),
-        mesh=MeshSettings(data=2, fsdp=256),
+        compute=ComputeSettings(remat="all_but_attended", unroll_layers=False, loss_chunk=2 * 2048, vector_memory=48),
+        mesh=MeshSettings(data=1, fsdp=512),
         plan=PlanSettings(topology="v5p-1024"),
         optimizer=OptimizerSettings(learning_rate=0.6e-4, clip_norm=1.0),
         train=TrainSettings(microbatches=1),

@@ -5,20 +5,24 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from lmjax.model.flops import count
 from lmjax.parallel.chips import GIB
-from lmjax.parallel.compiler_options import compiler_options
 from lmjax.plan.planner import plan
 from lmjax.plan.slices import find_slice
 from lmjax.settings.recipe_files import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 PEER = runpy.run_path(str(BENCHMARKS / "plan_against_maxtext.py"))
-MAXTEXT, SAME_VECTOR_MEMORY = PEER["MAXTEXT"], PEER["SAME_VECTOR_MEMORY"]
-STEP = runpy.run_path(str(BENCHMARKS / "maxtext_step.py"))
+MAXTEXT = PEER["maxtext"]()
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A script of the folder as names; scripts there import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
 def recipe_of(name):
@@ -38,19 +42,19 @@ def test_benchmarks_say_what_they_are(name, parameters):
     assert tokens == (16 * 1024 if name == "gpt2_124m" else 4096)
 
 
-@pytest.mark.parametrize("name", MAXTEXT)
-def test_maxtext_is_compiled_with_the_option_that_lmjax_s_recipe_takes(name):
-    """A peer is compared at its best options; what it takes with libtpu's own default stands beside that."""
-    kind = "TPU v5" if name == "gpt3_175b" else "TPU v5 lite"
-    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(device_kind=kind)]))
-    (option,) = compiler_options(mesh, recipe_of(name).compute).items()
-    assert STEP["settings_of"](name)[-1] == "compile_xla_flags=--{}={}".format(*option)
-    assert not any("xla_flags" in each for each in STEP["settings_of"](name, as_it_comes=True))
-    assert SAME_VECTOR_MEMORY[name] < MAXTEXT[name][0]
+def test_maxtext_is_given_remat_vector_memory_windows_and_scan(benchmark):
+    script = benchmark("maxtext_step")
+    flags = "compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib=49152"
+    never = " --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+    scanned = ("remat_policy=minimal", "scan_layers=true", flags + never)
+    assert script["Choice"]("minimal").settings() == scanned
+    assert script["Choice"]("full", 16, True, False).settings() == (
+        *("remat_policy=full", "scan_layers=false"),
+        "compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib=16384",
+    )
 
 
-@pytest.mark.parametrize(("options", "flags", "file"), [([], 1, None), (["--as-it-comes"], 0, "x"), ([], 1, "x")])
-def test_maxtext_s_step_takes_or_leaves_the_option(monkeypatch, tmp_path, capsys, options, flags, file):
+def test_a_step_of_maxtext_is_counted_and_printed(benchmark, monkeypatch, tmp_path, capsys):
     text = """HloModule m
 ENTRY %main (a: f32[2]) -> f32[2] {
   %a = f32[2] parameter(0)
@@ -59,66 +63,92 @@ ENTRY %main (a: f32[2]) -> f32[2] {
 """
     memory = SimpleNamespace(peak_memory_in_bytes=GIB)
     compiled = SimpleNamespace(as_text=lambda: text, memory_analysis=lambda: memory)
-    asked = []
-    main = STEP["main"]
-    monkeypatch.setitem(main.__globals__, "compiled_step", lambda settings: asked.append(settings) or compiled)
-    changes = [str(tmp_path / file), "remat_policy=full"] if file else []
-    main("gpt3_6b", *options, *changes)
-    (settings,) = asked
-    given = ("compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib=32768",) * flags + tuple(changes[1:])
-    assert settings == STEP["CASES"]["gpt3_6b"] + given
+    script, asked = benchmark("maxtext_step"), []
+    monkeypatch.setitem(
+        script["main"].__globals__, "compiled_step", lambda settings: asked.append(settings) or compiled
+    )
+    file = tmp_path / "step.hlo"
+    words = ["gpt3_6b", "--remat", "minimal", "--vector-memory", "64", "--windowed", "--hlo", str(file)]
+    monkeypatch.setattr("sys.argv", ["maxtext_step.py", *words])
+    script["main"]()
+    assert asked == [script["CASES"]["gpt3_6b"] + script["Choice"]("minimal", 64, True).settings()]
     printed = json.loads(capsys.readouterr().out)
-    assert printed["gcycles"] == 0.003 and printed["settings"] == list(given)
-    assert not file or (tmp_path / file).read_text() == text
+    assert printed["gcycles"] == 0.003 and printed["peak_hbm_gib"] == 1.0 and file.read_text() == text
+    assert (printed["remat"], printed["vector_memory"], printed["windowed"], printed["scanned"]) == (
+        *("minimal", 64),
+        *(True, True),
+    )
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
-def test_the_pages_print_both_of_maxtext_s_columns_and_what_follows_from_them(page):
-    lines = (BENCHMARKS.parents[1] / page).read_text(encoding="utf-8").splitlines()
-    for name, same in SAME_VECTOR_MEMORY.items():
-        row = next(line for line in lines if line.startswith("| `") and name in line and str(same) in line)
+def test_maxtexts_best_is_looked_for_one_choice_at_a_time(benchmark, tmp_path):
+    script, compiled = benchmark("maxtext_search"), []
+
+    def compile(case, choice):
+        compiled.append((choice.remat, choice.vector_memory, choice.windowed, choice.scanned))
+        if choice.remat == "minimal_with_context":
+            return {"refusal": "RESOURCE_EXHAUSTED"}
+        cycles = 1.0 + 0.1 * (choice.remat != "minimal") + 0.1 * choice.windowed - 0.2 * (not choice.scanned)
+        return {"gcycles": cycles + {96: 0.02, 64: 0.01, 48: 0.03, 32: 0.04, 16: 0.05}[choice.vector_memory]}
+
+    assert script["search"]("gpt2_124m", compile) == {"gcycles": pytest.approx(0.81)}
+    policies = ["minimal_with_context", "minimal", "save_dot_with_context_except_mlp"]
+    tried = [(policy, 48, False, True) for policy in policies]
+    tried += [("minimal", size, False, True) for size in (64, 96, 32)]
+    tried += [("minimal", 64, True, True), ("minimal", 64, False, False), ("minimal", 64, False, False)]
+    assert compiled == tried
+
+
+def test_no_step_of_maxtext_is_compiled_twice_and_refusals_are_kept(benchmark, monkeypatch, tmp_path):
+    script, asked = benchmark("maxtext_search"), []
+
+    def run(command, **options):
+        asked.append(command[2:])
+        refused = "--unscanned" in command
+        out = json.dumps({"case": "gpt3_6b", "remat": "full", "vector_memory": 16, "windowed": True, "scanned": True})
+        said = "a line\nRESOURCE_EXHAUSTED: 17 of 15 GiB\nanother"
+        return SimpleNamespace(returncode=int(refused), stdout=f"noise\n{out}\n", stderr=said if refused else "")
+
+    monkeypatch.setattr(script["subprocess"], "run", run)
+    Choice, file = script["Choice"], tmp_path / "steps.jsonl"
+    for _ in range(2):
+        compile = script["compiled_or_kept"](file)
+        compile("gpt3_6b", Choice("full", 16, windowed=True))
+        assert compile("gpt3_6b", Choice("full", scanned=False))["refusal"] == "RESOURCE_EXHAUSTED: 17 of 15 GiB"
+    whole = ["gpt3_6b", "--remat", "full", "--vector-memory"]
+    assert asked == [[*whole, "16", "--windowed"], [*whole, "48", "--unscanned"]]
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_the_page_prints_maxtexts_best_and_what_follows_from_it():
+    lines = (BENCHMARKS.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    for name, its in MAXTEXT.items():
+        row = next(line for line in lines if line.startswith(f"| `plan_{name}`"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        ours, usual, saved, vector_memory, its, saved_at_same = cells[-8:-2] if page == "README.md" else cells[1:7]
-        found = float(ours.split()[0])
-        assert float(usual) == pytest.approx(MAXTEXT[name][0], rel=5e-4)
-        assert float(its) == pytest.approx(same, rel=5e-4)
-        assert vector_memory == f"{STEP['VECTOR_MEMORY'][name]} MiB"
-        assert float(saved.strip("%")) == pytest.approx(100 * (1 - found / MAXTEXT[name][0]), abs=0.06)
-        assert float(saved_at_same.strip("%")) == pytest.approx(100 * (1 - found / same), abs=0.06)
+        ours, cycles, saved, choice = cells[2:6]
+        assert float(cycles) == pytest.approx(its["gcycles"], rel=5e-4)
+        assert float(saved.strip("%")) == pytest.approx(100 * (1 - float(ours.split()[0]) / its["gcycles"]), abs=0.06)
+        assert choice == PEER["chosen"](its)
+
+
+BENCHMARKED = {  # Gcycles and GiB sent of each recipe, as the page says
+    "gpt2_124m": (0.1719, 0.573),
+    "gpt3_6b": (1.2425, 40.85),
+    "gpt3_22b": (5.029, 163.4),
+    "gpt3_175b": (17.606, 1300),
+    "llama2_7b": (0.7602, 47.99),
+    "gpt3_13b": (2.7223, 94.82),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.xdist_group("tpu")
-@pytest.mark.parametrize(
-    ("name", "cycles", "at_same", "collectives"),
-    [
-        ("gpt2_124m", 0.75, 0.64, 1.01),
-        ("gpt3_6b", 0.90, 0.91, 1.0),
-        ("gpt3_22b", 0.90, 0.94, 1.0),
-        ("gpt3_175b", 0.90, 1.035, 1.0),
-    ],
-)
-def test_a_benchmark_fits_and_takes_no_more_cycles_and_collectives_beside_maxtext(name, cycles, at_same, collectives):
+@pytest.mark.parametrize(("name", "cycles", "sent"), [(name, *each) for name, each in BENCHMARKED.items()])
+def test_a_benchmark_fits_and_neither_takes_nor_sends_more_than_the_page_says(name, cycles, sent):
     recipe = recipe_of(name)
     found = json.loads(plan(recipe).to_json())
-    assert {"peak_hbm_gib", "gcycles", "mfu", "step_seconds", "collective_gib"} <= found.keys()
-    its_cycles, _, its_collectives, _ = MAXTEXT[name]
     assert found["fits"], f"{found['over_by_gib']} GiB too much"
     assert found["peak_hbm_gib"] <= find_slice(recipe.plan.topology).device_hbm / GIB
-    assert found["gcycles"] <= cycles * its_cycles
-    assert found["gcycles"] <= at_same * SAME_VECTOR_MEMORY[name]
-    assert found["collective_gib"] <= collectives * its_collectives
+    assert found["gcycles"] <= 1.01 * cycles
+    assert found["collective_sent_gib"] <= 1.01 * sent
     assert found["step_seconds"] > 0 and 0 < found["mfu"] < 1
-
-
-@pytest.mark.slow
-@pytest.mark.tpu
-@pytest.mark.xdist_group("tpu")
-@pytest.mark.parametrize(
-    ("name", "cycles", "sent"),
-    [("llama2_7b", 0.7602, 48.0), ("gpt3_13b", 2.7223, 94.8)],
-)
-def test_a_step_takes_no_more_cycles_than_the_page_says(name, cycles, sent):
-    found = plan(recipe_of(name)).estimate
-    assert found.fits and found.gcycles <= 1.01 * cycles and found.collective_sent_gib <= 1.01 * sent
