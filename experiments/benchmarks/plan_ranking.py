@@ -89,7 +89,8 @@ def rows(models: list[str], there: list[dict[str, Any]]) -> Iterator[dict[str, A
             recipe, where = recipe_of(model)
             slice_devices(where)
             left = [each for each in drawn(recipe, where, number) if each not in done]
-            missing += [(place, model, recipe, where, each) for place, each in enumerate(left, len(done))]
+            lacking = zip(range(len(done), EACH), left, strict=False)
+            missing += [(place, model, recipe, where, each) for place, each in lacking]
     for _, model, recipe, where, each in sorted(missing, key=lambda one: one[0]):
         yield row(model, recipe, where, each, cache)
 
