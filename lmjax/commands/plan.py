@@ -43,7 +43,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--auto", action="store_true", help=text)
     text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
     plan.add_argument("--limit", type=int, metavar="N", help=text)
-    text = "after which --auto begins none (default: 25); the same command again goes on where it stopped"
+    text = "after which --auto begins none (default: 25); the same command again resumes"
     plan.add_argument("--minutes", type=float, metavar="M", help=text)
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.add_argument("--hlo", type=path_of, help="write the optimized HLO text to this file")

@@ -90,7 +90,7 @@ def search(
 
     The recipe's own choices are compiled first where they are promising and no mesh is given: nothing is recommended
     that is slower. The last of `limit` are the best one with another vector memory. None is begun that would not end
-    within `minutes`, as long as those before it took; the same search again goes on there. Where nothing fits, what
+    within `minutes`, as long as those before it took; the same search again resumes. Where nothing fits, what
     needs the least memory is compiled too, to say what is missing. Raises UserError for an unknown topology, a missing
     libtpu, or where nothing divides the batch and the model.
     """

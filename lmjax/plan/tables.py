@@ -42,7 +42,7 @@ def lines(found: Search, command: str) -> Iterator[str]:
     yield f"{found.considered} candidates: {ruled_out};"
     yield f"  {compiled} compiled, {cached} of them by an earlier search; {len(found.refused)} of them do not fit"
     if found.postponed:
-        yield f"  the time was over before {found.postponed} more: the same command goes on there"
+        yield f"  the time was over before {found.postponed} more: the same command resumes"
     if not found.ranked:
         yield from _advice(found)
         return

@@ -74,13 +74,11 @@ ENTRY %main (a: f32[2]) -> f32[2] {
     assert asked == [script["CASES"]["gpt3_6b"] + script["Choice"]("minimal", 64, True).settings()]
     printed = json.loads(capsys.readouterr().out)
     assert printed["gcycles"] == 0.003 and printed["peak_hbm_gib"] == 1.0 and file.read_text() == text
-    assert (printed["remat"], printed["vector_memory"], printed["windowed"], printed["scanned"]) == (
-        *("minimal", 64),
-        *(True, True),
-    )
+    choice = {"remat": "minimal", "vector_memory": 64, "windowed": True, "scanned": True}
+    assert choice.items() <= printed.items()
 
 
-def test_maxtexts_best_is_looked_for_one_choice_at_a_time(benchmark, tmp_path):
+def test_maxtexts_best_is_looked_for_one_choice_at_a_time(benchmark):
     script, compiled = benchmark("maxtext_search"), []
 
     def compile(case, choice):
@@ -149,6 +147,6 @@ def test_a_benchmark_fits_and_neither_takes_nor_sends_more_than_the_page_says(na
     found = json.loads(plan(recipe).to_json())
     assert found["fits"], f"{found['over_by_gib']} GiB too much"
     assert found["peak_hbm_gib"] <= find_slice(recipe.plan.topology).device_hbm / GIB
-    assert found["gcycles"] <= 1.01 * cycles
-    assert found["collective_sent_gib"] <= 1.01 * sent
+    assert found["gcycles"] <= 1.0025 * cycles
+    assert found["collective_sent_gib"] <= 1.0025 * sent
     assert found["step_seconds"] > 0 and 0 < found["mfu"] < 1

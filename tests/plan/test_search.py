@@ -124,7 +124,7 @@ def test_a_second_search_compiles_nothing_and_an_interrupted_one_goes_on(fake, t
     assert not third.compiled
 
 
-def test_none_is_begun_that_would_not_end_in_time_and_the_same_search_goes_on(fake, monkeypatch, tmp_path):
+def test_none_is_begun_that_would_not_end_in_time_and_the_same_search_resumes(fake, monkeypatch, tmp_path):
     """Each takes a minute. Of eight in seven minutes, two refinements among them, one is left for the next search."""
     clock = [0.0]
     monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
@@ -138,7 +138,7 @@ def test_none_is_begun_that_would_not_end_in_time_and_the_same_search_goes_on(fa
     assert len(first.compiled) == len(found.ranked) == 7 and clock == [420.0] and found.postponed == 1
     assert [candidate_of(each).vector_memory for each in first.compiled[-2:]] == [48, 64], "the last minutes are theirs"
     assert found.considered == found.too_large + found.slower + 7
-    assert "the time was over before 1 more: the same command goes on there" in "\n".join(lines(found, ""))
+    assert "the time was over before 1 more: the same command resumes" in "\n".join(lines(found, ""))
     assert json.loads(to_json(found, ""))["postponed"] == 1
     again = fake(a_minute)
     whole = search(RECIPE, limit=8, minutes=7.5, cache=Cache(tmp_path))
