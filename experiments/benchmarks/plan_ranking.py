@@ -4,7 +4,8 @@
 
 Candidates are drawn, with a fixed seed, from those that arithmetic says fit: half of them from those that take at most
 1.25 times the quickest, half at most twice. Each is compiled by libtpu, a minute or so, and appended to the file; a
-model whose ten are there is left alone.
+model whose ten are there is left alone. Then both are compared: the relative errors of what a device computes and of
+its memory, and how far the ranks of the step's time agree (Spearman's coefficient).
 """
 
 import argparse
@@ -16,10 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import spearmanr
+
+from lmjax.parallel.chips import GIB
 from lmjax.plan.cache import Cache
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.compile import slice_devices
-from lmjax.plan.predict import Analyst
+from lmjax.plan.predict import Analyst, Prediction
 from lmjax.plan.search import compiled
 from lmjax.plan.slices import Slice, find_slice
 from lmjax.settings import Pretrain
@@ -99,6 +104,41 @@ def _candidate(fields: dict[str, Any]) -> Candidate:
     return Candidate(**fields | {"mesh": tuple(fields["mesh"])})
 
 
+def predicted(row: dict[str, Any]) -> Prediction:
+    """What arithmetic says of a line's candidate."""
+    recipe, where = recipe_of(row["model"])
+    return Analyst(recipe, where).predict(_candidate(row["candidate"]))
+
+
+def agreement(rows: list[dict[str, Any]]) -> float:
+    """Spearman's coefficient of predicted and compiled steps, each in times of its model's quickest compiled one.
+
+    In seconds it would be high for any arithmetic that tells large models from small ones.
+    """
+    fitting = [row for row in rows if row.get("fits")]
+    quickest = {row["model"]: min(r["step_seconds"] for r in fitting if r["model"] == row["model"]) for row in fitting}
+    times = [(predicted(row).step_seconds, row["step_seconds"], quickest[row["model"]]) for row in fitting]
+    ranks = spearmanr([one / least for one, _, least in times], [other / least for _, other, least in times])
+    return float(ranks.statistic)
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines in Markdown: of each model, and of all."""
+    yield "| model | fit, of | root mean square error of computing | largest | of memory | largest | agreement |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in (*dict.fromkeys(row["model"] for row in rows), "all"):
+        some = [row for row in rows if name in (row["model"], "all")]
+        fitting = [row for row in some if row.get("fits")]
+        computing = np.array([predicted(row).compute_seconds / row["compute_seconds"] - 1 for row in fitting])
+        memory = np.array([predicted(row).memory / GIB / row["peak_hbm_gib"] - 1 for row in fitting])
+        errors = (f"{100 * value:.1f}%" for each in (computing, memory) for value in (_spread(each), abs(each).max()))
+        yield f"| {name} | {len(fitting)} of {len(some)} | {' | '.join(errors)} | {agreement(some):.3f} |"
+
+
+def _spread(errors: np.ndarray) -> float:
+    return float(np.sqrt((errors**2).mean()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="lines of JSON")
@@ -108,7 +148,9 @@ def main() -> None:
     for each in rows(options.models or list(MODELS), there):
         with options.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(each) + "\n")
+        there.append(each)
         print(json.dumps(each), file=sys.stderr, flush=True)
+    print(*table(there), sep="\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--auto", action="store_true", help=text)
     text = "candidates that --auto compiles (default: 8); what was compiled is kept in ~/.cache/lmjax/plans"
     plan.add_argument("--limit", type=int, metavar="N", help=text)
-    text = "after which --auto begins none (default: 25); the same command again resumes"
+    text = "after which --auto begins none (default: 9, or 25 from a billion parameters); the same command resumes"
     plan.add_argument("--minutes", type=float, metavar="M", help=text)
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.add_argument("--hlo", type=path_of, help="write the optimized HLO text to this file")
@@ -96,7 +96,7 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
 def _search(options: argparse.Namespace, overrides: list[str]) -> int:
     from lmjax.plan.cache import Cache
     from lmjax.plan.planner import parse_mesh, planned_recipe
-    from lmjax.plan.search import DEFAULT_LIMIT, DEFAULT_MINUTES, search
+    from lmjax.plan.search import DEFAULT_LIMIT, search
     from lmjax.plan.search_display import watching
     from lmjax.plan.tables import lines, run_command, to_json
 
@@ -108,9 +108,8 @@ def _search(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = planned_recipe(pretraining(options, overrides), options.topology)
     mesh = None if options.mesh is None else parse_mesh(options.mesh)
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
-    minutes = DEFAULT_MINUTES if options.minutes is None else options.minutes
     cache = Cache(say=_say)
-    found = search(recipe, mesh, limit, minutes, cache=cache, watch=watching)
+    found = search(recipe, mesh, limit, options.minutes, cache=cache, watch=watching)
     command = run_command(found, options.recipe, overrides)
     print(to_json(found, command) if options.json else "\n".join(lines(found, command)))
     return 0

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.model import zigzag
-from lmjax.model.attention_blocks import BLOCK, COMPUTE_BLOCK, largest_block
+from lmjax.model.attention_blocks import BLOCK, COMPUTE_BLOCK, has_fused_backward, largest_block
 from lmjax.model.masks import Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
 from lmjax.model.sharding import BoundMesh, bound_mesh
@@ -143,9 +143,9 @@ def make_kernel(
 
 
 def block_sizes(T: int, S: int, most: int) -> kernel.BlockSizes:
-    """The largest blocks up to `most` that divide T queries and S keys; separate kernels for dq and for dk and dv."""
+    """The largest blocks up to `most` that divide T queries and S keys, and whether one kernel makes all gradients."""
     q, kv = largest_block(T, most), largest_block(S, most)
-    compute = largest_block(kv, COMPUTE_BLOCK)
+    compute, fused = largest_block(kv, COMPUTE_BLOCK), has_fused_backward(S, most)
     return kernel.BlockSizes(
         block_q=q,
         block_kv=kv,
@@ -153,8 +153,9 @@ def block_sizes(T: int, S: int, most: int) -> kernel.BlockSizes:
         block_q_dkv=q,
         block_kv_dkv=kv,
         block_kv_dkv_compute=compute,
-        block_q_dq=q,
-        block_kv_dq=kv,
+        block_q_dq=None if fused else q,
+        block_kv_dq=None if fused else kv,
+        use_fused_bwd_kernel=fused,
     )
 
 

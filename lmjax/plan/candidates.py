@@ -100,7 +100,7 @@ def layout_text(mesh: dict[str, int], microbatches: int, remat: str, unrolled: b
 
 
 def candidates(recipe: Pretrain, where: Slice, mesh: MeshSettings | None = None) -> list[Candidate]:
-    """All candidates of a recipe on a slice; of the one mesh where it is given.
+    """All candidates of a recipe on a slice; of the one mesh where it is given. What the recipe gives is among them.
 
     The kernel's block is the one that a model of it finds quickest (`lmjax.plan.attention_blocks`), because the
     compiler says nothing of it. Policies that offload to the host are left out: nor does it say what that takes.
@@ -109,9 +109,11 @@ def candidates(recipe: Pretrain, where: Slice, mesh: MeshSettings | None = None)
     meshes = [mesh_shape(mesh, where.devices)] if mesh is not None else list(_meshes(where))
     found: list[Candidate] = []
     splash = _uses_splash(recipe)
-    policies = [name for name in REMAT if not (splash and name == "dots")]  # "minimal" is the same program then
+    # "dots" is the same program as "minimal" then
+    policies = [name for name in REMAT if not (splash and name == "dots") or name == recipe.compute.remat]
     model, length = known_model(recipe), recipe.data.sequence_length
-    few = model.layers <= MOST_UNROLLED
+    few = recipe.compute.scan_layers and model.layers <= MOST_UNROLLED
+    unrolled = (False, True) if few or recipe.compute.unroll_layers else (False,)
     wholes = [Whole(model, recipe.data, TrainSettings(microbatches=parts)) for parts in _microbatches(recipe)]
     for sizes, whole in itertools.product(meshes, wholes):
         if whole.uneven(sizes) is not None or not _whole_registers(recipe, sizes):
@@ -119,8 +121,8 @@ def candidates(recipe: Pretrain, where: Slice, mesh: MeshSettings | None = None)
         block = best_block(model, length, sizes["sequence"], where) if splash else recipe.compute.attention_block
         at_once, parts = _logits_at_once(recipe, sizes, whole.train.parts), whole.train.parts
         found += [
-            Candidate(tuple(sizes.values()), parts, remat, block, unrolled, recipe.compute.vector_memory, chunk)
-            for remat, unrolled, chunk in itertools.product(policies, (False, True) if few else (False,), at_once)
+            Candidate(tuple(sizes.values()), parts, remat, block, apart, recipe.compute.vector_memory, chunk)
+            for remat, apart, chunk in itertools.product(policies, unrolled, at_once)
         ]
     if not found:
         which = "the mesh" if mesh is not None else f"any mesh of {where.devices} devices"
@@ -179,7 +181,8 @@ def _factors(whole: int, count: int) -> Iterator[tuple[int, ...]]:
 
 def _microbatches(recipe: Pretrain) -> list[int]:
     rows = math.gcd(recipe.data.batch_size, recipe.data.ramp_from or recipe.data.batch_size)
-    return [n for n in range(1, min(rows, MOST_MICROBATCHES) + 1) if rows % n == 0]
+    divisors = (n for n in range(1, rows + 1) if rows % n == 0)
+    return [n for n in divisors if n <= MOST_MICROBATCHES or n == recipe.train.microbatches]
 
 
 def _uses_splash(recipe: Pretrain) -> bool:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lmjax.model.attention_blocks import BLOCK
+from lmjax.model.attention_blocks import BLOCK, largest_block
 from lmjax.parallel.chips import GIB, filled
 from lmjax.parallel.mesh import mesh_shape
-from lmjax.plan.attention_blocks import SPLASH_PRODUCTS, visited_blocks
+from lmjax.plan.attention_blocks import splash_products, visited_share
 from lmjax.plan.compile import Compiled, OutOfMemory
 from lmjax.plan.hlo import Collective, Costs, KernelCall, costs, parse
 from lmjax.plan.parts import parts
@@ -131,15 +131,15 @@ def estimate(target: Target, where: Slice, mesh: Mesh, outcome: Compiled | OutOf
         host_gib=outcome.host / GIB,
         compile_seconds=outcome.seconds,
         unknown_loops=spent.unknown_loops,
-        **_speed(cost, where, mesh, spent),
+        **_speed(cost, where, mesh, spent, recipe.compute.attention_block),
     )
 
 
-def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs) -> dict[str, Any]:
-    model, length = cost.models[0], cost.length
+def _speed(cost: Cost, where: Slice, mesh: Mesh, spent: Costs, block: int | None) -> dict[str, Any]:
     kernels = [call for call in spent.kernels if call.target == "tpu_custom_call"]
-    kernel_flops = sum(call.count * kernel_work(call, model.attention, length) for call in kernels)
-    seconds_of = [(call.place, call.count * _kernel_seconds(call, model.attention, length, where)) for call in kernels]
+    attention = cost.models[0].attention
+    kernel_flops = sum(call.count * kernel_work(call, attention, block) for call in kernels)
+    seconds_of = [(call.place, call.count * _kernel_seconds(call, attention, block, where)) for call in kernels]
     kernel_seconds = sum(seconds for _, seconds in seconds_of)
     compute_seconds = spent.cycles / where.chip.clock
     seconds_of += [(source.name, cycles / where.chip.clock) for source, cycles in spent.sources.items()]
@@ -216,34 +216,32 @@ def _bound(
     return "matrix units" if busy > 0.6 else "HBM and vector units"
 
 
-def kernel_work(call: KernelCall, attention: AttentionSettings, length: int, unit: int = 1) -> float:
+def kernel_work(call: KernelCall, attention: AttentionSettings, block: int | None = None, unit: int = 1) -> float:
     """FLOPs of one kernel call: its own estimate, or for splash attention those of the blocks that its masks leave.
 
-    With a `unit` heads count as if they were as wide as the matrix units of such a side that they occupy.
+    `block` is `compute.attention_block`. With a `unit` heads count as if they were as wide as the matrix units of such
+    a side that they occupy.
     """
     if call.flops is not None:
         return float(call.flops)
-    products = next((n for part, n in SPLASH_PRODUCTS.items() if f"_{part}_" in f"{call.name}_"), 0)
-    if "splash" not in call.name or not products:
+    if "splash" not in call.name:
         return 0.0
     # Queries [..., T, K], then keys [..., S, K]: rows and heads stand before, but axes of size 1 may have been dropped.
     arrays = [a.dims for a in call.operands if a.dtype in ("bf16", "f32") and len(a.dims) >= 2]
     if len(arrays) < 2 or arrays[0][-1] != arrays[1][-1]:
         raise ImpossibleEstimateError(f"{call.name}: no queries and keys among its operands {call.operands}")
-    queries, keys = arrays[0], arrays[1]
-    scores = math.prod(queries[:-1]) * keys[-2]
-    return 2.0 * products * scores * filled(queries[-1], unit) * _visited(attention, length)
+    queries, length = arrays[0], arrays[1][-2]
+    made = splash_products(length, block)
+    products = next((n for part, n in made.items() if f"_{part}_" in f"{call.name}_"), None)
+    if products is None:
+        raise ImpossibleEstimateError(f"{call.name}: none of the kernels {', '.join(made)} of {length} keys")
+    side = largest_block(length, block or BLOCK)
+    seen = visited_share(attention, length, side, side)
+    return 2.0 * products * math.prod(queries[:-1]) * length * filled(queries[-1], unit) * seen
 
 
-def _visited(attention: AttentionSettings, length: int) -> float:
-    """The share of all blocks of scores that causal masks and bands leave, averaged over the layers' pattern."""
-    block = math.gcd(length, BLOCK)
-    seen = sum(visited_blocks(length, block, block, attention.band_of(kind)) for kind in attention.pattern)
-    return seen / (length // block) ** 2 / len(attention.pattern)
-
-
-def _kernel_seconds(call: KernelCall, attention: AttentionSettings, length: int, where: Slice) -> float:
-    work = kernel_work(call, attention, length, where.chip.unit)
+def _kernel_seconds(call: KernelCall, attention: AttentionSettings, block: int | None, where: Slice) -> float:
+    work = kernel_work(call, attention, block, where.chip.unit)
     return max(work / where.device_flops, call.bytes / where.device_bandwidth)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar, cast
 
+from lmjax.errors import UserError
 from lmjax.model.remat import OFFLOADED_POLICIES
 from lmjax.plan.candidates import Candidate, candidates, own_candidate
 from lmjax.plan.predict import Analyst
@@ -20,7 +21,7 @@ from lmjax.stages.registry import kind_of
 
 Trained = TypeVar("Trained", bound=TrainingStage)
 
-FILLED = 0.86  # of the HBM that a step may be predicted to need: of compiled steps some needed that much more
+FILLED = 0.87  # of the HBM that a step may be predicted to need: compiled steps needed up to that much more
 WORTH_UNROLLING = 0.02  # of a step that unrolled layers must save, for they take many times as long to compile
 
 
@@ -43,10 +44,17 @@ def laid_out(stage: Trained, where: Slice) -> Trained:
 def best(recipe: Pretrain, where: Slice) -> Candidate:
     """The candidate that agrees with what the recipe gives, is predicted to fit and to be quickest.
 
-    Where none fits, the one that needs the least memory: the compiler will say what is missing.
+    Where none fits, the one that needs the least memory: the compiler will say what is missing. Raises UserError where
+    no mesh divides the batch in the microbatches that the recipe gives, and the model.
     """
     mesh = None if recipe.mesh.is_open else recipe.mesh
     found = [agreed for each in candidates(recipe, where, mesh) if (agreed := _agreed(each, recipe))]
+    if not found:
+        parts, rows = recipe.train.microbatches, recipe.data.batch_size
+        raise UserError(
+            f"train.microbatches = {parts}: expected a number that leaves the {where.devices} devices of {where.name} "
+            f"rows to share, of data.batch_size = {rows}; use fewer, or leave it out"
+        )
     analyst = Analyst(recipe, where)
     predicted = {each: analyst.predict(each) for each in found}
     fitting = [each for each in found if predicted[each].memory <= FILLED * where.device_hbm]

@@ -31,20 +31,31 @@ from lmjax.settings import ModelSettings, Pretrain
 from lmjax.tasks.next_token import NextToken
 from lmjax.tasks.resolved import known_model, resolve
 
-# Of the compiler's programs, not of theory; each is the round number that came nearest over the compiled cases.
-EFFICIENCY = 0.97  # of the peak at which matrix products of unlimited width run
-SHORT_OF = 90  # over the width: how much longer products of that width take
+# Of the compiler's programs, not of theory: round numbers near those with which the least squares of the relative
+# errors are smallest, over the compiled candidates (tests/plan/compiled_candidates.jsonl), the plans of all GPT presets
+# and the planned benchmarks.
+SHORT_OF = 290  # over the width, and over the tokens: how much longer products of so few take
+EMPTY_LANES = 0.45  # how much longer they take where heads fill no lane of a register, less where they fill some
+SMALL_MEMORY = 16  # MiB of vector memory, beside which wide products take longer:
+WIDE_FOR = 65_000  # the width over this
+VECTOR_BYTES = 1000  # that vector units move in a cycle at most, which HBM may exceed
+SUMMED = 2.5  # float32 copies of the gradients where those of several microbatches are added up
 LAYER_ARRAYS = 14  # [n, D]-sized arrays that one layer's backward pass holds beside what was kept
-# [n, D]-sized arrays that a layer reads or writes beside its products, forward and backward: in a loop, unrolled, and
-# unrolled without computing anything again, which lets the compiler merge more
-TOUCHED, TOUCHED_UNROLLED, TOUCHED_ONCE = 60, 97, 36
-# Times that what a loop keeps is moved; where it keeps everything, it copies arrays, too.
-STACKED, STACKED_ALL = 2.5, 5.5
+# [n, D]-sized arrays that a layer reads or writes beside its products, forward and backward: in a loop, and unrolled
+# where something is made again; where nothing is, the compiler merges all of it into products
+TOUCHED, TOUCHED_AGAIN = 10, 12
+STACKED = 3.6  # times that what a loop keeps is moved
+STACKED_MATRICES = 7.0  # times that gathered matrices are, which a loop that keeps everything keeps, too
+# [n, D]-sized arrays that are whole on every device of a tensor axis, and those that are cut ever thinner by it
+WHOLE_TOUCHED, THIN_TOUCHED = 16, 3
+GATHERED_TOUCHED = 1.0  # times that a row's keys and values are moved where they are gathered over a sequence axis
 # Shards of no whole number of TILE_ROWS are gathered by adding up copies that zeros fill:
 PADDED = 8.0  # times that such a gather moves its result
 LOGIT_BYTES = 4  # of each logit that exists: its gradient takes its place
-LOGIT_TOUCHED = 24  # bytes of each logit that are read or written
-UPDATE_BYTES = 32  # of each parameter that the optimizer reads or writes: gradient, parameter, two moments
+LOGIT_TOUCHED = 10  # bytes of each logit that are read or written
+SCORE_TOUCHED = 100  # bytes of each score of attention that XLA makes, its dropout included (GPT-1's alone)
+UPDATE_BYTES = 70  # of each parameter, once in a step: gradients summed, parameter, two moments
+PART_BYTES, PART_TABLE_BYTES = 14, 8  # in each microbatch: of each parameter, and of each element of the whole table
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,8 @@ class _Work:
     def __init__(self, analyst: Analyst, candidate: Candidate) -> None:
         self.of, self.candidate, self.model, self.where = analyst, candidate, analyst.model, analyst.where
         # Of an unrolled layer from which nothing is computed again, the compiler itself keeps no more than it needs.
-        policy = "unrolled" if candidate.unrolled and candidate.remat == "none" else candidate.remat
+        self.unrolled = candidate.unrolled or not analyst.recipe.compute.scan_layers
+        policy = "unrolled" if self.unrolled and candidate.remat == "none" else candidate.remat
         self.sizes, self.kept = candidate.sizes, KEPT[policy]
         data = analyst.recipe.data
         self.rows = data.batch_size // candidate.microbatches // candidate.row_shards
@@ -169,16 +181,29 @@ class _Work:
     def memory(self) -> float:
         """The state, what the layers keep, and the larger of the loss's needs and those of the backward pass."""
         model, tensor, fsdp = self.model, self.sizes["tensor"], self.sizes["fsdp"]
-        gradients = 4 * self.parameters * (2 if self.candidate.microbatches > 1 else 1)
+        several = self.candidate.microbatches > 1
+        gradients = 4 * self.parameters * (SUMMED if several else 1)
         kept = model.layers * self._kept_bytes()
         gathered = 2 * self.of.item * sum(products(model).values()) / tensor if fsdp > 1 else 0.0
-        if self.candidate.remat == "none" and fsdp > 1:
-            kept += model.layers * gathered / 2  # the gathered matrices are among what is kept
+        if self.candidate.remat == "none":  # what was gathered is among what is kept: matrices, keys and values, rows
+            kept += model.layers * (gathered / 2 + self._gathered_rows())
         layer = gradients + self.n * self.of.item * LAYER_ARRAYS * model.width + gathered
         chunk = self._loss_chunk()
-        accumulated = gradients / 2 if self.candidate.microbatches > 1 else 0.0
+        accumulated = (SUMMED - 1) * 4 * self.parameters if several else 0.0
         logits = chunk * self.vocab * LOGIT_BYTES + self.table * (self.of.item + 4) + accumulated
         return self.state_bytes + kept + max(layer, logits)
+
+    def _gathered_rows(self) -> float:
+        """Bytes of a layer's keys and values of other devices' tokens, and of what both branches read whole."""
+        model, tensor, sequence = self.model, self.sizes["tensor"], self.sizes["sequence"]
+        whole = 2 * self.n * self.of.item * model.width * (1 - 1 / tensor)
+        return self._whole_keys() * _share(sequence) + whole
+
+    def _whole_keys(self) -> float:
+        """Bytes of a layer's keys and values of whole rows."""
+        model = self.model
+        heads = 2 * model.kv_heads * model.head_dim / self.sizes["tensor"]
+        return self.n * self.sizes["sequence"] * heads * self.of.item
 
     def _loss_chunk(self) -> int:
         """Tokens of a device whose logits exist at once: by default at most half (`lmjax.objective.chunks`)."""
@@ -186,25 +211,28 @@ class _Work:
         return min(self.n, self.candidate.loss_chunk or usual)
 
     def compute_seconds(self) -> float:
-        """Matrix products at the peak; what is kept, touched and updated at the HBM's rate."""
-        model, where, tensor = self.model, self.where, self.sizes["tensor"]
-        matrices = products(model)
+        """Matrix products, longer than at the peak, and what is kept, touched and updated at the HBM's rate."""
+        where, parts = self.where, self.candidate.microbatches
+        vectors = min(where.device_bandwidth, VECTOR_BYTES * where.chip.clock)
+        moved = self.n * self.vocab * LOGIT_TOUCHED
+        moved += PART_BYTES * self.parameters + PART_TABLE_BYTES * self.table
+        moved += 0 if self.of.splash else SCORE_TOUCHED * self._scores()
+        if self.model.width // self.sizes["fsdp"] % TILE_ROWS:
+            moved += PADDED * self._gathered()
+        part = self._products() / where.device_flops + self._layers_moved() / vectors + moved / where.device_bandwidth
+        return parts * part + UPDATE_BYTES * self.parameters / where.device_bandwidth
+
+    def _products(self) -> float:
+        """FLOPs of a microbatch's products, and of as many more as would take the time that is lost between them."""
+        model, matrices = self.model, products(self.model)
         made = 3 * sum(matrices.values()) + sum(matrices[name] for name in self.kept.again)
         logits = 3 if self._loss_chunk() == self.n else 4  # in parts they are made again
-        flops = 2 * self.n * (model.layers * made / tensor + logits * self.vocab * model.width)
-        flops += 0 if self.of.splash else self._scores_flops()
-        width = self.n * self.of.item * model.width
-        stacking, touched = self._traffic()
-        moved = model.layers * (stacking * self._kept_bytes() + touched * width / tensor)
-        moved += self.n * self.vocab * LOGIT_TOUCHED
-        moved += self.parameters * (4 + self.of.item) * 2  # cast for each pass
-        parts = self.candidate.microbatches
-        moved += self.parameters * (12 if parts > 1 else 0)  # added up
-        if model.width // self.sizes["fsdp"] % TILE_ROWS:
-            moved += PADDED * self._gathered()
-        update = UPDATE_BYTES * self.parameters / where.device_bandwidth
-        flops *= (1 + SHORT_OF / model.width) / EFFICIENCY
-        return parts * (flops / where.device_flops + moved / where.device_bandwidth) + update
+        flops = 2 * self.n * (model.layers * made / self.sizes["tensor"] + logits * self.vocab * model.width)
+        flops += 0 if self.of.splash else 2 * (6 + 2 * self.kept.attention_again) * self._scores() * model.head_dim
+        empty = 1 - model.head_dim / filled(model.head_dim, LANES) if self.of.splash else 0.0
+        memory = self.candidate.vector_memory
+        waiting = model.width / WIDE_FOR if memory is not None and memory <= SMALL_MEMORY else 0.0
+        return flops * (1 + SHORT_OF / model.width + SHORT_OF / self.n + EMPTY_LANES * empty + waiting)
 
     def _gathered(self) -> float:
         """Bytes of the layers' matrices that a device gathers, and whose gradients it sums, in a microbatch."""
@@ -214,18 +242,23 @@ class _Work:
         """Elements of the layers' matrices, whole along fsdp."""
         return self.parameters * self.sizes["fsdp"] - self.table
 
-    def _traffic(self) -> tuple[float, float]:
-        """How often what a layer keeps is moved for its own sake, and how many arrays it moves beside."""
-        everything = self.candidate.remat == "none"
-        if self.candidate.unrolled:
-            return 0.0, TOUCHED_ONCE if everything else TOUCHED_UNROLLED
-        return (STACKED_ALL, TOUCHED_ONCE) if everything else (STACKED, TOUCHED)
+    def _layers_moved(self) -> float:
+        """Bytes that a microbatch's layers move beside their products: what they touch, and what a loop keeps."""
+        model, tensor, everything = self.model, self.sizes["tensor"], self.candidate.remat == "none"
+        stream = model.layers * self.n * self.of.item * model.width
+        moved = (WHOLE_TOUCHED + THIN_TOUCHED * tensor) * stream if tensor > 1 else 0.0
+        moved += GATHERED_TOUCHED * model.layers * self._whole_keys() if self.sizes["sequence"] > 1 else 0.0
+        if self.unrolled:
+            return moved + (0.0 if everything else TOUCHED_AGAIN * stream / tensor)
+        moved += TOUCHED * stream / tensor + STACKED * model.layers * self._kept_bytes()
+        if everything and self.sizes["fsdp"] > 1:
+            moved += STACKED_MATRICES * self.of.item * self._layers()
+        return moved
 
-    def _scores_flops(self) -> float:
-        """Of attention by einsum, which makes all scores: two products forward, four backward, two again."""
+    def _scores(self) -> float:
+        """Of attention that makes them all: two products forward, four backward, two again."""
         model, length = self.model, self.of.recipe.data.sequence_length
-        again = 2 if self.kept.attention_again else 0
-        return 2.0 * (6 + again) * self.n * length * model.attention.heads * model.head_dim * model.layers
+        return float(self.n * length * model.attention.heads / self.sizes["tensor"] * model.layers)
 
     def kernel_seconds(self) -> float:
         """Of splash attention in all layers."""
@@ -250,9 +283,8 @@ class _Work:
         stream = self.n * model.width * item
         exchanged = 8 + (0 if self.candidate.remat == "none" else 6) + ("out" in self.kept.again)
         seconds += parts * model.layers * exchanged * stream * _share(sizes["tensor"]) / rates["tensor"]
-        whole = self.n * sizes["sequence"] * 2 * model.kv_heads * model.head_dim / sizes["tensor"] * item
-        exchanged = 2 + self.kept.attention_again
-        seconds += parts * model.layers * exchanged * whole * _share(sizes["sequence"]) / rates["sequence"]
+        exchanged, share = 2 + self.kept.attention_again, _share(sizes["sequence"])
+        seconds += parts * model.layers * exchanged * self._whole_keys() * share / rates["sequence"]
         return seconds
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from lmjax.errors import UserError, require
+from lmjax.model.flops import count
 from lmjax.plan.cache import Cache, Result
 from lmjax.plan.candidates import Candidate, candidates, own_candidate
 from lmjax.plan.compile import compile_step, slice_devices, slice_mesh
@@ -28,9 +29,11 @@ from lmjax.plan.predict import Analyst, Prediction
 from lmjax.plan.slices import Slice, find_slice
 from lmjax.plan.target import target_of
 from lmjax.settings import MeshSettings, Pretrain
+from lmjax.tasks.resolved import known_model
 
 DEFAULT_LIMIT = 8  # candidates that are compiled
-DEFAULT_MINUTES = 25.0  # after which none is begun
+LARGE = 10**9  # parameters: the compiler takes several minutes for a step
+MINUTES, MINUTES_LARGE = 9.0, 25.0  # after which none is begun
 # Of the best candidate, at the end: what arithmetic says nothing of. Each is kept where it is quicker.
 REFINED: tuple[dict[str, Any], ...] = ({"vector_memory": 48}, {"vector_memory": 64}, {"vector_memory": 16})
 REFINEMENTS = 4  # of so many compilations one is a refinement
@@ -81,7 +84,7 @@ def search(
     recipe: Pretrain,
     mesh: MeshSettings | None = None,
     limit: int = DEFAULT_LIMIT,
-    minutes: float = DEFAULT_MINUTES,
+    minutes: float | None = None,
     *,
     cache: Cache | None = None,
     watch: Watch = lambda total, seconds: nullcontext(lambda done, candidate, cached: None),
@@ -90,10 +93,11 @@ def search(
 
     The recipe's own choices are compiled first where they are promising and no mesh is given: nothing is recommended
     that is slower. The last of `limit` are the best one with another vector memory. None is begun that would not end
-    within `minutes`, as long as those before it took; the same search again resumes. Where nothing fits, what
-    needs the least memory is compiled too, to say what is missing. Raises UserError for an unknown topology, a missing
-    libtpu, or where nothing divides the batch and the model.
+    within `minutes` (None: `usual_minutes`), as long as those before it took; the same search again resumes. Where
+    nothing fits, what needs the least memory is compiled too, to say what is missing. Raises UserError for an unknown
+    topology, a missing libtpu, or where nothing divides the batch and the model.
     """
+    minutes = usual_minutes(recipe) if minutes is None else minutes
     require(limit > 0, "--limit", limit, "how many candidates to compile, 1 or more", "leave it out")
     require(minutes > 0, "--minutes", minutes, "after how many minutes none is begun, more than 0", "leave it out")
     where = find_slice(recipe.plan.topology)
@@ -135,6 +139,11 @@ def search(
         postponed=compiler.postponed,
         own=own,
     )
+
+
+def usual_minutes(recipe: Pretrain) -> float:
+    """How long a search for a recipe takes unless it is told: less for a model that is compiled sooner."""
+    return MINUTES if count(known_model(recipe)).parameters < LARGE else MINUTES_LARGE
 
 
 def compiled(recipe: Pretrain, where: Slice, cache: Cache) -> Result:

@@ -33,6 +33,17 @@ def test_candidates_are_all_that_divides_devices_rows_heads_and_sequence():
     assert microbatches == {1, 2, 4}
 
 
+def test_layers_are_unrolled_that_a_loop_would_take_where_they_are_few_or_it_is_asked_for():
+    where = find_slice("v5e-8")
+
+    def unrolled(layers, **compute):
+        recipe = for_slice(layers=layers, width=256, length=512, compute=ComputeSettings(**compute))
+        return {each.unrolled for each in candidates(recipe, where)}
+
+    assert unrolled(24) == unrolled(26, unroll_layers=True) == {False, True}
+    assert unrolled(26) == unrolled(24, scan_layers=False) == {False}  # apart already
+
+
 def test_across_slices_only_rows_are_cut():
     found = candidates(RECIPE, find_slice("2xv5e-4"))
     assert {each.sizes["replica"] for each in found} == {2}

@@ -5,7 +5,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-from scipy.stats import spearmanr
 
 from lmjax.parallel.chips import GIB
 from lmjax.plan.candidates import Candidate
@@ -18,21 +17,14 @@ WITHIN = 0.15  # of what the compiler says
 
 
 MISSED = {
-    "gpt3_1300m-none-1x1x16x4x1": "the compiler makes products again before it refuses, and needs more",
-    "gpt3_13b-none-1x4x16x1x1": "the compiler makes products again where memory is nearly full",
-    "llama2_7b-attention-1x1x8x1x4": "the policy attention beside a tensor axis takes a quarter more",
+    "gpt2_124m-attention-1x2x8x1x1": "unrolled, the compiler keeps a quarter more than the policy does",
+    "gpt2_124m-none-1x1x4x4x1": "a loop of microbatches so small takes a sixth more",
 }
 
 
 def named(row):
     candidate = row["candidate"]
     return f"{row['model']}-{candidate['remat']}-{'x'.join(map(str, candidate['mesh']))}"
-
-
-def predicted(row):
-    recipe, where = SCRIPT["recipe_of"](row["model"])
-    candidate = Candidate(**row["candidate"] | {"mesh": tuple(row["candidate"]["mesh"])})
-    return Analyst(recipe, where).predict(candidate)
 
 
 def test_every_model_is_there():
@@ -47,15 +39,26 @@ def cases():
 
 @pytest.mark.parametrize("row", list(cases()))
 def test_memory_and_cycles_are_near_what_the_compiler_says(row):
-    found = predicted(row)
+    found = SCRIPT["predicted"](row)
     assert found.memory / GIB == pytest.approx(row["peak_hbm_gib"], rel=WITHIN)
-    assert found.compute_seconds == pytest.approx(row["compute_seconds"], rel=WITHIN)
+    if row["fits"]:
+        assert found.compute_seconds == pytest.approx(row["compute_seconds"], rel=WITHIN)
 
 
 def test_candidates_are_ranked_as_the_compiler_ranks_them():
-    rows = [row for row in ROWS if row["fits"]]
-    ranks = spearmanr([predicted(row).step_seconds for row in rows], [row["step_seconds"] for row in rows])
-    assert ranks.statistic >= 0.9
+    assert SCRIPT["agreement"](ROWS) >= 0.9
+
+
+def test_agreement_is_within_models():
+    """Candidates in the wrong order do not agree, though the larger model's are known to take longer."""
+    rows = [row for row in ROWS if row["fits"] and row["model"] in ("gpt2_124m", "gpt3_13b")]
+    seconds = [SCRIPT["predicted"](row).step_seconds for row in rows]
+    longest = {row["model"]: max(s for r, s in zip(rows, seconds, strict=True) if r is row) for row in rows}
+    right = [row | {"step_seconds": s} for row, s in zip(rows, seconds, strict=True)]
+    wrong = [row | {"step_seconds": longest[row["model"]] ** 2 / s} for row, s in zip(rows, seconds, strict=True)]
+    assert SCRIPT["agreement"](right) == pytest.approx(1)
+    assert SCRIPT["agreement"]([row for row in wrong if row["model"] == "gpt3_13b"]) == pytest.approx(-1)
+    assert SCRIPT["agreement"](wrong) < 0.5
 
 
 def test_shards_of_no_whole_tiles_are_known_to_be_slow():

@@ -62,6 +62,24 @@ def test_what_is_given_is_kept(given):
     assert chosen.compute.remat != "auto" and chosen.train.microbatches is not None
 
 
+@pytest.mark.parametrize(
+    ("part", "given"),
+    [("compute", {"unroll_layers": True}), ("compute", {"remat": "dots"}), ("train", {"microbatches": 128})],
+    ids=["many_layers_unrolled", "a_policy_that_is_another_s_program", "more_microbatches_than_are_searched"],
+)
+def test_what_no_search_would_try_is_kept_where_it_is_given(part, given):
+    recipe = for_slice(**OPEN, layers=26, length=256, data__batch_size=256)
+    settings = dataclasses.replace(getattr(recipe, part), **given)
+    chosen = getattr(laid_out(dataclasses.replace(recipe, **{part: settings}), WHERE), part)
+    assert {name: getattr(chosen, name) for name in given} == given
+
+
+def test_microbatches_that_leave_devices_without_rows_are_refused():
+    recipe = for_slice(**OPEN, width=64, length=128, data__batch_size=8, model__attention__heads=1)
+    with pytest.raises(UserError, match=r"train\.microbatches = 8: expected a number that leaves the 4 devices"):
+        laid_out(dataclasses.replace(recipe, train=TrainSettings(microbatches=8)), WHERE)
+
+
 def test_a_recipe_that_leaves_nothing_open_stays_as_it_is():
     compute, mesh = ComputeSettings(remat="full", unroll_layers=False), MeshSettings(data=4)
     whole = dataclasses.replace(RECIPE, compute=compute, mesh=mesh, train=TrainSettings(microbatches=2))

@@ -21,10 +21,11 @@ from lmjax.plan.cache import Cache
 from lmjax.plan.candidates import Candidate, candidates
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.predict import Analyst
-from lmjax.plan.search import REFINED, search
+from lmjax.plan.search import REFINED, search, usual_minutes
 from lmjax.plan.search_display import watching
 from lmjax.plan.tables import lines, run_command, to_json
 from lmjax.settings import AttentionSettings, MeshSettings, ModelSettings, PlanSettings
+from lmjax.settings.recipe_files import load_recipe
 from tests.tiny import changed, for_slice, write_recipe
 
 RECIPE = for_slice(layers=4, width=256, length=256, model__vocab_size=2048, compute__loss_chunk=256)
@@ -144,6 +145,13 @@ def test_none_is_begun_that_would_not_end_in_time_and_the_same_search_resumes(fa
     whole = search(RECIPE, limit=8, minutes=7.5, cache=Cache(tmp_path))
     assert len(again.compiled) == 1 and len(whole.ranked) == 8 and whole.postponed == 0
     assert "the time was over" not in "\n".join(lines(whole, ""))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "minutes"), [("gpt2:124m", 9.0), ("gpt3:760m", 9.0), ("gpt3:1300m", 25.0), ("gpt3:13b", 25.0)]
+)
+def test_small_models_are_searched_in_less_than_ten_minutes(recipe, minutes):
+    assert usual_minutes(load_recipe(recipe)) == minutes
 
 
 def test_after_one_that_did_not_fit_none_that_needs_more_on_its_mesh_is_compiled(fake, tmp_path):
