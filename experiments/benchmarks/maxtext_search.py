@@ -5,8 +5,8 @@
 
 One choice is varied at a time, from the best so far: the policies from the one that keeps most until two have fit;
 then more and less vector memory, 16 to 96 MiB, as long as it helps; then products in windows; then, for models of few
-layers, each layer compiled apart. Every step that was compiled, and every refusal, is a line of the file, and none that
-is there is compiled again.
+layers, each layer compiled apart; then attention's backward pass in one kernel. Every step that was compiled, and every
+refusal, is a line of the file, and none that is there is compiled again.
 """
 
 import argparse
@@ -53,6 +53,7 @@ def search(case: str, compile: Compile) -> dict[str, Any]:
     attempt(replace(best(), windowed=True))
     if case in UNSCANNED:
         attempt(replace(best(), scanned=False))
+    attempt(replace(best(), fused=True))
     return compile(case, best())
 
 
@@ -77,7 +78,7 @@ def compiled_or_kept(file: Path) -> Compile:
 def _compiled(case: str, choice: Choice) -> dict[str, Any]:
     """Its line of the file. Raises CalledProcessError where something else failed than that the step does not fit."""
     options = ["--remat", choice.remat, "--vector-memory", str(choice.vector_memory)]
-    options += ["--windowed"] * choice.windowed + ["--unscanned"] * (not choice.scanned)
+    options += ["--windowed"] * choice.windowed + ["--unscanned"] * (not choice.scanned) + ["--fused"] * choice.fused
     command = [sys.executable, str(Path(__file__).with_name("maxtext_step.py")), case, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:

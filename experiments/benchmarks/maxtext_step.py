@@ -72,19 +72,25 @@ NEVER_WINDOWED = 1_000_000  # MiB: no product is that large
 
 @dataclass(frozen=True)
 class Choice:
-    """What MaxText is given beside a case: remat policy, MiB of vector memory, windowed products, scanned layers."""
+    """What MaxText is given beside a case.
+
+    The remat policy, MiB of vector memory, products in windows, scanned layers, and whether one kernel makes all
+    gradients of attention.
+    """
 
     remat: str
     vector_memory: int = 48
     windowed: bool = False
     scanned: bool = True
+    fused: bool = False
 
     def settings(self) -> tuple[str, ...]:
         flags = [f"--xla_tpu_scoped_vmem_limit_kib={1024 * self.vector_memory}"]
         if not self.windowed:
             flags.append(f"--xla_jf_spmd_threshold_for_windowed_einsum_mib={NEVER_WINDOWED}")
         scan = f"scan_layers={str(self.scanned).lower()}"
-        return f"remat_policy={self.remat}", scan, f"compile_xla_flags={' '.join(flags)}"
+        fused = f"sa_use_fused_bwd_kernel={str(self.fused).lower()}"
+        return f"remat_policy={self.remat}", scan, fused, f"compile_xla_flags={' '.join(flags)}"
 
 
 def compiled_step(settings: tuple[str, ...]) -> Any:
@@ -128,9 +134,10 @@ def main() -> None:
     parser.add_argument("--vector-memory", type=int, default=48, metavar="MIB", help="libtpu's own default is 16")
     parser.add_argument("--windowed", action="store_true", help="as libtpu comes; else no product is cut into windows")
     parser.add_argument("--unscanned", action="store_true", help="every layer compiled apart")
+    parser.add_argument("--fused", action="store_true", help="one kernel for all gradients of attention")
     parser.add_argument("--hlo", type=Path, metavar="FILE", help="for the compiled text")
     options = parser.parse_args()
-    choice = Choice(options.remat, options.vector_memory, options.windowed, not options.unscanned)
+    choice = Choice(options.remat, options.vector_memory, options.windowed, not options.unscanned, options.fused)
     compiled = compiled_step((*CASES[options.case], *choice.settings()))
     text = compiled.as_text()
     if options.hlo is not None:

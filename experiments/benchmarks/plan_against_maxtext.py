@@ -36,7 +36,8 @@ def maxtext() -> dict[str, dict[str, Any]]:
 def chosen(step: dict[str, Any]) -> str:
     """What MaxText was given, in words."""
     text = f"{step['remat']}, {step['vector_memory']} MiB"
-    return text + ", windowed products" * step["windowed"] + ", unscanned" * (not step["scanned"])
+    text += ", windowed products" * step["windowed"] + ", unscanned" * (not step["scanned"])
+    return text + ", fused backward" * step["fused"]
 
 
 def row(name: str, found: Estimate, its: dict[str, Any]) -> tuple[str, ...]:

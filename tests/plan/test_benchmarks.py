@@ -42,14 +42,15 @@ def test_benchmarks_say_what_they_are(name, parameters):
     assert tokens == (16 * 1024 if name == "gpt2_124m" else 4096)
 
 
-def test_maxtext_is_given_remat_vector_memory_windows_and_scan(benchmark):
+def test_maxtext_is_given_remat_vector_memory_windows_scan_and_kernels(benchmark):
     script = benchmark("maxtext_step")
     flags = "compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib=49152"
     never = " --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
-    scanned = ("remat_policy=minimal", "scan_layers=true", flags + never)
+    apart = "sa_use_fused_bwd_kernel=false"
+    scanned = ("remat_policy=minimal", "scan_layers=true", apart, flags + never)
     assert script["Choice"]("minimal").settings() == scanned
-    assert script["Choice"]("full", 16, True, False).settings() == (
-        *("remat_policy=full", "scan_layers=false"),
+    assert script["Choice"]("full", 16, True, False, True).settings() == (
+        *("remat_policy=full", "scan_layers=false", "sa_use_fused_bwd_kernel=true"),
         "compile_xla_flags=--xla_tpu_scoped_vmem_limit_kib=16384",
     )
 
@@ -74,7 +75,7 @@ ENTRY %main (a: f32[2]) -> f32[2] {
     assert asked == [script["CASES"]["gpt3_6b"] + script["Choice"]("minimal", 64, True).settings()]
     printed = json.loads(capsys.readouterr().out)
     assert printed["gcycles"] == 0.003 and printed["peak_hbm_gib"] == 1.0 and file.read_text() == text
-    choice = {"remat": "minimal", "vector_memory": 64, "windowed": True, "scanned": True}
+    choice = {"remat": "minimal", "vector_memory": 64, "windowed": True, "scanned": True, "fused": False}
     assert choice.items() <= printed.items()
 
 
@@ -82,17 +83,19 @@ def test_maxtexts_best_is_looked_for_one_choice_at_a_time(benchmark):
     script, compiled = benchmark("maxtext_search"), []
 
     def compile(case, choice):
-        compiled.append((choice.remat, choice.vector_memory, choice.windowed, choice.scanned))
+        compiled.append((choice.remat, choice.vector_memory, choice.windowed, choice.scanned, choice.fused))
         if choice.remat == "minimal_with_context":
             return {"refusal": "RESOURCE_EXHAUSTED"}
         cycles = 1.0 + 0.1 * (choice.remat != "minimal") + 0.1 * choice.windowed - 0.2 * (not choice.scanned)
+        cycles -= 0.3 * choice.fused
         return {"gcycles": cycles + {96: 0.02, 64: 0.01, 48: 0.03, 32: 0.04, 16: 0.05}[choice.vector_memory]}
 
-    assert script["search"]("gpt2_124m", compile) == {"gcycles": pytest.approx(0.81)}
+    assert script["search"]("gpt2_124m", compile) == {"gcycles": pytest.approx(0.51)}
     policies = ["minimal_with_context", "minimal", "save_dot_with_context_except_mlp"]
-    tried = [(policy, 48, False, True) for policy in policies]
-    tried += [("minimal", size, False, True) for size in (64, 96, 32)]
-    tried += [("minimal", 64, True, True), ("minimal", 64, False, False), ("minimal", 64, False, False)]
+    tried = [(policy, 48, False, True, False) for policy in policies]
+    tried += [("minimal", size, False, True, False) for size in (64, 96, 32)]
+    tried += [("minimal", 64, True, True, False), ("minimal", 64, False, False, False)]
+    tried += 2 * [("minimal", 64, False, False, True)]
     assert compiled == tried
 
 
@@ -102,7 +105,8 @@ def test_no_step_of_maxtext_is_compiled_twice_and_refusals_are_kept(benchmark, m
     def run(command, **options):
         asked.append(command[2:])
         refused = "--unscanned" in command
-        out = json.dumps({"case": "gpt3_6b", "remat": "full", "vector_memory": 16, "windowed": True, "scanned": True})
+        full = {"remat": "full", "vector_memory": 16, "windowed": True, "scanned": True, "fused": True}
+        out = json.dumps({"case": "gpt3_6b", **full})
         said = "a line\nRESOURCE_EXHAUSTED: 17 of 15 GiB\nanother"
         return SimpleNamespace(returncode=int(refused), stdout=f"noise\n{out}\n", stderr=said if refused else "")
 
@@ -110,10 +114,10 @@ def test_no_step_of_maxtext_is_compiled_twice_and_refusals_are_kept(benchmark, m
     Choice, file = script["Choice"], tmp_path / "steps.jsonl"
     for _ in range(2):
         compile = script["compiled_or_kept"](file)
-        compile("gpt3_6b", Choice("full", 16, windowed=True))
+        compile("gpt3_6b", Choice("full", 16, windowed=True, fused=True))
         assert compile("gpt3_6b", Choice("full", scanned=False))["refusal"] == "RESOURCE_EXHAUSTED: 17 of 15 GiB"
     whole = ["gpt3_6b", "--remat", "full", "--vector-memory"]
-    assert asked == [[*whole, "16", "--windowed"], [*whole, "48", "--unscanned"]]
+    assert asked == [[*whole, "16", "--windowed", "--fused"], [*whole, "48", "--unscanned"]]
     assert len(file.read_text().splitlines()) == 2
 
 
