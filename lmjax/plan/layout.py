@@ -21,7 +21,7 @@ from lmjax.stages.registry import kind_of
 
 Trained = TypeVar("Trained", bound=TrainingStage)
 
-FILLED = 0.87  # of the HBM that a step may be predicted to need: compiled steps needed up to that much more
+FILLED = 0.87  # of the HBM that a step may be predicted to need: compiled ones needed up to 1 / 0.87 of it
 WORTH_UNROLLING = 0.02  # of a step that unrolled layers must save, for they take many times as long to compile
 
 
