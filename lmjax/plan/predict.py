@@ -40,7 +40,7 @@ SMALL_MEMORY = 16  # MiB of vector memory, beside which wide products take longe
 WIDE_FOR = 65_000  # the width over this
 VECTOR_BYTES = 1000  # that vector units move in a cycle at most, which HBM may exceed
 SUMMED = 2.5  # float32 copies of the gradients where those of several microbatches are added up
-LAYER_ARRAYS = 14  # [n, D]-sized arrays that one layer's backward pass holds beside what was kept
+LAYER_ARRAYS = 14  # [n, D]-sized arrays that one layer's backward pass holds beside what was kept, half of them whole
 # [n, D]-sized arrays that a layer reads or writes beside its products, forward and backward: in a loop, and unrolled
 # where something is made again; where nothing is, the compiler merges all of it into products
 TOUCHED, TOUCHED_AGAIN = 10, 12
@@ -187,7 +187,7 @@ class _Work:
         gathered = 2 * self.of.item * sum(products(model).values()) / tensor if fsdp > 1 else 0.0
         if self.candidate.remat == "none":  # what was gathered is among what is kept: matrices, keys and values, rows
             kept += model.layers * (gathered / 2 + self._gathered_rows())
-        layer = gradients + self.n * self.of.item * LAYER_ARRAYS * model.width + gathered
+        layer = gradients + self.n * self.of.item * LAYER_ARRAYS * model.width * (1 + 1 / tensor) / 2 + gathered
         chunk = self._loss_chunk()
         accumulated = (SUMMED - 1) * 4 * self.parameters if several else 0.0
         logits = chunk * self.vocab * LOGIT_BYTES + self.table * (self.of.item + 4) + accumulated
