@@ -256,7 +256,7 @@ class _Work:
         return moved
 
     def _scores(self) -> float:
-        """Of attention that makes them all: two products forward, four backward, two again."""
+        """Scores of a microbatch's attention in all layers; two products make and use them, four go back, two again."""
         model, length = self.model, self.of.recipe.data.sequence_length
         return float(self.n * length * model.attention.heads / self.sizes["tensor"] * model.layers)
 
