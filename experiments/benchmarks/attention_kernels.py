@@ -27,7 +27,7 @@ from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_
 
 from lmjax.model.attention import attention
 from lmjax.model.attention_blocks import BLOCK
-from lmjax.model.attention_tpu import block_sizes
+from lmjax.model.attention_tpu import block_sizes, over_rows
 from lmjax.model.masks import Mask
 from lmjax.parallel.chips import filled
 from lmjax.plan.attention_blocks import FUSED_PRODUCTS, SPLASH_PRODUCTS, visited_share
@@ -103,17 +103,11 @@ KERNELS: dict[str, tuple[Callable[[Shape, int, bool], Any], dict[str, int]]] = {
 }
 
 
-def gradients(call: Any, shape: Shape) -> Callable[..., Any]:
+def gradients(call: Any) -> Callable[..., Any]:
     """Output and gradients of the kernel over all rows, from queries, keys, values and the output's gradient."""
 
-    def rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if shape.heads == shape.kv_heads:
-            return jax.vmap(call)(q, k, v)
-        grouped = q.reshape(q.shape[0], shape.kv_heads, -1, *q.shape[2:])
-        return jax.vmap(jax.vmap(call))(grouped, k, v).reshape(q.shape)
-
     def backward(q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array) -> Any:
-        out, pull = jax.vjp(rows, q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: over_rows(call, q, k, v, None), q, k, v)
         return out, *pull(gradient.astype(out.dtype))
 
     return backward
@@ -130,7 +124,7 @@ def difference(name: str) -> float:
 
     out, pull = jax.vjp(einsum, q, k, v)
     call = KERNELS[name][0](TINY, 128, True)
-    found = jax.jit(gradients(call, TINY))(q, k, v, gradient)
+    found = jax.jit(gradients(call))(q, k, v, gradient)
     return max(float(abs(one - other).max()) for one, other in zip(found, (out, *pull(gradient)), strict=True))
 
 
@@ -139,7 +133,7 @@ def row(name: str, shape: Shape, where: Slice) -> str:
     make, products = KERNELS[name]
     place = SingleDeviceSharding(slice_devices(where)[0])
     arrays = [jax.ShapeDtypeStruct(each, jnp.bfloat16, sharding=place) for each in shape.arrays()]
-    backward = jax.jit(gradients(make(shape, BLOCK, False), shape))
+    backward = jax.jit(gradients(make(shape, BLOCK, False)))
     options = {"xla_tpu_scoped_vmem_limit_kib": str(32 * 1024)}
     program = backward.lower(*arrays).compile(compiler_options=options)
     spent, memory = costs(parse(program.as_text() or "")), program.memory_analysis()

@@ -10,6 +10,7 @@ its memory, and how far the ranks of the step's time agree (Spearman's coefficie
 
 import argparse
 import dataclasses
+import functools
 import json
 import random
 import sys
@@ -100,14 +101,18 @@ def rows(models: list[str], there: list[dict[str, Any]]) -> Iterator[dict[str, A
         yield row(model, recipe, where, each, cache)
 
 
+@functools.cache
+def _analyst(model: str) -> Analyst:
+    return Analyst(*recipe_of(model))
+
+
 def _candidate(fields: dict[str, Any]) -> Candidate:
     return Candidate(**fields | {"mesh": tuple(fields["mesh"])})
 
 
 def predicted(row: dict[str, Any]) -> Prediction:
     """What arithmetic says of a line's candidate."""
-    recipe, where = recipe_of(row["model"])
-    return Analyst(recipe, where).predict(_candidate(row["candidate"]))
+    return _analyst(row["model"]).predict(_candidate(row["candidate"]))
 
 
 def agreement(rows: list[dict[str, Any]]) -> float:

@@ -46,7 +46,7 @@ def splash(
     if bound is None:
         q = checkpoint_name(q, QUERY)
         call = make_kernel(mask, q.shape[2], k.shape[2], q.shape[1], k.shape[1], Parts(1, False), interpret, block, cap)
-        out = _rows(call, q, k, v, segments)
+        out = over_rows(call, q, k, v, segments)
     else:
         out = _on_mesh(bound, q, k, v, mask, segments, interpret, block, cap)
     return jnp.transpose(out, (0, 2, 1, 3))
@@ -92,11 +92,11 @@ def _on_mesh(
         if time > 1:
             k, v = (jax.lax.all_gather(x, axes, axis=2, tiled=True) for x in (k, v))
         if not parts.zigzag:
-            return _rows(call, checkpoint_name(q, QUERY), k, v, segments)
+            return over_rows(call, checkpoint_name(q, QUERY), k, v, segments)
         q = checkpoint_name(zigzag.deal(q, 2, axes, time), QUERY)
         if segments is not None:
             segments = segments._replace(q=zigzag.deal_replicated(segments.q, 1, axes, time))
-        return zigzag.collect(_rows(call, q, k, v, segments), 2, axes, time)
+        return zigzag.collect(over_rows(call, q, k, v, segments), 2, axes, time)
 
     shards = PartitionSpec(None, None) if uniform else PartitionSpec(None, axes)
     call_spec = call.manual_sharding_spec(NamedSharding(bound.mesh, shards))
@@ -107,7 +107,7 @@ def _on_mesh(
     return bound.per_shard(part, specs, q_spec)(call, q, k, v, segments)
 
 
-def _rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) -> jax.Array:
+def over_rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) -> jax.Array:
     """The kernel over the rows of [B, H, T, K]; for grouped-query attention also over the groups."""
     if q.shape[1] == k.shape[1]:
         return jax.vmap(call)(q, k, v, segments)

@@ -181,16 +181,15 @@ class _Work:
     def memory(self) -> float:
         """The state, what the layers keep, and the larger of the loss's needs and those of the backward pass."""
         model, tensor, fsdp = self.model, self.sizes["tensor"], self.sizes["fsdp"]
-        several = self.candidate.microbatches > 1
-        gradients = 4 * self.parameters * (SUMMED if several else 1)
+        one = 4 * self.parameters
+        gradients = one * (SUMMED if self.candidate.microbatches > 1 else 1)
         kept = model.layers * self._kept_bytes()
         gathered = 2 * self.of.item * sum(products(model).values()) / tensor if fsdp > 1 else 0.0
         if self.candidate.remat == "none":  # what was gathered is among what is kept: matrices, keys and values, rows
             kept += model.layers * (gathered / 2 + self._gathered_rows())
         layer = gradients + self.n * self.of.item * LAYER_ARRAYS * model.width * (1 + 1 / tensor) / 2 + gathered
         chunk = self._loss_chunk()
-        accumulated = (SUMMED - 1) * 4 * self.parameters if several else 0.0
-        logits = chunk * self.vocab * LOGIT_BYTES + self.table * (self.of.item + 4) + accumulated
+        logits = chunk * self.vocab * LOGIT_BYTES + self.table * (self.of.item + 4) + gradients - one
         return self.state_bytes + kept + max(layer, logits)
 
     def _gathered_rows(self) -> float:
@@ -228,6 +227,7 @@ class _Work:
         made = 3 * sum(matrices.values()) + sum(matrices[name] for name in self.kept.again)
         logits = 3 if self._loss_chunk() == self.n else 4  # in parts they are made again
         flops = 2 * self.n * (model.layers * made / self.sizes["tensor"] + logits * self.vocab * model.width)
+        # of attention that makes all scores: two products forward, four backward, two again
         flops += 0 if self.of.splash else 2 * (6 + 2 * self.kept.attention_again) * self._scores() * model.head_dim
         empty = 1 - model.head_dim / filled(model.head_dim, LANES) if self.of.splash else 0.0
         memory = self.candidate.vector_memory
@@ -256,7 +256,7 @@ class _Work:
         return moved
 
     def _scores(self) -> float:
-        """Scores of a microbatch's attention in all layers; two products make and use them, four go back, two again."""
+        """Of a microbatch's attention in all layers."""
         model, length = self.model, self.of.recipe.data.sequence_length
         return float(self.n * length * model.attention.heads / self.sizes["tensor"] * model.layers)
 
