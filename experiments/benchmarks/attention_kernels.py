@@ -1,7 +1,9 @@
 """Pallas kernels of causal attention by themselves, forward and backward: jax's splash attention beside tokamax's.
 
-    pip install --no-deps tokamax==0.0.12 && pip install typeguard jaxtyping pydantic immutabledict
-    python experiments/benchmarks/attention_kernels.py
+    python3.11 -m venv kernels && kernels/bin/pip install -c constraints.txt -e '.[tpu]'
+    kernels/bin/pip install --no-deps tokamax==0.0.12 qwix==0.1.8
+    kernels/bin/pip install einshape immutabledict jaxtyping pydantic typeguard==2.13.3
+    kernels/bin/python experiments/benchmarks/attention_kernels.py
 
 Each is first held to `einsum` in interpret mode, then compiled by libtpu for the rows of one device of a planned
 benchmark. The compiler has no cycles for Pallas kernels, so that what is printed of them are products of matrices (of
