@@ -208,8 +208,7 @@ def test_an_independent_reader_of_the_written_text_finds_the_same_cycles(planned
     assert judged["gcycles"] == round(found["gcycles"], 4)
     assert {name.split(":")[1]: n for name, n in judged["custom"].items() if "splash" in name} == {
         "splash_mha_fwd_residuals": 3,
-        "splash_mha_dq_no_residuals": 3,
-        "splash_mha_dkv_no_residuals": 3,
+        "splash_mha_dkv_no_residuals": 3,  # makes the queries' gradient, too, where a row is one block
     }
 
 
