@@ -37,6 +37,11 @@ GPT = (  # sizes of which MaxText has no model: the settings of its gpt3-6b
     *("decoder_block=gpt3", "vocab_size=50304", "mlp_activations=['gelu']", "logits_via_embedding=true"),
     *("normalize_embedding_logits=false", "use_iota_embed=true", "fused_qkv=true", "opt_type=adam_pax"),
 )
+GPT_13B = (
+    *(*GPT, "base_emb_dim=5120", "base_num_query_heads=40", "base_num_kv_heads=40", "head_dim=128"),
+    *("base_mlp_dim=20480", "base_num_decoder_layers=40", "trainable_position_size=2048"),
+    *("compile_topology=v5p-128", "max_target_length=2048", "per_device_batch_size=4"),
+)
 CASES = {
     "gpt2_124m": (
         *(*GPT, "base_emb_dim=768", "base_num_query_heads=12", "base_num_kv_heads=12", "head_dim=64"),
@@ -60,11 +65,21 @@ CASES = {
         *("model_name=llama2-7b", "compile_topology=v5p-64", "ici_fsdp_parallelism=32"),
         *("max_target_length=2048", "per_device_batch_size=2"),
     ),
-    "gpt3_13b": (
-        *(*GPT, "base_emb_dim=5120", "base_num_query_heads=40", "base_num_kv_heads=40", "head_dim=128"),
-        *("base_mlp_dim=20480", "base_num_decoder_layers=40", "trainable_position_size=2048"),
-        *("compile_topology=v5p-128", "ici_fsdp_parallelism=64"),
+    "gpt3_13b": (*GPT_13B, "ici_fsdp_parallelism=64"),
+    "gpt3_13b:tensor": (*GPT_13B, "ici_fsdp_parallelism=16", "ici_tensor_parallelism=4"),
+    "llama3_8b": (
+        *("model_name=llama3-8b", "compile_topology=v5p-64", "ici_fsdp_parallelism=32"),
+        *("max_target_length=8192", "per_device_batch_size=2"),
+    ),
+    "gpt3_2700m": (
+        *(*GPT, "base_emb_dim=2560", "base_num_query_heads=32", "base_num_kv_heads=32", "head_dim=80"),
+        *("base_mlp_dim=10240", "base_num_decoder_layers=32", "trainable_position_size=2048"),
+        *("compile_topology=v6e-64", "ici_fsdp_parallelism=64"),
         *("max_target_length=2048", "per_device_batch_size=4"),
+    ),
+    "llama2_7b:32k": (
+        *("model_name=llama2-7b", "compile_topology=v5p-128", "ici_fsdp_parallelism=16", "ici_context_parallelism=4"),
+        *("max_target_length=32768", "per_device_batch_size=0.25"),
     ),
 }
 NEVER_WINDOWED = 1_000_000  # MiB: no product is that large

@@ -1,7 +1,11 @@
 """A GPT of 13B parameters on 64 chips of v5p, fully sharded: each reads 4 rows of 2,048 tokens.
 
-A benchmark of the planner: `lmjax plan experiments/benchmarks/plan_gpt3_13b.py --json`.
+With `:tensor` sharded over 16 and cut over 4 chips. A benchmark of the planner:
+`lmjax plan experiments/benchmarks/plan_gpt3_13b.py --json`.
 """
+
+import dataclasses
+from typing import Literal
 
 from lmjax.settings import (
     AttentionSettings,
@@ -17,7 +21,17 @@ from lmjax.settings import (
 )
 
 
-def recipe() -> Pretrain:
+def recipe(size: Literal["fsdp", "tensor"] = "fsdp") -> Pretrain:
+    return fully_sharded() if size == "fsdp" else cut()
+
+
+def cut() -> Pretrain:
+    """What it leaves open of remat policy, vector memory and loss chunk is chosen as for any recipe."""
+    mesh = MeshSettings(data=1, fsdp=16, tensor=4)
+    return dataclasses.replace(fully_sharded(), name="plan_gpt3_13b_tensor", compute=ComputeSettings(), mesh=mesh)
+
+
+def fully_sharded() -> Pretrain:
     return Pretrain(
         name="plan_gpt3_13b",
         tokenizer=TokenizerSettings(kind="bpe", vocab_size=50_304),

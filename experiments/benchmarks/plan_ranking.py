@@ -1,7 +1,10 @@
 """Ten candidates of each of six models, compiled: what the arithmetic of `lmjax plan --auto` is compared with.
 
     python experiments/benchmarks/plan_ranking.py tests/plan/compiled_candidates.jsonl [MODEL ...]
+    python experiments/benchmarks/plan_ranking.py tests/plan/held_out_candidates.jsonl --held-out --each 2
 
+The arithmetic was fitted to the six; the held-out models are other chips, shapes and meshes, which tell how far it
+carries.
 Candidates are drawn, with a fixed seed, from those that arithmetic says fit: half of them from those that take at most
 1.25 times the quickest, half at most twice. Each is compiled by libtpu, a minute or so, and appended to the file; a
 model whose ten are there is left alone. Then both are compared: the relative errors of what a device computes and of
@@ -32,7 +35,6 @@ from lmjax.settings import Pretrain
 from lmjax.settings.recipe_files import load_recipe
 
 EXPERIMENTS = Path(__file__).parents[1]
-EACH = 10
 SLOWEST = (1.25, 2.0)  # times the quickest
 UNROLLED_LAYERS = 12  # that compile one by one in a few minutes
 MODELS = {
@@ -43,18 +45,25 @@ MODELS = {
     "llama2_7b": ("benchmarks/plan_llama2_7b.py", "v5p-64"),
     "gpt3_13b": ("benchmarks/plan_gpt3_13b.py", "v5p-128"),
 }
+HELD_OUT = {
+    "llama3_8b": ("benchmarks/plan_llama3_8b.py", "v5p-64"),
+    "llama3_8b on v6e": ("benchmarks/plan_llama3_8b.py", "v6e-64"),
+    "gpt3_2700m on v6e": ("benchmarks/plan_gpt3_2700m.py", "v6e-64"),
+    "llama2_7b of 32k": ("benchmarks/plan_llama2_7b.py:32k", "v5p-128"),
+    "gpt3_1300m on two slices": ("gpt3.py:1300m", "2xv5e-64"),
+}
 
 
 def recipe_of(model: str) -> tuple[Pretrain, Slice]:
     """The model's recipe and its slice; a ramp of the batch is left out."""
-    spec, topology = MODELS[model]
+    spec, topology = (MODELS | HELD_OUT)[model]
     recipe = load_recipe(str(EXPERIMENTS / spec))
     data = dataclasses.replace(recipe.data, ramp_from=None, ramp_tokens=0)
     return dataclasses.replace(recipe, data=data), find_slice(topology)
 
 
-def drawn(recipe: Pretrain, where: Slice, seed: int) -> list[Candidate]:
-    """Candidates of a recipe, with the choices that a search makes after the others."""
+def drawn(recipe: Pretrain, where: Slice, seed: int, each: int) -> list[Candidate]:
+    """So many candidates of a recipe, with the choices that a search makes after the others."""
     analyst = Analyst(recipe, where)
     found = candidates(recipe, where)
     predicted = {each: analyst.predict(each) for each in found}
@@ -64,7 +73,7 @@ def drawn(recipe: Pretrain, where: Slice, seed: int) -> list[Candidate]:
     unrolled = (False, False, True) if analyst.model.layers <= UNROLLED_LAYERS else (False,)
     for most in SLOWEST:
         likely = [each for each in fitting if predicted[each].step_seconds <= most * quickest and each not in chosen]
-        chosen += draw.sample(likely, EACH // len(SLOWEST))
+        chosen += draw.sample(likely, each // len(SLOWEST))
     return [
         dataclasses.replace(
             each,
@@ -86,16 +95,16 @@ def row(model: str, recipe: Pretrain, where: Slice, candidate: Candidate, cache:
     return {"model": model, "candidate": dataclasses.asdict(candidate), **figures}
 
 
-def rows(models: list[str], there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Those that are not there yet, of one model after the other in turn."""
+def rows(models: list[str], count: int, there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Those of so many of each that are not there yet, of one model after the other in turn."""
     cache, missing = Cache(), []
-    for number, model in enumerate(MODELS):
+    for number, model in enumerate(MODELS | HELD_OUT):
         done = [_candidate(each["candidate"]) for each in there if each["model"] == model]
-        if model in models and len(done) < EACH:
+        if model in models and len(done) < count:
             recipe, where = recipe_of(model)
             slice_devices(where)
-            left = [each for each in drawn(recipe, where, number) if each not in done]
-            lacking = zip(range(len(done), EACH), left, strict=False)
+            left = [each for each in drawn(recipe, where, number, count) if each not in done]
+            lacking = zip(range(len(done), count), left, strict=False)
             missing += [(place, model, recipe, where, each) for place, each in lacking]
     for _, model, recipe, where, each in sorted(missing, key=lambda one: one[0]):
         yield row(model, recipe, where, each, cache)
@@ -147,10 +156,14 @@ def _spread(errors: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="lines of JSON")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: all of {', '.join(MODELS)}")
+    names = ", ".join(MODELS | HELD_OUT)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {names}")
+    parser.add_argument("--held-out", action="store_true", help="if none is named: not the six, but the others")
+    parser.add_argument("--each", type=int, default=10, metavar="N", help="candidates of a model; an even number")
     options = parser.parse_args()
+    models = options.models or list(HELD_OUT if options.held_out else MODELS)
     there = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
-    for each in rows(options.models or list(MODELS), there):
+    for each in rows(models, options.each, there):
         with options.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(each) + "\n")
         there.append(each)

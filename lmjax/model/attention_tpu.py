@@ -19,7 +19,7 @@ from lmjax.model import zigzag
 from lmjax.model.attention_blocks import BLOCK, COMPUTE_BLOCK, has_fused_backward, largest_block
 from lmjax.model.masks import Mask
 from lmjax.model.remat import ATTENDED, KEY, QUERY, VALUE
-from lmjax.model.sharding import BoundMesh, bound_mesh
+from lmjax.model.sharding import BoundMesh, bound_mesh, row_major
 
 
 def splash(
@@ -110,9 +110,12 @@ def _on_mesh(
 def over_rows(call: Any, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any) -> jax.Array:
     """The kernel over the rows of [B, H, T, K]; for grouped-query attention also over the groups."""
     if q.shape[1] == k.shape[1]:
-        return jax.vmap(call)(q, k, v, segments)
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
-    return jax.vmap(jax.vmap(call, (0, 0, 0, None)), (0, 0, 0, 0))(grouped, k, v, segments).reshape(q.shape)
+        out = jax.vmap(call)(q, k, v, segments)
+    else:
+        grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
+        out = jax.vmap(jax.vmap(call, (0, 0, 0, None)), (0, 0, 0, 0))(grouped, k, v, segments).reshape(q.shape)
+    # The compiler packs heads that fill no register by laying them out otherwise.
+    return row_major(out) if q.shape[3] % zigzag.LANES == 0 else out
 
 
 def make_kernel(

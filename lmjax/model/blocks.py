@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lmjax.model.attention import attention, cached_attention
+from lmjax.model.attention import TILE_ROWS, attention, cached_attention
 from lmjax.model.layers import ACTIVATIONS, Dense, Norm, dropout
 from lmjax.model.masks import Mask
 from lmjax.model.positions import DistanceBias
 from lmjax.model.remat import BETWEEN, UP
 from lmjax.model.rotary import rotate, rotation_of
-from lmjax.model.sharding import constrain, constrain_stream
+from lmjax.model.sharding import constrain, constrain_stream, row_major_stream
 from lmjax.settings import ModelSettings
 
 BRANCH, CROSS_BRANCH, FEED_FORWARD_BRANCH, WEIGHTS, CROSS_WEIGHTS = range(5)  # the sites of a block's dropout
@@ -270,12 +270,16 @@ class Block(nn.Module):
         normed = self._before("feed_forward_norm", x)
         y = FeedForward(self.context, name="feed_forward")(normed)
         x = self._after("feed_forward_norm", x + self._branch("feed_forward_output_norm", y, key, FEED_FORWARD_BRANCH))
-        return constrain_stream(x), cache
+        return self._laid_out(x), cache
 
     def _branch(self, name: str, y: jax.Array, key: jax.Array | None, site: int) -> jax.Array:
         """What is added to the stream."""
-        y = self._norm(name, constrain_stream(y), "sandwich", "branch_output")
+        y = self._norm(name, self._laid_out(y), "sandwich", "branch_output")
         return dropout(y, self.context.settings.dropout, key, site)
+
+    def _laid_out(self, x: jax.Array) -> jax.Array:
+        """The stream, over devices and in memory. The few tokens of a step of decoding fill no registers by rows."""
+        return row_major_stream(x) if self.context.tpu and x.shape[1] >= TILE_ROWS else constrain_stream(x)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         """What a branch reads, gathered over shards."""

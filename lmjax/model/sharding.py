@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DECODED_ROWS = 64  # that a device has at most where axes of "fsdp" become axes of "tensor" for decoding
@@ -95,6 +96,29 @@ def constrain_stream(x_BTD: jax.Array) -> jax.Array:
 
     Sums over shards become reduce-scatters, and a branch gathers its input (Korthikanti et al. 2022, section 4.2.2).
     """
+    return constrain(x_BTD, *_stream(x_BTD))
+
+
+def row_major_stream(x_BTD: jax.Array) -> jax.Array:
+    """`constrain_stream`, and on every device `row_major`."""
+    bound = bound_mesh()
+    if bound is None:
+        return row_major(x_BTD)
+    spec = bound.spec(*_stream(x_BTD))
+    return bound.per_shard(row_major, (spec,), spec)(x_BTD)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """x, in memory with its last axis fastest, and so its gradient.
+
+    Where a device has one row, or a few long ones, the TPU's compiler otherwise lays out the residual stream and what
+    attention gives with time fastest in the forward pass, and transposes what it kept in the backward pass. Of an array
+    that is sharded, each shard has to be asked for: the partitioner makes other collectives around a layout's request.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def _stream(x_BTD: jax.Array) -> tuple[str, str, str]:
     bound = bound_mesh()
     even = bound is not None and x_BTD.shape[1] % bound.size("stream_time") == 0
-    return constrain(x_BTD, "batch", "stream_time" if even else "time", "act_embed")
+    return "batch", "stream_time" if even else "time", "act_embed"

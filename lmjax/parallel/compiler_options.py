@@ -17,8 +17,9 @@ from lmjax.settings import ComputeSettings
 # there between fusions has less room, so that the best is a matter of the model. Gcycles with 32, 48 and 64 MiB of the
 # plans in experiments/benchmarks/: 22B on v5e 5.100, 5.029, 5.039; 6B on v5e 1.242, 1.253, 1.264; Llama-2 7B on v5p
 # 0.782, 0.762, 0.760; 175B on v5p 18.68, 18.50 and not tried; of the preset gpt2_124m in plan_presets.py 0.4745, 0.4975
-# and not tried. v6e was not tried beyond 32 MiB, v4 not beyond 16. The first start that fits counts.
-_VECTOR_MEMORY = {"TPU v5 lite": 32, "TPU v5e": 32, "TPU v5": 48, "TPU v6": 32}
+# and not tried. On v6e with 32, 64 and 96: 2.7B 0.615, 0.576, 0.612; Llama-3 8B 1.760, 1.651 and not tried. v4 was not
+# tried beyond 16 MiB. The first start that fits counts.
+_VECTOR_MEMORY = {"TPU v5 lite": 32, "TPU v5e": 32, "TPU v5": 48, "TPU v6": 64}
 
 
 def compiler_options(mesh: Mesh, compute: ComputeSettings = ComputeSettings()) -> dict[str, str]:

@@ -213,7 +213,7 @@ def lowered(platform, implementation, mask, dtype=jnp.bfloat16):
         platforms=[platform],
         disabled_checks=[
             export.DisabledSafetyCheck.custom_call(name)
-            for name in ("tpu_custom_call", "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+            for name in ("tpu_custom_call", "LayoutConstraint", "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
         ],
     )
     return exported(*shapes).mlir_module()

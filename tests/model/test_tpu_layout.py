@@ -11,10 +11,13 @@ from lmjax.data.batch import POSITIONS, SEGMENTS, TARGETS, TOKENS, WEIGHTS
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.normalize import normalize
 from lmjax.objective.next_token import language_loss
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.placement import on_mesh
 from lmjax.settings import (
     AttentionSettings,
     ComputeSettings,
     HeadSettings,
+    MeshSettings,
     ModelSettings,
     NormSettings,
     PositionSettings,
@@ -62,11 +65,39 @@ def test_a_model_for_the_tpu_has_the_loss_and_gradients_of_one_for_the_cpu(kind,
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     rows = batch(61)
 
-    def gradients(model):
-        loss_fn = language_loss(model)
-        return jax.jit(jax.value_and_grad(lambda p: loss_fn(p, rows, None)[0].sum))(params)
+    assert_same(gradients(tpu, rows)(params), gradients(cpu, rows)(params))
 
-    (loss, grads), (expected_loss, expected) = gradients(tpu), gradients(cpu)
+
+@pytest.mark.parametrize("axes", [{"data": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}])
+def test_on_a_mesh_every_device_lays_out_its_part_of_the_stream(axes):
+    compute = ComputeSettings(dtype="float32", remat="none")
+    cpu, tpu = (LanguageModel(PLAIN, compute, platform) for platform in ("cpu", "tpu"))
+    params, rows = cpu.init(jax.random.key(0)), jax.tree.map(lambda x: jnp.resize(x, (4, T)), batch(61))
+    step = on_mesh(gradients(tpu, rows), make_mesh(MeshSettings(**axes)))
+    text = jax.jit(step).lower(params).as_text()
+    places = axes.get("data", 1) * axes.get("fsdp", 1), axes.get("sequence", 1) * axes["tensor"]
+    shard = f"{4 // places[0]}x{T // places[1]}x{PLAIN.width}xf32"
+    asked = [line for line in text.splitlines() if "@LayoutConstraint" in line]
+    assert asked and all(f"tensor<{shard}>" in line for line in asked)
+    assert_same(jax.jit(step)(params), gradients(cpu, rows)(params))
+
+
+def test_the_few_tokens_of_a_step_of_decoding_are_laid_out_as_the_compiler_likes():
+    def text(length):
+        model, rows = LanguageModel(PLAIN, ComputeSettings(), "tpu"), {k: v[:, :length] for k, v in batch(61).items()}
+        params = model.init(jax.random.key(0))
+        return jax.jit(lambda p: model.logits(p, rows)).lower(params).as_text()
+
+    assert "@LayoutConstraint" in text(8) and "@LayoutConstraint" not in text(4)
+
+
+def gradients(model, rows):
+    loss_fn = language_loss(model)
+    return jax.jit(jax.value_and_grad(lambda p: loss_fn(p, rows, None)[0].sum))
+
+
+def assert_same(found, wanted):
+    (loss, grads), (expected_loss, expected) = found, wanted
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
         other = dict(jax.tree_util.tree_leaves_with_path(grads))[path]

@@ -11,7 +11,6 @@ from lmjax.model.flops import count
 from lmjax.parallel.chips import GIB
 from lmjax.plan.planner import plan
 from lmjax.plan.slices import find_slice
-from lmjax.settings.recipe_files import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 PEER = runpy.run_path(str(BENCHMARKS / "plan_against_maxtext.py"))
@@ -25,13 +24,16 @@ def benchmark(monkeypatch):
     return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
-def recipe_of(name):
-    return load_recipe(str(BENCHMARKS / f"plan_{name}.py"))
+recipe_of = PEER["benchmark"]
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("gpt2_124m", 124e6), ("gpt3_6b", 5.6e9), ("gpt3_22b", 22e9), ("gpt3_175b", 175e9)],
+    [
+        *(("gpt2_124m", 124e6), ("gpt3_6b", 5.6e9), ("gpt3_22b", 22e9), ("gpt3_175b", 175e9), ("llama2_7b", 6.74e9)),
+        *(("gpt3_13b", 13e9), ("llama3_8b", 8.03e9), ("gpt3_2700m", 2.65e9), ("llama2_7b:32k", 6.74e9)),
+        ("gpt3_13b:tensor", 13e9),
+    ],
 )
 def test_benchmarks_say_what_they_are(name, parameters):
     recipe = recipe_of(name)
@@ -39,7 +41,9 @@ def test_benchmarks_say_what_they_are(name, parameters):
     assert recipe.optimizer.state_dtype == "float32" and recipe.optimizer.clip_norm == 1.0
     where = find_slice(recipe.plan.topology)
     tokens = recipe.data.batch_size * recipe.data.sequence_length / where.devices
-    assert tokens == (16 * 1024 if name == "gpt2_124m" else 4096)
+    wide = {"gpt2_124m": 16, "llama3_8b": 16, "gpt3_2700m": 8, "llama2_7b:32k": 8, "gpt3_13b": 8, "gpt3_13b:tensor": 8}
+    assert tokens == 1024 * wide.get(name, 4)
+    assert recipe.name == f"plan_{name.replace(':', '_')}"
 
 
 def test_maxtext_is_given_remat_vector_memory_windows_scan_and_kernels(benchmark):
@@ -139,6 +143,8 @@ BENCHMARKED = {  # Gcycles and GiB sent of each recipe, as the page says
     "gpt3_175b": (17.606, 1300),
     "llama2_7b": (0.7602, 47.99),
     "gpt3_13b": (2.7223, 94.82),
+    "llama3_8b": (3.2140, 55.37),
+    "gpt3_2700m": (0.5763, 20.50),
 }
 
 
