@@ -100,11 +100,13 @@ def constrain_stream(x_BTD: jax.Array) -> jax.Array:
 
 
 def row_major_stream(x_BTD: jax.Array) -> jax.Array:
-    """`constrain_stream`, and on every device `row_major`."""
-    bound = bound_mesh()
+    """`constrain_stream`, and on every device `row_major`, where the mesh divides the rows and their tokens."""
+    bound, axes = bound_mesh(), _stream(x_BTD)
     if bound is None:
         return row_major(x_BTD)
-    spec = bound.spec(*_stream(x_BTD))
+    if any(size % bound.size(axis) for size, axis in zip(x_BTD.shape, axes, strict=True)):
+        return constrain(x_BTD, *axes)
+    spec = bound.spec(*axes)
     return bound.per_shard(row_major, (spec,), spec)(x_BTD)
 
 

@@ -82,6 +82,14 @@ def test_on_a_mesh_every_device_lays_out_its_part_of_the_stream(axes):
     assert_same(jax.jit(step)(params), gradients(cpu, rows)(params))
 
 
+def test_rows_that_a_mesh_does_not_divide_are_laid_out_as_the_compiler_likes():
+    model, rows = LanguageModel(PLAIN, ComputeSettings(dtype="float32"), "tpu"), batch(61)
+    params = model.init(jax.random.key(0))
+    found = jax.jit(on_mesh(lambda p: model.logits(p, rows), make_mesh(MeshSettings(data=8))))
+    assert "@LayoutConstraint" not in found.lower(params).as_text()
+    np.testing.assert_allclose(found(params), model.logits(params, rows), rtol=1e-5, atol=1e-6)
+
+
 def test_the_few_tokens_of_a_step_of_decoding_are_laid_out_as_the_compiler_likes():
     def text(length):
         model, rows = LanguageModel(PLAIN, ComputeSettings(), "tpu"), {k: v[:, :length] for k, v in batch(61).items()}
