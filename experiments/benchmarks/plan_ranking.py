@@ -62,7 +62,7 @@ def recipe_of(model: str) -> tuple[Pretrain, Slice]:
     return dataclasses.replace(recipe, data=data), find_slice(topology)
 
 
-def drawn(recipe: Pretrain, where: Slice, seed: int, each: int) -> list[Candidate]:
+def drawn(recipe: Pretrain, where: Slice, seed: int, count: int) -> list[Candidate]:
     """So many candidates of a recipe, with the choices that a search makes after the others."""
     analyst = Analyst(recipe, where)
     found = candidates(recipe, where)
@@ -73,7 +73,7 @@ def drawn(recipe: Pretrain, where: Slice, seed: int, each: int) -> list[Candidat
     unrolled = (False, False, True) if analyst.model.layers <= UNROLLED_LAYERS else (False,)
     for most in SLOWEST:
         likely = [each for each in fitting if predicted[each].step_seconds <= most * quickest and each not in chosen]
-        chosen += draw.sample(likely, each // len(SLOWEST))
+        chosen += draw.sample(likely, count // len(SLOWEST))
     return [
         dataclasses.replace(
             each,
@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="if none is named: not the six, but the others")
     parser.add_argument("--each", type=int, default=10, metavar="N", help="candidates of a model; an even number")
     options = parser.parse_args()
+    if options.each % len(SLOWEST):
+        parser.error(f"--each {options.each}: expected an even number, as half are drawn from the quickest")
     models = options.models or list(HELD_OUT if options.held_out else MODELS)
     there = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
     for each in rows(models, options.each, there):

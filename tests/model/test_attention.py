@@ -201,13 +201,13 @@ def test_a_fused_kernel_refuses_what_it_would_have_to_leave_out(given):
         attention(q, k, v, Mask(True, None), implementation="splash", interpret=True, **extra)
 
 
-def lowered(platform, implementation, mask, dtype=jnp.bfloat16):
+def lowered(platform, implementation, mask, dtype=jnp.bfloat16, head_dim=64):
     """The StableHLO of forward and backward for a platform that is not attached."""
 
     def loss(q, k, v):
         return attention(q, k, v, mask, implementation=implementation).astype(jnp.float32).sum()
 
-    shapes = [jax.ShapeDtypeStruct((2, 256, heads, 64), dtype) for heads in (4, 2, 2)]
+    shapes = [jax.ShapeDtypeStruct((2, 256, heads, head_dim), dtype) for heads in (4, 2, 2)]
     exported = export.export(
         jax.jit(jax.grad(loss, (0, 1, 2))),
         platforms=[platform],
@@ -225,6 +225,13 @@ def test_splash_lowers_for_tpu_forward_and_backward(band):
     text = lowered("tpu", "splash", Mask(True, band, segments, segments))
     assert text.count("stablehlo.custom_call @tpu_custom_call") == 2  # forward, and all gradients
     assert "256x256" not in text  # no scores outside of the kernel
+
+
+@pytest.mark.parametrize(("head_dim", "asked"), [(64, 0), (128, 1)])
+def test_the_gradient_of_heads_that_fill_registers_lies_by_rows(head_dim, asked):
+    """The result is not among what is lowered: its sum's gradient does not need it."""
+    text = lowered("tpu", "splash", Mask(True, None), head_dim=head_dim)
+    assert text.count("stablehlo.custom_call @LayoutConstraint") == asked
 
 
 @pytest.mark.parametrize("band", [None, 70], ids=["dense", "banded"])
